@@ -1,0 +1,226 @@
+//! The seam to the hypervisor: libvirt in production, a fake with the same manners in tests and benches, chosen at run
+//! time. Domains cross it as libvirt's XML text, so that both sides see the same thing.
+//!
+//! Calls block inside libvirt, so the real one runs them on bounded threads of its own, each with a deadline. After a
+//! deadline the outcome is unknown ([`HvError::TimedOut`]); the caller looks again before it decides.
+
+pub mod fake;
+pub mod libvirt;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, mpsc};
+use vmkeep_types::ids::VmId;
+use vmkeep_types::observed::DomainState;
+
+/// A domain as one listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainBrief {
+    pub uuid: VmId,
+    pub name: String,
+    pub state: DomainState,
+    /// Raw `<vmkeep:vm …>` metadata element; None = not ours.
+    pub metadata: Option<String>,
+    pub persistent: bool,
+    pub autostart: bool,
+}
+
+/// Which description of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XmlKind {
+    /// The running QEMU's.
+    Live,
+    /// What the next start uses.
+    Inactive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UndefineKeep {
+    /// NVRAM, TPM state, managed save and snapshot metadata go too.
+    Nothing,
+    /// NVRAM and TPM state stay.
+    State,
+}
+
+/// A change to a running domain; the stored description is changed apart, by define.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LiveChange {
+    /// Balloon target.
+    MemoryKib(u64),
+    Vcpus(u32),
+    AttachDevice(String),
+    DetachDevice(String),
+    /// cdrom media, link state, network of a NIC, I/O limits.
+    UpdateDevice(String),
+    /// Target name (`vda`) and the new size in bytes.
+    BlockResize(String, u64),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HvEvent {
+    /// Lifecycle of one domain; `detail` is libvirt's word for why ("shutdown by guest", "destroyed", "crashed", "failed").
+    Lifecycle { uuid: VmId, what: Lifecycle, detail: String },
+    /// The guest rebooted itself.
+    Rebooted(VmId),
+    /// The guest watchdog fired; its action in words.
+    Watchdog(VmId, String),
+    /// A disk error that paused the guest or was reported to it.
+    IoError { uuid: VmId, device: String, reason: String },
+    /// The guest agent connected (true) or left.
+    Agent { uuid: VmId, connected: AgentLink },
+    /// A detached device is really gone.
+    DeviceRemoved { uuid: VmId, alias: String },
+    /// Connected again after a break (or at first): everything may have changed, list again.
+    Connected,
+    /// libvirt is gone; guests go on.
+    Disconnected,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentLink {
+    Up,
+    Down,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    Defined,
+    Undefined,
+    Started,
+    Suspended,
+    Resumed,
+    Stopped(StopCause),
+    ShuttingDown,
+    PmSuspended,
+    Crashed,
+}
+
+/// Why a domain stopped, as libvirt's lifecycle detail says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum StopCause {
+    /// The guest powered itself off, or was asked to by ACPI/agent (libvirt cannot tell them apart in the detail alone).
+    Shutdown,
+    /// Killed through libvirt (virsh destroy or us).
+    Destroyed,
+    /// QEMU crashed or was killed.
+    Crashed,
+    Migrated,
+    Saved,
+    /// QEMU failed to start or died of an error.
+    Failed,
+    Unknown,
+}
+
+/// Counters of one domain since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DomainStats {
+    pub uuid: Option<VmId>,
+    pub cpu_time_ns: u64,
+    pub vcpus: u32,
+    /// Balloon's current size.
+    pub memory_kib: u64,
+    /// Resident memory of QEMU.
+    pub rss_kib: u64,
+    pub disk_read_bytes: u64,
+    pub disk_write_bytes: u64,
+    pub disk_read_ops: u64,
+    pub disk_write_ops: u64,
+    pub net_rx_bytes: u64,
+    pub net_tx_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAddress {
+    pub mac: String,
+    pub address: String,
+    pub prefix: u32,
+    pub source: AddressSource,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressSource {
+    Lease,
+    Agent,
+    Arp,
+}
+
+/// A screenshot in the format QEMU gave (`image/png` or `image/x-portable-pixmap`).
+#[derive(Clone, Debug)]
+pub struct Screenshot {
+    pub mime: String,
+    pub bytes: Vec<u8>,
+}
+
+/// Bytes of a serial console; both ends close together.
+pub struct ConsoleStream {
+    pub from_guest: mpsc::Receiver<Vec<u8>>,
+    pub to_guest: mpsc::Sender<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HvVersions {
+    pub libvirt: String,
+    /// Installed QEMU.
+    pub qemu: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HvError {
+    #[error("libvirt has no domain {0}")]
+    NoDomain(VmId),
+    /// The state forbids it (not running, already running).
+    #[error("{0}")]
+    WrongState(String),
+    /// libvirt's and QEMU's own words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("libvirt does not answer: {0}")]
+    Disconnected(String),
+    #[error("'{call}' got no answer from libvirt within {after:?}; its outcome is unknown")]
+    TimedOut { call: &'static str, after: Duration },
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    async fn versions(&self) -> Result<HvVersions, HvError>;
+    /// libvirt's domain capabilities XML for a domain type (`kvm` or `qemu`), q35, x86_64.
+    async fn domain_capabilities(&self, domain_type: &str, machine: &str) -> Result<String, HvError>;
+    async fn list(&self) -> Result<Vec<DomainBrief>, HvError>;
+    async fn find(&self, uuid: VmId) -> Result<DomainBrief, HvError>;
+    async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError>;
+    /// Defines or redefines; the answer is the inactive XML as libvirt completed it (addresses, aliases).
+    async fn define(&self, xml: &str) -> Result<String, HvError>;
+    async fn undefine(&self, uuid: VmId, keep: UndefineKeep) -> Result<(), HvError>;
+    async fn set_autostart(&self, uuid: VmId, on: bool) -> Result<(), HvError>;
+    /// Replaces our metadata element, live and stored.
+    async fn set_metadata(&self, uuid: VmId, element: Option<&str>) -> Result<(), HvError>;
+    async fn start(&self, uuid: VmId) -> Result<(), HvError>;
+    /// Asks the guest to shut down (agent when it is connected, else ACPI); returns at once.
+    async fn shutdown(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn destroy(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn reboot(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn reset(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn suspend(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn resume(&self, uuid: VmId) -> Result<(), HvError>;
+    async fn change(&self, uuid: VmId, change: LiveChange) -> Result<(), HvError>;
+    async fn send_keys(&self, uuid: VmId, linux_keycodes: Vec<u32>) -> Result<(), HvError>;
+    async fn screenshot(&self, uuid: VmId) -> Result<Screenshot, HvError>;
+    /// Guest-agent command (QEMU guest agent JSON) with a deadline.
+    async fn agent_command(&self, uuid: VmId, json: String, within: Duration) -> Result<String, HvError>;
+    async fn addresses(&self, uuid: VmId) -> Result<Vec<GuestAddress>, HvError>;
+    /// Each caller gets every byte from now on; all may write.
+    async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError>;
+    /// Host path of the VNC unix socket of a running domain.
+    async fn vnc_socket(&self, uuid: VmId) -> Result<PathBuf, HvError>;
+    /// All running domains in one call.
+    async fn stats(&self) -> Result<Vec<DomainStats>, HvError>;
+    /// Defines and starts a libvirt network from its XML if it is not there; redefines it when the XML differs.
+    async fn ensure_network(&self, name: &str, xml: &str) -> Result<(), HvError>;
+    async fn remove_network(&self, name: &str) -> Result<(), HvError>;
+    /// Events from now on. Lagging receivers must list again.
+    fn events(&self) -> broadcast::Receiver<HvEvent>;
+}

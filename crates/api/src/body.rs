@@ -1,0 +1,428 @@
+//! Bodies of requests and answers that are not stored records.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vmkeep_types::error::{Error, Problem};
+use vmkeep_types::host::{CheckRow, NodeFacts};
+use vmkeep_types::ids::{Generation, ImageId, NetworkId, PoolId, Revision, VmId, VolumeId};
+use vmkeep_types::image::{ImageFacts, ImageSpec};
+use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkSpec;
+use vmkeep_types::observed::{FieldChange, RestartCount};
+use vmkeep_types::operation::Operation;
+use vmkeep_types::pool::{Attachment, PoolSpec};
+use vmkeep_types::record::{Role, VmChoices, VmOrigin};
+use vmkeep_types::units::{ByteCount, Seconds};
+use vmkeep_types::vm::{DiskFormat, VmSpec};
+
+/// The largest JSON body that is read; a manifest is rarely over 10 KiB.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// Rows of one page at most, and when nothing is asked.
+pub const PAGE_MAX: usize = 1000;
+
+/// One page. `next` goes into `?after=`; None = the end.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub next: Option<String>,
+    /// Revision the page was read at: `?watch` may start there.
+    pub revision: Revision,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ListQuery {
+    /// `key=value` pairs, comma separated; all must match.
+    pub label: Option<String>,
+    pub limit: Option<usize>,
+    pub after: Option<String>,
+    /// Stream changes as SSE instead of answering a page.
+    pub watch: bool,
+}
+
+/// A VM as it is shown: wish, choices, and a status computed from the agent's word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmView {
+    pub id: VmId,
+    pub project: Name,
+    pub spec: VmSpec,
+    /// Also the ETag.
+    pub spec_revision: Revision,
+    pub origin: VmOrigin,
+    pub created_at: jiff::Timestamp,
+    pub choices: VmChoices,
+    pub status: VmStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmStatus {
+    pub phase: VmPhase,
+    /// The phase in words: `stopped (held by alice)`, `restart in 8 s (3 of 5): QEMU was killed`.
+    pub text: String,
+    pub node: Option<Name>,
+    pub generation: Option<Generation>,
+    pub since: Option<jiff::Timestamp>,
+    /// Carried out at the next cold start.
+    pub pending: Vec<FieldChange>,
+    /// Changed behind our back.
+    pub drift: Vec<FieldChange>,
+    /// Disk chains that changed behind our back.
+    pub conflicts: Vec<FieldChange>,
+    pub error: Option<Error>,
+    pub restarts: RestartCount,
+    /// `kvm` or `qemu` (TCG).
+    pub accel: Option<String>,
+    pub qemu_outdated: bool,
+    pub warnings: Vec<String>,
+}
+
+/// What is true of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmPhase {
+    /// Written, no node has it yet.
+    Pending,
+    /// Volumes and devices are being made.
+    Preparing,
+    Starting,
+    Running,
+    Paused,
+    Stopping,
+    /// Off, as wished.
+    Stopped,
+    /// Off after a failure; a restart is planned.
+    Backoff,
+    /// Off, and nothing more will be tried without a person.
+    Failed,
+    Deleting,
+    /// The node's word is missing.
+    Unknown,
+}
+
+/// Body of `POST /v1/apply`: documents as parsed JSON, each with its `kind`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    pub manifests: Vec<serde_json::Value>,
+    /// Answer what would change and write nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Restart VMs (cold) where a change needs it.
+    #[serde(default)]
+    pub restart: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyAnswer {
+    pub results: Vec<ApplyResult>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyResult {
+    pub kind: String,
+    pub name: Name,
+    pub action: ApplyAction,
+    pub changes: Vec<PlannedChange>,
+    pub warnings: Vec<String>,
+    /// None in a dry run and where nothing changed.
+    pub operation: Option<Operation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplyAction {
+    Create,
+    Update,
+    /// The wish is the same, but the domain drifted and is mended.
+    Mend,
+    Unchanged,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedChange {
+    #[serde(flatten)]
+    pub change: FieldChange,
+    pub when: ChangeWhen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeWhen {
+    /// While it runs.
+    Live,
+    /// At the next cold start.
+    Restart,
+    /// Changed behind our back; apply puts it back.
+    Drift,
+    /// Changed behind our back and never mended by apply; `vm adopt --disks`.
+    Conflict,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DeleteQuery {
+    pub keep_disks: bool,
+}
+
+/// Body of `POST /v1/vms/{name}/{action}`; each action reads its own fields and refuses others' misuse.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ActionRequest {
+    /// stop: instead of the manifest's `stop_timeout`.
+    pub timeout: Option<Seconds>,
+    /// rename, clone: the new name.
+    pub name: Option<Name>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptRequest {
+    /// libvirt domain name or UUID.
+    pub domain: String,
+    /// Name in vmkeep; default: the domain's.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Of a VM that we have: take the disk chains as they are now.
+    #[serde(default)]
+    pub disks: bool,
+}
+
+/// A libvirt domain as `vm list -A` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DomainView {
+    pub uuid: VmId,
+    pub name: String,
+    pub state: vmkeep_types::observed::DomainState,
+    /// vmkeep made or adopted it.
+    pub ours: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageView {
+    pub id: ImageId,
+    pub project: Name,
+    pub spec: ImageSpec,
+    pub facts: Option<ImageFacts>,
+    pub state: ObjectState,
+    /// Names of volumes cloned from it.
+    pub used_by: Vec<Name>,
+    pub created_at: jiff::Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectState {
+    Pending,
+    Ready,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeView {
+    pub id: VolumeId,
+    pub project: Name,
+    pub name: Name,
+    pub pool: Name,
+    pub node: Name,
+    pub format: DiskFormat,
+    pub size: Option<ByteCount>,
+    pub allocated: Option<ByteCount>,
+    pub image: Option<Name>,
+    pub attached: Option<Attachment>,
+    pub vm: Option<Name>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    pub name: Name,
+    #[serde(default = "default_pool")]
+    pub pool: Name,
+    pub size: Option<ByteCount>,
+    #[serde(default)]
+    pub format: DiskFormat,
+    pub image: Option<Name>,
+}
+
+fn default_pool() -> Name {
+    Name::known("default")
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkView {
+    pub id: NetworkId,
+    pub project: Name,
+    pub spec: NetworkSpec,
+    pub used_by: Vec<Name>,
+    pub created_at: jiff::Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolView {
+    pub id: PoolId,
+    pub spec: PoolSpec,
+    pub created_at: jiff::Timestamp,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct NodeView {
+    pub facts: NodeFacts,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct HostCheck {
+    pub rows: Vec<CheckRow>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct XmlAnswer {
+    pub xml: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SendKeyRequest {
+    /// Key names as in `virsh send-key` without KEY_ (`leftctrl`, `leftalt`, `delete`), pressed together.
+    pub keys: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// Program and arguments; no shell.
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub stdin: Option<String>,
+    #[serde(default)]
+    pub timeout: Option<Seconds>,
+}
+
+/// Output of a guest command, each capped at 1 MiB.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ExecAnswer {
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    pub truncated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AddressView {
+    pub nic: Option<Name>,
+    pub mac: String,
+    /// With prefix length: 10.77.3.12/24
+    pub address: String,
+    /// `lease`, `agent`, `arp` or `manifest`
+    pub source: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LogQuery {
+    /// serial (default) | qemu
+    pub source: Option<String>,
+    /// Last lines; default 200, at most 10000.
+    pub lines: Option<usize>,
+}
+
+/// Counters since the VM's start; rates are the reader's subtraction.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct VmStats {
+    pub id: VmId,
+    pub name: Name,
+    pub at: jiff::Timestamp,
+    pub cpu_time_ns: u64,
+    pub vcpus: u32,
+    pub memory_bytes: u64,
+    pub rss_bytes: u64,
+    pub disk_read_bytes: u64,
+    pub disk_write_bytes: u64,
+    pub disk_read_ops: u64,
+    pub disk_write_ops: u64,
+    pub net_rx_bytes: u64,
+    pub net_tx_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCreate {
+    pub name: Name,
+    pub role: Role,
+    /// None = does not expire.
+    #[serde(default)]
+    pub expires_in: Option<Seconds>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TokenView {
+    pub id: String,
+    pub name: Name,
+    pub role: Role,
+    pub created_at: jiff::Timestamp,
+    pub expires_at: Option<jiff::Timestamp>,
+}
+
+/// The only time the secret is shown.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TokenCreated {
+    pub token: TokenView,
+    pub secret: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct UploadCreated {
+    pub upload: uuid::Uuid,
+    /// Bytes that are there already: go on from here.
+    pub have: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct VersionAnswer {
+    pub version: String,
+    pub node: Name,
+    pub store: String,
+    pub level: u64,
+}
+
+/// An object and the operation that carries its change out; the body of 202.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Accepted {
+    pub operation: Operation,
+    /// Shown once: a generated console password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// One SSE event of a `?watch`: `event:` is `put`, `deleted`, `bookmark` or `gone`; `id:` is the watch token.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum WatchEvent {
+    Put { object: serde_json::Value },
+    Deleted { name: Name, id: uuid::Uuid },
+    /// Nothing happened; the token moved on.
+    Bookmark,
+}
+
+/// RFC 9457, with our members.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ProblemBody {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: String,
+    pub code: vmkeep_types::error::Code,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+    /// On `stale`: what is there now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, serde_json::Value>,
+}

@@ -1,0 +1,152 @@
+//! The route table of `/v1`, as data.
+//!
+//! Project-scoped paths exist twice: `/v1/projects/{project}/vms/…` and, for project `default`, `/v1/vms/…`. The table holds
+//! the short form; [`Route::project_path`] gives the long one.
+
+use vmkeep_types::record::Role;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Put,
+    Post,
+    Delete,
+    Patch,
+}
+
+impl Method {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Put => "PUT",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Patch => "PATCH",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Project,
+    Cluster,
+}
+
+/// What travels besides JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Json,
+    /// JSON page, or SSE with `?watch`.
+    Watchable,
+    /// 202 with an operation.
+    Accepted,
+    WebSocket,
+    Bytes,
+    Text,
+}
+
+/// One row: schema names refer to `openapi::schemas`.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    pub id: &'static str,
+    pub method: Method,
+    pub path: &'static str,
+    pub scope: Scope,
+    /// Least role that may call it.
+    pub role: Role,
+    pub request: Option<&'static str>,
+    pub answer: Option<&'static str>,
+    pub shape: Shape,
+    pub summary: &'static str,
+}
+
+impl Route {
+    /// `/v1/projects/{project}/vms` for `/v1/vms`.
+    pub fn project_path(&self) -> Option<String> {
+        match self.scope {
+            Scope::Project => Some(self.path.replacen("/v1/", "/v1/projects/{project}/", 1)),
+            Scope::Cluster => None,
+        }
+    }
+}
+
+macro_rules! routes {
+    ($($id:literal $method:ident $path:literal $scope:ident $role:ident ($($req:literal)?) ($($ans:literal)?) $shape:ident $summary:literal;)*) => {
+        /// Every route that the server has; a test walks them all.
+        pub const ROUTES: &[Route] = &[$(Route {
+            id: $id,
+            method: Method::$method,
+            path: $path,
+            scope: Scope::$scope,
+            role: Role::$role,
+            request: routes!(@opt $($req)?),
+            answer: routes!(@opt $($ans)?),
+            shape: Shape::$shape,
+            summary: $summary,
+        }),*];
+    };
+    (@opt) => { None };
+    (@opt $x:literal) => { Some($x) };
+}
+
+routes! {
+    "vm.list" Get "/v1/vms" Project Viewer () ("Page<VmView>") Watchable "List or watch VMs";
+    "vm.create" Post "/v1/vms" Project Operator ("VmSpec") ("Accepted") Accepted "Create a VM; takes Idempotency-Key";
+    "vm.get" Get "/v1/vms/{name}" Project Viewer () ("VmView") Json "Show a VM";
+    "vm.put" Put "/v1/vms/{name}" Project Operator ("VmSpec") ("Accepted") Accepted "Create or replace a VM's wish; If-Match guards it";
+    "vm.delete" Delete "/v1/vms/{name}" Project Operator () ("Accepted") Accepted "Delete a VM; ?keep_disks=true keeps its volumes";
+    "vm.action" Post "/v1/vms/{name}/actions/{action}" Project Operator ("ActionRequest") ("Accepted") Accepted "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release, reinit, rebuild";
+    "vm.adopt" Post "/v1/adopt" Project Admin ("AdoptRequest") ("Accepted") Accepted "Take over an existing libvirt domain without stopping it";
+    "vm.xml" Get "/v1/vms/{name}/xml" Project Viewer () ("XmlAnswer") Json "The domain XML libvirt has";
+    "vm.console" Get "/v1/vms/{name}/console" Project Operator () () WebSocket "Serial console; binary frames both ways";
+    "vm.vnc" Get "/v1/vms/{name}/vnc" Project Operator () () WebSocket "VNC (RFB) in binary frames";
+    "vm.screenshot" Get "/v1/vms/{name}/screenshot" Project Viewer () () Bytes "Picture of the display";
+    "vm.sendkey" Post "/v1/vms/{name}/sendkey" Project Operator ("SendKeyRequest") () Json "Press keys";
+    "vm.exec" Post "/v1/vms/{name}/exec" Project Operator ("ExecRequest") ("ExecAnswer") Json "Run a program in the guest by its agent";
+    "vm.addresses" Get "/v1/vms/{name}/addresses" Project Viewer () ("Vec<AddressView>") Json "IP addresses and where they are known from";
+    "vm.logs" Get "/v1/vms/{name}/logs" Project Viewer () () Text "Last lines of the serial or QEMU log";
+    "vm.events" Get "/v1/vms/{name}/events" Project Viewer () ("Page<Event>") Watchable "Events of one VM";
+    "domain.list" Get "/v1/domains" Cluster Viewer () ("Vec<DomainView>") Json "All libvirt domains of the node, foreign ones too";
+    "apply" Post "/v1/apply" Project Operator ("ApplyRequest") ("ApplyAnswer") Json "Plan (dry_run) or apply manifests, all problems at once";
+    "image.list" Get "/v1/images" Project Viewer () ("Page<ImageView>") Watchable "List images";
+    "image.create" Post "/v1/images" Project Operator ("ImageSpec") ("Accepted") Accepted "Import or build an image";
+    "image.get" Get "/v1/images/{name}" Project Viewer () ("ImageView") Json "Show an image";
+    "image.delete" Delete "/v1/images/{name}" Project Operator () ("Accepted") Accepted "Delete an image that nothing uses";
+    "image.export" Get "/v1/images/{name}/content" Project Viewer () () Bytes "Download the image as qcow2";
+    "upload.create" Post "/v1/uploads" Project Operator () ("UploadCreated") Json "Begin an upload";
+    "upload.get" Get "/v1/uploads/{id}" Project Operator () ("UploadCreated") Json "How much of an upload is there";
+    "upload.put" Put "/v1/uploads/{id}" Project Operator () ("UploadCreated") Bytes "Append bytes at ?offset=";
+    "volume.list" Get "/v1/volumes" Project Viewer () ("Page<VolumeView>") Watchable "List volumes";
+    "volume.create" Post "/v1/volumes" Project Operator ("VolumeCreate") ("Accepted") Accepted "Create an unattached volume";
+    "volume.get" Get "/v1/volumes/{name}" Project Viewer () ("VolumeView") Json "Show a volume";
+    "volume.delete" Delete "/v1/volumes/{name}" Project Operator () ("Accepted") Accepted "Delete an unused volume";
+    "network.list" Get "/v1/networks" Project Viewer () ("Page<NetworkView>") Watchable "List networks";
+    "network.put" Put "/v1/networks/{name}" Project Admin ("NetworkSpec") ("NetworkView") Json "Create or change a network";
+    "network.get" Get "/v1/networks/{name}" Project Viewer () ("NetworkView") Json "Show a network";
+    "network.delete" Delete "/v1/networks/{name}" Project Admin () ("Accepted") Accepted "Delete a network that nothing uses";
+    "pool.list" Get "/v1/pools" Cluster Viewer () ("Page<PoolView>") Json "List pools";
+    "pool.get" Get "/v1/pools/{name}" Cluster Viewer () ("PoolView") Json "Show a pool";
+    "op.list" Get "/v1/operations" Project Viewer () ("Page<Operation>") Watchable "List or watch operations";
+    "op.get" Get "/v1/operations/{id}" Project Viewer () ("Operation") Watchable "Show or follow one operation";
+    "op.cancel" Delete "/v1/operations/{id}" Project Operator () ("Operation") Json "Cancel an operation that has not begun or can stop";
+    "event.list" Get "/v1/events" Project Viewer () ("Page<Event>") Watchable "Events of everything";
+    "node.list" Get "/v1/nodes" Cluster Viewer () ("Page<NodeView>") Json "Hosts and their facts";
+    "host.check" Get "/v1/host/check" Cluster Viewer () ("HostCheck") Json "What is right and wrong with the host";
+    "stats.list" Get "/v1/stats" Project Viewer () ("Vec<VmStats>") Json "Counters of running VMs";
+    "token.list" Get "/v1/tokens" Cluster Admin () ("Vec<TokenView>") Json "List tokens, without secrets";
+    "token.create" Post "/v1/tokens" Cluster Admin ("TokenCreate") ("TokenCreated") Json "Make a token; its secret is shown once";
+    "token.delete" Delete "/v1/tokens/{id}" Cluster Admin () () Json "Revoke a token";
+    "version" Get "/v1/version" Cluster Viewer () ("VersionAnswer") Json "Versions";
+    "schema" Get "/v1/schema" Cluster Viewer () () Json "JSON schema of the manifests";
+    "openapi" Get "/v1/openapi.json" Cluster Viewer () () Json "This contract as OpenAPI 3.1";
+    "metrics" Get "/metrics" Cluster Viewer () () Text "Prometheus metrics";
+}
+
+/// `/v1/vms/{name}` with its fields filled in; percent-encoding is not needed because names are checked.
+pub fn fill(path: &str, fields: &[(&str, &str)]) -> String {
+    let mut out = path.to_owned();
+    for (field, value) in fields {
+        out = out.replacen(&format!("{{{field}}}"), value, 1);
+    }
+    out
+}

@@ -1,0 +1,34 @@
+//! The nouns of vmkeep: typed ids, units, names, specs, stored records and errors.
+//!
+//! No I/O, no clock, no randomness. Every other crate speaks in these types; what is decided from them lives in
+//! `vmkeep-core`, where they are stored in `vmkeep-store`, how they travel in `vmkeep-api`.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`units`] | byte counts and durations as people write them |
+//! | [`name`], [`ids`] | names of objects, typed uids, generations and revisions |
+//! | [`vm`], [`image`], [`network`], [`pool`] | the wishes (`Spec`) |
+//! | [`record`], [`order`], [`observed`] | what is stored: the wish, our decision, the agent's word |
+//! | [`operation`], [`event`] | long work and history |
+//! | [`host`] | facts of a host and the rows of `host check` |
+//! | [`error`] | the one error at the border |
+//! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
+
+pub mod check;
+pub mod error;
+pub mod event;
+pub mod explain;
+pub mod host;
+pub mod ids;
+pub mod image;
+pub mod manifest;
+pub mod name;
+pub mod network;
+pub mod observed;
+pub mod operation;
+pub mod order;
+pub mod pool;
+pub mod record;
+pub mod scalar;
+pub mod units;
+pub mod vm;

@@ -1,0 +1,136 @@
+//! The agent's word about its VMs, written to `n/NODE/seen/VM`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::ids::{Epoch, Generation, Revision, VmId, VolumeId};
+use crate::record::{Hold, VmChoices};
+
+/// What is known of something that lives elsewhere. `Unknown` is set before a call that changes it, `Known` after.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", content = "what", rename_all = "lowercase")]
+pub enum Observed<T> {
+    Absent,
+    #[default]
+    Unknown,
+    Known(T),
+}
+
+impl<T> Observed<T> {
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(t) => Some(t),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
+}
+
+/// libvirt's word on a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainState {
+    Running,
+    /// Stopped vCPUs; memory is kept.
+    Paused,
+    /// QEMU exists, the guest is going down.
+    ShuttingDown,
+    /// No QEMU.
+    Off,
+    /// The guest panicked; QEMU is kept.
+    Crashed,
+    /// The guest sleeps (S3).
+    Suspended,
+}
+
+impl DomainState {
+    /// A QEMU process exists.
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::Off)
+    }
+}
+
+/// The agent's report on one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Seen {
+    pub vm: VmId,
+    /// Of the order it speaks about.
+    pub generation: Generation,
+    pub epoch: Epoch,
+    /// Newest wish that is carried out as far as it can be without a restart.
+    pub spec_revision: Revision,
+    /// Newest power cycle that is carried out.
+    pub power_cycle: u64,
+    pub domain: Observed<DomainState>,
+    /// In words, when it is not simply running or off: "starting", "restart in 8 s (3 of 5): QEMU was killed".
+    pub doing: Option<Doing>,
+    /// Set by a virsh shutdown or destroy, or a stop through us.
+    pub held: Option<Hold>,
+    /// Why the last order failed; cleared by the next success.
+    pub error: Option<Error>,
+    /// What was done for the wanted wish, in order: "volume root: cloned from tiny".
+    pub steps: Vec<String>,
+    /// Hardware as it was chosen here; the leader keeps what it does not know yet.
+    pub choices: VmChoices,
+    pub pending: Vec<FieldChange>,
+    pub drift: Vec<FieldChange>,
+    /// Disk chains that changed behind our back; starts that would lose writes are refused.
+    pub conflicts: Vec<FieldChange>,
+    pub qemu: Option<QemuFacts>,
+    pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    pub restarts: RestartCount,
+    /// Wall clock of the last change of `domain`.
+    pub since: jiff::Timestamp,
+    /// Warnings that stay true while it runs: "TCG: no hardware virtualisation (no vmx/svm in /proc/cpuinfo)".
+    pub warnings: Vec<String>,
+}
+
+/// What the agent does or waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Doing {
+    Preparing { what: String },
+    Starting,
+    Stopping { kill_at: Option<jiff::Timestamp> },
+    /// Down after a failure; started again at `at`.
+    Backoff { at: jiff::Timestamp, attempt: u32, max: u32, reason: String },
+    /// Down; no further start without a person.
+    GaveUp { reason: String },
+    Deleting,
+}
+
+/// One field that differs: from today's value to the wished one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FieldChange {
+    /// `memory.size`, `disks[root].cache`
+    pub field: String,
+    pub from: String,
+    pub to: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct QemuFacts {
+    pub pid: Option<u32>,
+    /// Version the process was started with.
+    pub version: Option<String>,
+    /// The installed QEMU is newer than the running one.
+    pub outdated: bool,
+    /// `kvm` or `qemu` (TCG).
+    pub accel: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeSeen {
+    pub size_bytes: u64,
+    pub allocated_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestartCount {
+    /// Restarts after failures since the last start by a person.
+    pub count: u32,
+    pub last_reason: Option<String>,
+    pub last_at: Option<jiff::Timestamp>,
+}

@@ -1,0 +1,62 @@
+//! Pools and the volumes in them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ImageId, PoolId, VmId, VolumeId};
+use crate::name::Name;
+use crate::units::ByteCount;
+use crate::vm::DiskFormat;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSpec {
+    pub name: Name,
+    #[serde(default)]
+    pub description: String,
+    #[serde(flatten)]
+    pub driver: PoolDriver,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "driver", rename_all = "lowercase")]
+pub enum PoolDriver {
+    /// qcow2 and raw files in a directory of the host (admin only).
+    Dir { path: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolRecord {
+    pub id: PoolId,
+    pub spec: PoolSpec,
+    pub created_at: jiff::Timestamp,
+}
+
+/// The stored volume: the wish for a disk's data. It outlives the VM when the VM is deleted with `--keep-disks`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeRecord {
+    pub id: VolumeId,
+    pub project: Name,
+    /// Unique in its project; `VM-DISK` for those made with a VM.
+    pub name: Name,
+    pub pool: Name,
+    /// The node whose pool holds it.
+    pub node: Name,
+    /// None: the image's size.
+    pub size: Option<ByteCount>,
+    pub format: DiskFormat,
+    /// Cloned from this image, copy-on-write; an image in use cannot be deleted.
+    pub image: Option<ImageId>,
+    /// A file that was there before us (an adopted VM's disk): never created, never deleted by vmkeep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_path: Option<String>,
+    /// The VM it is attached to, and as which disk.
+    pub attached: Option<Attachment>,
+    pub created_at: jiff::Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Attachment {
+    pub vm: VmId,
+    pub disk: Name,
+}

@@ -1,0 +1,144 @@
+//! What the control plane stores about VMs: the wish, what was chosen once, the power intent and the owner.
+//!
+//! Each is a key of its own, so that a transaction can compare it whole and the ETag of a VM (the revision of its wish)
+//! does not move when status or choices do. The key layout is in `vmkeep-store::keys`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Generation, VmId, VolumeId};
+use crate::name::Name;
+use crate::vm::VmSpec;
+
+/// The wish. Its key's revision is the VM's `spec_revision` and ETag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmRecord {
+    pub id: VmId,
+    pub project: Name,
+    pub spec: VmSpec,
+    /// Disk name to the volume that holds its data.
+    pub volumes: BTreeMap<Name, VolumeId>,
+    pub created_at: jiff::Timestamp,
+    pub origin: VmOrigin,
+    /// Set once; the VM is going away and nothing else about it is obeyed.
+    pub leaving: Option<Leaving>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VmOrigin {
+    /// vmkeep made the domain.
+    Created,
+    /// An existing libvirt domain was taken over, with its UUID and disks.
+    Adopted,
+}
+
+/// How a VM goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leaving {
+    /// Killed, undefined, volumes, NVRAM and TPM state deleted.
+    Delete,
+    /// Killed and undefined; volumes stay as unused volumes.
+    DeleteKeepDisks,
+    /// Our metadata is removed; the domain stays and keeps running; volumes become nobody's.
+    Release,
+}
+
+/// Chosen once and kept, so that guests never see their hardware move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmChoices {
+    /// NIC name to MAC.
+    pub macs: BTreeMap<Name, String>,
+    /// Disk name to serial.
+    pub serials: BTreeMap<Name, String>,
+    /// Device alias (`ua-disk-root`) to the `<address …/>` element libvirt gave it.
+    #[serde(default)]
+    pub addresses: BTreeMap<String, String>,
+    /// Versioned machine type, `pc-q35-10.0`.
+    #[serde(default)]
+    pub machine: Option<String>,
+    /// Expanded `<cpu>` element.
+    #[serde(default)]
+    pub cpu_xml: Option<String>,
+    #[serde(default)]
+    pub firmware: Option<FirmwareChoice>,
+    /// `kvm` or `qemu` (TCG).
+    #[serde(default)]
+    pub domain_type: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum FirmwareChoice {
+    Bios,
+    Uefi { loader: String, loader_format: String, template: String, secure_boot: bool },
+}
+
+/// What people want of a VM's power, apart from the run policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Power {
+    pub want: PowerWish,
+    /// + 1 with every start, stop, kill or restart by a person; what an operation waits for.
+    pub cycle: u64,
+    /// Who stopped it on purpose; kept over boots and daemon restarts, ended by `start`, not by `apply`.
+    pub held: Option<Hold>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerWish {
+    On,
+    /// Graceful, then killed after `stop_timeout`.
+    Off,
+    /// Pulled at once.
+    Killed,
+    /// Off and on again (cold), at `cycle`.
+    Restart,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hold {
+    pub by: String,
+    pub at: jiff::Timestamp,
+}
+
+/// The one truth of who may run a VM (ha-protocol: the owner record is the placement).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Owner {
+    pub vm: VmId,
+    pub project: Name,
+    pub node: Name,
+    pub epoch: Epoch,
+    pub generation: Generation,
+}
+
+/// The agent's claim before every start; see ../docs/concepts/ownership.md.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Claim {
+    pub generation: Generation,
+    pub epoch: Epoch,
+    /// The claim's own number: a new one for each start.
+    pub start: uuid::Uuid,
+}
+
+/// Who asked, for hold, audit and events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Caller {
+    pub name: String,
+    pub role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Changes VMs, images, volumes.
+    Operator,
+    /// Also host paths, raw XML, devices, networks, pools, tokens.
+    Admin,
+}
+
