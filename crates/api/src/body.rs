@@ -426,3 +426,18 @@ pub struct ProblemBody {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, serde_json::Value>,
 }
+
+/// What a node says of a libvirt domain that may be taken over.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct AdoptionProposal {
+    pub uuid: VmId,
+    pub name: String,
+    /// The wish that describes what is there.
+    pub spec: VmSpec,
+    pub choices: VmChoices,
+    /// Disk name to host path of its top image.
+    pub disks: BTreeMap<Name, String>,
+    pub running: bool,
+    /// What the manifest cannot say and vmkeep will leave alone.
+    pub warnings: Vec<String>,
+}
