@@ -81,6 +81,9 @@ pub struct Seen {
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
     pub restarts: RestartCount,
+    /// What the agent must know again after its own restart.
+    #[serde(default)]
+    pub memory: VmMemory,
     /// Wall clock of the last change of `domain`.
     pub since: jiff::Timestamp,
     /// Warnings that stay true while it runs: "TCG: no hardware virtualisation (no vmx/svm in /proc/cpuinfo)".
@@ -133,4 +136,74 @@ pub struct RestartCount {
     pub count: u32,
     pub last_reason: Option<String>,
     pub last_at: Option<jiff::Timestamp>,
+}
+
+/// What the node remembers of one VM between looks; decided on by `core::vm`, stored with [`Seen`].
+///
+/// Times are milliseconds of CLOCK_BOOTTIME and mean something only within the same `boot_id`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct VmMemory {
+    /// Kernel boot id under which the times below were taken.
+    pub boot_id: String,
+    /// Newest power cycle that was carried out, or failed for good.
+    pub power_cycle: u64,
+    /// The wish that was applied, as far as it can be without a restart.
+    pub applied: Revision,
+    /// A QEMU was seen alive, and has not been seen gone since.
+    pub alive: bool,
+    /// Why it is down, when nobody ordered it through us; None = it follows the order.
+    pub rest: Option<Rest>,
+    /// A graceful stop is under way.
+    pub stopping: Option<Stopping>,
+    /// A cold restart has seen the domain off at this power cycle.
+    pub restart_seen_off: u64,
+    /// When it went down without being told to, newest last; only those within the restart limit's window.
+    pub failures_ms: Vec<u64>,
+    pub last_failure: Option<String>,
+    /// No start before this.
+    pub next_try_ms: Option<u64>,
+    /// The limit was exceeded: no start without a person.
+    pub gave_up: bool,
+}
+
+/// Why a VM is down without an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Rest {
+    /// The guest powered itself off.
+    GuestOff,
+    /// Somebody stopped it with virsh or another tool: a hold.
+    Held(Hold),
+    /// QEMU died, the host died, or a start failed.
+    Failed,
+    /// The host was booted; nothing has been started yet.
+    HostBoot,
+    /// Somebody started it with virsh: it runs, whatever the last order was.
+    StartedOutside,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stopping {
+    pub since_ms: u64,
+    /// Last time the guest was asked.
+    pub asked_ms: u64,
+}
+
+/// Why a domain is off, in libvirt's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExitCause {
+    /// The guest powered itself off, or did so when asked.
+    Shutdown,
+    /// Killed through libvirt.
+    Destroyed,
+    /// QEMU crashed or was killed.
+    Crashed,
+    /// QEMU failed to start or died of an error.
+    Failed,
+    Migrated,
+    Saved,
+    /// libvirt does not say (it was restarted in between).
+    Unknown,
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 use vmkeep_types::ids::VmId;
-use vmkeep_types::observed::DomainState;
+use vmkeep_types::observed::{DomainState, ExitCause};
 
 /// A domain as one listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct DomainBrief {
     pub uuid: VmId,
     pub name: String,
     pub state: DomainState,
+    /// Why it is off, from libvirt's shutoff reason; None while it is live or was never started.
+    pub exit: Option<ExitCause>,
     /// Raw `<vmkeep:vm …>` metadata element; None = not ours.
     pub metadata: Option<String>,
     pub persistent: bool,
@@ -62,6 +64,8 @@ pub enum LiveChange {
 pub enum HvEvent {
     /// Lifecycle of one domain; `detail` is libvirt's word for why ("shutdown by guest", "destroyed", "crashed", "failed").
     Lifecycle { uuid: VmId, what: Lifecycle, detail: String },
+    /// Somebody asked the guest to power down (QEMU's POWERDOWN event): it tells a `virsh shutdown` from the guest's own.
+    PowerdownAsked(VmId),
     /// The guest rebooted itself.
     Rebooted(VmId),
     /// The guest watchdog fired; its action in words.
@@ -91,26 +95,10 @@ pub enum Lifecycle {
     Started,
     Suspended,
     Resumed,
-    Stopped(StopCause),
+    Stopped(ExitCause),
     ShuttingDown,
     PmSuspended,
     Crashed,
-}
-
-/// Why a domain stopped, as libvirt's lifecycle detail says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum StopCause {
-    /// The guest powered itself off, or was asked to by ACPI/agent (libvirt cannot tell them apart in the detail alone).
-    Shutdown,
-    /// Killed through libvirt (virsh destroy or us).
-    Destroyed,
-    /// QEMU crashed or was killed.
-    Crashed,
-    Migrated,
-    Saved,
-    /// QEMU failed to start or died of an error.
-    Failed,
-    Unknown,
 }
 
 /// Counters of one domain since its start.
