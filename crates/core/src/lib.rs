@@ -1,1 +1,15 @@
+//! Every decision of vmkeep, as sync functions over values: no clock, no randomness, no async, no I/O.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`vm`] | what a node does next with one VM |
+//! | [`boot`] | whose turn it is to start after a host boot |
+//! | [`place`] | which node owns a VM, and what the leader writes next |
+//! | [`change`] | how two wishes differ, and what a change costs |
+//!
+//! Callers gather a view, call a function, carry out what it says, and look again. Doing the same thing twice does no harm.
 
+pub mod boot;
+pub mod change;
+pub mod place;
+pub mod vm;

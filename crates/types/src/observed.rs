@@ -154,6 +154,8 @@ pub struct VmMemory {
     pub alive: bool,
     /// Why it is down, when nobody ordered it through us; None = it follows the order.
     pub rest: Option<Rest>,
+    /// Somebody else asked the guest to power down then (virsh shutdown): if it does, that is a hold.
+    pub asked_outside_ms: Option<u64>,
     /// A graceful stop is under way.
     pub stopping: Option<Stopping>,
     /// A cold restart has seen the domain off at this power cycle.

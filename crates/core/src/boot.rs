@@ -1,0 +1,86 @@
+//! Whose turn it is to start after a host boot: lower `start.order` first, each waited for by its own `wait_for` and `delay`.
+//!
+//! Only VMs that are about to be started take part. A VM that fails, waits in back-off or takes longer than
+//! [`TURN_MS_MAX`] gives its turn away, so that one broken guest never holds a host.
+
+use vmkeep_types::vm::WaitFor;
+
+/// A VM may hold up later ones this long at most.
+pub const TURN_MS_MAX: u64 = 120_000;
+
+/// One VM that takes part in the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Booting {
+    pub order: u16,
+    pub delay_ms: u64,
+    pub wait_for: WaitFor,
+    pub progress: BootProgress,
+}
+
+/// What is true of the guest, as far as the boot order cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootProgress {
+    /// Not started; its turn began (or will) at this time, None before it began.
+    Waiting { turn_since_ms: Option<u64> },
+    /// Runs since then; its agent has answered or not.
+    Running { since_ms: u64, agent: AgentSeen },
+    /// Failed, held or given up: counts as done.
+    OutOfTheWay,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentSeen {
+    Yes,
+    No,
+}
+
+/// The highest `start.order` that may start now.
+pub fn open_order(vms: &[Booting], now_ms: u64) -> u16 {
+    vms.iter().filter(|vm| blocks(vm, now_ms)).map(|vm| vm.order).min().unwrap_or(u16::MAX)
+}
+
+fn blocks(vm: &Booting, now_ms: u64) -> bool {
+    match vm.progress {
+        BootProgress::OutOfTheWay => false,
+        BootProgress::Waiting { turn_since_ms } => turn_since_ms.is_none_or(|since| now_ms.saturating_sub(since) < TURN_MS_MAX),
+        BootProgress::Running { since_ms, agent } => {
+            let up_for_ms = now_ms.saturating_sub(since_ms);
+            let waits_for_agent = vm.wait_for == WaitFor::Agent && agent == AgentSeen::No && up_for_ms < TURN_MS_MAX;
+            waits_for_agent || up_for_ms < vm.delay_ms
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(order: u16, progress: BootProgress) -> Booting {
+        Booting { order, delay_ms: 5_000, wait_for: WaitFor::Running, progress }
+    }
+
+    #[test]
+    fn later_orders_wait_for_earlier_ones_and_their_delay() {
+        let waiting = BootProgress::Waiting { turn_since_ms: None };
+        let up = BootProgress::Running { since_ms: 1_000, agent: AgentSeen::No };
+        assert_eq!(open_order(&[vm(10, waiting), vm(20, waiting)], 0), 10);
+        assert_eq!(open_order(&[vm(10, up), vm(20, waiting)], 2_000), 10, "the delay is not over");
+        assert_eq!(open_order(&[vm(10, up), vm(20, waiting)], 6_000), 20);
+        assert_eq!(open_order(&[vm(10, up)], 6_000), u16::MAX);
+    }
+
+    #[test]
+    fn a_broken_vm_does_not_hold_the_host() {
+        let stuck = BootProgress::Waiting { turn_since_ms: Some(0) };
+        assert_eq!(open_order(&[vm(10, stuck)], TURN_MS_MAX - 1), 10);
+        assert_eq!(open_order(&[vm(10, stuck)], TURN_MS_MAX), u16::MAX);
+        assert_eq!(open_order(&[vm(10, BootProgress::OutOfTheWay)], 0), u16::MAX);
+    }
+
+    #[test]
+    fn an_agent_is_waited_for_when_asked() {
+        let up = |agent| Booting { wait_for: WaitFor::Agent, ..vm(10, BootProgress::Running { since_ms: 0, agent }) };
+        assert_eq!(open_order(&[up(AgentSeen::No)], 20_000), 10);
+        assert_eq!(open_order(&[up(AgentSeen::Yes)], 20_000), u16::MAX);
+    }
+}
