@@ -29,6 +29,8 @@ pub const BACKOFF_MAX_MS: u64 = 60_000;
 pub const ASK_AGAIN_MS: u64 = 10_000;
 /// A power-off longer than this after `virsh shutdown` is the guest's own.
 pub const ASKED_MS_MAX: u64 = 300_000;
+/// A wish that could not be applied is tried again after this.
+pub const APPLY_AGAIN_MS: u64 = 15_000;
 /// An unknown state is looked at again after this.
 pub const LOOK_AGAIN_MS: u64 = 1_000;
 
@@ -300,6 +302,11 @@ fn intent(s: &Situation<'_>, memory: &VmMemory) -> Intent {
 /// The domain is on or off as it should be: carry the wish into it and call the command done.
 fn settle(s: &Situation<'_>, mut memory: VmMemory) -> Decision {
     if memory.applied < s.order.spec_revision {
+        let failed_before = memory.apply_failed == Some(s.order.spec_revision);
+        if let Some(at_ms) = memory.next_apply_ms.filter(|at| failed_before && *at > s.now_ms) {
+            memory.power_cycle = memory.power_cycle.max(s.order.power.cycle);
+            return Decision { act: Act::Nothing, memory, why: Why::ToApply, wake_at_ms: Some(at_ms) };
+        }
         return act(memory, Act::Apply, Why::ToApply);
     }
     memory.power_cycle = memory.power_cycle.max(s.order.power.cycle);
@@ -362,7 +369,8 @@ fn leave(s: &Situation<'_>, mut memory: VmMemory, domain: Option<DomainNow>, lea
         memory.stopping.get_or_insert(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms });
         return act(memory, Act::Kill, Why::Leaving);
     }
-    act(memory, Act::Remove(leaving), Why::Leaving)
+    let act_now = if memory.removed { Act::Nothing } else { Act::Remove(leaving) };
+    act(memory, act_now, Why::Leaving)
 }
 
 /// After a start that succeeded.
@@ -373,7 +381,7 @@ pub fn started(memory: &mut VmMemory, order: &Order) {
     memory.asked_outside_ms = None;
     memory.next_try_ms = None;
     memory.power_cycle = memory.power_cycle.max(order.power.cycle);
-    memory.applied = memory.applied.max(order.spec_revision);
+    applied(memory, order);
 }
 
 /// After a start that failed: counted like a crash. The command counts as carried out, so that its operation ends with the
@@ -381,11 +389,22 @@ pub fn started(memory: &mut VmMemory, order: &Order) {
 pub fn start_failed(s: &Situation<'_>, memory: &mut VmMemory, reason: &str) {
     memory.alive = false;
     memory.power_cycle = memory.power_cycle.max(s.order.power.cycle);
+    if memory.applied < s.order.spec_revision {
+        apply_failed(s, memory);
+    }
     fail(s, memory, reason);
+}
+
+/// After the stored description could not be made to match: tried again after [`APPLY_AGAIN_MS`].
+pub fn apply_failed(s: &Situation<'_>, memory: &mut VmMemory) {
+    memory.apply_failed = Some(s.order.spec_revision);
+    memory.next_apply_ms = Some(s.now_ms + APPLY_AGAIN_MS);
 }
 
 /// After a stored description was made to match.
 pub fn applied(memory: &mut VmMemory, order: &Order) {
+    memory.apply_failed = None;
+    memory.next_apply_ms = None;
     memory.applied = memory.applied.max(order.spec_revision);
 }
 

@@ -150,6 +150,11 @@ pub struct VmMemory {
     pub power_cycle: u64,
     /// The wish that was applied, as far as it can be without a restart.
     pub applied: Revision,
+    /// The wish that could not be applied; tried again at `next_apply_ms`.
+    pub apply_failed: Option<Revision>,
+    pub next_apply_ms: Option<u64>,
+    /// Nothing of the VM is left here, as its `leaving` asked.
+    pub removed: bool,
     /// A QEMU was seen alive, and has not been seen gone since.
     pub alive: bool,
     /// Why it is down, when nobody ordered it through us; None = it follows the order.
@@ -167,6 +172,13 @@ pub struct VmMemory {
     pub next_try_ms: Option<u64>,
     /// The limit was exceeded: no start without a person.
     pub gave_up: bool,
+}
+
+impl VmMemory {
+    /// The newest wish that was tried, with or without success: what an operation waits for.
+    pub fn tried(&self) -> Revision {
+        self.applied.max(self.apply_failed.unwrap_or_default())
+    }
 }
 
 /// Why a VM is down without an order.

@@ -89,7 +89,7 @@ impl Story {
                 Act::Kill => self.off(ExitCause::Destroyed),
                 Act::Remove(_) => {
                     self.domain = Observed::Absent;
-                    return;
+                    self.memory.removed = true;
                 }
             }
         }
@@ -362,10 +362,9 @@ fn a_failed_start_ends_the_command_and_is_tried_again_by_policy() {
         &["start fails", "wait 1000"],
         expect![[r#"
             start fails
-              Apply (ToApply)
-              Nothing (AsWished)
+              Nothing (ToApply, again in 15000 ms)
             wait 1000
-              Nothing (AsWished)
+              Nothing (ToApply, again in 14000 ms)
         "#]],
     );
 }
@@ -421,6 +420,7 @@ fn edits_are_applied_and_deletion_kills_first() {
             delete
               Kill (Leaving)
               Remove(Delete) (Leaving)
+              Nothing (Leaving)
         "#]],
     );
     check(
@@ -432,6 +432,7 @@ fn edits_are_applied_and_deletion_kills_first() {
               Nothing (AsWished)
             release
               Remove(Release) (Leaving)
+              Nothing (Leaving)
         "#]],
     );
 }
