@@ -13,6 +13,7 @@
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
+//! | [`nearest`] | "did you mean" |
 
 pub mod check;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod ids;
 pub mod image;
 pub mod manifest;
 pub mod name;
+pub mod nearest;
 pub mod network;
 pub mod observed;
 pub mod operation;

@@ -1,1 +1,320 @@
-//! (being written)
+//! Manifests: YAML or JSON text to typed wishes, with all problems of all documents at once, and back.
+//!
+//! ```text
+//! text ── split ──► documents ── tree ──► keys, values, places ── decode ──► spec ── check ──► problems at their lines
+//! ```
+//!
+//! [`parse`] reads files for people: its error names file, line, column, field, and shows the line. [`from_json`] reads what
+//! came over the wire: its error names the field. Both refuse unknown fields and say which known one is nearest.
+
+mod decode;
+mod shape;
+mod show;
+mod split;
+mod tree;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::check;
+use crate::error::{Code, Error, Problem};
+use crate::image::ImageSpec;
+use crate::name::Name;
+use crate::network::NetworkSpec;
+use crate::vm::VmSpec;
+use decode::Finding;
+use tree::Node;
+
+pub use decode::PROBLEMS_MAX;
+pub use tree::{ALIAS_EVENTS_MAX, DEPTH_MAX, NODES_MAX, Place};
+pub use write::{to_yaml_full, to_yaml_minimal, vm_minimal_value, vm_to_yaml_full, vm_to_yaml_minimal};
+
+/// The largest manifest text; a VM's is rarely over 10 KiB.
+pub const TEXT_BYTES_MAX: usize = 4 << 20;
+
+/// Documents in one file: a rack of VMs. More is a mistake of a generator.
+pub const DOCUMENTS_MAX: usize = 1000;
+
+/// What a manifest's `api` field may say.
+pub const API: &str = "vmkeep/v1";
+
+/// The kinds of manifests.
+pub const KINDS: [&str; 3] = ["vm", "network", "image"];
+
+/// One typed manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a list of manifests is short and read once")]
+pub enum Manifest {
+    Vm(VmSpec),
+    Network(NetworkSpec),
+    Image(ImageSpec),
+}
+
+impl Manifest {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Vm(_) => "vm",
+            Self::Network(_) => "network",
+            Self::Image(_) => "image",
+        }
+    }
+
+    pub fn name(&self) -> &Name {
+        match self {
+            Self::Vm(s) => &s.name,
+            Self::Network(s) => &s.name,
+            Self::Image(s) => &s.name,
+        }
+    }
+
+    /// Everything that is wrong with it and needs no look at the host or the store.
+    pub fn problems(&self) -> Vec<Problem> {
+        match self {
+            Self::Vm(s) => check::vm(s),
+            Self::Network(s) => check::network(s),
+            Self::Image(s) => check::image(s),
+        }
+    }
+
+    /// With its short forms written out, as it is stored.
+    #[must_use]
+    pub fn normalized(self) -> Self {
+        match self {
+            Self::Vm(s) => Self::Vm(check::normalize(s)),
+            other @ (Self::Network(_) | Self::Image(_)) => other,
+        }
+    }
+
+    /// Every field, with `kind`: what `POST /v1/apply` takes.
+    pub fn to_json(&self) -> Value {
+        let spec = match self {
+            Self::Vm(s) => serde_json::to_value(s),
+            Self::Network(s) => serde_json::to_value(s),
+            Self::Image(s) => serde_json::to_value(s),
+        };
+        let mut value = spec.expect("specs have only text keys");
+        value.as_object_mut().expect("specs are structs").insert("kind".into(), self.kind().into());
+        value
+    }
+}
+
+/// A manifest, and where it was written.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub manifest: Manifest,
+    pub file: Arc<str>,
+    text: Arc<str>,
+    tree: Arc<Node>,
+}
+
+impl Document {
+    /// Where a field, or the nearest thing around it, was written.
+    pub fn locate(&self, field: &str) -> Place {
+        self.tree.locate(field)
+    }
+
+    /// Turns problems that were found later (by the server) into an error with lines and snippets, like [`parse`]'s own.
+    pub fn error(&self, problems: &[Problem]) -> Error {
+        let shown = problems.iter().map(|p| self.show(p)).collect();
+        show::error(&self.file, shown, 1)
+    }
+
+    fn show(&self, p: &Problem) -> Problem {
+        let what = format!("{} {}", self.manifest.kind(), self.manifest.name());
+        let finding = Finding { field: p.field.clone(), at: self.locate(&p.field), message: p.message.clone() };
+        show::problem(&self.file, &self.text, &what, &finding)
+    }
+}
+
+/// Reads all documents of one file (`file` is only shown) and checks them.
+///
+/// The specs are as they were written; [`Manifest::normalized`] writes short forms out.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Error> {
+    parse_all(&[(file, text)])
+}
+
+/// Reads several files, with all problems of all of them in one error.
+pub fn parse_all(files: &[(&str, &str)]) -> Result<Vec<Document>, Error> {
+    let mut read = Reading::default();
+    for (file, text) in files {
+        read.file(file, text)?;
+    }
+    read.twice();
+    if read.problems.is_empty() {
+        return Ok(read.documents);
+    }
+    let names: Vec<&str> = files.iter().map(|(f, _)| *f).collect();
+    Err(show::error(&names.join(", "), read.problems, read.seen))
+}
+
+#[derive(Default)]
+struct Reading {
+    documents: Vec<Document>,
+    problems: Vec<Problem>,
+    /// Documents looked at, good and bad.
+    seen: usize,
+    nodes: usize,
+}
+
+impl Reading {
+    fn file(&mut self, file: &str, text: &str) -> Result<(), Error> {
+        if text.len() > TEXT_BYTES_MAX {
+            let message = format!("{file}: {} bytes are too much for a manifest; the limit is {} MiB", text.len(), TEXT_BYTES_MAX >> 20);
+            return Err(Error::new(Code::TooLarge, message).hint("split it into several files"));
+        }
+        let chunks = split::documents(text);
+        if self.seen + chunks.len() > DOCUMENTS_MAX {
+            let message = format!("{file}: more than {DOCUMENTS_MAX} documents in one call");
+            return Err(Error::new(Code::TooLarge, message).hint("apply them in several calls"));
+        }
+        if chunks.is_empty() {
+            let message = format!("{file}: no manifest in it");
+            return Err(Error::invalid(message).hint("the smallest one is {kind: vm, name: hello, image: debian-13}"));
+        }
+        let (file, text): (Arc<str>, Arc<str>) = (file.into(), text.into());
+        for chunk in chunks {
+            self.seen += 1;
+            self.document(&file, &text, &chunk)?;
+        }
+        Ok(())
+    }
+
+    fn document(&mut self, file: &Arc<str>, text: &Arc<str>, chunk: &split::Chunk<'_>) -> Result<(), Error> {
+        let mut tree = match tree::read(chunk.text) {
+            Ok(tree) => tree,
+            Err(e) => {
+                let mut at = e.at.unwrap_or(Place { line: 1, column: 1, chars: 1 });
+                at.line += chunk.lines_before;
+                let finding = Finding { field: String::new(), at, message: e.message };
+                self.problems.push(show::problem(file, text, "", &finding));
+                return Ok(());
+            }
+        };
+        self.nodes += tree.count();
+        if self.nodes > DOCUMENTS_MAX * NODES_MAX / 100 {
+            return Err(Error::new(Code::TooLarge, format!("{file}: more values than any set of manifests needs")));
+        }
+        tree.shift(chunk.lines_before);
+        let written = Arc::new(tree.clone());
+        let mut found = Vec::new();
+        let manifest = decode_manifest(&mut tree, None, &mut found);
+        let what = shape::what(&written);
+        self.problems.extend(found.iter().map(|f| show::problem(file, text, &what, f)));
+        if let Some(manifest) = manifest {
+            let document = Document { manifest, file: file.clone(), text: text.clone(), tree: written };
+            let told: Vec<&str> = found.iter().map(|f| f.field.as_str()).collect();
+            let more = document.manifest.problems();
+            self.problems.extend(more.iter().filter(|p| !follows(&told, &p.field)).map(|p| document.show(p)));
+            self.documents.push(document);
+        }
+        Ok(())
+    }
+
+    /// Two documents about one object.
+    fn twice(&mut self) {
+        let mut first: BTreeMap<(&str, &Name), &Document> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for document in &self.documents {
+            let key = (document.manifest.kind(), document.manifest.name());
+            let Some(other) = first.get(&key) else {
+                first.insert(key, document);
+                continue;
+            };
+            if key.1.as_str() == decode::STAND_IN {
+                continue;
+            }
+            let message = format!("there is another {} '{}' at {}:{}", key.0, key.1, other.file, other.tree.at.line);
+            problems.push(document.show(&Problem { field: "name".into(), message }));
+        }
+        self.problems.extend(problems);
+    }
+}
+
+/// A check's problem in a place whose text was bad already says nothing new.
+fn follows(told: &[&str], field: &str) -> bool {
+    let inside = |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    told.iter().any(|t| !t.is_empty() && (inside(t, field) || inside(field, t)))
+}
+
+/// Strips the header and decodes by kind. `kind`: what it must be where the caller knows it.
+fn decode_manifest(tree: &mut Node, kind: Option<&str>, found: &mut Vec<Finding>) -> Option<Manifest> {
+    let kind = shape::header(tree, kind, found)?;
+    shape::names_in_lists(tree, kind, found);
+    match kind {
+        "vm" => decode::all(tree, found).map(Manifest::Vm),
+        "network" => decode::all(tree, found).map(Manifest::Network),
+        "image" => decode::all(tree, found).map(Manifest::Image),
+        other => unreachable!("the header knows no kind '{other}'"),
+    }
+}
+
+/// One manifest from the wire: checked, with its short forms written out. Its `kind` decides.
+pub fn from_json(value: Value) -> Result<Manifest, Error> {
+    manifest_from(value, None)
+}
+
+/// The body of a VM route; `kind: vm` may be there or not.
+pub fn vm_from_json(value: Value) -> Result<VmSpec, Error> {
+    match manifest_from(value, Some("vm"))? {
+        Manifest::Vm(spec) => Ok(spec),
+        other => unreachable!("asked for a vm, got {}", other.kind()),
+    }
+}
+
+/// The body of a network route.
+pub fn network_from_json(value: Value) -> Result<NetworkSpec, Error> {
+    match manifest_from(value, Some("network"))? {
+        Manifest::Network(spec) => Ok(spec),
+        other => unreachable!("asked for a network, got {}", other.kind()),
+    }
+}
+
+/// The body of an image route.
+pub fn image_from_json(value: Value) -> Result<ImageSpec, Error> {
+    match manifest_from(value, Some("image"))? {
+        Manifest::Image(spec) => Ok(spec),
+        other => unreachable!("asked for an image, got {}", other.kind()),
+    }
+}
+
+fn manifest_from(value: Value, kind: Option<&str>) -> Result<Manifest, Error> {
+    let mut tree = Node::from(value);
+    let mut found = Vec::new();
+    let manifest = decode_manifest(&mut tree, kind, &mut found);
+    let mut problems: Vec<Problem> = found.into_iter().map(|f| Problem { field: f.field, message: f.message }).collect();
+    if let Some(manifest) = &manifest {
+        let told: Vec<&str> = problems.iter().map(|p| p.field.as_str()).collect();
+        let more: Vec<Problem> = manifest.problems().into_iter().filter(|p| !follows(&told, &p.field)).collect();
+        problems.extend(more);
+    }
+    match manifest {
+        Some(manifest) if problems.is_empty() => Ok(manifest.normalized()),
+        Some(_) | None => Err(refused("the manifest", problems)),
+    }
+}
+
+/// Any other JSON body of the API: field paths and nearest names, all problems at once.
+pub fn body_from_json<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+    let mut found = Vec::new();
+    let body = decode::all(&mut Node::from(value), &mut found);
+    match body {
+        Some(body) if found.is_empty() => Ok(body),
+        Some(_) | None => Err(refused("the request", found.into_iter().map(|f| Problem { field: f.field, message: f.message }).collect())),
+    }
+}
+
+/// One error for problems that were found by [`check`].
+pub fn refused(what: &str, problems: Vec<Problem>) -> Error {
+    let count = match problems.len() {
+        1 => "a problem".to_owned(),
+        n => format!("{n} problems"),
+    };
+    Error { code: Code::Invalid, message: format!("{what} has {count}"), hint: None, problems }
+}
