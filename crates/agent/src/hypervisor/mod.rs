@@ -15,6 +15,11 @@ use tokio::sync::{broadcast, mpsc};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
 
+/// Namespace of our metadata element in a domain's XML.
+pub const METADATA_URI: &str = "https://vmkeep.dev/xmlns/1";
+/// Its prefix: the element is `<vmkeep:vm xmlns:vmkeep="…">`.
+pub const METADATA_KEY: &str = "vmkeep";
+
 /// A domain as one listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainBrief {
@@ -80,6 +85,17 @@ pub enum HvEvent {
     Connected,
     /// libvirt is gone; guests go on.
     Disconnected,
+}
+
+impl HvEvent {
+    /// The domain it is about.
+    pub fn vm(&self) -> Option<VmId> {
+        match self {
+            Self::Lifecycle { uuid, .. } | Self::IoError { uuid, .. } | Self::Agent { uuid, .. } | Self::DeviceRemoved { uuid, .. } => Some(*uuid),
+            Self::PowerdownAsked(uuid) | Self::Rebooted(uuid) | Self::Watchdog(uuid, _) => Some(*uuid),
+            Self::Connected | Self::Disconnected => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
