@@ -99,6 +99,15 @@ pub fn normalize(mut spec: VmSpec) -> VmSpec {
     spec
 }
 
+/// `@FILE` in texts of cloud-init: the CLI puts the file's text there, a server has no business with files of its host.
+pub fn unread_files(spec: &VmSpec) -> Vec<Problem> {
+    let Some(c) = &spec.cloud_init else { return Vec::new() };
+    let keys = c.ssh_keys.iter().enumerate().map(|(n, key)| (format!("ssh_keys[{n}]"), Some(key)));
+    let data = [("user_data".to_owned(), c.user_data.as_ref()), ("network_data".to_owned(), c.network_data.as_ref())];
+    let unread = keys.chain(data).filter(|(_, text)| text.is_some_and(|t| t.starts_with('@')));
+    unread.map(|(field, _)| Problem { field: format!("cloud_init.{field}"), message: "@FILE is read by the vmkeep command; send the file's text".into() }).collect()
+}
+
 /// Problems of a wish on one host.
 pub fn vm_on_host(spec: &VmSpec, host: &NodeFacts) -> Vec<Problem> {
     let mut found = Found::new();

@@ -42,6 +42,12 @@ pub const TEXT_BYTES_MAX: usize = 4 << 20;
 /// Documents in one file: a rack of VMs. More is a mistake of a generator.
 pub const DOCUMENTS_MAX: usize = 1000;
 
+/// Problems shown of one call; a generator that is wrong is wrong everywhere.
+pub const SHOWN_MAX: usize = 200;
+
+/// Values in all documents of one call, so that a large file cannot take all memory.
+const VALUES_MAX: usize = 500_000;
+
 /// What a manifest's `api` field may say.
 pub const API: &str = "vmkeep/v1";
 
@@ -112,6 +118,8 @@ pub struct Document {
     pub file: Arc<str>,
     text: Arc<str>,
     tree: Arc<Node>,
+    /// `vm web1`, as it was written.
+    what: String,
 }
 
 impl Document {
@@ -122,14 +130,17 @@ impl Document {
 
     /// Turns problems that were found later (by the server) into an error with lines and snippets, like [`parse`]'s own.
     pub fn error(&self, problems: &[Problem]) -> Error {
-        let shown = problems.iter().map(|p| self.show(p)).collect();
-        show::error(&self.file, shown, 1)
+        let mut found: Vec<Finding> = problems.iter().map(|p| self.found(p)).collect();
+        found.sort_by_key(|f| f.at);
+        show::error(&self.file, found.iter().map(|f| self.show(f)).collect(), 1)
     }
 
-    fn show(&self, p: &Problem) -> Problem {
-        let what = format!("{} {}", self.manifest.kind(), self.manifest.name());
-        let finding = Finding { field: p.field.clone(), at: self.locate(&p.field), message: p.message.clone() };
-        show::problem(&self.file, &self.text, &what, &finding)
+    fn found(&self, p: &Problem) -> Finding {
+        Finding { field: p.field.clone(), at: self.locate(&p.field), message: p.message.clone() }
+    }
+
+    fn show(&self, finding: &Finding) -> Problem {
+        show::problem(&self.file, &self.text, &self.what, finding)
     }
 }
 
@@ -150,8 +161,18 @@ pub fn parse_all(files: &[(&str, &str)]) -> Result<Vec<Document>, Error> {
     if read.problems.is_empty() {
         return Ok(read.documents);
     }
+    if read.problems.len() >= SHOWN_MAX {
+        read.problems.truncate(SHOWN_MAX);
+        read.problems.push(Problem { field: "…".into(), message: "and more; mend these first".into() });
+    }
     let names: Vec<&str> = files.iter().map(|(f, _)| *f).collect();
     Err(show::error(&names.join(", "), read.problems, read.seen))
+}
+
+impl From<Finding> for Problem {
+    fn from(f: Finding) -> Self {
+        Self { field: f.field, message: f.message }
+    }
 }
 
 #[derive(Default)]
@@ -181,6 +202,9 @@ impl Reading {
         let (file, text): (Arc<str>, Arc<str>) = (file.into(), text.into());
         for chunk in chunks {
             self.seen += 1;
+            if self.problems.len() >= SHOWN_MAX {
+                continue;
+            }
             self.document(&file, &text, &chunk)?;
         }
         Ok(())
@@ -198,22 +222,22 @@ impl Reading {
             }
         };
         self.nodes += tree.count();
-        if self.nodes > DOCUMENTS_MAX * NODES_MAX / 100 {
+        if self.nodes > VALUES_MAX {
             return Err(Error::new(Code::TooLarge, format!("{file}: more values than any set of manifests needs")));
         }
         tree.shift(chunk.lines_before);
         let written = Arc::new(tree.clone());
-        let mut found = Vec::new();
-        let manifest = decode_manifest(&mut tree, None, &mut found);
         let what = shape::what(&written);
-        self.problems.extend(found.iter().map(|f| show::problem(file, text, &what, f)));
-        if let Some(manifest) = manifest {
-            let document = Document { manifest, file: file.clone(), text: text.clone(), tree: written };
-            let told: Vec<&str> = found.iter().map(|f| f.field.as_str()).collect();
-            let more = document.manifest.problems();
-            self.problems.extend(more.iter().filter(|p| !follows(&told, &p.field)).map(|p| document.show(p)));
+        let mut found = Vec::new();
+        if let Some(manifest) = decode_manifest(&mut tree, None, &mut found) {
+            let (file, text, what) = (file.clone(), text.clone(), what.clone());
+            let document = Document { manifest, file, text, tree: written, what };
+            let more = not_told(&found, document.manifest.problems());
+            found.extend(more.iter().map(|p| document.found(p)));
             self.documents.push(document);
         }
+        found.sort_by_key(|f| f.at);
+        self.problems.extend(found.iter().map(|f| show::problem(file, text, &what, f)));
         Ok(())
     }
 
@@ -231,16 +255,21 @@ impl Reading {
                 continue;
             }
             let message = format!("there is another {} '{}' at {}:{}", key.0, key.1, other.file, other.tree.at.line);
-            problems.push(document.show(&Problem { field: "name".into(), message }));
+            problems.push(document.show(&document.found(&Problem { field: "name".into(), message })));
         }
         self.problems.extend(problems);
     }
 }
 
-/// A check's problem in a place whose text was bad already says nothing new.
-fn follows(told: &[&str], field: &str) -> bool {
+/// Leaves out what says nothing new: a place whose text was bad already, names that were not there.
+fn not_told(found: &[Finding], more: Vec<Problem>) -> Vec<Problem> {
     let inside = |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-    told.iter().any(|t| !t.is_empty() && (inside(t, field) || inside(field, t)))
+    let list_of = |field: &str| field.strip_suffix("].name").and_then(|f| f.split_once('[')).map(|(list, _)| list.to_owned());
+    let told = |field: &str| {
+        let near = |f: &str| !f.is_empty() && (inside(f, field) || inside(field, f));
+        found.iter().any(|f| near(&f.field) || list_of(field).is_some_and(|list| list_of(&f.field) == Some(list)))
+    };
+    more.into_iter().filter(|p| !told(&p.field)).collect()
 }
 
 /// Strips the header and decodes by kind. `kind`: what it must be where the caller knows it.
@@ -288,11 +317,12 @@ fn manifest_from(value: Value, kind: Option<&str>) -> Result<Manifest, Error> {
     let mut tree = Node::from(value);
     let mut found = Vec::new();
     let manifest = decode_manifest(&mut tree, kind, &mut found);
-    let mut problems: Vec<Problem> = found.into_iter().map(|f| Problem { field: f.field, message: f.message }).collect();
+    let more = manifest.as_ref().map_or_else(Vec::new, |m| not_told(&found, m.problems()));
+    let mut problems: Vec<Problem> = found.into_iter().map(Problem::from).chain(more).collect();
     if let Some(manifest) = &manifest {
-        let told: Vec<&str> = problems.iter().map(|p| p.field.as_str()).collect();
-        let more: Vec<Problem> = manifest.problems().into_iter().filter(|p| !follows(&told, &p.field)).collect();
-        problems.extend(more);
+        if let Manifest::Vm(spec) = manifest {
+            problems.extend(check::unread_files(spec));
+        }
     }
     match manifest {
         Some(manifest) if problems.is_empty() => Ok(manifest.normalized()),
@@ -306,14 +336,14 @@ pub fn body_from_json<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
     let body = decode::all(&mut Node::from(value), &mut found);
     match body {
         Some(body) if found.is_empty() => Ok(body),
-        Some(_) | None => Err(refused("the request", found.into_iter().map(|f| Problem { field: f.field, message: f.message }).collect())),
+        Some(_) | None => Err(refused("the request", found.into_iter().map(Problem::from).collect())),
     }
 }
 
 /// One error for problems that were found by [`check`].
 pub fn refused(what: &str, problems: Vec<Problem>) -> Error {
     let count = match problems.len() {
-        1 => "a problem".to_owned(),
+        1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
     Error { code: Code::Invalid, message: format!("{what} has {count}"), hint: None, problems }

@@ -9,17 +9,17 @@ use crate::units::ByteCount;
 use crate::vm::DiskFormat;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct PoolSpec {
     pub name: Name,
     #[serde(default)]
     pub description: String,
+    /// Refuses unknown fields for both: serde cannot on a struct with a flattened field.
     #[serde(flatten)]
     pub driver: PoolDriver,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "driver", rename_all = "lowercase")]
+#[serde(tag = "driver", rename_all = "lowercase", deny_unknown_fields)]
 pub enum PoolDriver {
     /// qcow2 and raw files in a directory of the host (admin only).
     Dir { path: String },

@@ -191,7 +191,13 @@ fn describe(root: &Node, trail: &[usize], fault: &FaultBody) -> Option<Finding> 
             }
             format!("there is no field '{name}'{}", nearest::hint(name, known))
         }
-        Kind::UnknownVariant { name, known } => format!("'{name}' is not one of {}{}", nearest::list(known), near(name, known)),
+        Kind::UnknownVariant { name, known } => {
+            if let Some((key, child)) = buffered_value(node, name) {
+                push_key(&mut field, &key.text);
+                at = child.at;
+            }
+            format!("'{name}' is not one of {}{}", nearest::list(known), near(name, known))
+        }
         Kind::Missing(name) if is_hidden(node, name) => return None,
         Kind::Missing(name) => {
             push_key(&mut field, name);
@@ -210,6 +216,13 @@ fn near(word: &str, known: &[&str]) -> String {
 fn buffered_key<'a>(node: &'a Node, name: &str) -> Option<&'a (Key, Node)> {
     match &node.body {
         Body::Map(fields) => fields.iter().find(|(k, _)| k.text == name),
+        _ => None,
+    }
+}
+
+fn buffered_value<'a>(node: &'a Node, text: &str) -> Option<&'a (Key, Node)> {
+    match &node.body {
+        Body::Map(fields) => fields.iter().find(|(_, n)| n.text() == Some(text)),
         _ => None,
     }
 }

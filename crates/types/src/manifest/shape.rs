@@ -1,6 +1,8 @@
 //! What is looked at before a document has a type: its header, and names that lists of devices need.
 
-use super::decode::Finding;
+use std::collections::BTreeSet;
+
+use super::decode::{Finding, PROBLEMS_MAX};
 use super::tree::{Body, Node};
 use super::{API, KINDS};
 use crate::nearest;
@@ -49,19 +51,30 @@ pub fn header(tree: &mut Node, known: Option<&str>, found: &mut Vec<Finding>) ->
 }
 
 /// Two or more disks or NICs each need a written name: a default would make their identity depend on their order.
+/// Names that are there twice are told here, where both places are known.
 pub fn names_in_lists(tree: &Node, kind: &str, found: &mut Vec<Finding>) {
     if kind != "vm" {
         return;
     }
     for list in NAMED_LISTS {
         let Some(Body::List(items)) = tree.field(list).map(|n| &n.body) else { continue };
-        if items.len() < 2 {
-            continue;
-        }
+        let mut seen = BTreeSet::new();
         for (position, item) in items.iter().enumerate() {
-            if matches!(&item.body, Body::Map(_)) && item.field("name").is_none() {
-                let message = format!("with two or more {list} each needs a name of its own");
-                found.push(Finding { field: format!("{list}[{position}].name"), at: item.at, message });
+            let is_map = matches!(&item.body, Body::Map(_));
+            match item.field("name") {
+                None if is_map && items.len() > 1 => {
+                    let message = format!("with two or more {list} each needs a name of its own");
+                    found.push(Finding { field: format!("{list}[{position}].name"), at: item.at, message });
+                }
+                Some(node) if node.text().is_some_and(|name| !seen.insert(name)) => {
+                    let name: String = node.text().unwrap_or_default().chars().take(63).collect();
+                    let message = format!("two {list} are called '{name}'; each device needs a name of its own");
+                    found.push(Finding { field: format!("{list}[{name}].name"), at: node.at, message });
+                }
+                Some(_) | None => {}
+            }
+            if found.len() > PROBLEMS_MAX {
+                return;
             }
         }
     }

@@ -77,6 +77,7 @@ fn options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: DEPTH_MAX,
+            flow_nesting_limit: DEPTH_MAX,
             max_nodes: NODES_MAX,
             max_events: 4 * NODES_MAX,
             max_documents: 1,
@@ -95,11 +96,30 @@ fn options() -> serde_saphyr::Options {
 }
 
 fn syntax_error(e: &serde_saphyr::Error) -> SyntaxError {
+    use serde_saphyr::Error as E;
     let at = e.location().filter(|l| l.line() > 0).map(Place::new);
-    let text = e.without_snippet().to_string();
-    // The place is shown by us, once.
-    let message = text.split(" at line ").next().unwrap_or(&text).trim_start_matches("error: ").to_owned();
+    let message = match innermost(e) {
+        E::DuplicateMappingKey { key: Some(key), .. } => format!("'{key}' is written twice"),
+        E::DuplicateMappingKey { key: None, .. } => "a key is written twice".into(),
+        E::UnknownAnchor { .. } => "no anchor (&name) of this name stands above".into(),
+        E::AliasReplayLimitExceeded { .. } | E::AliasExpansionLimitExceeded { .. } | E::AliasReplayStackDepthExceeded { .. } => {
+            format!("aliases repeat more than {ALIAS_EVENTS_MAX} values: refused as an alias bomb")
+        }
+        E::Budget { .. } => format!("larger than any manifest: more than {NODES_MAX} values, or nested deeper than {DEPTH_MAX}"),
+        // The place is shown by us, once.
+        other => {
+            let text = other.to_string();
+            text.split(" at line ").next().unwrap_or(&text).trim_start_matches("error: ").to_owned()
+        }
+    };
     SyntaxError { message, at }
+}
+
+fn innermost(e: &serde_saphyr::Error) -> &serde_saphyr::Error {
+    match e.without_snippet() {
+        serde_saphyr::Error::AliasError { error, .. } => innermost(error),
+        other => other,
+    }
 }
 
 /// A node together with its place; serde-saphyr hands places out through [`Spanned`].
@@ -281,18 +301,27 @@ impl Node {
 
     /// The place of `disks[root].size`, or of the nearest thing around it that was written.
     pub fn locate(&self, field: &str) -> Place {
-        let (mut node, mut at) = (self, self.at);
-        for step in steps(field) {
-            let next = match &node.body {
-                Body::Map(fields) => fields.iter().find(|(k, _)| k.text == step).map(|(k, n)| (n, k.at, n.is_scalar())),
-                Body::List(items) => items.iter().enumerate().find(|(i, n)| n.is_called(step, *i)).map(|(_, n)| (n, n.at, true)),
-                _ => None,
-            };
-            let Some((child, key_at, point_at_value)) = next else { break };
-            node = child;
-            at = if point_at_value && child.at.line > 0 { child.at } else { key_at };
-        }
-        at
+        let steps: Vec<&str> = field.split(['.', '[', ']']).filter(|s| !s.is_empty()).collect();
+        self.find(self.at, &steps).1
+    }
+
+    /// How many steps could be gone, and where they led. Of several elements with one name the one that has the field.
+    fn find(&self, at: Place, steps: &[&str]) -> (usize, Place) {
+        let Some((step, rest)) = steps.split_first() else { return (0, at) };
+        let below = |(child, key_at, by_value): (&Node, Place, bool)| {
+            let at = if by_value && child.at.line > 0 { child.at } else { key_at };
+            let (depth, at) = child.find(at, rest);
+            (depth + 1, at)
+        };
+        let found = match &self.body {
+            Body::Map(fields) => fields.iter().find(|(k, _)| k.text == *step).map(|(k, n)| below((n, k.at, n.is_scalar()))),
+            Body::List(items) => {
+                let called = items.iter().enumerate().filter(|(i, n)| n.is_called(step, *i));
+                called.map(|(_, n)| below((n, n.at, true))).reduce(|a, b| if b.0 > a.0 { b } else { a })
+            }
+            Body::Null | Body::Bool(..) | Body::Number(..) | Body::Text(_) => None,
+        };
+        found.unwrap_or((0, at))
     }
 
     fn is_scalar(&self) -> bool {
@@ -306,11 +335,6 @@ impl Node {
             None => step.parse() == Ok(index),
         }
     }
-}
-
-/// `disks[root].size` → disks, root, size
-fn steps(field: &str) -> impl Iterator<Item = &str> {
-    field.split(['.', '[', ']']).filter(|s| !s.is_empty())
 }
 
 impl From<Value> for Node {

@@ -79,7 +79,8 @@ fn vm_minimal(spec: &VmSpec) -> Node {
     if let Some(position) = fields.iter().position(|(k, _)| k.text == "disks")
         && let Some(image) = only_image(&fields[position].1)
     {
-        fields[position] = (key("image"), image);
+        fields.remove(position);
+        fields.insert(1, (key("image"), image));
     }
     node
 }
