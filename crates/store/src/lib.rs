@@ -11,6 +11,7 @@
 //! is unknown (cluster only) and the caller must read before it decides. A watcher that cannot keep up, or asks for a
 //! compacted revision, gets [`StoreError::Compacted`] and lists again.
 
+pub mod crash;
 pub mod embedded;
 pub mod keys;
 pub mod typed;

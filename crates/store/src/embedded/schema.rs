@@ -1,0 +1,90 @@
+//! The file: its lock, its tables, its format.
+
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use crate::{StoreError, StoreId};
+
+/// Written into new files; a file with a higher one is refused.
+const FORMAT: i64 = 1;
+/// Pages of cache per connection, in KiB: the whole store of one host fits, and the daemon stays small.
+const CACHE_KIB: i64 = 2048;
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log (revision INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, value BLOB, created INTEGER NOT NULL,
+  PRIMARY KEY (revision, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO counters VALUES ('revision', 0), ('oldest', 1);
+";
+
+/// The error of SQLite in our terms.
+pub fn failed(error: &rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Corrupt(format!("{error}; stop vmkeepd, keep a copy of the file, and restore a backup"))
+        }
+        Some(ErrorCode::DiskFull) => StoreError::Unavailable(format!("{error}; free space on the store's file system")),
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}
+
+/// Two daemons on one file would each believe to be alone.
+pub fn lock_file(path: &Path) -> Result<File, StoreError> {
+    let io = |what: &str, e: &std::io::Error| StoreError::Unavailable(format!("cannot {what} {}: {e}", path.display()));
+    if let Some(dir) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io("make the folder of", &e))?;
+    }
+    let lock = path.with_extension("lock");
+    let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&lock).map_err(|e| io("lock", &e))?;
+    file.try_lock().map_err(|_| StoreError::Unavailable(format!("{} is in use by another vmkeepd", path.display())))?;
+    Ok(file)
+}
+
+pub fn open_file(path: &Path) -> Result<Connection, StoreError> {
+    // SQLite makes its files with the umask; the mode of the main file is the mode of the others.
+    File::options().create(true).append(true).mode(0o600).open(path).map_err(|e| StoreError::Unavailable(format!("{}: {e}", path.display())))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| failed(&e))?;
+    prepare(&connection)?;
+    Ok(connection)
+}
+
+pub fn open_memory() -> Result<Connection, StoreError> {
+    let connection = Connection::open_in_memory().map_err(|e| failed(&e))?;
+    prepare(&connection)?;
+    Ok(connection)
+}
+
+fn prepare(connection: &Connection) -> Result<(), StoreError> {
+    let format: i64 = connection.query_row("PRAGMA user_version", (), |row| row.get(0)).map_err(|e| failed(&e))?;
+    if format > FORMAT {
+        return Err(StoreError::Corrupt(format!("the file has format {format}, this vmkeep knows {FORMAT}: it was written by a newer one")));
+    }
+    let set_up = || -> rusqlite::Result<()> {
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.execute_batch(TABLES)?;
+        connection.pragma_update(None, "user_version", FORMAT)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        Ok(())
+    };
+    set_up().map_err(|e| failed(&e))
+}
+
+/// The store's identity, made once.
+pub fn store_id(connection: &Connection) -> Result<StoreId, StoreError> {
+    let read = || connection.query_row("SELECT value FROM identity WHERE name = 'store'", (), |row| row.get(0)).optional();
+    if let Some(id) = read().map_err(|e| failed(&e))? {
+        return Ok(StoreId(id));
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    connection.execute("INSERT INTO identity VALUES ('store', ?1)", (&id,)).map_err(|e| failed(&e))?;
+    Ok(StoreId(id))
+}
