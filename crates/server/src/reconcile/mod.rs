@@ -1,0 +1,118 @@
+//! The leader's loop: one view of the cluster, a pure planner, and writes under the leader's compare.
+//!
+//! ```text
+//!  store watch ──► ClusterView ──touched──► vm::next / task::next / file_events ──► Txn + leader compare ──► store
+//!       ▲                                                                                                  │
+//!       └──────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//! It takes no input but the store, does the same thing twice without harm, and never retries inside: a compare that fails
+//! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
+//! from a listing.
+
+pub mod task;
+pub mod view;
+pub mod vm;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use vmkeep_store::{Compare, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
+use vmkeep_types::name::Name;
+
+use view::{ClusterView, Touched};
+
+/// How long leadership lasts without being renewed.
+const LEAD_TTL: Duration = Duration::from_secs(9);
+const LEAD_RENEW: Duration = Duration::from_secs(3);
+/// Wait before another try when the store refuses or somebody else leads.
+const REST: Duration = Duration::from_secs(1);
+/// Housekeeping of old operations and events.
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+
+/// Leads whenever it can, until shutdown.
+pub async fn run(store: Arc<dyn Store>, candidate: Name, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        match store.lead(candidate.as_str(), LEAD_TTL).await {
+            Ok(Some(lead)) => {
+                let ended = lead_until_it_ends(store.as_ref(), candidate.as_str(), &lead, &shutdown).await;
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "leading ended; starting over from a listing");
+                }
+                if shutdown.is_cancelled() {
+                    let _ = store.resign(&lead).await;
+                    return;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot ask for leadership"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(REST) => {}
+        }
+    }
+}
+
+async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadership, shutdown: &CancellationToken) -> Result<(), StoreError> {
+    let listing = store.list_many(&view::PREFIXES).await?;
+    let mut watch = store.watch("", listing.revision.next()).await?;
+    let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
+    drop(listing);
+    let mut renew = interval(LEAD_RENEW);
+    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut housekeeping_at = Instant::now() + HOUSEKEEPING;
+    loop {
+        carry_out(store, lead, &view, &mut touched).await?;
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = renew.tick() => {
+                if store.lead(candidate, LEAD_TTL).await?.as_ref() != Some(lead) {
+                    return Ok(());
+                }
+                if Instant::now() >= housekeeping_at {
+                    housekeeping_at = Instant::now() + HOUSEKEEPING;
+                    crate::app::housekeeping(store).await?;
+                }
+            }
+            batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
+        }
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the watch was closed".into())
+}
+
+/// Takes in a batch and all that wait behind it, so that one look serves many changes.
+fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, watch: &mut Watch) -> Result<(), StoreError> {
+    view.apply(first.revision, &first.changes, touched);
+    while let Ok(next) = watch.try_recv() {
+        let batch = next?;
+        view.apply(batch.revision, &batch.changes, touched);
+    }
+    Ok(())
+}
+
+/// Everything that what was touched asks for. What is written comes back by the watch and is looked at again.
+async fn carry_out(store: &dyn Store, lead: &Leadership, view: &ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
+    if touched.is_empty() {
+        return Ok(());
+    }
+    let now = jiff::Timestamp::now();
+    if touched.all_vms {
+        touched.vms.extend(view.vms.keys());
+    }
+    let mut txns: Vec<Txn> = std::mem::take(&mut touched.vms).into_iter().flat_map(|id| vm::next(view, id, now)).collect();
+    txns.extend(touched.tasks.iter().filter_map(|(node, op)| task::next(view, node, *op, now)));
+    txns.extend(touched.nodes_with_events.iter().filter_map(|node| task::file_events(view, node)));
+    touched.clear();
+    for txn in txns {
+        store.txn(txn.when(Compare::ModifiedAt(lead.key.clone(), lead.revision))).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! The whole cluster in memory, at one revision: what the planner reads.
+//!
+//! Built from one listing, then kept current by the watch. Each change says what it touched, so that the planner looks only
+//! at that. A value that does not parse is kept out and reported; it never stops the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::de::DeserializeOwned;
+use vmkeep_store::{Change, KeyValue, keys, typed};
+use vmkeep_types::event::Event;
+use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
+use vmkeep_types::image::ImageRecord;
+use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
+use vmkeep_types::observed::Seen;
+use vmkeep_types::operation::Operation;
+use vmkeep_types::order::{NodeTask, Order, TaskResult};
+use vmkeep_types::pool::{PoolRecord, VolumeRecord};
+use vmkeep_types::record::{Owner, Power, VmChoices, VmRecord};
+
+/// A value and where it stands in the store's history.
+#[derive(Clone, Debug)]
+pub struct Kept<T> {
+    pub value: T,
+    pub created: Revision,
+    pub modified: Revision,
+}
+
+/// One node's keys.
+#[derive(Debug, Default)]
+pub struct NodeKeys {
+    pub facts: Option<Kept<NodeFacts>>,
+    pub orders: BTreeMap<VmId, Kept<Order>>,
+    pub seen: BTreeMap<VmId, Kept<Seen>>,
+    pub tasks: BTreeMap<OperationId, Kept<NodeTask>>,
+    pub results: BTreeMap<OperationId, Kept<TaskResult>>,
+    /// Key to event, in order of time.
+    pub events: BTreeMap<String, Kept<Event>>,
+}
+
+#[derive(Debug, Default)]
+pub struct ClusterView {
+    pub revision: Revision,
+    pub vms: BTreeMap<VmId, Kept<VmRecord>>,
+    pub choices: BTreeMap<VmId, Kept<VmChoices>>,
+    pub power: BTreeMap<VmId, Kept<Power>>,
+    pub owners: BTreeMap<VmId, Kept<Owner>>,
+    pub volumes: BTreeMap<VolumeId, Kept<VolumeRecord>>,
+    pub images: BTreeMap<ImageId, Kept<ImageRecord>>,
+    pub networks: BTreeMap<NetworkId, Kept<NetworkRecord>>,
+    pub pools: BTreeMap<PoolId, Kept<PoolRecord>>,
+    pub ops: BTreeMap<OperationId, Kept<Operation>>,
+    /// VM to its operations that are not over.
+    open_ops: BTreeMap<VmId, BTreeSet<OperationId>>,
+    pub nodes: BTreeMap<Name, NodeKeys>,
+}
+
+/// What changes asked the planner to look at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub vms: BTreeSet<VmId>,
+    pub tasks: BTreeSet<(Name, OperationId)>,
+    pub nodes_with_events: BTreeSet<Name>,
+    /// A node, image, network or pool changed: every VM may be concerned.
+    pub all_vms: bool,
+}
+
+impl Touched {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The prefixes a view is made of; events and tokens are not needed to decide.
+pub const PREFIXES: [&str; 10] = [
+    keys::ALL_VMS,
+    keys::ALL_CHOICES,
+    keys::ALL_POWER,
+    keys::ALL_OWNERS,
+    keys::ALL_VOLUMES,
+    keys::ALL_IMAGES,
+    keys::ALL_NETWORKS,
+    keys::ALL_POOLS,
+    keys::ALL_OPS,
+    keys::ALL_NODES,
+];
+
+impl ClusterView {
+    /// From one listing of [`PREFIXES`]; everything counts as touched.
+    pub fn new(revision: Revision, items: &[KeyValue]) -> (Self, Touched) {
+        let mut view = Self { revision, ..Self::default() };
+        let mut touched = Touched::default();
+        for item in items {
+            view.put(item, &mut touched);
+        }
+        touched.vms.extend(view.vms.keys());
+        (view, touched)
+    }
+
+    pub fn apply(&mut self, revision: Revision, changes: &[Change], touched: &mut Touched) {
+        self.revision = revision;
+        for change in changes {
+            match change {
+                Change::Put(kv) => self.put(kv, touched),
+                Change::Deleted { key, .. } => self.delete(key, touched),
+            }
+        }
+    }
+
+    fn put(&mut self, kv: &KeyValue, touched: &mut Touched) {
+        let parts: Vec<&str> = kv.key.split('/').collect();
+        match parts[..] {
+            ["vm", _, id] => keep(&mut self.vms, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["volume", _, id] => {
+                if let Some(vm) = keep(&mut self.volumes, id, kv).and_then(|id: VolumeId| self.volumes[&id].value.attached.as_ref()).map(|a| a.vm) {
+                    touch_vm(touched, vm);
+                }
+            }
+            ["image", _, id] => touched.all_vms |= keep(&mut self.images, id, kv).is_some(),
+            ["network", _, id] => touched.all_vms |= keep(&mut self.networks, id, kv).is_some(),
+            ["pool", id] => touched.all_vms |= keep(&mut self.pools, id, kv).is_some(),
+            ["op", _, id] => {
+                if let Some(vm) = keep(&mut self.ops, id, kv).and_then(|id| self.index_op(id)) {
+                    touch_vm(touched, vm);
+                }
+            }
+            ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
+            _ => {}
+        }
+    }
+
+    fn put_node(&mut self, node: &str, rest: &[&str], kv: &KeyValue, touched: &mut Touched) {
+        let Ok(name) = node.parse::<Name>() else { return };
+        let keys = self.nodes.entry(name.clone()).or_default();
+        match rest {
+            ["facts"] => {
+                keys.facts = decode(kv);
+                touched.all_vms = true;
+            }
+            ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["task", id] => touched.tasks.extend(keep(&mut keys.tasks, id, kv).map(|id| (name, id))),
+            ["result", id] => touched.tasks.extend(keep(&mut keys.results, id, kv).map(|id| (name, id))),
+            ["event", _] => {
+                keys.events.extend(decode(kv).map(|e| (kv.key.clone(), e)));
+                touched.nodes_with_events.insert(name);
+            }
+            _ => {}
+        }
+    }
+
+    fn delete(&mut self, key: &str, touched: &mut Touched) {
+        let parts: Vec<&str> = key.split('/').collect();
+        match parts[..] {
+            ["vm", _, id] => drop_key(&mut self.vms, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["choices", id] => drop(drop_key(&mut self.choices, id)),
+            ["power", id] => drop(drop_key(&mut self.power, id)),
+            ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["volume", _, id] => drop(drop_key(&mut self.volumes, id)),
+            ["image", _, id] => touched.all_vms |= drop_key(&mut self.images, id).is_some(),
+            ["network", _, id] => drop(drop_key(&mut self.networks, id)),
+            ["pool", id] => drop(drop_key(&mut self.pools, id)),
+            ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
+            ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
+            _ => {}
+        }
+    }
+
+    fn delete_node(&mut self, node: &str, rest: &[&str], key: &str, touched: &mut Touched) {
+        let Some(keys) = node.parse::<Name>().ok().and_then(|name| self.nodes.get_mut(&name)) else { return };
+        match rest {
+            ["facts"] => {
+                keys.facts = None;
+                touched.all_vms = true;
+            }
+            ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["task", id] => drop(drop_key(&mut keys.tasks, id)),
+            ["result", id] => drop(drop_key(&mut keys.results, id)),
+            ["event", _] => drop(keys.events.remove(key)),
+            _ => {}
+        }
+    }
+
+    /// The owner's word on a VM.
+    pub fn seen(&self, id: VmId) -> Option<&Seen> {
+        let node = &self.owners.get(&id)?.value.node;
+        self.nodes.get(node)?.seen.get(&id).map(|kept| &kept.value)
+    }
+
+    /// Operations on a VM that are not over.
+    pub fn ops_of(&self, vm: VmId) -> impl Iterator<Item = &Kept<Operation>> {
+        self.open_ops.get(&vm).into_iter().flatten().filter_map(|id| self.ops.get(id))
+    }
+
+    /// Keeps `open_ops` true for one operation; the VM it is about.
+    fn index_op(&mut self, id: OperationId) -> Option<VmId> {
+        let op = &self.ops.get(&id)?.value;
+        if op.resource.kind != "vm" {
+            return None;
+        }
+        let vm = VmId(op.resource.uid);
+        if op.state.is_over() {
+            if let Some(open) = self.open_ops.get_mut(&vm) {
+                open.remove(&id);
+                if open.is_empty() {
+                    self.open_ops.remove(&vm);
+                }
+            }
+        } else {
+            self.open_ops.entry(vm).or_default().insert(id);
+        }
+        Some(vm)
+    }
+
+    pub fn image_by_name(&self, project: &Name, name: &Name) -> Option<&Kept<ImageRecord>> {
+        self.images.values().find(|image| image.value.project == *project && image.value.spec.name == *name)
+    }
+
+    pub fn network_by_name(&self, project: &Name, name: &Name) -> Option<&Kept<NetworkRecord>> {
+        self.networks.values().find(|network| network.value.project == *project && network.value.spec.name == *name)
+    }
+
+    pub fn pool_by_name(&self, name: &Name) -> Option<&Kept<PoolRecord>> {
+        self.pools.values().find(|pool| pool.value.spec.name == *name)
+    }
+}
+
+fn touch_vm(touched: &mut Touched, id: VmId) {
+    touched.vms.insert(id);
+}
+
+fn decode<T: DeserializeOwned>(kv: &KeyValue) -> Option<Kept<T>> {
+    match typed::decode(kv) {
+        Ok(value) => Some(Kept { value, created: kv.created, modified: kv.modified }),
+        Err(error) => {
+            tracing::error!(key = kv.key, %error, "a stored value does not parse; it is left alone");
+            None
+        }
+    }
+}
+
+fn keep<K: std::str::FromStr + Ord + Copy, T: DeserializeOwned>(map: &mut BTreeMap<K, Kept<T>>, id: &str, kv: &KeyValue) -> Option<K> {
+    let id = id.parse().ok()?;
+    map.insert(id, decode(kv)?);
+    Some(id)
+}
+
+fn drop_key<K: std::str::FromStr + Ord + Copy, T>(map: &mut BTreeMap<K, Kept<T>>, id: &str) -> Option<K> {
+    let id = id.parse().ok()?;
+    map.remove(&id).map(|_| id)
+}

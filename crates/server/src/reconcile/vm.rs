@@ -1,0 +1,277 @@
+//! What the leader writes next for one VM.
+//!
+//! ```text
+//!  wish without owner ──place──► owner + own ──mirror──► n/NODE/order ──(agent)──► n/NODE/seen ──fold──► operations
+//!  wish leaving, agent says removed ──forget──► all its keys gone, volumes deleted or set free
+//! ```
+//! One transaction at a time per VM; the next look continues. Each compares the revisions it was decided from, so a write by
+//! anyone else in between makes it fail harmlessly.
+
+use std::collections::BTreeMap;
+
+use vmkeep_core::place::{self, Choice, HoldsVolumes, NodeLoad};
+use vmkeep_store::{Compare, Op, Txn, keys, typed};
+use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::{Observed, Rest, Seen};
+use vmkeep_types::operation::{OpState, Operation, Wanted};
+use vmkeep_types::order::{ImageBrief, Order};
+use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
+use vmkeep_types::units::ByteCount;
+
+use super::view::{ClusterView, Kept};
+
+/// The next writes for one VM: at most one transaction that decides, and those that fold words into operations.
+pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
+    let Some(record) = view.vms.get(&id) else { return forgotten(view, id, now) };
+    let owner = view.owners.get(&id);
+    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner, now)) {
+        return vec![txn];
+    }
+    fold_operations(view, id, now)
+}
+
+/// A VM without owner gets one, or its operations say why not.
+fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
+    let vm = &record.value;
+    if vm.leaving.is_some() {
+        return Some(forget(view, record, now));
+    }
+    match place::choose(&vm.spec, &loads(view, vm)) {
+        Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
+        Choice::Blocked(refusals) => block(view, vm.id, &place::words(&refusals)),
+    }
+}
+
+fn loads<'a>(view: &'a ClusterView, vm: &VmRecord) -> Vec<NodeLoad<'a>> {
+    let mut owned: BTreeMap<&Name, (ByteCount, u32)> = BTreeMap::new();
+    for owner in view.owners.values() {
+        let size = view.vms.get(&owner.value.vm).map_or(ByteCount::ZERO, |vm| vm.value.spec.memory.size);
+        let entry = owned.entry(&owner.value.node).or_default();
+        *entry = (ByteCount::from_bytes(entry.0.bytes().saturating_add(size.bytes())), entry.1 + 1);
+    }
+    let homes: Vec<&Name> = vm.volumes.values().filter_map(|id| view.volumes.get(id)).map(|volume| &volume.value.node).collect();
+    let load = |(name, facts)| {
+        let (memory_owned, vms_owned) = owned.get(name).copied().unwrap_or_default();
+        let holds_volumes = match homes.first() {
+            None => HoldsVolumes::Free,
+            Some(_) if homes.iter().all(|home| *home == name) => HoldsVolumes::Here,
+            Some(_) => HoldsVolumes::Elsewhere,
+        };
+        NodeLoad { facts, memory_owned, vms_owned, holds_volumes }
+    };
+    view.nodes.iter().filter_map(|(name, node)| Some((name, &node.facts.as_ref()?.value))).map(load).collect()
+}
+
+fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {
+    let epoch = view.nodes.get(node).and_then(|n| n.facts.as_ref()).map_or(Epoch(1), |facts| facts.value.epoch);
+    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation: Generation(1) };
+    let txn = Txn::default()
+        .when(Compare::Absent(keys::owner(vm.id)))
+        .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))
+        .then(typed::put(keys::owner(vm.id), &owner))
+        .then(Op::Put(keys::own(node, vm.id), Vec::new()));
+    match order_for(view, vm, wish, &owner) {
+        Some(order) => txn.then(typed::put(keys::order(node, vm.id), &order)),
+        None => txn,
+    }
+}
+
+fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {
+    let op = view.ops_of(id).find(|op| op.value.blocked.as_deref() != Some(why))?;
+    let mut value = op.value.clone();
+    value.blocked = Some(why.to_owned());
+    Some(replace_op(op, &value))
+}
+
+/// The owner's order mirrors the wish; what the node found out is kept; a VM that is gone is forgotten.
+fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now: jiff::Timestamp) -> Option<Txn> {
+    let vm = &record.value;
+    let seen = view.seen(vm.id).filter(|seen| seen.generation == owner.value.generation);
+    if vm.leaving.is_some() && seen.is_some_and(|seen| seen.memory.removed) {
+        return Some(forget(view, record, now));
+    }
+    if let Some(txn) = seen.and_then(|seen| keep_choices(view, vm.id, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
+        return Some(txn);
+    }
+    let node = &owner.value.node;
+    let old = view.nodes.get(node).and_then(|keys| keys.orders.get(&vm.id));
+    let order = refreshed_epoch(view, owner).map_or_else(|| order_for(view, vm, record.modified, &owner.value), |o| order_for(view, vm, record.modified, &o))?;
+    if old.is_some_and(|old| old.value == order) {
+        return None;
+    }
+    let mut txn = Txn::default()
+        .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified))
+        .when(Compare::ModifiedAt(keys::owner(vm.id), owner.modified))
+        .then(typed::put(keys::order(node, vm.id), &order));
+    if let Some(refreshed) = refreshed_epoch(view, owner) {
+        txn = txn.then(typed::put(keys::owner(vm.id), &refreshed));
+    }
+    Some(txn)
+}
+
+/// A single host that booted has a new epoch and still owns its VMs: nobody else could have taken them, because a change of
+/// owner is a change of the owner record.
+fn refreshed_epoch(view: &ClusterView, owner: &Kept<Owner>) -> Option<Owner> {
+    let epoch = view.nodes.get(&owner.value.node)?.facts.as_ref()?.value.epoch;
+    (epoch > owner.value.epoch).then(|| Owner { epoch, ..owner.value.clone() })
+}
+
+fn keep_choices(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn> {
+    let kept = view.choices.get(&id)?;
+    let merged = merge_choices(&kept.value, &seen.choices);
+    (merged != kept.value)
+        .then(|| Txn::default().when(Compare::ModifiedAt(keys::choices(id), kept.modified)).then(typed::put(keys::choices(id), &merged)))
+}
+
+/// What was chosen first stays; what is new is added.
+fn merge_choices(kept: &VmChoices, news: &VmChoices) -> VmChoices {
+    let mut merged = kept.clone();
+    for (name, mac) in &news.macs {
+        merged.macs.entry(name.clone()).or_insert_with(|| mac.clone());
+    }
+    for (name, serial) in &news.serials {
+        merged.serials.entry(name.clone()).or_insert_with(|| serial.clone());
+    }
+    for (alias, address) in &news.addresses {
+        merged.addresses.entry(alias.clone()).or_insert_with(|| address.clone());
+    }
+    merged.machine = merged.machine.or_else(|| news.machine.clone());
+    merged.cpu_xml = merged.cpu_xml.or_else(|| news.cpu_xml.clone());
+    merged.firmware = merged.firmware.or_else(|| news.firmware.clone());
+    merged.domain_type = merged.domain_type.or_else(|| news.domain_type.clone());
+    merged
+}
+
+/// Somebody started it with virsh: that ends the hold, as `vm start` would.
+fn follow_outside_start(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn> {
+    let power = view.power.get(&id)?;
+    let started_outside = seen.memory.rest == Some(Rest::StartedOutside) && seen.memory.power_cycle >= power.value.cycle;
+    if !started_outside || power.value.want == PowerWish::On {
+        return None;
+    }
+    let value = Power { want: PowerWish::On, cycle: power.value.cycle, held: None };
+    Some(Txn::default().when(Compare::ModifiedAt(keys::power(id), power.modified)).then(typed::put(keys::power(id), &value)))
+}
+
+/// Everything the node needs; None while a record it must name is missing.
+fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -> Option<Order> {
+    let choices = view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default();
+    let power = view.power.get(&vm.id)?.value.clone();
+    let volumes: BTreeMap<_, _> =
+        vm.volumes.iter().filter_map(|(disk, id)| Some((disk.clone(), view.volumes.get(id)?.value.clone()))).collect();
+    let cd_images = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
+    let images = volumes.values().filter_map(|v| v.image).filter_map(|id| view.images.get(&id)).chain(cd_images).map(|image| {
+        let brief = ImageBrief { name: image.value.spec.name.clone(), pool: image.value.spec.pool.clone(), facts: image.value.facts.clone() };
+        (image.value.id, brief)
+    });
+    let images: BTreeMap<_, _> = images.collect();
+    let networks = vm.spec.nics.iter().filter_map(|nic| view.network_by_name(&vm.project, &nic.network));
+    let pools = volumes.values().map(|v| &v.pool).chain(images.values().map(|i| &i.pool)).filter_map(|name| view.pool_by_name(name));
+    Some(Order {
+        vm: vm.id,
+        project: vm.project.clone(),
+        spec: vm.spec.clone(),
+        spec_revision: wish,
+        generation: owner.generation,
+        epoch: owner.epoch,
+        choices,
+        power,
+        origin: vm.origin,
+        leaving: vm.leaving,
+        networks: networks.map(|n| (n.value.spec.name.clone(), n.value.spec.clone())).collect(),
+        pools: pools.map(|p| (p.value.spec.name.clone(), p.value.spec.clone())).collect(),
+        volumes,
+        images,
+    })
+}
+
+/// All keys of a VM that is gone from its node, its operations ended, its volumes removed or set free.
+fn forget(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Txn {
+    let vm = &record.value;
+    let mut txn = Txn::default()
+        .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified))
+        .then(Op::Delete(keys::vm(&vm.project, vm.id)))
+        .then(Op::Delete(keys::name("vm", &vm.project, &vm.spec.name)))
+        .then(Op::Delete(keys::choices(vm.id)))
+        .then(Op::Delete(keys::power(vm.id)))
+        .then(Op::Delete(keys::owner(vm.id)));
+    if let Some(owner) = view.owners.get(&vm.id) {
+        let node = &owner.value.node;
+        let gone = [keys::own(node, vm.id), keys::run(node, vm.id), keys::order(node, vm.id), keys::seen(node, vm.id)];
+        txn.then.extend(gone.map(Op::Delete));
+        txn.then.push(Op::DeletePrefix(format!("stopped/{node}/{}/", vm.id)));
+    }
+    for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)) {
+        txn.then.extend(let_go(vm, volume));
+    }
+    for op in view.ops_of(vm.id) {
+        let state = if op.value.wanted == Wanted::Gone { OpState::Done } else { OpState::Cancelled };
+        txn.then.push(typed::put(op_key(&op.value), &ended(&op.value, state, now)));
+    }
+    txn
+}
+
+fn let_go(vm: &VmRecord, volume: &Kept<vmkeep_types::pool::VolumeRecord>) -> Vec<Op> {
+    let value = &volume.value;
+    let key = keys::volume(&value.project, value.id);
+    let ours = value.foreign_path.is_none();
+    if vm.leaving == Some(Leaving::DeleteKeepDisks) && ours {
+        let mut free = value.clone();
+        free.attached = None;
+        return vec![typed::put(key, &free)];
+    }
+    vec![Op::Delete(key), Op::Delete(keys::name("volume", &value.project, &value.name))]
+}
+
+/// Operations on a VM that no longer exists end.
+fn forgotten(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
+    let end = |op: &Kept<Operation>| {
+        let state = if op.value.wanted == Wanted::Gone { OpState::Done } else { OpState::Cancelled };
+        replace_op(op, &ended(&op.value, state, now))
+    };
+    view.ops_of(id).filter(|op| op.value.wanted != Wanted::Task).map(end).collect()
+}
+
+/// The agent's word, as each open operation of the VM tells it.
+fn fold_operations(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
+    let Some(seen) = view.seen(id) else { return Vec::new() };
+    let fold = |op: &Kept<Operation>| {
+        let told = tell(op, seen, now)?;
+        (told != op.value).then(|| replace_op(op, &told))
+    };
+    view.ops_of(id).filter_map(fold).collect()
+}
+
+fn tell(op: &Kept<Operation>, seen: &Seen, now: jiff::Timestamp) -> Option<Operation> {
+    let Wanted::Vm { spec_revision, power_cycle } = op.value.wanted else { return None };
+    // An operation that wrote the wish was created in the same transaction, so the wish has its revision.
+    let wanted = if spec_revision == Revision(0) { op.created } else { spec_revision };
+    let mut value = op.value.clone();
+    value.blocked = None;
+    let fresh = seen.spec_revision >= wanted && !matches!(seen.domain, Observed::Unknown);
+    if seen.memory.tried() >= wanted && seen.memory.power_cycle >= power_cycle && fresh {
+        value.steps.clone_from(&seen.steps);
+        value.error.clone_from(&seen.error);
+        let state = if seen.error.is_some() { OpState::Failed } else { OpState::Done };
+        return Some(ended(&value, state, now));
+    }
+    value.state = OpState::Running;
+    if seen.spec_revision >= wanted {
+        value.steps.clone_from(&seen.steps);
+    }
+    Some(value)
+}
+
+pub fn ended(op: &Operation, state: OpState, now: jiff::Timestamp) -> Operation {
+    Operation { state, ended_at: Some(now), blocked: None, ..op.clone() }
+}
+
+pub fn op_key(op: &Operation) -> String {
+    keys::op(&op.project, op.id)
+}
+
+pub fn replace_op(op: &Kept<Operation>, value: &Operation) -> Txn {
+    let key = op_key(value);
+    Txn::default().when(Compare::ModifiedAt(key.clone(), op.modified)).then(typed::put(key, value))
+}
