@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmkeep_types::error::{Code, Error};
+use vmkeep_types::error::Error;
 use vmkeep_types::ids::OperationId;
 use vmkeep_types::operation::Operation;
 
@@ -19,23 +19,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks while there is no stream.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Calls `on_change` with every new state and gives the last one, whose state is over. `deadline` ends the waiting, not the work.
-pub async fn follow(
-    client: &Client,
-    id: OperationId,
-    deadline: Option<Duration>,
-    on_change: &mut (dyn FnMut(&Operation) + Send),
-) -> Result<Operation, Error> {
-    let Some(deadline) = deadline else {
-        return follow_patiently(client, id, on_change).await;
-    };
-    tokio::time::timeout(deadline, follow_patiently(client, id, on_change)).await.unwrap_or_else(|_| {
-        Err(Error::new(Code::Unavailable, format!("operation {id} is not over after {} s; it goes on", deadline.as_secs()))
-            .hint(format!("see 'vmkeep op show {id}'")))
-    })
-}
-
-async fn follow_patiently(client: &Client, id: OperationId, on_change: &mut (dyn FnMut(&Operation) + Send)) -> Result<Operation, Error> {
+/// Calls `on_change` with every new state and gives the last one, whose state is over. Dropping it ends the waiting, not the work.
+pub async fn follow(client: &Client, id: OperationId, on_change: &mut (dyn FnMut(&Operation) + Send)) -> Result<Operation, Error> {
     let mut follower = Follower { client, id, last: None, on_change };
     let mut heard = Instant::now();
     loop {

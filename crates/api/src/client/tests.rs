@@ -239,7 +239,7 @@ async fn an_operation_is_followed_over_a_broken_stream() {
     });
     let mut states = Vec::new();
     let id = vmkeep_types::ids::OperationId(uuid::Uuid::from_u128(1));
-    let end = crate::follow::follow(&client, id, None, &mut |op| states.push(format!("{:?}", op.state))).await.expect("an end");
+    let end = crate::follow::follow(&client, id, &mut |op| states.push(format!("{:?}", op.state))).await.expect("an end");
     assert!(end.state.is_over());
     assert_eq!(states, ["Pending", "Running", "Done"]);
 }

@@ -1,0 +1,60 @@
+//! `delete -f`: deletes what manifests name; VMs first, then what they use. What is absent already is no failure.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use vmkeep_types::error::Code;
+use vmkeep_types::manifest::Manifest;
+use vmkeep_types::name::Name;
+
+use super::vm::delete::{Disks, delete_all};
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::files::read_manifests;
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// File or directory of manifests, '-' = stdin; may be repeated
+    #[arg(short = 'f', long = "file", required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Keep the VMs' disks as unused volumes
+    #[arg(long)]
+    keep_disks: bool,
+}
+
+pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
+    let (mut vms, mut others) = (Vec::new(), Vec::new());
+    for document in read_manifests(&args.files)? {
+        let name = document.manifest.name().clone();
+        let route = match document.manifest {
+            Manifest::Vm(_) => "vm.get",
+            Manifest::Network(_) => "network.get",
+            Manifest::Image(_) => "image.get",
+        };
+        let kind = document.manifest.kind();
+        match ctx.call(route)?.field("name", &name).done().await {
+            Ok(()) if kind == "vm" => vms.push(name),
+            Ok(()) => others.push((kind, name)),
+            Err(e) if e.code == Code::NotFound => ctx.printer.say(&format!("{kind} '{name}' is absent already")),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if !vms.is_empty() {
+        delete_all(ctx, &vms, if args.keep_disks { Disks::Keep } else { Disks::Delete }).await?;
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = others.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
+    ctx.confirm(&format!("Delete {}?", names.join(", ")))?;
+    for (kind, name) in &others {
+        delete_one(ctx, kind, name).await?;
+    }
+    Ok(())
+}
+
+async fn delete_one(ctx: &Ctx, kind: &str, name: &Name) -> Result<(), Failure> {
+    let route = if kind == "network" { "network.delete" } else { "image.delete" };
+    let call = ctx.call(route)?.field("name", name);
+    ctx.change(&format!("delete {kind} '{name}'"), call).await
+}

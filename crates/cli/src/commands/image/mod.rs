@@ -1,0 +1,184 @@
+//! `image import|build|list|show|delete|export`: what VM disks are made from.
+
+mod export;
+mod import;
+
+use clap::{Args, Subcommand, ValueEnum};
+use vmkeep_api::body::{ImageView, ObjectState};
+use vmkeep_types::image::{BuildRecipe, ImageSource, ImageSpec};
+use vmkeep_types::name::Name;
+use vmkeep_types::units::ByteCount;
+
+use super::{joined, pages, show, word};
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::printer::{Cell, Row, Tone};
+use crate::time;
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List images
+    #[command(visible_aliases = ["ls", "get"])]
+    List,
+    /// Show one image and what was found in it
+    Show {
+        /// Image to show
+        name: Name,
+    },
+    /// Import a file of this computer, or a URL that the host fetches (qcow2, raw, vmdk, vhdx, ova, iso)
+    #[command(visible_alias = "create")]
+    Import(import::ImportArgs),
+    /// Build an image on the host from its own apt sources
+    Build(BuildArgs),
+    /// Download an image as qcow2
+    Export(export::ExportArgs),
+    /// Delete images that nothing uses
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Images to delete
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// What to build
+    #[arg(value_enum)]
+    recipe: RecipeArg,
+    /// Name of the image; default: the recipe's
+    #[arg(long)]
+    name: Option<Name>,
+    /// Pool that it lies in
+    #[arg(long, default_value = "default")]
+    pool: Name,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RecipeArg {
+    /// Kernel and busybox: boots in seconds, for tests
+    Tiny,
+    /// Debian 12 with cloud-init and guest agent
+    #[value(name = "debian-12")]
+    Debian12,
+    /// Debian 13 with cloud-init and guest agent
+    #[value(name = "debian-13")]
+    Debian13,
+}
+
+impl From<RecipeArg> for BuildRecipe {
+    fn from(recipe: RecipeArg) -> Self {
+        match recipe {
+            RecipeArg::Tiny => Self::Tiny,
+            RecipeArg::Debian12 => Self::Debian12,
+            RecipeArg::Debian13 => Self::Debian13,
+        }
+    }
+}
+
+impl Row for ImageView {
+    const HEAD: &'static [&'static str] = &["NAME", "STATE", "SIZE", "STORED", "OS", "USED-BY"];
+    const WIDE: &'static [&'static str] = &["FIRMWARE", "CLOUD-INIT", "POOL", "CREATED", "ID"];
+    fn name(&self) -> String {
+        self.spec.name.to_string()
+    }
+    fn cells(&self) -> Vec<Cell> {
+        let state = match self.state {
+            ObjectState::Pending => Cell("pending".into(), Tone::Warn),
+            ObjectState::Ready => Cell("ready".into(), Tone::Good),
+            ObjectState::Failed => Cell("failed".into(), Tone::Bad),
+        };
+        let facts = self.facts.as_ref();
+        let size = facts.map_or_else(|| "-".into(), |f| f.virtual_size.human());
+        let stored = facts.map_or_else(|| "-".into(), |f| f.stored_size.human());
+        let os = facts.map_or_else(|| "-".into(), |f| f.os_name.clone().unwrap_or_else(|| word(&f.os)));
+        vec![self.name().into(), state, size.into(), stored.into(), os.into(), self.used_by.len().into()]
+    }
+    fn wide(&self) -> Vec<Cell> {
+        let facts = self.facts.as_ref();
+        let of = |pick: fn(&vmkeep_types::image::ImageFacts) -> String| facts.map_or_else(|| "-".into(), pick);
+        vec![
+            of(|f| word(&f.firmware)).into(),
+            of(|f| word(&f.cloud_init)).into(),
+            self.spec.pool.to_string().into(),
+            time::local(self.created_at).into(),
+            self.id.into(),
+        ]
+    }
+}
+
+pub async fn run(ctx: &Ctx, command: ImageCommand) -> Result<(), Failure> {
+    match command {
+        ImageCommand::List => ctx.printer.list(&pages::<ImageView>(ctx, "image.list", None).await?),
+        ImageCommand::Show { name } => show_one(ctx, &get(ctx, &name).await?),
+        ImageCommand::Import(args) => import::run(ctx, args).await,
+        ImageCommand::Build(args) => {
+            let recipe = BuildRecipe::from(args.recipe);
+            let name = args.name.unwrap_or_else(|| Name::known(recipe.as_str()));
+            create(ctx, ImageSpec { name, description: String::new(), pool: args.pool, source: ImageSource::Build { recipe } }).await
+        }
+        ImageCommand::Export(args) => export::run(ctx, args).await,
+        ImageCommand::Delete { names } => {
+            ctx.confirm(&format!("Delete image {}?", joined(&names)))?;
+            for name in &names {
+                let call = ctx.call("image.delete")?.field("name", name);
+                ctx.change(&format!("delete image '{name}'"), call).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+pub async fn get(ctx: &Ctx, name: &Name) -> Result<ImageView, Failure> {
+    Ok(ctx.call("image.get")?.field("name", name).answer().await?)
+}
+
+/// Has the host make the image, and shows what it found in it.
+async fn create(ctx: &Ctx, spec: ImageSpec) -> Result<(), Failure> {
+    let name = spec.name.clone();
+    let call = ctx.call("image.create")?.header("idempotency-key", uuid::Uuid::new_v4()).json(&spec);
+    ctx.change(&format!("make image '{name}'"), call).await?;
+    if ctx.global.dry_run || ctx.global.no_wait {
+        return Ok(());
+    }
+    for warning in get(ctx, &name).await?.facts.map(|f| f.warnings).unwrap_or_default() {
+        ctx.printer.warn(&warning);
+    }
+    Ok(())
+}
+
+fn source(source: &ImageSource) -> String {
+    match source {
+        ImageSource::Url { url, .. } => url.clone(),
+        ImageSource::Upload { .. } => "an uploaded file".into(),
+        ImageSource::Build { recipe } => format!("built: {}", recipe.as_str()),
+        ImageSource::Volume { volume } => format!("volume {volume}"),
+    }
+}
+
+fn show_one(ctx: &Ctx, view: &ImageView) -> Result<(), Failure> {
+    let facts = view.facts.as_ref();
+    let of = |pick: &dyn Fn(&vmkeep_types::image::ImageFacts) -> String| facts.map(pick).unwrap_or_default();
+    let human = |size: ByteCount| size.human();
+    let card = [
+        ("Name", view.name()),
+        ("Description", view.spec.description.clone()),
+        ("State", word(&view.state)),
+        ("Kind", of(&|f| word(&f.kind))),
+        ("Size", of(&|f| human(f.virtual_size))),
+        ("Stored", of(&|f| human(f.stored_size))),
+        ("OS", of(&|f| f.os_name.clone().unwrap_or_else(|| word(&f.os)))),
+        ("Firmware", of(&|f| word(&f.firmware))),
+        ("cloud-init", of(&|f| word(&f.cloud_init))),
+        ("Guest agent", of(&|f| word(&f.guest_agent))),
+        ("virtio", of(&|f| word(&f.virtio))),
+        ("Warnings", of(&|f| f.warnings.join("\n"))),
+        ("Source", source(&view.spec.source)),
+        ("SHA-256", of(&|f| f.sha256.clone().unwrap_or_default())),
+        ("Pool", view.spec.pool.to_string()),
+        ("Used by", joined(&view.used_by)),
+        ("Created", time::local(view.created_at)),
+        ("Id", view.id.to_string()),
+    ];
+    show(ctx, view, &card)
+}

@@ -1,0 +1,106 @@
+//! `token create|list|delete`: access over the network.
+
+use clap::{Args, Subcommand, ValueEnum};
+use vmkeep_api::body::{TokenCreate, TokenCreated, TokenView};
+use vmkeep_types::name::Name;
+use vmkeep_types::record::Role;
+use vmkeep_types::units::Seconds;
+
+use super::word;
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::printer::{Cell, Format, Row};
+use crate::time;
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// List tokens, without their secrets
+    #[command(visible_aliases = ["ls", "get"])]
+    List,
+    /// Make a token; its secret is printed once
+    Create(CreateArgs),
+    /// Revoke a token
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Its id, from 'vmkeep token list'
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name of the token, for the audit log
+    name: Name,
+    /// What it may do
+    #[arg(long, value_enum, default_value = "viewer")]
+    role: RoleArg,
+    /// It ends after this time, like 90d; without it, never
+    #[arg(long, value_name = "TIME")]
+    expires_in: Option<Seconds>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RoleArg {
+    /// Reads
+    Viewer,
+    /// Changes VMs, images, volumes
+    Operator,
+    /// Everything
+    Admin,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Viewer => Self::Viewer,
+            RoleArg::Operator => Self::Operator,
+            RoleArg::Admin => Self::Admin,
+        }
+    }
+}
+
+impl Row for TokenView {
+    const HEAD: &'static [&'static str] = &["ID", "NAME", "ROLE", "EXPIRES"];
+    const WIDE: &'static [&'static str] = &["CREATED"];
+    fn name(&self) -> String {
+        self.id.clone()
+    }
+    fn cells(&self) -> Vec<Cell> {
+        let expires = self.expires_at.map_or_else(|| "never".into(), time::local);
+        vec![self.id.clone().into(), self.name.to_string().into(), word(&self.role).into(), expires.into()]
+    }
+    fn wide(&self) -> Vec<Cell> {
+        vec![time::local(self.created_at).into()]
+    }
+}
+
+pub async fn run(ctx: &Ctx, command: TokenCommand) -> Result<(), Failure> {
+    match command {
+        TokenCommand::List => ctx.printer.list(&ctx.call("token.list")?.answer::<Vec<TokenView>>().await?),
+        TokenCommand::Create(args) => create(ctx, args).await,
+        TokenCommand::Delete { id } => {
+            if ctx.is_rehearsal(&format!("revoke token {id}")) {
+                return Ok(());
+            }
+            ctx.confirm(&format!("Revoke token {id}? Whoever uses it is locked out."))?;
+            ctx.call("token.delete")?.field("id", &id).done().await?;
+            ctx.printer.say(&format!("token {id} is revoked"));
+            Ok(())
+        }
+    }
+}
+
+async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("make token '{}'", args.name)) {
+        return Ok(());
+    }
+    let body = TokenCreate { name: args.name, role: args.role.into(), expires_in: args.expires_in };
+    let made: TokenCreated = ctx.call("token.create")?.json(&body).answer().await?;
+    match ctx.printer.format {
+        Format::Json | Format::Yaml => ctx.printer.value(&made)?,
+        // The secret alone, so that `vmkeep token create ci > token` makes a --token-file.
+        _ => ctx.printer.out(&made.secret),
+    }
+    ctx.printer.say(&format!("token {} ({}, {}); its secret is shown only now", made.token.id, made.token.name, word(&made.token.role)));
+    Ok(())
+}

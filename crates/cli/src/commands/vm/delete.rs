@@ -1,0 +1,63 @@
+//! `vm delete`: shows the volumes that would go, asks, then deletes.
+
+use clap::Args;
+use vmkeep_api::body::VolumeView;
+use vmkeep_types::error::Error;
+use vmkeep_types::name::Name;
+use vmkeep_types::units::ByteCount;
+
+use super::get;
+use crate::commands::{joined, pages};
+use crate::context::Ctx;
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// VMs to delete
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<Name>,
+    /// Keep the disks as unused volumes
+    #[arg(long)]
+    keep_disks: bool,
+}
+
+pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
+    delete_all(ctx, &args.names, if args.keep_disks { Disks::Keep } else { Disks::Delete }).await
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Disks {
+    Delete,
+    Keep,
+}
+
+/// Refuses before anything is asked or deleted when a VM is absent or protected.
+pub async fn delete_all(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure> {
+    for name in names {
+        if get(ctx, name).await?.spec.protect {
+            return Err(Error::conflict(format!("vm '{name}' is protected"))
+                .hint(format!("'vmkeep vm set {name} protect=false' first"))
+                .into());
+        }
+    }
+    let volumes = pages::<VolumeView>(ctx, "volume.list", None).await?;
+    for name in names {
+        for volume in volumes.iter().filter(|v| v.vm.as_ref() == Some(name)) {
+            let size = volume.size.map(ByteCount::human).unwrap_or_default();
+            let fate = if disks == Disks::Keep { "kept as an unused volume" } else { "deleted with its data" };
+            ctx.printer.say(&format!("  volume {} {size}: {fate}", volume.name));
+        }
+    }
+    let them = if names.len() == 1 { "its" } else { "their" };
+    let question = match disks {
+        Disks::Delete => format!("Delete vm {} and {them} disks?", joined(names)),
+        Disks::Keep => format!("Delete vm {} and keep {them} disks?", joined(names)),
+    };
+    ctx.confirm(&question)?;
+    for name in names {
+        let call = ctx.call("vm.delete")?.field("name", name);
+        let call = if disks == Disks::Keep { call.query("keep_disks", true) } else { call };
+        ctx.change(&format!("delete vm '{name}'"), call).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! `vm list`: one line per VM; `-A` adds libvirt's other domains, `-w` goes on with changes.
+
+use clap::Args;
+use serde::Serialize;
+use vmkeep_api::body::{DomainView, VmPhase, VmView};
+use vmkeep_types::ids::VmId;
+
+use crate::commands::watch::{Change, watch};
+use crate::commands::{or_dash, pages, word};
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::printer::{Cell, Format, Row, Tone};
+use crate::time;
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Also domains that vmkeep neither made nor adopted
+    #[arg(short = 'A', long)]
+    all: bool,
+    /// Only VMs with these labels: tier=db,app=web
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    label: Option<String>,
+    /// Go on with changes until Ctrl-C
+    #[arg(short, long, conflicts_with = "all")]
+    watch: bool,
+}
+
+pub fn tone(phase: VmPhase) -> Tone {
+    match phase {
+        VmPhase::Running => Tone::Good,
+        VmPhase::Failed => Tone::Bad,
+        VmPhase::Stopped => Tone::Dim,
+        VmPhase::Pending | VmPhase::Preparing | VmPhase::Starting | VmPhase::Stopping | VmPhase::Deleting => Tone::Plain,
+        VmPhase::Paused | VmPhase::Backoff | VmPhase::Unknown => Tone::Warn,
+    }
+}
+
+/// What is not as wished, in short.
+fn notes(vm: &VmView) -> String {
+    let status = &vm.status;
+    let mut notes = Vec::new();
+    for (n, word) in [(status.pending.len(), "pending"), (status.drift.len(), "drift"), (status.conflicts.len(), "conflict")] {
+        if n > 0 {
+            notes.push(format!("{word} {n}"));
+        }
+    }
+    if status.qemu_outdated {
+        notes.push("qemu outdated".into());
+    }
+    notes.join(", ")
+}
+
+impl Row for VmView {
+    const HEAD: &'static [&'static str] = &["NAME", "STATE", "CPUS", "MEMORY", "NODE", "AGE", "NOTES"];
+    const WIDE: &'static [&'static str] = &["IMAGE", "ACCEL", "RESTARTS", "LABELS", "ID"];
+    fn name(&self) -> String {
+        self.spec.name.to_string()
+    }
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            self.name().into(),
+            Cell(self.status.text.clone(), tone(self.status.phase)),
+            self.spec.cpus.count.into(),
+            self.spec.memory.size.human().into(),
+            or_dash(self.status.node.as_ref()).into(),
+            time::age(self.created_at, jiff::Timestamp::now()).into(),
+            Cell(notes(self), Tone::Warn),
+        ]
+    }
+    fn wide(&self) -> Vec<Cell> {
+        let image = self.spec.image.as_ref().or_else(|| self.spec.disks.iter().find_map(|d| d.image.as_ref()));
+        let labels: Vec<String> = self.spec.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        vec![
+            or_dash(image).into(),
+            or_dash(self.status.accel.as_ref()).into(),
+            self.status.restarts.count.into(),
+            labels.join(",").into(),
+            self.id.into(),
+        ]
+    }
+}
+
+/// A VM of ours or a domain of somebody else.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Any {
+    Vm(Box<VmView>),
+    Foreign(DomainView),
+}
+
+impl Row for Any {
+    const HEAD: &'static [&'static str] = VmView::HEAD;
+    const WIDE: &'static [&'static str] = VmView::WIDE;
+    fn name(&self) -> String {
+        match self {
+            Self::Vm(vm) => vm.name(),
+            Self::Foreign(domain) => domain.name.clone(),
+        }
+    }
+    fn cells(&self) -> Vec<Cell> {
+        match self {
+            Self::Vm(vm) => vm.cells(),
+            Self::Foreign(domain) => {
+                let dash = || Cell("-".into(), Tone::Plain);
+                let state = Cell(format!("{} (not ours)", word(&domain.state)), Tone::Dim);
+                vec![domain.name.clone().into(), state, dash(), dash(), dash(), dash(), "".into()]
+            }
+        }
+    }
+    fn wide(&self) -> Vec<Cell> {
+        match self {
+            Self::Vm(vm) => vm.wide(),
+            Self::Foreign(domain) => vec!["-".into(), "-".into(), "-".into(), "".into(), domain.uuid.into()],
+        }
+    }
+}
+
+pub async fn run(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
+    let vms = pages::<VmView>(ctx, "vm.list", args.label.as_deref()).await?;
+    if args.all {
+        return list_all(ctx, vms).await;
+    }
+    if args.watch && matches!(ctx.printer.format, Format::Table | Format::Wide) {
+        return watch_lines(ctx, vms, args.label.as_deref()).await;
+    }
+    ctx.printer.list(&vms)?;
+    if vms.is_empty() && ctx.printer.format == Format::Table {
+        ctx.printer.hint("make one: 'vmkeep image build tiny', then 'vmkeep launch tiny hello'");
+    }
+    if !args.watch {
+        return Ok(());
+    }
+    watch::<VmView>(
+        ctx,
+        || Ok(ctx.call("vm.list")?.query_opt("label", args.label.as_ref())),
+        |change| match change {
+            Change::Put(vm) if ctx.printer.format == Format::Json => {
+                ctx.printer.out(&serde_json::to_string(&vm).map_err(|e| vmkeep_types::error::Error::internal(e.to_string()))?);
+                Ok(())
+            }
+            Change::Put(vm) => ctx.printer.list(std::slice::from_ref(&*vm)),
+            Change::Deleted(_) => Ok(()),
+        },
+    )
+    .await
+}
+
+async fn list_all(ctx: &Ctx, vms: Vec<VmView>) -> Result<(), Failure> {
+    let domains: Vec<DomainView> = ctx.call("domain.list")?.answer().await?;
+    let known: std::collections::HashSet<VmId> = vms.iter().map(|vm| vm.id).collect();
+    let foreign = domains.into_iter().filter(|d| !d.ours && !known.contains(&d.uuid));
+    let rows: Vec<Any> = vms.into_iter().map(|vm| Any::Vm(Box::new(vm))).chain(foreign.map(Any::Foreign)).collect();
+    ctx.printer.list(&rows)
+}
+
+/// Name and state of each change as one line, after a table of what there is.
+async fn watch_lines(ctx: &Ctx, vms: Vec<VmView>, label: Option<&str>) -> Result<(), Failure> {
+    ctx.printer.list(&vms)?;
+    let mut shown: std::collections::HashMap<VmId, Vec<String>> = vms.iter().map(|vm| (vm.id, texts(vm))).collect();
+    watch::<VmView>(
+        ctx,
+        || Ok(ctx.call("vm.list")?.query_opt("label", label)),
+        |change| {
+            match change {
+                Change::Put(vm) => {
+                    let now = texts(&vm);
+                    if shown.get(&vm.id) != Some(&now) {
+                        ctx.printer.out(&format!(
+                            "{:<20}  {}  {}",
+                            now[0],
+                            ctx.printer.paint(&now[1], tone(vm.status.phase)),
+                            now[2..].join("  ")
+                        ));
+                        shown.insert(vm.id, now);
+                    }
+                }
+                Change::Deleted(name) => ctx.printer.out(&format!("{name:<20}  {}", ctx.printer.paint("deleted", Tone::Dim))),
+            }
+            Ok(())
+        },
+    )
+    .await
+}
+
+/// What is shown of a VM and changes: everything but its age.
+fn texts(vm: &VmView) -> Vec<String> {
+    vec![vm.name(), vm.status.text.clone(), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
+}

@@ -1,0 +1,95 @@
+//! Why a command ends without success, and the exit code that says so to scripts.
+//!
+//! | code | means |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed |
+//! | 2 | the command line is wrong |
+//! | 3 | the object does not exist |
+//! | 4 | conflict: taken, in use, protected, or changed by somebody else meanwhile |
+//! | 5 | the control plane cannot be reached |
+//!
+//! `vm exec` and `vm ssh` pass the guest program's code on; an interrupted wait ends with 130, as shells do it.
+
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::operation::{OpState, Operation};
+
+use crate::printer::Printer;
+
+#[derive(Debug)]
+pub enum Failure {
+    /// The server's or our own word.
+    Error(Error),
+    /// An operation ended without success.
+    Operation(Box<Operation>),
+    /// The command line is wrong in a way that clap cannot see.
+    Usage { message: String, hint: String },
+    /// All was said already.
+    Code(u8),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Self::Error(e)
+    }
+}
+
+/// An interrupted wait.
+pub const INTERRUPTED: u8 = 130;
+
+impl Failure {
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: hint.into() }
+    }
+
+    /// A local failure, with what was tried and the system's reason.
+    pub fn io(what: impl std::fmt::Display, e: &std::io::Error) -> Self {
+        let text = e.to_string();
+        Self::Error(Error::refused(format!("{what}: {}", text.split(" (os error").next().unwrap_or(&text))))
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Error(e) => match e.code {
+                Code::NotFound => 3,
+                Code::Conflict | Code::Stale => 4,
+                Code::Unavailable => 5,
+                Code::Invalid | Code::Unauthenticated | Code::Forbidden | Code::TooLarge => 1,
+                Code::NoCapacity | Code::Refused | Code::Cancelled | Code::Internal => 1,
+            },
+            Self::Operation(op) => match op.error.as_ref().map(|e| e.code) {
+                Some(Code::NotFound) => 3,
+                Some(Code::Conflict | Code::Stale) => 4,
+                _ => 1,
+            },
+            Self::Usage { .. } => 2,
+            Self::Code(code) => *code,
+        }
+    }
+
+    /// Says it on stderr; gives the exit code.
+    pub fn report(&self, printer: &Printer) -> u8 {
+        match self {
+            Self::Error(e) => printer.error(e),
+            Self::Operation(op) => printer.error(&operation_error(op)),
+            Self::Usage { message, hint } => printer.error(&Error::invalid(message.clone()).hint(hint.clone())),
+            Self::Code(_) => {}
+        }
+        self.exit_code()
+    }
+}
+
+fn operation_error(op: &Operation) -> Error {
+    let what = format!("{} {} '{}'", crate::progress::verb(&op.kind), op.resource.kind, op.resource.name);
+    let id = op.id;
+    match (&op.error, op.state) {
+        (Some(e), _) => {
+            let mut e = e.clone();
+            e.message = format!("cannot {what}: {}", e.message);
+            e.hint = e.hint.or_else(|| Some(format!("see 'vmkeep op show {id}'")));
+            e
+        }
+        (None, OpState::Cancelled) => Error::new(Code::Cancelled, format!("{what} was cancelled")),
+        (None, _) => Error::internal(format!("cannot {what}: the server does not say why")).hint(format!("see 'vmkeep op show {id}'")),
+    }
+}
