@@ -44,6 +44,7 @@ impl BuildRecipe {
     }
 }
 
+/// An image that disks are made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::NetworkId;
 use crate::name::Name;
 
+/// A network that NICs attach to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSpec {

@@ -4,7 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
+use schemars::JsonSchema;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+
+use crate::units::ByteCount;
 
 /// A struct with a short form. Use with `#[serde(deserialize_with = "scalar::or_struct")]`.
 pub trait Short: for<'de> Deserialize<'de> {
@@ -42,4 +45,29 @@ impl<'de, T: Short> Visitor<'de> for ShortVisitor<T> {
 
 pub fn or_struct<'de, D: Deserializer<'de>, T: Short>(d: D) -> Result<T, D::Error> {
     d.deserialize_any(ShortVisitor(PhantomData))
+}
+
+/// The schema of a struct whose short form is a number. Use with `#[schemars(transform = …)]`.
+pub fn or_number(schema: &mut schemars::Schema) {
+    or(schema, serde_json::json!({"type": "integer", "minimum": 1}));
+}
+
+/// The schema of a struct whose short form is a size.
+pub fn or_size(schema: &mut schemars::Schema) {
+    // Written out: a reference would depend on the document around it.
+    or(schema, ByteCount::json_schema(&mut schemars::SchemaGenerator::default()).to_value());
+}
+
+/// The schema of a size that may be a bare 0.
+pub fn or_zero(schema: &mut schemars::Schema) {
+    or(schema, serde_json::json!({"const": 0}));
+}
+
+fn or(schema: &mut schemars::Schema, short: serde_json::Value) {
+    let object = schema.ensure_object();
+    let outside: serde_json::Map<String, serde_json::Value> =
+        ["title", "description", "default"].into_iter().filter_map(|k| Some((k.to_owned(), object.remove(k)?))).collect();
+    let whole = std::mem::take(object);
+    *object = outside;
+    object.insert("anyOf".into(), serde_json::json!([short, whole]));
 }

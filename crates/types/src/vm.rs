@@ -204,6 +204,7 @@ impl Default for RestartLimit {
 /// `cpus: 2` or `{count: 4, max: 8, sockets: 1, cores: 8, threads: 1}`. A topology must multiply to `max` (or `count`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = scalar::or_number)]
 pub struct Cpus {
     /// vCPUs at start; 1 to 512.
     pub count: u32,
@@ -264,6 +265,7 @@ pub enum Switch {
 /// `memory: 2G` or `{size: 4G, max: 16G, balloon: true, hugepages: false}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = scalar::or_size)]
 pub struct Memory {
     pub size: ByteCount,
     /// What the balloon may grow to while it runs.
@@ -416,6 +418,7 @@ pub struct DiskLimits {
     pub iops: u64,
     /// Bytes per second, reads and writes together: 100M. `0` or `0B` = unlimited.
     #[serde(deserialize_with = "zero_or_size")]
+    #[schemars(transform = scalar::or_zero)]
     pub bandwidth: ByteCount,
 }
 
