@@ -1,1 +1,184 @@
-//! (being written)
+//! The node agent at work: orders and tasks come from the store, facts from the hypervisor, and one worker per VM brings
+//! them together.
+//!
+//! ```text
+//!  n/NODE/order/* ─┐                      ┌─► worker(vm1) ─ decide ─ act ─► hypervisor, pool, net
+//!  n/NODE/task/*  ─┼─► dispatch (run) ────┼─► worker(vm2)      │
+//!  libvirt events ─┘                      └─► task runner      └─► n/NODE/seen/*, n/NODE/event/*
+//! ```
+//! Each worker makes one call at a time for its VM. A crash at any point loses nothing: what was done is visible in libvirt
+//! and in the pools, what was decided is in `Seen.memory`, and the first look after a start goes on from there. libvirt gone:
+//! every domain is unknown, nothing is acted upon, guests go on. The store gone: workers keep their last order.
+
+pub mod apply;
+pub mod boot;
+pub mod claim;
+pub mod clock;
+pub mod node;
+pub mod remove;
+pub mod report;
+pub mod task;
+pub mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vmkeep_store::{Change, StoreError, Watch, WatchBatch, typed};
+use vmkeep_types::ids::{OperationId, VmId};
+use vmkeep_types::observed::Seen;
+use vmkeep_types::order::{NodeTask, Order};
+
+pub use node::{AgentConfig, Handle, Node};
+
+use crate::hypervisor::HvEvent;
+use worker::Mailbox;
+
+/// Wait before the dispatcher starts over after the store failed it.
+const REST: Duration = Duration::from_secs(1);
+
+/// Runs the agent until shutdown. VMs are never touched by a shutdown of the agent.
+pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        let mut dispatcher = Dispatcher::new(node.clone());
+        if let Err(error) = dispatcher.dispatch(&shutdown).await {
+            tracing::warn!(%error, "the store failed the agent; starting over from a listing");
+        }
+        dispatcher.stop().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(REST) => {}
+        }
+    }
+}
+
+struct Dispatcher {
+    node: Arc<Node>,
+    workers: BTreeMap<VmId, Arc<Mailbox>>,
+    tasks: BTreeMap<OperationId, CancellationToken>,
+    running: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Dispatcher {
+    fn new(node: Arc<Node>) -> Self {
+        Self { node, workers: BTreeMap::new(), tasks: BTreeMap::new(), running: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    async fn dispatch(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
+        let mut events = self.node.hv.events();
+        self.node.join().await?;
+        let prefix = format!("n/{}/", self.node.name);
+        let listing = self.node.store.list(&prefix).await?;
+        let mut watch: Watch = self.node.store.watch(&prefix, listing.revision.next()).await?;
+        self.begin(&listing.items)?;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                batch = watch.recv() => {
+                    let closed = || Err(StoreError::Unavailable("the watch was closed".into()));
+                    self.take_in(batch.unwrap_or_else(closed)?)?;
+                }
+                event = events.recv() => match event {
+                    Ok(event) => self.on_event(event).await?,
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.poke_all(),
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// All orders and what was last reported about them; then the tasks that have no outcome yet.
+    fn begin(&mut self, items: &[vmkeep_store::KeyValue]) -> Result<(), StoreError> {
+        let mut seen: BTreeMap<VmId, Seen> = BTreeMap::new();
+        let mut orders: BTreeMap<VmId, Order> = BTreeMap::new();
+        for kv in items {
+            match kind_of(&kv.key) {
+                Some(("seen", _)) => seen.extend(typed::decode::<Seen>(kv).map(|s| (s.vm, s)).ok()),
+                Some(("order", _)) => orders.extend([typed::decode::<Order>(kv).map(|o| (o.vm, o))?]),
+                _ => {}
+            }
+        }
+        self.node.board.enrol(&orders, &seen, &self.node.boot_id);
+        for (id, order) in orders {
+            self.hand_over(order, seen.remove(&id));
+        }
+        for kv in items {
+            if let Some(("task", _)) = kind_of(&kv.key) {
+                self.begin_task(typed::decode::<NodeTask>(kv)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, batch: WatchBatch) -> Result<(), StoreError> {
+        for change in batch.changes {
+            match change {
+                Change::Put(kv) => match kind_of(&kv.key) {
+                    Some(("order", _)) => self.hand_over(typed::decode(&kv)?, None),
+                    Some(("task", _)) => self.begin_task(typed::decode(&kv)?),
+                    _ => {}
+                },
+                Change::Deleted { key, .. } => match kind_of(&key) {
+                    Some(("order", id)) => id.parse().ok().and_then(|id: VmId| self.workers.remove(&id)).into_iter().for_each(|w| w.retire()),
+                    Some(("task", id)) => id.parse().ok().and_then(|id: OperationId| self.tasks.remove(&id)).into_iter().for_each(|t| t.cancel()),
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, order: Order, seen: Option<Seen>) {
+        if let Some(mailbox) = self.workers.get(&order.vm) {
+            mailbox.order(order);
+            return;
+        }
+        let mailbox = Arc::new(Mailbox::new(order.clone()));
+        self.workers.insert(order.vm, mailbox.clone());
+        self.running.spawn(worker::run(self.node.clone(), mailbox, seen, self.stop.clone()));
+    }
+
+    fn begin_task(&mut self, task: NodeTask) {
+        if self.tasks.contains_key(&task.op) {
+            return;
+        }
+        let cancel = self.stop.child_token();
+        self.tasks.insert(task.op, cancel.clone());
+        self.running.spawn(task::run(self.node.clone(), task, cancel));
+    }
+
+    async fn on_event(&mut self, event: HvEvent) -> Result<(), StoreError> {
+        match event {
+            HvEvent::Connected | HvEvent::Disconnected => {
+                self.node.refresh_facts().await?;
+                self.poke_all();
+            }
+            event => {
+                if let Some(worker) = event.vm().and_then(|id| self.workers.get(&id)) {
+                    worker.event(event);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn poke_all(&self) {
+        self.workers.values().for_each(|worker| worker.poke());
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+/// `("order", "UID")` of `n/NODE/order/UID`.
+fn kind_of(key: &str) -> Option<(&str, &str)> {
+    let mut parts = key.splitn(4, '/').skip(2);
+    Some((parts.next()?, parts.next().unwrap_or("")))
+}

@@ -1,0 +1,221 @@
+//! What all workers of a node share: identity, store, hypervisor, limits, and the state of the host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Semaphore, watch};
+use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::ids::Epoch;
+use vmkeep_types::name::Name;
+use vmkeep_types::pool::PoolSpec;
+use vmkeep_types::units::ByteCount;
+
+use super::boot::BootBoard;
+use super::clock::BootId;
+use crate::domain::HostProfile;
+use crate::hypervisor::Hypervisor;
+use crate::pool::{self, Pool};
+
+/// Domains that libvirt is asked to start at once: more only queue inside it.
+const STARTS_AT_ONCE: usize = 8;
+/// Image work (convert, build) at once: each of them can fill a disk's bandwidth.
+const IMAGE_TASKS_AT_ONCE: usize = 2;
+
+/// How a node is set up.
+#[derive(Clone)]
+pub struct AgentConfig {
+    pub name: Name,
+    pub store: Arc<dyn Store>,
+    pub hypervisor: Arc<dyn Hypervisor>,
+    pub boot_id: BootId,
+    /// Seeds and other small files that QEMU reads; inside libvirt's image path, so that AppArmor lets it.
+    pub seed_dir: PathBuf,
+    /// Serial logs.
+    pub log_dir: PathBuf,
+    /// Marks that the host is going down; on a tmpfs, so that a boot clears it.
+    pub run_dir: PathBuf,
+    pub cpus: u32,
+    pub memory: ByteCount,
+    pub kvm: KvmState,
+}
+
+pub struct Node {
+    pub name: Name,
+    pub store: Arc<dyn Store>,
+    pub hv: Arc<dyn Hypervisor>,
+    pub boot_id: String,
+    pub config: AgentConfig,
+    pub board: BootBoard,
+    pub starts: Semaphore,
+    pub image_tasks: Semaphore,
+    /// Start orders at and above this one go down with the host; None = the host is up.
+    pub going_down: watch::Sender<Option<u16>>,
+    epoch: Mutex<Epoch>,
+    profile: tokio::sync::Mutex<Option<Arc<HostProfile>>>,
+    pools: Mutex<BTreeMap<Name, (PoolSpec, Arc<dyn Pool>)>>,
+}
+
+/// How a node would die when it must; written before its first claim and never changed within an epoch.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Armed {
+    /// `none`: one host, nobody waits for its death.
+    mode: String,
+}
+
+/// One life of the node.
+#[derive(Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct EpochRecord {
+    epoch: Epoch,
+    boot_id: String,
+}
+
+impl Node {
+    /// # Errors
+    /// When the boot id cannot be read.
+    pub fn new(config: AgentConfig) -> Result<Arc<Self>, Error> {
+        let boot_id = config
+            .boot_id
+            .read()
+            .map_err(|e| Error::internal(format!("cannot read the boot id from {}: {e}", config.boot_id.0.display())))?;
+        let down = going_down_mark(&config.run_dir).exists().then_some(0);
+        Ok(Arc::new(Self {
+            name: config.name.clone(),
+            store: config.store.clone(),
+            hv: config.hypervisor.clone(),
+            boot_id,
+            board: BootBoard::default(),
+            starts: Semaphore::new(STARTS_AT_ONCE),
+            image_tasks: Semaphore::new(IMAGE_TASKS_AT_ONCE),
+            going_down: watch::Sender::new(down),
+            epoch: Mutex::new(Epoch(0)),
+            profile: tokio::sync::Mutex::new(None),
+            pools: Mutex::new(BTreeMap::new()),
+            config,
+        }))
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        *self.epoch.lock().expect("no panic holds this lock")
+    }
+
+    /// Begins or goes on with this node's epoch: the same boot id keeps it, a new one begins the next.
+    pub async fn join(&self) -> Result<(), StoreError> {
+        let key = keys::epoch(&self.name);
+        let old = self.store.get(&key).await?;
+        let record: Option<EpochRecord> = old.as_ref().map(typed::decode).transpose()?;
+        let epoch = match record {
+            Some(record) if record.boot_id == self.boot_id => record.epoch,
+            Some(record) => record.epoch.next(),
+            None => Epoch(1),
+        };
+        let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
+        let txn = Txn::default()
+            .when(guard)
+            .then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }))
+            .then(typed::put(keys::armed(&self.name, epoch), &Armed { mode: "none".into() }));
+        if self.store.txn(txn).await?.held == Held::No {
+            return Err(StoreError::Unavailable(format!("another agent joined as {}", self.name)));
+        }
+        *self.epoch.lock().expect("no panic holds this lock") = epoch;
+        self.refresh_facts().await
+    }
+
+    /// Describes the node anew; libvirt's state and versions may have changed.
+    pub async fn refresh_facts(&self) -> Result<(), StoreError> {
+        let versions = self.hv.versions().await.ok();
+        if versions.is_none() {
+            *self.profile.lock().await = None;
+        }
+        let facts = NodeFacts {
+            name: self.name.clone(),
+            epoch: self.epoch(),
+            boot_id: self.boot_id.clone(),
+            cpus: self.config.cpus,
+            memory: self.config.memory,
+            kvm: self.config.kvm.clone(),
+            hypervisor_up: versions.is_some(),
+            libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
+            qemu_version: versions.map(|v| v.qemu),
+            vmkeep_version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let key = keys::facts(&self.name);
+        let old = self.store.get(&key).await?;
+        if old.and_then(|kv| typed::decode::<NodeFacts>(&kv).ok()).as_ref() != Some(&facts) {
+            self.store.txn(Txn::default().then(typed::put(key, &facts))).await?;
+        }
+        Ok(())
+    }
+
+    /// What this host's QEMU can do; asked once per connection, because libvirt probes QEMU for seconds.
+    pub async fn profile(&self) -> Result<Arc<HostProfile>, Error> {
+        let mut kept = self.profile.lock().await;
+        if let Some(profile) = kept.as_ref() {
+            return Ok(profile.clone());
+        }
+        let profile = Arc::new(HostProfile::gather(self.hv.as_ref(), &self.config.kvm).await?);
+        *kept = Some(profile.clone());
+        Ok(profile)
+    }
+
+    /// The driver of a pool; kept while its spec is the same.
+    pub fn pool(&self, spec: &PoolSpec) -> Result<Arc<dyn Pool>, Error> {
+        let mut pools = self.pools.lock().expect("no panic holds this lock");
+        if let Some((kept, pool)) = pools.get(&spec.name)
+            && kept == spec
+        {
+            return Ok(pool.clone());
+        }
+        let pool = pool::open(spec)?;
+        pools.insert(spec.name.clone(), (spec.clone(), pool.clone()));
+        Ok(pool)
+    }
+}
+
+fn going_down_mark(run_dir: &std::path::Path) -> PathBuf {
+    run_dir.join("going-down")
+}
+
+/// The agent as other parts of the daemon use it.
+#[derive(Clone)]
+pub struct Handle(pub Arc<Node>);
+
+impl Handle {
+    /// Stops all restarts, then shuts VMs down by reverse start order, each order in parallel, each VM with its own
+    /// `stop_timeout` before it is killed. Returns when none runs. The next boot starts them again.
+    ///
+    /// # Errors
+    /// When libvirt does not answer or the mark cannot be written.
+    pub async fn shutdown_guests(&self) -> Result<(), Error> {
+        let node = &self.0;
+        std::fs::create_dir_all(&node.config.run_dir)
+            .and_then(|()| std::fs::write(going_down_mark(&node.config.run_dir), b"host shutdown\n"))
+            .map_err(|e| Error::internal(format!("cannot write {}: {e}", going_down_mark(&node.config.run_dir).display())))?;
+        for order in node.board.orders_descending() {
+            node.going_down.send_replace(Some(order));
+            self.wait_until_off(order).await?;
+        }
+        node.going_down.send_replace(Some(0));
+        Ok(())
+    }
+
+    /// Takes starts again: a host shutdown that was called off.
+    pub fn resume_guests(&self) {
+        let _ = std::fs::remove_file(going_down_mark(&self.0.config.run_dir));
+        self.0.going_down.send_replace(None);
+    }
+
+    async fn wait_until_off(&self, order: u16) -> Result<(), Error> {
+        const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(300);
+        loop {
+            let ours = self.0.board.vms_of(order);
+            let domains = self.0.hv.list().await.map_err(|e| Error::new(Code::Unavailable, e.to_string()))?;
+            if !domains.iter().any(|d| d.state.is_live() && ours.contains(&d.uuid)) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}

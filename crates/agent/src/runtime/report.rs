@@ -1,0 +1,239 @@
+//! What a worker knows of its VM, and how it is written down: `Seen` and events, in one transaction, only when they changed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use vmkeep_core::vm::{Decision, DomainNow, Why};
+use vmkeep_store::{Op, Txn, keys, typed};
+use vmkeep_types::error::Error;
+use vmkeep_types::event::{Event, Level};
+use vmkeep_types::ids::{Revision, VolumeId};
+use vmkeep_types::observed::{Doing, ExitCause, FieldChange, Observed, QemuFacts, RestartCount, Seen, VmMemory, VolumeSeen};
+use vmkeep_types::operation::ResourceRef;
+use vmkeep_types::order::Order;
+use vmkeep_types::record::VmChoices;
+
+use super::clock::boottime_ms;
+use super::node::Node;
+
+/// Events that wait for the store; more are dropped, oldest first.
+const EVENTS_MAX: usize = 100;
+/// Between tries while the store does not take a report.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+/// Tries before the worker goes on with its VM and reports later.
+const STORE_TRIES: u32 = 3;
+
+pub struct State {
+    pub order: Order,
+    pub memory: VmMemory,
+    pub domain: Observed<DomainNow>,
+    /// The domain carries our metadata for this VM (or does not exist).
+    pub ours: bool,
+    /// Its name in libvirt, which a rename may have left behind.
+    pub name_there: Option<String>,
+    /// From the last stop event, for a libvirt that forgot.
+    pub exit_hint: Option<ExitCause>,
+    pub doing: Option<Doing>,
+    pub error: Option<Error>,
+    pub steps: Vec<String>,
+    pub choices: VmChoices,
+    pub pending: Vec<FieldChange>,
+    pub drift: Vec<FieldChange>,
+    pub conflicts: Vec<FieldChange>,
+    pub qemu: Option<QemuFacts>,
+    pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    pub restarts: RestartCount,
+    pub warnings: Vec<String>,
+    since: jiff::Timestamp,
+    events: Vec<Event>,
+    written: Option<Seen>,
+    event_sequence: u32,
+}
+
+impl State {
+    pub fn new(order: Order, seen: Option<Seen>, now: jiff::Timestamp) -> Self {
+        let choices = order.choices.clone();
+        let mut state = Self {
+            order,
+            memory: VmMemory::default(),
+            domain: Observed::Unknown,
+            ours: true,
+            name_there: None,
+            exit_hint: None,
+            doing: None,
+            error: None,
+            steps: Vec::new(),
+            choices,
+            pending: Vec::new(),
+            drift: Vec::new(),
+            conflicts: Vec::new(),
+            qemu: None,
+            volumes: BTreeMap::new(),
+            restarts: RestartCount::default(),
+            warnings: Vec::new(),
+            since: now,
+            events: Vec::new(),
+            written: None,
+            event_sequence: 0,
+        };
+        if let Some(seen) = seen {
+            state.recall(seen);
+        }
+        state
+    }
+
+    /// Goes on from what was reported before a restart of the agent.
+    fn recall(&mut self, seen: Seen) {
+        self.memory = seen.memory.clone();
+        self.error.clone_from(&seen.error);
+        self.steps.clone_from(&seen.steps);
+        self.pending.clone_from(&seen.pending);
+        self.qemu.clone_from(&seen.qemu);
+        self.volumes.clone_from(&seen.volumes);
+        self.restarts = seen.restarts.clone();
+        self.warnings.clone_from(&seen.warnings);
+        self.since = seen.since;
+        self.written = Some(seen);
+    }
+
+    /// A newer order; true when the domain should be compared with it.
+    pub fn take_order(&mut self, order: Order) -> bool {
+        let new_wish = order.spec_revision != self.order.spec_revision;
+        let new_command = order.power.cycle != self.order.power.cycle;
+        if new_wish || new_command {
+            self.steps.clear();
+            self.error = None;
+        }
+        if new_command {
+            self.restarts = RestartCount::default();
+        }
+        self.choices = order.choices.clone();
+        self.order = order;
+        new_wish
+    }
+
+    pub fn saw(&mut self, domain: Observed<DomainNow>, now: jiff::Timestamp) {
+        if domain.known().map(|d| d.state) != self.domain.known().map(|d| d.state) && self.domain != Observed::Unknown {
+            self.since = now;
+        }
+        self.domain = domain;
+    }
+
+    pub fn step(&mut self, text: impl Into<String>) {
+        self.steps.push(text.into());
+    }
+
+    pub fn fail(&mut self, error: Error) {
+        tracing::warn!(vm = %self.order.spec.name, error = %error.message, "failed");
+        self.error = Some(error);
+    }
+
+    pub fn event(&mut self, level: Level, code: &str, message: impl Into<String>) {
+        let message = message.into();
+        tracing::info!(vm = %self.order.spec.name, code, message);
+        if self.events.len() >= EVENTS_MAX {
+            self.events.remove(0);
+        }
+        let resource =
+            ResourceRef { kind: "vm".into(), project: self.order.project.clone(), name: self.order.spec.name.clone(), uid: self.order.vm.0 };
+        self.events.push(Event { at: jiff::Timestamp::now(), resource, level, code: code.into(), message, node: None });
+    }
+
+    /// The report as it would be written now.
+    pub fn seen(&self, node: &Node) -> Seen {
+        Seen {
+            vm: self.order.vm,
+            generation: self.order.generation,
+            epoch: node.epoch(),
+            spec_revision: self.order.spec_revision,
+            power_cycle: self.memory.power_cycle,
+            domain: match self.domain {
+                Observed::Absent => Observed::Absent,
+                Observed::Unknown => Observed::Unknown,
+                Observed::Known(d) => Observed::Known(d.state),
+            },
+            doing: self.doing.clone(),
+            held: match &self.memory.rest {
+                Some(vmkeep_types::observed::Rest::Held(hold)) => Some(hold.clone()),
+                _ => None,
+            },
+            error: self.error.clone(),
+            steps: self.steps.clone(),
+            choices: self.choices.clone(),
+            pending: self.pending.clone(),
+            drift: self.drift.clone(),
+            conflicts: self.conflicts.clone(),
+            qemu: self.qemu.clone(),
+            volumes: self.volumes.clone(),
+            restarts: self.restarts.clone(),
+            memory: self.memory.clone(),
+            since: self.since,
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// The state "unknown", as it stands before a call that changes the domain.
+    pub fn unknown_op(&mut self, node: &Node, doing: Doing) -> Op {
+        let seen = Seen { domain: Observed::Unknown, doing: Some(doing), ..self.seen(node) };
+        let op = typed::put(keys::seen(&node.name, self.order.vm), &seen);
+        self.written = Some(seen);
+        op
+    }
+
+    /// The wish it has taken up.
+    pub fn wish(&self) -> Revision {
+        self.order.spec_revision
+    }
+}
+
+/// Writes the report and the events if there is news. A store that does not answer delays the report, never the VM.
+pub async fn write(node: &Node, state: &mut State) {
+    let seen = state.seen(node);
+    if state.written.as_ref() == Some(&seen) && state.events.is_empty() {
+        return;
+    }
+    let mut txn = Txn::default().then(typed::put(keys::seen(&node.name, state.order.vm), &seen));
+    for event in &state.events {
+        state.event_sequence = state.event_sequence.wrapping_add(1);
+        let stamp = format!("{:020}-{}-{:06}", event.at.as_nanosecond(), &state.order.vm.to_string()[..8], state.event_sequence);
+        let event = Event { node: Some(node.name.clone()), ..event.clone() };
+        txn = txn.then(typed::put(keys::node_event(&node.name, stamp), &event));
+    }
+    for _ in 0..STORE_TRIES {
+        match node.store.txn(txn.clone()).await {
+            Ok(_) => {
+                state.written = Some(seen);
+                state.events.clear();
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(vm = %state.order.spec.name, %error, "the store does not take the report");
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// A decision's reason as it is shown.
+pub fn doing(decision: &Decision, memory: &VmMemory) -> Option<Doing> {
+    let reason = || memory.last_failure.clone().unwrap_or_else(|| "it was down".into());
+    match decision.why {
+        Why::AsWished | Why::Unknown => None,
+        Why::ToApply => Some(Doing::Preparing { what: "applying the wish".into() }),
+        Why::ToStart => Some(Doing::Starting),
+        Why::WaitingTurn => Some(Doing::Preparing { what: "waiting for earlier start orders".into() }),
+        Why::HostGoingDown => Some(Doing::Stopping { kill_at: None }),
+        Why::Stopping { kill_at_ms } => Some(Doing::Stopping { kill_at: kill_at_ms.map(wall_clock) }),
+        Why::Backoff { at_ms, attempt, max } => Some(Doing::Backoff { at: wall_clock(at_ms), attempt, max, reason: reason() }),
+        Why::GaveUp { max } => Some(Doing::GaveUp { reason: format!("{} ({max} restarts are the limit)", reason()) }),
+        Why::Leaving => Some(Doing::Deleting),
+    }
+}
+
+/// A BOOTTIME as wall clock, to the second, so that the same moment reads the same at each report.
+fn wall_clock(at_ms: u64) -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    let ahead_ms = i64::try_from(at_ms).unwrap_or(i64::MAX).saturating_sub(i64::try_from(boottime_ms()).unwrap_or(i64::MAX));
+    let at = now.checked_add(jiff::SignedDuration::from_millis(ahead_ms)).unwrap_or(now);
+    jiff::Timestamp::from_second((at.as_millisecond() + 500) / 1000).unwrap_or(at)
+}

@@ -1,0 +1,310 @@
+//! One VM's worker: look, decide, act, report; then sleep until something happens.
+//!
+//! All that it knows is in [`State`], and all of that which must survive is in `Seen` in the store. It makes one call at a
+//! time, so libvirt never gets two for the same VM from us.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use vmkeep_core::vm::{self, Act, Decision, DomainNow, HostPhase, Situation, Turn, Why};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::event::Level;
+use vmkeep_types::observed::{ExitCause, Observed, Rest, Seen};
+use vmkeep_types::order::Order;
+
+use super::apply;
+use super::clock::boottime_ms;
+use super::node::Node;
+use super::remove;
+use super::report::State;
+use crate::hypervisor::{HvError, HvEvent, Lifecycle};
+
+/// Looks without a reason, to find what no event told: drift, mostly.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// Decisions in a row before the worker lets others have the thread and looks at its inbox again.
+const ACTS_IN_A_ROW: u32 = 20;
+/// Events kept for a busy worker; older ones are dropped, because a look finds out the same.
+const INBOX_EVENTS_MAX: usize = 64;
+
+/// What waits for a worker.
+pub struct Mailbox {
+    inbox: Mutex<Inbox>,
+    notify: Notify,
+}
+
+struct Inbox {
+    order: Option<Order>,
+    events: Vec<HvEvent>,
+    retired: bool,
+    poked: bool,
+}
+
+impl Mailbox {
+    pub fn new(order: Order) -> Self {
+        let inbox = Inbox { order: Some(order), events: Vec::new(), retired: false, poked: false };
+        Self { inbox: Mutex::new(inbox), notify: Notify::new() }
+    }
+
+    pub fn order(&self, order: Order) {
+        self.with(|inbox| inbox.order = Some(order));
+    }
+
+    pub fn event(&self, event: HvEvent) {
+        self.with(|inbox| {
+            if inbox.events.len() < INBOX_EVENTS_MAX {
+                inbox.events.push(event);
+            }
+        });
+    }
+
+    pub fn poke(&self) {
+        self.with(|inbox| inbox.poked = true);
+    }
+
+    /// The order is gone: the worker ends, the domain stays as it is.
+    pub fn retire(&self) {
+        self.with(|inbox| inbox.retired = true);
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Inbox)) {
+        change(&mut self.inbox.lock().expect("no panic holds this lock"));
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> Inbox {
+        let mut inbox = self.inbox.lock().expect("no panic holds this lock");
+        let retired = inbox.retired;
+        let poked = std::mem::take(&mut inbox.poked);
+        Inbox { order: inbox.order.take(), events: std::mem::take(&mut inbox.events), retired, poked }
+    }
+}
+
+/// Works for one VM until its order is gone or the agent stops.
+pub async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, stop: CancellationToken) {
+    let first = mailbox.take();
+    let Some(order) = first.order else { return };
+    let id = order.vm;
+    let mut state = State::new(order, seen, jiff::Timestamp::now());
+    let mut phase = node.going_down.subscribe();
+    let mut inspect = true;
+    loop {
+        let inbox = mailbox.take();
+        if inbox.retired {
+            node.board.forget(id);
+            return;
+        }
+        inspect |= inbox.poked;
+        if let Some(order) = inbox.order {
+            inspect |= state.take_order(order);
+        }
+        node.board.note_order(id, &state.order.spec);
+        inspect |= take_events(&node, &mut state, inbox.events);
+        let wake = settle(&node, &mut state, std::mem::take(&mut inspect)).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = mailbox.notify.notified() => {}
+            _ = phase.changed() => {}
+            () = tokio::time::sleep(wake.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) => inspect = wake.is_none_or(|w| w >= LOOK_EVERY),
+        }
+    }
+}
+
+/// Decides and acts until there is nothing to do now; how long it may sleep.
+async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duration> {
+    for _ in 0..ACTS_IN_A_ROW {
+        look(node, state).await;
+        let decision = decide(node, state);
+        note_boot_progress(node, state, &decision);
+        state.memory = decision.memory.clone();
+        state.doing = super::report::doing(&decision, &state.memory);
+        if decision.act == Act::Nothing {
+            if inspect && decision.why == Why::AsWished {
+                apply::inspect(node, state).await;
+            }
+            super::report::write(node, state).await;
+            return decision.wake_at_ms.map(|at| Duration::from_millis(at.saturating_sub(boottime_ms())));
+        }
+        if !act(node, state, decision.act).await {
+            super::report::write(node, state).await;
+            return Some(Duration::from_millis(vm::LOOK_AGAIN_MS));
+        }
+    }
+    Some(Duration::ZERO)
+}
+
+/// libvirt's word on the domain; without an answer it is unknown.
+async fn look(node: &Node, state: &mut State) {
+    let domain = match node.hv.find(state.order.vm).await {
+        Ok(brief) => {
+            let exit = state.exit_hint.filter(|_| matches!(brief.exit, None | Some(ExitCause::Unknown))).or(brief.exit);
+            state.name_there = Some(brief.name);
+            state.ours = brief.metadata.as_deref().and_then(crate::domain::parse_metadata).is_some_and(|meta| meta.vm == state.order.vm);
+            Observed::Known(DomainNow { state: brief.state, exit })
+        }
+        Err(HvError::NoDomain(_)) => {
+            state.ours = true;
+            Observed::Absent
+        }
+        Err(error) => {
+            tracing::debug!(vm = %state.order.vm, %error, "cannot look at the domain");
+            Observed::Unknown
+        }
+    };
+    if domain.known().is_some_and(|d| d.state.is_live()) {
+        state.exit_hint = None;
+    }
+    state.saw(domain, jiff::Timestamp::now());
+}
+
+fn situation<'a>(node: &'a Node, state: &'a State) -> Situation<'a> {
+    let now_ms = boottime_ms();
+    let down = *node.going_down.borrow();
+    let host = if down.is_some_and(|order| state.order.spec.start.order >= order) { HostPhase::GoingDown } else { HostPhase::Up };
+    Situation {
+        order: &state.order,
+        domain: state.domain.clone(),
+        memory: state.memory.clone(),
+        host,
+        turn: if down.is_some() { Turn::Wait } else { node.board.turn(state.order.vm, now_ms) },
+        boot_id: &node.boot_id,
+        now_ms,
+        now: jiff::Timestamp::now(),
+    }
+}
+
+fn decide(node: &Node, state: &State) -> Decision {
+    vm::decide(&situation(node, state))
+}
+
+fn note_boot_progress(node: &Node, state: &State, decision: &Decision) {
+    let id = state.order.vm;
+    let live = state.domain.known().is_some_and(|d| d.state.is_live());
+    match decision.why {
+        Why::ToStart | Why::WaitingTurn | Why::Unknown => {}
+        _ if live => node.board.running(id, boottime_ms()),
+        _ => node.board.out_of_the_way(id),
+    }
+}
+
+/// Carries out one decision; false when the same decision would only fail again right now.
+async fn act(node: &Node, state: &mut State, act: Act) -> bool {
+    let id = state.order.vm;
+    let foreign = !state.ours && state.order.origin == vmkeep_types::record::VmOrigin::Created;
+    if foreign {
+        let hint = "take it over with `vmkeep vm adopt`, or remove it with virsh";
+        state.fail(Error::new(Code::Conflict, format!("libvirt has a domain with the UUID {id} that vmkeep did not make")).hint(hint));
+        return false;
+    }
+    match act {
+        Act::Nothing => true,
+        Act::Apply => {
+            let outcome = apply::apply(node, state).await;
+            let mut memory = state.memory.clone();
+            match outcome {
+                Ok(()) => vm::applied(&mut memory, &state.order),
+                Err(error) => {
+                    vm::apply_failed(&situation(node, state), &mut memory);
+                    state.fail(error);
+                }
+            }
+            state.memory = memory;
+            true
+        }
+        Act::Start => {
+            start(node, state).await;
+            true
+        }
+        Act::AskDown => quiet(state, node.hv.shutdown(id).await, "ask the guest to shut down"),
+        Act::Kill => quiet(state, node.hv.destroy(id).await, "kill the domain"),
+        Act::Remove(leaving) => match remove::remove(node, state, leaving).await {
+            Ok(()) => {
+                state.memory.removed = true;
+                true
+            }
+            Err(error) => {
+                state.fail(error);
+                false
+            }
+        },
+    }
+}
+
+/// A domain that went away or changed state by itself in between is not an error: the next look sees it.
+fn quiet(state: &mut State, result: Result<(), HvError>, what: &str) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(HvError::NoDomain(_) | HvError::WrongState(_)) => false,
+        Err(error) => {
+            state.fail(Error::refused(format!("cannot {what}: {error}")));
+            false
+        }
+    }
+}
+
+async fn start(node: &Node, state: &mut State) {
+    let _slot = node.starts.acquire().await.expect("the semaphore is never closed");
+    let after_failure = state.memory.rest == Some(Rest::Failed) || state.memory.rest == Some(Rest::GuestOff);
+    let why = state.memory.last_failure.clone().unwrap_or_default();
+    match apply::start(node, state).await {
+        Ok(()) => {
+            let mut memory = state.memory.clone();
+            vm::started(&mut memory, &state.order);
+            state.memory = memory;
+            if after_failure {
+                state.restarts.count += 1;
+                state.restarts.last_reason = Some(why.clone());
+                state.restarts.last_at = Some(jiff::Timestamp::now());
+                state.event(Level::Warn, "vm.restarted", format!("started again: {why}"));
+            } else {
+                state.event(Level::Info, "vm.started", "started");
+            }
+        }
+        Err(error) => {
+            let mut memory = state.memory.clone();
+            vm::start_failed(&situation(node, state), &mut memory, &error.message);
+            state.memory = memory;
+            state.event(Level::Error, "vm.start-failed", error.message.clone());
+            state.fail(error);
+        }
+    }
+}
+
+/// What events tell beyond "look again". True when the stored description may have changed.
+fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
+    let mut described_anew = false;
+    for event in events {
+        match event {
+            HvEvent::Lifecycle { what: Lifecycle::Stopped(cause), detail, .. } => {
+                state.exit_hint = Some(cause);
+                told_stop(state, cause, &detail);
+            }
+            HvEvent::Lifecycle { what: Lifecycle::Defined | Lifecycle::Undefined, .. } => described_anew = true,
+            HvEvent::Lifecycle { what: Lifecycle::Crashed, detail, .. } => state.event(Level::Error, "vm.panicked", format!("the guest panicked: {detail}")),
+            HvEvent::Lifecycle { .. } => {}
+            HvEvent::PowerdownAsked(_) => vm::asked_down_outside(&mut state.memory, boottime_ms()),
+            HvEvent::Rebooted(_) => state.event(Level::Info, "vm.rebooted", "the guest rebooted"),
+            HvEvent::Watchdog(_, action) => state.event(Level::Warn, "vm.watchdog", format!("the guest's watchdog fired: {action}")),
+            HvEvent::IoError { device, reason, .. } => state.event(Level::Error, "vm.io-error", format!("I/O error on {device}: {reason}")),
+            HvEvent::Agent { connected: crate::hypervisor::AgentLink::Up, .. } => node.board.agent_answers(state.order.vm),
+            HvEvent::Agent { .. } => {}
+            HvEvent::DeviceRemoved { .. } => described_anew = true,
+            HvEvent::Connected | HvEvent::Disconnected => {}
+        }
+    }
+    described_anew
+}
+
+fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
+    let ordered = state.memory.stopping.is_some();
+    let (level, code, message) = match cause {
+        ExitCause::Shutdown if ordered => (Level::Info, "vm.stopped", "stopped".to_owned()),
+        ExitCause::Destroyed if ordered => (Level::Warn, "vm.killed", "killed".to_owned()),
+        ExitCause::Shutdown => (Level::Info, "vm.powered-off", "the guest powered itself off".to_owned()),
+        ExitCause::Destroyed => (Level::Warn, "vm.stopped-outside", "destroyed by virsh or another tool".to_owned()),
+        ExitCause::Crashed | ExitCause::Failed => (Level::Error, "vm.crashed", format!("QEMU died: {detail}")),
+        ExitCause::Migrated | ExitCause::Saved | ExitCause::Unknown => (Level::Warn, "vm.gone", format!("stopped: {detail}")),
+    };
+    state.event(level, code, message);
+}
