@@ -1,1 +1,54 @@
-//! (being written)
+//! Pools: where volumes and images lie. One trait, one driver per kind of storage.
+//!
+//! Every call is idempotent and leaves nothing half-made under a final name: work goes into the staging folder and is
+//! renamed in. What a crash leaves in staging is swept by [`Pool::ensure`].
+
+pub mod dir;
+pub mod qemu_img;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::observed::VolumeSeen;
+use vmkeep_types::order::Progress;
+use vmkeep_types::pool::{PoolDriver, PoolSpec, VolumeRecord};
+use vmkeep_types::units::ByteCount;
+
+/// Told how far work is, and each new step in words; an empty step only moves the progress.
+pub type ProgressSink = dyn Fn(Option<Progress>, &str) + Send + Sync;
+
+#[async_trait]
+pub trait Pool: Send + Sync {
+    /// The pool is there and usable; leftovers of a crash are gone.
+    async fn ensure(&self) -> Result<(), Error>;
+    /// Host path QEMU opens.
+    fn volume_path(&self, volume: &VolumeRecord) -> PathBuf;
+    fn image_path(&self, image: ImageId) -> PathBuf;
+    /// Makes the volume if it is not there; `volume.image` is cloned copy-on-write.
+    async fn create_volume(&self, volume: &VolumeRecord) -> Result<VolumeSeen, Error>;
+    async fn stat_volume(&self, volume: &VolumeRecord) -> Result<Option<VolumeSeen>, Error>;
+    /// Offline growth; a volume that is as large already is left.
+    async fn grow_volume(&self, volume: &VolumeRecord, size: ByteCount) -> Result<(), Error>;
+    /// Absent is fine.
+    async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error>;
+    /// A full copy of another disk image.
+    async fn copy_volume(&self, from: &Path, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error>;
+    async fn delete_image(&self, image: ImageId) -> Result<(), Error>;
+    /// Takes a finished file of staging in as an image.
+    async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error>;
+    /// A folder on the same file system for work in progress.
+    fn staging(&self) -> PathBuf;
+}
+
+/// The driver that `spec` names.
+///
+/// # Errors
+/// The spec is impossible, such as a relative path.
+pub fn open(spec: &PoolSpec) -> Result<Arc<dyn Pool>, Error> {
+    match &spec.driver {
+        PoolDriver::Dir { path } => Ok(Arc::new(dir::DirPool::new(Path::new(path))?)),
+    }
+}

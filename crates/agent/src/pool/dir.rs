@@ -1,0 +1,302 @@
+//! A directory of qcow2 and raw files.
+//!
+//! ```text
+//!  PATH/UID.qcow2|.raw       volumes; clones name their image by absolute path
+//!  PATH/images/UID.qcow2     images, read-only
+//!  PATH/staging/             work in progress, uploads
+//! ```
+//! Files lie where libvirt's AppArmor profile lets QEMU read. libvirt sets the owner of a disk at each start.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::observed::VolumeSeen;
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::units::ByteCount;
+use vmkeep_types::vm::DiskFormat;
+
+use super::qemu_img::{self, Trust};
+use super::{Pool, ProgressSink};
+
+/// Kept free on the file system: a full one corrupts guests' writes.
+const FREE_BYTES_MIN: u64 = 64 << 20;
+/// Work in staging that is older than this was left by a crash; uploads may rest as long.
+const STAGING_AGE_SECONDS_MAX: u64 = 7 * 86400;
+
+pub struct DirPool {
+    root: PathBuf,
+}
+
+impl DirPool {
+    pub fn new(root: &Path) -> Result<Self, Error> {
+        let plain = root.is_absolute() && !root.components().any(|c| matches!(c, std::path::Component::ParentDir));
+        if plain { Ok(Self { root: root.to_owned() }) } else { Err(Error::invalid(format!("{} is not an absolute path without '..'", root.display()))) }
+    }
+
+    fn path_of(&self, id: VolumeId, format: DiskFormat) -> PathBuf {
+        let suffix = if format == DiskFormat::Raw { "raw" } else { "qcow2" };
+        self.root.join(format!("{id}.{suffix}"))
+    }
+
+    fn fresh(&self, path: &Path) -> PathBuf {
+        let name = path.file_name().expect("volume paths have a name").to_string_lossy();
+        self.staging().join(format!("{name}.{}", uuid::Uuid::new_v4()))
+    }
+
+    fn check_space(&self, needed_bytes: u64) -> Result<(), Error> {
+        let stat = nix::sys::statvfs::statvfs(&self.root).map_err(|e| self.io("look at", &self.root, &e.into()))?;
+        let free_bytes = stat.blocks_available() * stat.fragment_size();
+        if free_bytes < needed_bytes.saturating_add(FREE_BYTES_MIN) {
+            let (free, needed) = (ByteCount::from_bytes(free_bytes).human(), ByteCount::from_bytes(needed_bytes).human());
+            let message = format!("{} has {free} free; {needed} are needed, and 64M stay free", self.root.display());
+            return Err(Error::new(Code::NoCapacity, message).hint("delete unused volumes (vmkeep volume list) and images, or enlarge the file system"));
+        }
+        Ok(())
+    }
+
+    fn io(&self, what: &str, path: &Path, error: &std::io::Error) -> Error {
+        let code = if error.raw_os_error() == Some(libc::ENOSPC) { Code::NoCapacity } else { Code::Refused };
+        Error::new(code, format!("cannot {what} {}: {error}", path.display()))
+    }
+
+    /// Into place under its final name, durable before it is reported.
+    fn settle(&self, fresh: &Path, path: &Path, mode: u32) -> Result<(), Error> {
+        let settle = || {
+            std::fs::set_permissions(fresh, Permissions::from_mode(mode))?;
+            File::open(fresh)?.sync_all()?;
+            std::fs::rename(fresh, path)?;
+            File::open(path.parent().expect("a file in a folder"))?.sync_all()
+        };
+        settle().map_err(|e| self.io("put into place", path, &e))
+    }
+
+    async fn make(&self, volume: &VolumeRecord, fresh: &Path) -> Result<(), Error> {
+        let size = volume.size.map(|s| s.bytes().to_string());
+        let raw = volume.format == DiskFormat::Raw;
+        match (volume.image, size) {
+            (Some(image), size) => {
+                let base = self.image_path(image);
+                let info = qemu_img::info(&base, "qcow2", Trust::Ours).await.map_err(|e| no_image(&base, e))?;
+                check_size(volume, info.virtual_size)?;
+                self.clone_image(&base, fresh, raw).await?;
+                match size {
+                    Some(size) => qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()], Trust::Ours).await.map(drop),
+                    None => Ok(()),
+                }
+            }
+            (None, Some(size)) => {
+                let args = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()];
+                qemu_img::run(args, Trust::Ours).await.map(drop)
+            }
+            (None, None) => Err(Error::invalid(format!("volume {} has neither an image nor a size", volume.name))),
+        }
+    }
+
+    async fn clone_image(&self, base: &Path, fresh: &Path, raw: bool) -> Result<(), Error> {
+        if raw {
+            let args = ["convert".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-O".as_ref(), "raw".as_ref(), base.as_os_str(), fresh.as_os_str()];
+            return qemu_img::run(args, Trust::Ours).await.map(drop);
+        }
+        let args = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-F".as_ref(), "qcow2".as_ref(), "-b".as_ref(), base.as_os_str(), fresh.as_os_str()];
+        qemu_img::run(args, Trust::Ours).await.map(drop)
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), Error> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.io("remove", path, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn sweep(&self) {
+        let now = std::time::SystemTime::now();
+        for entry in std::fs::read_dir(self.staging()).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| now.duration_since(at).ok());
+            if age.is_some_and(|age| age.as_secs() > STAGING_AGE_SECONDS_MAX) {
+                let path = entry.path();
+                let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            }
+        }
+    }
+}
+
+fn format_of(raw: bool) -> &'static str {
+    if raw { "raw" } else { "qcow2" }
+}
+
+fn no_image(path: &Path, error: Error) -> Error {
+    if path.exists() { error } else { Error::new(Code::NotFound, format!("the image's file {} is missing", path.display())).hint("import the image again") }
+}
+
+fn check_size(volume: &VolumeRecord, image_bytes: u64) -> Result<(), Error> {
+    match volume.size {
+        Some(size) if size.bytes() < image_bytes => {
+            let image = ByteCount::from_bytes(image_bytes).human();
+            Err(Error::invalid(format!("volume {} is wished with {size}, its image has {image}; a disk can only grow", volume.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl Pool for DirPool {
+    async fn ensure(&self) -> Result<(), Error> {
+        for (path, mode) in [(self.root.clone(), 0o711), (self.root.join("images"), 0o711), (self.staging(), 0o700)] {
+            std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(|e| self.io("make", &path, &e))?;
+        }
+        self.sweep();
+        Ok(())
+    }
+
+    fn volume_path(&self, volume: &VolumeRecord) -> PathBuf {
+        self.path_of(volume.id, volume.format)
+    }
+
+    fn image_path(&self, image: ImageId) -> PathBuf {
+        let iso = self.root.join("images").join(format!("{image}.iso"));
+        if iso.exists() { iso } else { self.root.join("images").join(format!("{image}.qcow2")) }
+    }
+
+    async fn create_volume(&self, volume: &VolumeRecord) -> Result<VolumeSeen, Error> {
+        if let Some(seen) = self.stat_volume(volume).await? {
+            return Ok(seen);
+        }
+        self.ensure().await?;
+        self.check_space(0)?;
+        let path = self.volume_path(volume);
+        let fresh = self.fresh(&path);
+        let made = self.make(volume, &fresh).await.and_then(|()| self.settle(&fresh, &path, 0o600));
+        if made.is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+        made?;
+        self.stat_volume(volume).await?.ok_or_else(|| Error::internal(format!("{} vanished after it was made", path.display())))
+    }
+
+    async fn stat_volume(&self, volume: &VolumeRecord) -> Result<Option<VolumeSeen>, Error> {
+        let path = self.volume_path(volume);
+        let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
+        let allocated_bytes = metadata.blocks() * 512;
+        let size_bytes = if volume.format == DiskFormat::Raw { metadata.len() } else { qcow2_size(&path).map_err(|e| self.io("read", &path, &e))? };
+        Ok(Some(VolumeSeen { size_bytes, allocated_bytes }))
+    }
+
+    async fn grow_volume(&self, volume: &VolumeRecord, size: ByteCount) -> Result<(), Error> {
+        let path = self.volume_path(volume);
+        let now = self.stat_volume(volume).await?.ok_or_else(|| Error::not_found("volume", &volume.name))?;
+        if now.size_bytes >= size.bytes() {
+            return Ok(());
+        }
+        let bytes = size.bytes().to_string();
+        let format = format_of(volume.format == DiskFormat::Raw);
+        qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format.as_ref(), path.as_os_str(), bytes.as_ref()], Trust::Ours).await.map(drop)
+    }
+
+    async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error> {
+        self.remove(&self.path_of(volume, DiskFormat::Qcow2))?;
+        self.remove(&self.path_of(volume, DiskFormat::Raw))
+    }
+
+    async fn copy_volume(&self, from: &Path, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error> {
+        self.ensure().await?;
+        let path = self.volume_path(to);
+        if path.exists() {
+            return Ok(());
+        }
+        let fresh = self.fresh(&path);
+        let source_format = if from.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
+        let format = format_of(to.format == DiskFormat::Raw);
+        let args = ["convert".as_ref(), "-p".as_ref(), "-f".as_ref(), source_format.as_ref(), "-O".as_ref(), format.as_ref(), from.as_os_str(), fresh.as_os_str()];
+        let copied = qemu_img::run_with_progress(args, "copying", progress).await.and_then(|()| self.settle(&fresh, &path, 0o600));
+        if copied.is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+        copied
+    }
+
+    async fn delete_image(&self, image: ImageId) -> Result<(), Error> {
+        self.remove(&self.image_path(image))
+    }
+
+    async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error> {
+        self.ensure().await?;
+        let suffix = if file.extension().is_some_and(|e| e == "iso") { "iso" } else { "qcow2" };
+        let path = self.root.join("images").join(format!("{image}.{suffix}"));
+        self.settle(file, &path, 0o444)
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+}
+
+/// Virtual size from a qcow2 header: bytes 24..32, big-endian (QEMU docs/interop/qcow2.txt). Spares a process per look.
+fn qcow2_size(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut header = [0u8; 32];
+    File::open(path)?.read_exact_at(&mut header, 0)?;
+    if header[..4] != *b"QFI\xfb" {
+        return Err(std::io::Error::other("not a qcow2 file"));
+    }
+    Ok(u64::from_be_bytes(header[24..32].try_into().expect("8 bytes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmkeep_types::name::Name;
+
+    fn volume(id: u128, size: &str, format: DiskFormat, image: Option<ImageId>) -> VolumeRecord {
+        VolumeRecord {
+            id: VolumeId(uuid::Uuid::from_u128(id)),
+            project: Name::known("default"),
+            name: Name::known("a-root"),
+            pool: Name::known("default"),
+            node: Name::known("node1"),
+            size: Some(size.parse().expect("a size")),
+            format,
+            image,
+            foreign_path: None,
+            attached: None,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn volumes_are_made_grown_cloned_and_deleted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pool = DirPool::new(dir.path()).expect("a pool");
+        let base = volume(1, "4M", DiskFormat::Qcow2, None);
+        assert_eq!(pool.create_volume(&base).await.expect("made").size_bytes, 4 << 20);
+        pool.grow_volume(&base, ByteCount::from_mib(8)).await.expect("grown");
+        assert_eq!(pool.create_volume(&base).await.expect("there").size_bytes, 8 << 20, "making it again leaves it");
+
+        let image = ImageId(uuid::Uuid::from_u128(9));
+        let staged = pool.staging().join("image");
+        std::fs::copy(pool.volume_path(&base), &staged).expect("a copy");
+        pool.adopt_image(&staged, image).await.expect("adopted");
+        for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
+            let clone = volume(2, "16M", format, Some(image));
+            assert_eq!(pool.create_volume(&clone).await.expect("cloned").size_bytes, 16 << 20);
+            pool.delete_volume(clone.id).await.expect("deleted");
+            assert_eq!(pool.stat_volume(&clone).await.expect("a look"), None);
+        }
+        let small = pool.create_volume(&volume(3, "1M", DiskFormat::Qcow2, Some(image))).await.expect_err("smaller than its image");
+        assert!(small.message.contains("can only grow"), "{small}");
+        assert_eq!(std::fs::read_dir(pool.staging()).expect("staging").count(), 0, "nothing half-made stays");
+    }
+
+    #[tokio::test]
+    async fn a_missing_image_and_a_relative_path_are_refused() {
+        assert!(DirPool::new(Path::new("relative")).is_err());
+        assert!(DirPool::new(Path::new("/a/../b")).is_err());
+        let dir = tempfile::tempdir().expect("a folder");
+        let pool = DirPool::new(dir.path()).expect("a pool");
+        let lost = pool.create_volume(&volume(1, "1M", DiskFormat::Qcow2, Some(ImageId(uuid::Uuid::from_u128(7))))).await.expect_err("no image");
+        assert_eq!(lost.code, Code::NotFound, "{lost}");
+    }
+}
