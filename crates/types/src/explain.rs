@@ -133,13 +133,15 @@ impl Look<'_> {
 
     fn fields(&self, schema: &Value) -> Vec<Field> {
         let mut fields: Vec<Field> = Vec::new();
-        for way in self.ways(schema) {
+        let ways = self.ways(schema);
+        let forms: Vec<&Value> = ways.iter().filter_map(|w| w.get("properties")).collect();
+        for way in &ways {
             if way["type"] == "array" || way["type"][0] == "array" {
                 fields.extend(self.fields(&way["items"]));
             }
             let required: Vec<&str> = way["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             for (name, schema) in way["properties"].as_object().into_iter().flatten() {
-                let required = required.contains(&name.as_str());
+                let required = required.contains(&name.as_str()) && forms.iter().all(|f| f.get(name).is_some());
                 match fields.iter_mut().find(|f| f.name == *name) {
                     Some(known) => known.or(schema, required),
                     None => fields.push(Field { name: name.clone(), required, schema: schema.clone() }),

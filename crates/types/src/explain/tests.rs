@@ -90,10 +90,10 @@ fn a_kind() {
             FIELDS
               from    url or upload or build or volume (must be written)
               sha256  text or null
-              url     text (must be written)
-              upload  text (must be written)
-              recipe  tiny or debian-12 or debian-13 (must be written)
-              volume  name (must be written)
+              url     text
+              upload  text
+              recipe  tiny or debian-12 or debian-13
+              volume  name
         "#]],
     );
 }
