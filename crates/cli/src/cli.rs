@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
 
@@ -24,7 +24,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 absent, 4 conflict, 5 control pla
 /// Virtual machines that are kept running.
 #[derive(Debug, Parser)]
 #[command(name = "vmkeep", version, about, after_help = EXAMPLES, infer_subcommands = false, max_term_width = 120)]
-#[command(disable_help_subcommand = true)]
+#[command(disable_help_subcommand = true, disable_help_flag = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -74,6 +74,9 @@ pub struct Global {
     /// Colours; NO_COLOR is obeyed
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     pub color: ColorChoice,
+    /// Print help
+    #[arg(short = 'h', long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,6 +89,8 @@ pub enum Command {
     Delete(commands::delete::DeleteArgs),
     /// Write everything as manifests
     Export(commands::export::ExportArgs),
+    /// Explain a field of a manifest: vm.disks.cache
+    Explain(commands::explain::ExplainArgs),
     /// Make and start a VM from an image
     Launch(commands::launch::LaunchArgs),
     /// VMs by their use of CPU, memory, disk and network

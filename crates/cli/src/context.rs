@@ -10,6 +10,7 @@ use vmkeep_api::client::{Call, Client};
 use vmkeep_api::follow::follow;
 use vmkeep_types::error::Error;
 use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::units::Seconds;
 
 use crate::cli::Global;
 use crate::failure::{Failure, INTERRUPTED};
@@ -78,7 +79,7 @@ impl Ctx {
         for warning in &accepted.warnings {
             self.printer.warn(warning);
         }
-        let operation = self.follow_all(vec![accepted.operation]).await?.pop().expect("one went in");
+        let operation = self.follow_all(vec![accepted.operation], self.global.timeout).await?.pop().expect("one went in");
         if let Some(note) = &accepted.note {
             self.printer.say(note);
         }
@@ -101,8 +102,8 @@ impl Ctx {
     }
 
     /// Follows operations to their end, side by side; gives their last states in the same order. With `--no-wait` they come
-    /// back as they are. A failed operation is not an error here.
-    pub async fn follow_all(&self, operations: Vec<Operation>) -> Result<Vec<Operation>, Failure> {
+    /// back as they are. A failed operation is not an error here. `patience` ends the waiting, not the work.
+    pub async fn follow_all(&self, operations: Vec<Operation>, patience: Option<Seconds>) -> Result<Vec<Operation>, Failure> {
         if self.global.no_wait {
             for op in operations.iter().filter(|op| !op.state.is_over()) {
                 self.printer.say(&format!("{}: operation {} goes on; see 'vmkeep op show {}'", op.resource.name, op.id, op.id));
@@ -112,7 +113,7 @@ impl Ctx {
         let ids: Vec<_> = operations.iter().map(|op| op.id).collect();
         let waiting = self.watch_ends(operations);
         let deadline = async {
-            match self.global.timeout {
+            match patience {
                 Some(limit) => tokio::time::sleep(std::time::Duration::from_secs(limit.get())).await,
                 None => std::future::pending().await,
             }
@@ -121,7 +122,7 @@ impl Ctx {
         tokio::select! {
             done = waiting => done,
             () = deadline => {
-                let waited = self.global.timeout.unwrap_or_default();
+                let waited = patience.unwrap_or_default();
                 Err(Failure::Error(Error::refused(format!("not over after {waited}; the work goes on")).hint(format!("see 'vmkeep op show {ids}'"))))
             }
             _ = tokio::signal::ctrl_c() => {
@@ -154,7 +155,7 @@ impl Ctx {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() || !self.printer.err_tty {
-            return Err(Failure::usage(format!("{question} Not without a yes."), "give --yes, for there is no terminal to ask on"));
+            return Err(Failure::usage(format!("there is no terminal to ask on: {question}"), "give --yes to do it without asking"));
         }
         eprint!("{question} [y/N] ");
         let _ = std::io::stderr().flush();

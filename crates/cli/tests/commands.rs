@@ -28,19 +28,27 @@ fn two_vms() -> Stub {
 fn lists() {
     let stub = two_vms();
     // AGE grows: names and machine formats are compared instead.
-    check(&stub, &["vm", "ls", "-o", "name"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "ls", "-o", "name"],
+        expect![[r#"
         exit 0
         --- stdout
         web
         db
-    "#]]);
-    check(&stub, &["vm", "list", "-A", "-o", "name"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "list", "-A", "-o", "name"],
+        expect![[r#"
         exit 0
         --- stdout
         web
         db
         Old One
-    "#]]);
+    "#]],
+    );
     let wide = stub.run(&["vm", "list", "-A", "-o", "wide"], "");
     let columns: Vec<&str> = wide.lines().nth(2).unwrap_or_default().split_whitespace().collect();
     assert_eq!(columns, ["NAME", "STATE", "CPUS", "MEMORY", "NODE", "AGE", "NOTES", "IMAGE", "ACCEL", "RESTARTS", "LABELS", "ID"]);
@@ -50,29 +58,36 @@ fn lists() {
 #[test]
 fn one_vm() {
     let stub = two_vms();
-    check(&stub, &["vm", "show", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "show", "web"],
+        expect![[r#"
         exit 0
         --- stdout
         Name:           web
         State:          running, since 2026-01-31 14:06:00+00:00
         Warnings:       TCG: no hardware virtualisation
         After restart:  memory.size: 1G -> 2G
-        Run:          on-failure
-        CPUs:         1 (auto)
-        Memory:       2G
-        Machine:      pc-q35-10.0, BIOS
-        Labels:       tier=db
-        Node:         host1
-        Accelerator:  qemu
-        Origin:       created
-        Created:      2026-01-31 14:05:09+00:00
-        Revision:     5
-        Id:           00000000-0000-0000-0000-000000000001
+        Run:            on-failure
+        CPUs:           1 (auto)
+        Memory:         2G
+        Machine:        pc-q35-10.0, BIOS
+        Labels:         tier=db
+        Node:           host1
+        Accelerator:    qemu
+        Origin:         created
+        Created:        2026-01-31 14:05:09+00:00
+        Revision:       5
+        Id:             00000000-0000-0000-0000-000000000001
 
         NIC  NETWORK  MAC                MODEL   ADDRESSES
         lan  default  52:54:00:00:00:01  virtio  dhcp
-    "#]]);
-    check(&stub, &["vm", "show", "web", "-o", "yaml"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "show", "web", "-o", "yaml"],
+        expect![[r#"
         exit 0
         --- stdout
         kind: vm
@@ -81,26 +96,38 @@ fn one_vm() {
         labels:
           tier: db
         memory: 2G
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn refusals_have_codes_and_hints() {
     let stub = two_vms();
-    check(&stub, &["vm", "show", "gone"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "show", "gone"],
+        expect![[r#"
         exit 3
         --- stderr
         error: there is no vm 'gone'
         hint: see 'vmkeep vm list'
-    "#]]);
-    check(&stub, &["vm", "show", "Bad/Name"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "show", "Bad/Name"],
+        expect![[r#"
         exit 2
         --- stderr
         error: invalid value 'Bad/Name' for '<NAME>': 'Bad/Name' is not a name: use lower case only
 
         For more information, try '--help'.
-    "#]]);
-    check(&stub, &["vm", "strat", "web"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "strat", "web"],
+        expect![[r#"
         exit 2
         --- stderr
         error: unrecognized subcommand 'strat'
@@ -110,20 +137,26 @@ fn refusals_have_codes_and_hints() {
         Usage: vmkeep vm [OPTIONS] <COMMAND>
 
         For more information, try '--help'.
-    "#]]);
+    "#]],
+    );
     let stub = Stub::new(vec![("POST /v1/vms/web/actions/start", 409, problem(409, "conflict", "vm 'web' is leaving"))]);
-    check(&stub, &["vm", "start", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "start", "web"],
+        expect![[r#"
         exit 4
         --- stderr
         error: vm 'web' is leaving
-    "#]]);
+    "#]],
+    );
     let dir = tempfile::tempdir().expect("a directory");
     expect![[r#"
         exit 5
         --- stderr
         error: cannot reach vmkeepd at DIR/nobody: No such file or directory
         hint: is the daemon running? see 'systemctl status vmkeepd'
-    "#]].assert_eq(&run(&dir, &dir.path().join("nobody"), &["vm", "list"], ""));
+    "#]]
+    .assert_eq(&run(&dir, &dir.path().join("nobody"), &["vm", "list"], ""));
 }
 
 #[test]
@@ -140,32 +173,48 @@ fn an_operation_is_followed_in_plain_lines() {
         }
         _ => None,
     }));
-    check(&stub, &["vm", "start", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "start", "web"],
+        expect![[r#"
         exit 0
         --- stderr
         warning: it is slow: TCG
           web: volume root: cloned from tiny
           web: domain: started
         vm 'web' started after 2.3 s
-    "#]]);
-    check(&stub, &["vm", "start", "web", "--no-wait"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "start", "web", "--no-wait"],
+        expect![[r#"
         exit 0
         --- stderr
         warning: it is slow: TCG
         web: operation 00000000-0000-0000-0000-00000000000a goes on; see 'vmkeep op show 00000000-0000-0000-0000-00000000000a'
-    "#]]);
-    check(&stub, &["vm", "start", "web", "-q", "-o", "name"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "start", "web", "-q", "-o", "name"],
+        expect![[r#"
         exit 0
         --- stdout
         web
         --- stderr
         warning: it is slow: TCG
-    "#]]);
-    check(&stub, &["vm", "start", "web", "--dry-run"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "start", "web", "--dry-run"],
+        expect![[r#"
         exit 0
         --- stderr
         would start vm 'web'
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -174,13 +223,17 @@ fn a_failed_operation_says_why() {
     failed["error"] =
         json!({"code": "refused", "message": "QEMU: could not open disk: Permission denied", "hint": "see 'vmkeep host check'"});
     let stub = Stub::new(vec![("POST /v1/vms/web/actions/start", 202, json!({ "operation": failed }))]);
-    check(&stub, &["vm", "start", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "start", "web"],
+        expect![[r#"
         exit 1
         --- stderr
           web: volume root: cloned from tiny
         error: cannot start vm 'web': QEMU: could not open disk: Permission denied
         hint: see 'vmkeep host check'
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -194,22 +247,31 @@ fn deleting_shows_the_volumes_and_needs_a_yes() {
         ("GET /v1/volumes", 200, page(volume)),
         ("DELETE /v1/vms/web", 202, json!({"operation": operation("vm.delete", "done", &[])})),
     ]);
-    check(&stub, &["vm", "delete", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "delete", "web"],
+        expect![[r#"
         exit 2
         --- stderr
           volume web-root 4G: deleted with its data
-        error: Delete vm web and its disks? Not without a yes.
-        hint: give --yes, for there is no terminal to ask on
-    "#]]);
-    check(&stub, &["vm", "rm", "web", "--yes", "--keep-disks"], expect![[r#"
+        error: there is no terminal to ask on: Delete vm web and its disks?
+        hint: give --yes to do it without asking
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "rm", "web", "--yes", "--keep-disks"],
+        expect![[r#"
         exit 0
         --- stderr
           volume web-root 4G: kept as an unused volume
         vm 'web' deleted after 2.3 s
-    "#]]);
+    "#]],
+    );
     expect![[r#"
         DELETE /v1/vms/web?keep_disks=true
-    "#]].assert_eq(&stub.changes());
+    "#]]
+    .assert_eq(&stub.changes());
 }
 
 #[test]
@@ -219,26 +281,38 @@ fn set_writes_the_whole_wish_at_the_revision_that_was_read() {
         "PUT /v1/vms/web" => Some((412, problem(412, "stale", "vm 'web' is at revision 9, not 5"))),
         _ => None,
     }));
-    check(&stub, &["vm", "set", "web", "memory=4G", "labels.tier=null"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "set", "web", "memory=4G", "labels.tier=null"],
+        expect![[r#"
         exit 4
         --- stderr
         error: vm 'web' is at revision 9, not 5
         hint: somebody else changed it meanwhile: look at it again and repeat
-    "#]]);
+    "#]],
+    );
     assert_eq!(stub.header("if-match").as_deref(), Some("\"5\""));
     let sent = stub.changes();
     assert!(sent.contains(r#""size":"4G""#) && sent.contains(r#""labels":{}"#), "{sent}");
-    check(&stub, &["vm", "set", "web", "memroy=4G"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "set", "web", "memroy=4G"],
+        expect![[r#"
         exit 1
         --- stderr
         error: memroy=4G is refused
           memroy: there is no field 'memroy'; did you mean 'memory'?
-    "#]]);
-    check(&stub, &["vm", "resize-disk", "web", "data", "+1G"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "resize-disk", "web", "data", "+1G"],
+        expect![[r#"
         exit 3
         --- stderr
         error: nothing at GET /v1/volumes
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -252,7 +326,10 @@ fn manifests() {
         }]}),
     )]);
     stub.write("web.yaml", "kind: vm\nname: web\nimage: tiny\nmemory: 2G\nlabels: {tier: db}\n");
-    check(&stub, &["plan", "-f", "web.yaml"], expect![[r#"
+    check(
+        &stub,
+        &["plan", "-f", "web.yaml"],
+        expect![[r#"
         exit 0
         --- stdout
         vm/web: update
@@ -261,8 +338,12 @@ fn manifests() {
         --- stderr
         warning: vm 'web': no cloud-init in tiny
         0 to create, 1 to update, 0 to mend, 0 unchanged
-    "#]]);
-    check(&stub, &["apply", "-f", "web.yaml"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["apply", "-f", "web.yaml"],
+        expect![[r#"
         exit 0
         --- stderr
         vm/web: update
@@ -270,9 +351,13 @@ fn manifests() {
           labels.tier: (none) -> db  (live)
         warning: vm 'web': no cloud-init in tiny
         hint: some changes wait for a restart: 'vmkeep vm restart web'
-    "#]]);
+    "#]],
+    );
     stub.write("bad.yaml", "kind: vm\nname: web\nimage: tiny\nmemroy: 2G\ncpus: many\n");
-    check(&stub, &["apply", "-f", "bad.yaml"], expect![[r#"
+    check(
+        &stub,
+        &["apply", "-f", "bad.yaml"],
+        expect![[r#"
         exit 1
         --- stderr
         error: bad.yaml: 2 problems; nothing was changed
@@ -282,7 +367,8 @@ fn manifests() {
           bad.yaml:5:7: vm web: cpus: 'many' is not a number of CPUs
             5 | cpus: many
               |       ^^^^
-    "#]]);
+    "#]],
+    );
     expect![[r#"
         exit 1
         --- stderr
@@ -290,12 +376,17 @@ fn manifests() {
           stdin:2:7: unclosed bracket '['
             2 | name: [
               |       ^
-    "#]].assert_eq(&stub.run(&["plan", "-f", "-"], "kind: vm\nname: [\n"));
-    check(&stub, &["apply", "-f", "absent.yaml"], expect![[r#"
+    "#]]
+    .assert_eq(&stub.run(&["plan", "-f", "-"], "kind: vm\nname: [\n"));
+    check(
+        &stub,
+        &["apply", "-f", "absent.yaml"],
+        expect![[r#"
         exit 1
         --- stderr
         error: cannot read absent.yaml: No such file or directory
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -303,11 +394,15 @@ fn keys_are_read_here() {
     let stub = Stub::new(vec![("POST /v1/apply", 200, json!({"results": []}))]);
     stub.write("id.pub", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here\n");
     stub.write("web.yaml", "kind: vm\nname: web\nimage: tiny\ncloud_init: {ssh_keys: [\"@id.pub\"]}\n");
-    check(&stub, &["plan", "-f", "web.yaml"], expect![[r#"
+    check(
+        &stub,
+        &["plan", "-f", "web.yaml"],
+        expect![[r#"
         exit 0
         --- stderr
         0 to create, 0 to update, 0 to mend, 0 unchanged
-    "#]]);
+    "#]],
+    );
     assert!(stub.changes().contains(r#""ssh_keys":["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here"]"#), "{}", stub.changes());
 }
 
@@ -319,7 +414,10 @@ fn host_check() {
         {"id": "memory", "level": "fail", "found": "512M", "why": "no VM fits", "mend": null},
     ]});
     let stub = Stub::new(vec![("GET /v1/host/check", 200, rows)]);
-    check(&stub, &["host", "check"], expect![[r#"
+    check(
+        &stub,
+        &["host", "check"],
+        expect![[r#"
         exit 1
         --- stdout
         CHECK    STATE  FOUND
@@ -333,8 +431,12 @@ fn host_check() {
         fail memory: no VM fits
         --- stderr
         3 checks: 1 ok, 1 warn, 1 fail
-    "#]]);
-    check(&stub, &["host", "check", "-o", "json", "-q"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["host", "check", "-o", "json", "-q"],
+        expect![[r#"
         exit 1
         --- stdout
         {
@@ -362,7 +464,8 @@ fn host_check() {
             }
           ]
         }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -386,237 +489,66 @@ fn launch_makes_a_password_where_there_is_no_key() {
     assert!(told.starts_with("exit 0\n"), "{told}");
     assert!(stub.changes().contains(&format!(r#""password":"{password}""#)), "{}", stub.changes());
     assert!(stub.header("idempotency-key").is_some());
-    check(&stub, &["launch", "tiny", "web"], expect![[r#"
+    check(
+        &stub,
+        &["launch", "tiny", "web"],
+        expect![[r#"
         exit 3
         --- stderr
         error: there is no image 'tiny'
         hint: see 'vmkeep image list', or make it with 'vmkeep image build tiny'
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn the_guests_exit_code_is_passed_on() {
     let answer = json!({"exit_code": 7, "signal": null, "stdout": "out\n", "stderr": "err\n", "truncated": false});
     let stub = Stub::new(vec![("POST /v1/vms/web/exec", 200, answer)]);
-    check(&stub, &["vm", "exec", "web", "--", "sh", "-c", "exit 7"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "exec", "web", "--", "sh", "-c", "exit 7"],
+        expect![[r#"
         exit 7
         --- stdout
         out
         --- stderr
         err
-    "#]]);
+    "#]],
+    );
     expect![[r#"
         POST /v1/vms/web/exec {"command":["sh","-c","exit 7"],"stdin":null,"timeout":"1m"}
-    "#]].assert_eq(&stub.changes());
+    "#]]
+    .assert_eq(&stub.changes());
 }
 
 #[test]
-fn help_is_short() {
-    let dir = tempfile::tempdir().expect("a directory");
+fn an_edit_comes_back_until_it_is_right_and_loses_nothing() {
+    let stub = Stub::with(Box::new(|seen| match seen.line.as_str() {
+        "GET /v1/vms/web" => Some((200, vm("web", "running", "running"))),
+        "PUT /v1/vms/web" => Some((202, json!({"operation": operation("vm.update", "done", &[])}))),
+        _ => None,
+    }));
+    // The first time it makes a mistake, the second time it mends it.
+    stub.write("editor", "#!/bin/sh\nif grep -q '#! ' \"$1\"; then sed -i s/4X/4G/ \"$1\"; else sed -i s/2G/4X/ \"$1\"; fi\n");
+    std::fs::set_permissions(stub.path("editor"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let told = stub.run(&["vm", "edit", "web"], "");
+    let told = told.split_once("error: ").expect("the first try is refused").1;
     expect![[r#"
-        exit 0
-        --- stdout
-        Virtual machines that are kept running
-
-        Usage: vmkeep [OPTIONS] <COMMAND>
-
-        Commands:
-          apply        Make what manifests say
-          plan         Show what apply would change, field by field, and what needs a restart
-          delete       Delete what manifests name
-          export       Write everything as manifests
-          launch       Make and start a VM from an image
-          top          VMs by their use of CPU, memory, disk and network
-          console      Serial console of a VM (same as 'vm console')
-          events       What happened (same as 'event list')
-          vm           Virtual machines
-          image        What VM disks are made from
-          volume       Disks' data
-          network      Networks that VMs attach to
-          pool         Where volumes and images lie
-          node         Hosts
-          host         The host itself
-          op           Long work
-          event        What happened
-          token        Access over the network
-          version      Versions of this program and the daemon
-          completions  Completions for a shell
-          man          Write man pages into a directory
-
-        Options:
-          -h, --help
-                  Print help (see a summary with '-h')
-
-          -V, --version
-                  Print version
-
-        Global options:
-          -o, --output <OUTPUT>
-                  Format of the data on stdout
-
-                  Possible values:
-                  - table
-                  - wide:  More columns
-                  - json:  What the API says, times in UTC
-                  - yaml
-                  - name:  Names only, one a line
-          
-                  [default: table]
-
-              --wait
-                  Wait for the end of the work and show its steps (the default)
-
-              --no-wait
-                  Return as soon as the wish is written
-
-              --timeout <TIME>
-                  How long to wait, like 90s or 5m; for 'vm stop': how long the guest may take before it is
-                  killed
-
-          -y, --yes
-                  Do not ask before something is destroyed
-
-              --dry-run
-                  Say what would be done and change nothing
-
-          -q, --quiet
-                  Results only: no progress, no hints
-
-              --project <NAME>
-                  Project to work in
-          
-                  [env: VMKEEP_PROJECT]
-                  [default: default]
-
-              --socket <PATH>
-                  Socket of the local daemon
-          
-                  [env: VMKEEP_SOCKET]
-                  [default: /run/vmkeep/vmkeepd.sock]
-
-              --server <URL>
-                  Server to talk to instead, like https://host:8443
-          
-                  [env: VMKEEP_SERVER]
-
-              --token-file <FILE>
-                  File with the token for --server (or the token itself in VMKEEP_TOKEN)
-          
-                  [env: VMKEEP_TOKEN_FILE]
-
-              --ca-file <FILE>
-                  Certificate of the authority that signed the server's
-          
-                  [env: VMKEEP_CA_FILE]
-
-              --color <WHEN>
-                  Colours; NO_COLOR is obeyed
-          
-                  [default: auto]
-                  [possible values: auto, always, never]
-
-        Examples:
-          vmkeep image build tiny
-          vmkeep launch tiny hello --console
-          vmkeep apply -f web.yaml
-          vmkeep vm list
-          vmkeep host check
-
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 absent, 4 conflict, 5 control plane unreachable
-    "#]].assert_eq(&run(&dir, &dir.path().join("nobody"), &["--help"], ""));
-    expect![[r#"
-        exit 0
-        --- stdout
-        Shut VMs down and keep them off
-
-        Usage: vmkeep vm stop [OPTIONS] <NAME>...
-
-        Arguments:
-          <NAME>...
-                  VMs
-
-        Options:
-              --force
-                  Pull the plug at once (same as 'vm kill')
-
-          -h, --help
-                  Print help (see a summary with '-h')
-
-        Global options:
-          -o, --output <OUTPUT>
-                  Format of the data on stdout
-
-                  Possible values:
-                  - table
-                  - wide:  More columns
-                  - json:  What the API says, times in UTC
-                  - yaml
-                  - name:  Names only, one a line
-          
-                  [default: table]
-
-              --wait
-                  Wait for the end of the work and show its steps (the default)
-
-              --no-wait
-                  Return as soon as the wish is written
-
-              --timeout <TIME>
-                  How long to wait, like 90s or 5m; for 'vm stop': how long the guest may take before it is
-                  killed
-
-          -y, --yes
-                  Do not ask before something is destroyed
-
-              --dry-run
-                  Say what would be done and change nothing
-
-          -q, --quiet
-                  Results only: no progress, no hints
-
-              --project <NAME>
-                  Project to work in
-          
-                  [env: VMKEEP_PROJECT]
-                  [default: default]
-
-              --socket <PATH>
-                  Socket of the local daemon
-          
-                  [env: VMKEEP_SOCKET]
-                  [default: /run/vmkeep/vmkeepd.sock]
-
-              --server <URL>
-                  Server to talk to instead, like https://host:8443
-          
-                  [env: VMKEEP_SERVER]
-
-              --token-file <FILE>
-                  File with the token for --server (or the token itself in VMKEEP_TOKEN)
-          
-                  [env: VMKEEP_TOKEN_FILE]
-
-              --ca-file <FILE>
-                  Certificate of the authority that signed the server's
-          
-                  [env: VMKEEP_CA_FILE]
-
-              --color <WHEN>
-                  Colours; NO_COLOR is obeyed
-          
-                  [default: auto]
-                  [possible values: auto, always, never]
-    "#]].assert_eq(&run(&dir, &dir.path().join("nobody"), &["vm", "stop", "--help"], ""));
-}
-
-#[test]
-fn completions_and_man_pages_are_written() {
-    let dir = tempfile::tempdir().expect("a directory");
-    for shell in ["bash", "zsh", "fish"] {
-        let script = run(&dir, &dir.path().join("nobody"), &["completions", shell], "");
-        assert!(script.starts_with("exit 0\n") && script.contains("resize-disk"), "{shell}: {script}");
-    }
-    let told = run(&dir, &dir.path().join("nobody"), &["man", "pages"], "");
-    assert!(told.starts_with("exit 0\n"), "{told}");
-    assert!(dir.path().join("pages/vmkeep-vm-resize-disk.1").exists());
+        vm-web: 1 problem; nothing was changed
+          vm-web:6:9: vm web: memory: unknown unit 'X' in '4X'; use K, M, G or T (binary)
+            6 | memory: 4X
+              |         ^^
+        vm 'web' updated after 2.3 s
+          after restart: memory.size: 1G -> 2G
+        hint: 'vmkeep vm restart web' applies it
+    "#]]
+    .assert_eq(told);
+    assert!(stub.changes().contains(r#""size":"4G""#), "{}", stub.changes());
+    // Wrong, and never mended: the text stays.
+    stub.write("editor", "#!/bin/sh\nsed -i s/2G/4X/ \"$1\"\n");
+    let told = stub.run(&["vm", "edit", "web"], "");
+    assert!(told.starts_with("exit 1\n"), "{told}");
+    let kept = told.split("your text is kept in DIR/").nth(1).map(str::trim).expect("it says where");
+    assert!(std::fs::read_to_string(stub.path(kept)).expect("it is there").contains("memory: 4X"));
 }

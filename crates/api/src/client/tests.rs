@@ -243,3 +243,55 @@ async fn an_operation_is_followed_over_a_broken_stream() {
     assert!(end.state.is_over());
     assert_eq!(states, ["Pending", "Running", "Done"]);
 }
+
+/// A TLS server that answers every request with `1`; gives its port and the PEM of its certificate.
+async fn serve_tls(name: &str) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a configuration");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // A client that does not trust us goes away here.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
+            let token = String::from_utf8_lossy(&head).contains("authorization: Bearer secret");
+            let _ = stream.write_all(reply("200 OK", if token { "1" } else { "0" }).as_bytes()).await;
+        }
+    });
+    (port, made.cert.pem())
+}
+
+#[tokio::test]
+async fn https_trusts_the_given_authority_and_no_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (port, pem) = serve_tls("localhost").await;
+    let (_, other_pem) = serve_tls("localhost").await;
+    let (ours, other, none) = (dir.path().join("ours.pem"), dir.path().join("other.pem"), dir.path().join("none.pem"));
+    std::fs::write(&ours, pem).expect("written");
+    std::fs::write(&other, other_pem).expect("written");
+    std::fs::write(&none, "nothing").expect("written");
+    let url = format!("https://localhost:{port}");
+    let connect = |ca| Client::https(&url, Some("secret".into()), Some(ca));
+    assert_eq!(connect(&ours).expect("a client").call("version").answer::<u32>().await, Ok(1));
+    let error = connect(&other).expect("a client").call("version").answer::<u32>().await.expect_err("another authority");
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.hint.as_deref().is_some_and(|h| h.contains("--ca-file")), "{}", told(&error));
+    assert!(connect(&none).is_err_and(|e| e.code == Code::Invalid), "a file without certificates");
+}
+
+#[tokio::test]
+async fn a_refused_websocket_says_why() {
+    let body = r#"{"type":"about:blank","title":"Conflict","status":409,"detail":"vm 'web' is off","code":"conflict"}"#;
+    let (_dir, client) = serve(move |_, _| Some(reply("409 Conflict", body)));
+    let error = client.call("vm.console").field("name", "web").websocket().await.expect_err("it is off");
+    assert_eq!(told(&error), "conflict: vm 'web' is off\n");
+}

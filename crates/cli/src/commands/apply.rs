@@ -142,7 +142,7 @@ async fn finish(ctx: &Ctx, answer: ApplyAnswer, write: Write) -> Result<(), Fail
         result.warnings.iter().for_each(|w| ctx.printer.warn(&format!("{} '{}': {w}", result.kind, result.name)));
     }
     let operations: Vec<_> = answer.results.iter().filter_map(|r| r.operation.clone()).collect();
-    let ends = if operations.is_empty() { Vec::new() } else { ctx.follow_all(operations).await? };
+    let ends = if operations.is_empty() { Vec::new() } else { ctx.follow_all(operations, ctx.global.timeout).await? };
     match ctx.printer.format {
         Format::Json | Format::Yaml => {
             let mut answer = answer.clone();

@@ -7,7 +7,7 @@ use vmkeep_types::error::Code;
 use vmkeep_types::manifest::Manifest;
 use vmkeep_types::name::Name;
 
-use super::vm::delete::{Disks, delete_all};
+use super::vm::delete::{Disks, ask, delete};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::files::read_manifests;
@@ -39,14 +39,16 @@ pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
             Err(e) => return Err(e.into()),
         }
     }
+    // All questions come before the first deletion.
+    let disks = if args.keep_disks { Disks::Keep } else { Disks::Delete };
     if !vms.is_empty() {
-        delete_all(ctx, &vms, if args.keep_disks { Disks::Keep } else { Disks::Delete }).await?;
+        ask(ctx, &vms, disks).await?;
     }
-    if others.is_empty() {
-        return Ok(());
+    if !others.is_empty() {
+        let names: Vec<String> = others.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
+        ctx.confirm(&format!("Delete {}?", names.join(", ")))?;
     }
-    let names: Vec<String> = others.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
-    ctx.confirm(&format!("Delete {}?", names.join(", ")))?;
+    delete(ctx, &vms, disks).await?;
     for (kind, name) in &others {
         delete_one(ctx, kind, name).await?;
     }

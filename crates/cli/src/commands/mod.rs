@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod delete;
 pub mod event;
+pub mod explain;
 pub mod export;
 pub mod host;
 pub mod image;
@@ -37,6 +38,7 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Plan(args) => apply::plan(ctx, args).await,
         Command::Delete(args) => delete::run(ctx, args).await,
         Command::Export(args) => export::run(ctx, args).await,
+        Command::Explain(args) => explain::run(ctx, &args),
         Command::Launch(args) => launch::run(ctx, args).await,
         Command::Top(args) => top::run(ctx, args).await,
         Command::Console(args) => vm::console::run(ctx, args).await,

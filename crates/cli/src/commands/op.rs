@@ -67,7 +67,7 @@ pub async fn run(ctx: &Ctx, command: OpCommand) -> Result<(), Failure> {
         OpCommand::Show { id } => {
             let mut op: Operation = ctx.call("op.get")?.field("id", id).answer().await?;
             if ctx.global.wait {
-                op = ctx.follow_all(vec![op]).await?.pop().expect("one went in");
+                op = ctx.follow_all(vec![op], ctx.global.timeout).await?.pop().expect("one went in");
             }
             print(ctx, &op)
         }

@@ -1,5 +1,7 @@
 //! A server of fixed answers on a unix socket, for tests of what the CLI prints. The real server is tested elsewhere.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -78,6 +80,7 @@ pub fn run(dir: &tempfile::TempDir, socket: &std::path::Path, args: &[&str], std
         .current_dir(dir.path())
         .env_clear()
         .envs([("HOME", dir.path().as_os_str()), ("VMKEEP_SOCKET", socket.as_os_str())])
+        .envs([("EDITOR", dir.path().join("editor").as_os_str()), ("TMPDIR", dir.path().as_os_str()), ("PATH", "/usr/bin:/bin".as_ref())])
         .envs([("TZ", "UTC"), ("LC_ALL", "C"), ("COLUMNS", "100")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

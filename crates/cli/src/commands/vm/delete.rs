@@ -22,7 +22,9 @@ pub struct DeleteArgs {
 }
 
 pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
-    delete_all(ctx, &args.names, if args.keep_disks { Disks::Keep } else { Disks::Delete }).await
+    let disks = if args.keep_disks { Disks::Keep } else { Disks::Delete };
+    ask(ctx, &args.names, disks).await?;
+    delete(ctx, &args.names, disks).await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,8 +33,8 @@ pub enum Disks {
     Keep,
 }
 
-/// Refuses before anything is asked or deleted when a VM is absent or protected.
-pub async fn delete_all(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure> {
+/// Shows what would go and asks. Refuses before anything is asked when a VM is absent or protected.
+pub async fn ask(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure> {
     for name in names {
         if get(ctx, name).await?.spec.protect {
             return Err(Error::conflict(format!("vm '{name}' is protected"))
@@ -53,7 +55,11 @@ pub async fn delete_all(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), F
         Disks::Delete => format!("Delete vm {} and {them} disks?", joined(names)),
         Disks::Keep => format!("Delete vm {} and keep {them} disks?", joined(names)),
     };
-    ctx.confirm(&question)?;
+    ctx.confirm(&question)
+}
+
+/// Deletes without a question.
+pub async fn delete(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure> {
     for name in names {
         let call = ctx.call("vm.delete")?.field("name", name);
         let call = if disks == Disks::Keep { call.query("keep_disks", true) } else { call };

@@ -3,7 +3,7 @@
 //! What does not parse, or what the server refuses, comes back in the editor with the reason above it. Nothing that was typed
 //! is lost: when the user gives up, the file stays and its name is said.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::Command;
 
 use clap::Args;
@@ -33,6 +33,9 @@ pub async fn run(ctx: &Ctx, args: EditArgs) -> Result<(), Failure> {
     .await
 }
 
+/// Times that the editor opens anew for one change; an editor that is a script must come to an end.
+const EDITS_MAX: usize = 50;
+
 /// Lines of ours in the editor; they are taken out again.
 const NOTE: &str = "#! ";
 
@@ -44,7 +47,7 @@ pub async fn edit_text(ctx: &Ctx, stem: &str, text: &str, take: impl AsyncFn(&st
     let unusable = |e: std::io::Error| Failure::io(format!("cannot edit {shown}"), &e);
     std::fs::write(&path, text).map_err(unusable)?;
     let mut before = text.to_owned();
-    loop {
+    for _ in 0..EDITS_MAX {
         run_editor(&path)?;
         let typed: String = std::fs::read_to_string(&path)
             .map_err(unusable)?
@@ -59,9 +62,8 @@ pub async fn edit_text(ctx: &Ctx, stem: &str, text: &str, take: impl AsyncFn(&st
                 let _ = std::fs::remove_file(&path);
                 return Ok(());
             }
-            Err(Failure::Error(e))
-                if matches!(e.code, Code::Invalid | Code::TooLarge | Code::NotFound) && std::io::stdin().is_terminal() =>
-            {
+            Err(Failure::Error(e)) if matches!(e.code, Code::Invalid | Code::TooLarge | Code::NotFound) => {
+                ctx.printer.error(&e);
                 std::fs::write(&path, annotated(&e, &typed)).map_err(unusable)?;
                 before = typed;
             }
@@ -71,6 +73,8 @@ pub async fn edit_text(ctx: &Ctx, stem: &str, text: &str, take: impl AsyncFn(&st
             }
         }
     }
+    ctx.printer.say(&format!("your text is kept in {shown}"));
+    Err(Failure::Code(1))
 }
 
 fn unchanged(ctx: &Ctx, path: &std::path::Path, text: &str, typed: &str) -> Result<(), Failure> {

@@ -65,7 +65,9 @@ async fn all(ctx: &Ctx, verb: &str, names: &[Name], request: &ActionRequest) -> 
             Err(e) => failures.push(Failure::from(e)),
         }
     }
-    let ends = if operations.is_empty() { Vec::new() } else { ctx.follow_all(operations).await? };
+    // `stop --timeout` is the guest's time: the waiting must outlast the kill that follows it.
+    let patience = if request.timeout.is_some() { None } else { ctx.global.timeout };
+    let ends = if operations.is_empty() { Vec::new() } else { ctx.follow_all(operations, patience).await? };
     match ctx.printer.format {
         Format::Json | Format::Yaml if ends.len() == 1 => ctx.printer.value(&ends[0])?,
         Format::Json | Format::Yaml => ctx.printer.value(&ends)?,

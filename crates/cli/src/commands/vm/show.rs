@@ -54,7 +54,7 @@ fn card(ctx: &Ctx, view: &VmView) {
         (0, _) => String::new(),
         (n, reason) => format!("{n}, the last: {}", reason.as_deref().unwrap_or("unknown reason")),
     };
-    ctx.printer.card(&[
+    let condition = [
         ("Name", view.name()),
         ("Description", spec.description.clone()),
         ("State", format!("{}{since}", ctx.printer.paint(&status.text, list::tone(status.phase)))),
@@ -66,8 +66,8 @@ fn card(ctx: &Ctx, view: &VmView) {
         ("Drift", changes(&status.drift)),
         ("Conflicts", changes(&status.conflicts)),
         ("QEMU", if status.qemu_outdated { "older than the installed one; 'vm restart' renews it".into() } else { String::new() }),
-    ]);
-    ctx.printer.card(&[
+    ];
+    let what = [
         ("Run", word(&spec.run)),
         ("CPUs", cpus(view)),
         ("Memory", spec.memory.size.human()),
@@ -79,7 +79,8 @@ fn card(ctx: &Ctx, view: &VmView) {
         ("Created", time::local(view.created_at)),
         ("Revision", view.spec_revision.to_string()),
         ("Id", view.id.to_string()),
-    ]);
+    ];
+    ctx.printer.card(&[&condition[..], &what[..]].concat());
     devices(ctx, view);
 }
 

@@ -24,7 +24,7 @@ pub struct SshArgs {
     /// Private key
     #[arg(short = 'i', long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Command for the guest, and options of ssh before it
+    /// Command for the guest
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -47,7 +47,7 @@ pub async fn run(ctx: &Ctx, args: SshArgs) -> Result<(), Failure> {
     if let Some(user) = args.user.clone().or_else(|| usual_user(&view)) {
         ssh.arg("-l").arg(user);
     }
-    ssh.arg(address.plain()).arg("--").args(&args.command);
+    ssh.arg("--").arg(address.plain()).args(&args.command);
     if ctx.is_rehearsal(&format!("run {ssh:?}")) {
         return Ok(());
     }
