@@ -34,6 +34,22 @@ pub const DISK_MIN: ByteCount = ByteCount::from_mib(1);
 /// Longest description.
 pub const DESCRIPTION_CHARS_MAX: usize = 1024;
 
+/// Longest message: others' text is in it.
+const MESSAGE_CHARS_MAX: usize = 600;
+
+/// Others' text ends on terminals and in logs: no escape sequences, no novels.
+pub(crate) fn harmless(message: String) -> String {
+    let good = |c: char| !c.is_control();
+    if message.len() <= MESSAGE_CHARS_MAX && message.chars().all(good) {
+        return message;
+    }
+    let mut short: String = message.chars().take(MESSAGE_CHARS_MAX).map(|c| if good(c) { c } else { ' ' }).collect();
+    if message.chars().nth(MESSAGE_CHARS_MAX).is_some() {
+        short.push('…');
+    }
+    short
+}
+
 /// Collects problems under a field path.
 pub(crate) struct Found {
     problems: Vec<Problem>,
@@ -51,7 +67,7 @@ impl Found {
             (false, "") => self.prefix.clone(),
             (false, field) => format!("{}.{field}", self.prefix),
         };
-        self.problems.push(Problem { field, message: message.into() });
+        self.problems.push(Problem { field, message: harmless(message.into()) });
     }
 
     /// Adds the reason when there is one.
@@ -105,7 +121,12 @@ pub fn unread_files(spec: &VmSpec) -> Vec<Problem> {
     let keys = c.ssh_keys.iter().enumerate().map(|(n, key)| (format!("ssh_keys[{n}]"), Some(key)));
     let data = [("user_data".to_owned(), c.user_data.as_ref()), ("network_data".to_owned(), c.network_data.as_ref())];
     let unread = keys.chain(data).filter(|(_, text)| text.is_some_and(|t| t.starts_with('@')));
-    unread.map(|(field, _)| Problem { field: format!("cloud_init.{field}"), message: "@FILE is read by the vmkeep command; send the file's text".into() }).collect()
+    unread
+        .map(|(field, _)| Problem {
+            field: format!("cloud_init.{field}"),
+            message: "@FILE is read by the vmkeep command; send the file's text".into(),
+        })
+        .collect()
 }
 
 /// Problems of a wish on one host.

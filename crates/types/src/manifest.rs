@@ -216,7 +216,7 @@ impl Reading {
             Err(e) => {
                 let mut at = e.at.unwrap_or(Place { line: 1, column: 1, chars: 1 });
                 at.line += chunk.lines_before;
-                let finding = Finding { field: String::new(), at, message: e.message };
+                let finding = Finding { field: String::new(), at, message: check::harmless(e.message) };
                 self.problems.push(show::problem(file, text, "", &finding));
                 return Ok(());
             }

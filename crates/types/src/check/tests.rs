@@ -24,8 +24,14 @@ fn good_ones() {
     check(json!({"image": "x"}), expect![[""]]);
     check(json!({"image": "x", "disks": [{"size": "20G"}], "boot": ["root", "lan"]}), expect![[""]]);
     check(json!({"image": "x", "boot": ["root"]}), expect![[""]]);
-    check(json!({"cdroms": [{"name": "cd0", "image": "iso"}], "disks": [{"empty": true, "size": "20G"}], "os": "windows", "nics": []}), expect![[""]]);
-    check(json!({"nics": [{"addresses": ["10.0.0.5/24", "fd00::5/64", "dhcp"], "gateway": "10.0.0.1", "dns": ["127.0.0.53", "fd00::1"]}]}), expect![[""]]);
+    check(
+        json!({"cdroms": [{"name": "cd0", "image": "iso"}], "disks": [{"empty": true, "size": "20G"}], "os": "windows", "nics": []}),
+        expect![[""]],
+    );
+    check(
+        json!({"nics": [{"addresses": ["10.0.0.5/24", "fd00::5/64", "dhcp"], "gateway": "10.0.0.1", "dns": ["127.0.0.53", "fd00::1"]}]}),
+        expect![[""]],
+    );
     check(json!({"nics": [{"addresses": ["slaac"], "gateway": "fe80::1"}]}), expect![[""]]);
 }
 
@@ -45,12 +51,18 @@ fn what_is_on_a_disk() {
             disks[f].format: a disk cloned from an image is qcow2 (copy-on-write); leave the format out
         "#]],
     );
-    check(json!({"image": "x", "disks": [{"name": "root", "image": "y"}]}), expect![[r#"
+    check(
+        json!({"image": "x", "disks": [{"name": "root", "image": "y"}]}),
+        expect![[r#"
         image: it is short for the first disk's image, and disks[root] says image: y; write one of them
-    "#]]);
-    check(json!({"image": "x", "disks": [{"name": "root", "empty": true, "size": "1G"}]}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"image": "x", "disks": [{"name": "root", "empty": true, "size": "1G"}]}),
+        expect![[r#"
         image: it is short for the first disk's image, and disks[root] says empty: true; write one of them
-    "#]]);
+    "#]],
+    );
     check(json!({"image": "x", "disks": [{"name": "root", "image": "x"}]}), expect![[""]]);
 }
 
@@ -86,63 +98,108 @@ fn names_are_one_space() {
 
 #[test]
 fn cpus_and_topology() {
-    check(json!({"cpus": 0}), expect![[r#"
+    check(
+        json!({"cpus": 0}),
+        expect![[r#"
         cpus.count: 0 is out of range; 1 to 512
-    "#]]);
-    check(json!({"cpus": 513}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": 513}),
+        expect![[r#"
         cpus.count: 513 is out of range; 1 to 512
-    "#]]);
-    check(json!({"cpus": 300, "machine": "pc"}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": 300, "machine": "pc"}),
+        expect![[r#"
         cpus.count: 300 is out of range; 1 to 255
-    "#]]);
-    check(json!({"cpus": {"count": 4, "max": 2}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": {"count": 4, "max": 2}}),
+        expect![[r#"
         cpus.max: 2 is less than count (4)
-    "#]]);
-    check(json!({"cpus": {"count": 4, "max": 8, "sockets": 1, "cores": 4, "threads": 1}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": {"count": 4, "max": 8, "sockets": 1, "cores": 4, "threads": 1}}),
+        expect![[r#"
         cpus: 1 sockets x 4 cores x 1 threads are 4, and max is 8
-    "#]]);
-    check(json!({"cpus": {"count": 4, "cores": 2}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": {"count": 4, "cores": 2}}),
+        expect![[r#"
         cpus: 1 sockets x 2 cores x 1 threads are 2, and count is 4
-    "#]]);
-    check(json!({"cpus": {"count": 4, "sockets": 0, "cores": 4_294_967_295_u32, "threads": 4_294_967_295_u32}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"cpus": {"count": 4, "sockets": 0, "cores": 4_294_967_295_u32, "threads": 4_294_967_295_u32}}),
+        expect![[r#"
         cpus.sockets: 0 is out of range; at least 1
-    "#]]);
+    "#]],
+    );
     check(json!({"cpus": {"count": 4, "max": 8, "sockets": 1, "cores": 8, "threads": 1}}), expect![[""]]);
-    check(json!({"cpu": {"model": "Sky lake", "features": {"vmx,x": "on"}}}), expect![[r#"
+    check(
+        json!({"cpu": {"model": "Sky lake", "features": {"vmx,x": "on"}}}),
+        expect![[r#"
         cpu.model: 'Sky lake' is no CPU model; auto, host, cluster, max, or a name from `qemu-system-x86_64 -cpu help`
         cpu.features.vmx,x: no CPU feature has such a name; letters, digits, '-', '_' and '.'
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn memory() {
-    check(json!({"memory": "1M"}), expect![[r#"
+    check(
+        json!({"memory": "1M"}),
+        expect![[r#"
         memory.size: 1M is out of range; 16M to 16T
-    "#]]);
-    check(json!({"memory": "99T"}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"memory": "99T"}),
+        expect![[r#"
         memory.size: 99T is out of range; 16M to 16T
-    "#]]);
-    check(json!({"memory": "1048577K"}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"memory": "1048577K"}),
+        expect![[r#"
         memory.size: 1048577K is not a whole number of M
-    "#]]);
-    check(json!({"memory": {"size": "4G", "max": "2G"}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"memory": {"size": "4G", "max": "2G"}}),
+        expect![[r#"
         memory.max: 2G is less than size (4G)
-    "#]]);
-    check(json!({"memory": {"size": "4G", "max": "8G", "balloon": false}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"memory": {"size": "4G", "max": "8G", "balloon": false}}),
+        expect![[r#"
         memory.max: memory grows by the balloon, and balloon is false
-    "#]]);
-    check(json!({"memory": {"size": "1025M", "hugepages": true}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"memory": {"size": "1025M", "hugepages": true}}),
+        expect![[r#"
         memory.size: 1025M is not a multiple of 2M, the size of a huge page
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn firmware_and_devices_that_need_a_machine() {
-    check(json!({"secure_boot": true, "firmware": "bios", "machine": "pc", "watchdog": {"model": "itco"}}), expect![[r#"
+    check(
+        json!({"secure_boot": true, "firmware": "bios", "machine": "pc", "watchdog": {"model": "itco"}}),
+        expect![[r#"
         secure_boot: it needs firmware: uefi
         secure_boot: it needs machine: q35
         watchdog.model: itco is a part of machine: q35; use i6300esb
-    "#]]);
+    "#]],
+    );
     check(json!({"os": "windows", "firmware": "bios"}), expect![[""]]);
 }
 
@@ -164,17 +221,23 @@ fn policy() {
 
 #[test]
 fn labels_and_description() {
-    check(json!({"labels": {"": "a", "a b": "c", "ok/x": "a=b", "long": "x".repeat(64)}, "description": "a\u{1b}[31m"}), expect![[r#"
+    check(
+        json!({"labels": {"": "a", "a b": "c", "ok/x": "a=b", "long": "x".repeat(64)}, "description": "a\u{1b}[31m"}),
+        expect![[r#"
         description: control characters are not allowed
         labels.: a label's key has 1 to 63 letters, digits, '.', '_', '/' or '-'
         labels.a b: a label's key has 1 to 63 letters, digits, '.', '_', '/' or '-'
         labels.long: a label's value has up to 63 letters, digits, '.', '_', '/', ':', '@', '+' or '-'
         labels.ok/x: a label's value has up to 63 letters, digits, '.', '_', '/', ':', '@', '+' or '-'
-    "#]]);
+    "#]],
+    );
     let many: serde_json::Map<String, Value> = (0..65).map(|n| (format!("l{n}"), json!("x"))).collect();
-    check(json!({"labels": many}), expect![[r#"
+    check(
+        json!({"labels": many}),
+        expect![[r#"
         labels: 65 entries; the limit is 64
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -227,17 +290,26 @@ fn addresses() {
 
 #[test]
 fn display_and_serial() {
-    check(json!({"display": {"listen": "tcp"}, "serial": {"log": "1K"}}), expect![[r#"
+    check(
+        json!({"display": {"listen": "tcp"}, "serial": {"log": "1K"}}),
+        expect![[r#"
         display.password: listen: tcp needs a password: everybody who reaches the port is at the console
         serial.log: 1K is out of range; 0B for no log, or 64K to 1G
-    "#]]);
-    check(json!({"display": {"listen": "tcp", "password": "123456789"}, "serial": {"log": "2G"}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"display": {"listen": "tcp", "password": "123456789"}, "serial": {"log": "2G"}}),
+        expect![[r#"
         display.password: VNC reads only the first 8 characters; a longer one only looks safer
         serial.log: 2G is out of range; 0B for no log, or 64K to 1G
-    "#]]);
-    check(json!({"display": {"password": ""}, "serial": {"log": "0B"}}), expect![[r#"
+    "#]],
+    );
+    check(
+        json!({"display": {"password": ""}, "serial": {"log": "0B"}}),
+        expect![[r#"
         display.password: it is empty
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -263,9 +335,12 @@ fn cloud_init() {
             cloud_init.user_data: cloud-init ignores it unless it begins with #cloud-config, #!, or MIME headers
         "#]],
     );
-    check(json!({"cloud_init": {"hostname": "10.0.0.1"}}), expect![[r#"
+    check(
+        json!({"cloud_init": {"hostname": "10.0.0.1"}}),
+        expect![[r#"
         cloud_init.hostname: '10.0.0.1' is an address, not a host name
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -326,11 +401,14 @@ fn xml_patches() {
 fn too_many() {
     let disks: Vec<Value> = (0..40).map(|n| json!({"name": format!("d{n}"), "image": "x"})).collect();
     let nics: Vec<Value> = (0..17).map(|n| json!({"name": format!("n{n}")})).collect();
-    check(json!({"disks": disks, "nics": nics, "cdroms": [{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}, {"name": "e"}]}), expect![[r#"
+    check(
+        json!({"disks": disks, "nics": nics, "cdroms": [{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}, {"name": "e"}]}),
+        expect![[r#"
         disks: 40 entries; the limit is 32
         cdroms: 5 entries; the limit is 4
         nics: 17 entries; the limit is 16
-    "#]]);
+    "#]],
+    );
 }
 
 fn host() -> NodeFacts {
@@ -354,26 +432,35 @@ fn more_than_the_host_has() {
     expect![[r#"
         memory.size: 16G is more than node node1 has (8G)
         cpus.count: 64 vCPUs on the 4 CPUs of node node1; the limit is 8 times as many, 32
-    "#]].assert_eq(&on_host(json!({"memory": "16G", "cpus": 64})));
+    "#]]
+    .assert_eq(&on_host(json!({"memory": "16G", "cpus": 64})));
     expect![[r#"
         memory.max: 9G is more than node node1 has (8G)
         cpus.max: 33 vCPUs on the 4 CPUs of node node1; the limit is 8 times as many, 32
-    "#]].assert_eq(&on_host(json!({"memory": {"size": "1G", "max": "9G"}, "cpus": {"count": 1, "max": 33}})));
+    "#]]
+    .assert_eq(&on_host(json!({"memory": {"size": "1G", "max": "9G"}, "cpus": {"count": 1, "max": 33}})));
     expect![[""]].assert_eq(&on_host(json!({"memory": "8G", "cpus": 32})));
 }
 
 #[test]
 fn what_only_admins_may_use() {
-    let used = admin_only(&spec(json!({"shares": [{"name": "a", "path": "/srv"}], "devices": {"usb": ["1d6b:0002"]}, "libvirt_xml": [{"op": "remove", "path": "a"}]})));
+    let used = admin_only(&spec(
+        json!({"shares": [{"name": "a", "path": "/srv"}], "devices": {"usb": ["1d6b:0002"]}, "libvirt_xml": [{"op": "remove", "path": "a"}]}),
+    ));
     assert_eq!(used, ["shares", "devices.usb", "libvirt_xml"]);
     assert_eq!(admin_only(&spec(json!({}))), Vec::<String>::new());
 }
 
 #[test]
 fn short_forms_are_written_out() {
-    let normal = |more: Value| normalize(spec(more)).disks.iter().map(|d| format!("{} {:?}", d.name, d.image.as_ref().map(Name::as_str))).collect::<Vec<_>>();
+    let normal = |more: Value| {
+        normalize(spec(more)).disks.iter().map(|d| format!("{} {:?}", d.name, d.image.as_ref().map(Name::as_str))).collect::<Vec<_>>()
+    };
     assert_eq!(normal(json!({"image": "x"})), ["root Some(\"x\")"]);
-    assert_eq!(normal(json!({"image": "x", "disks": [{"name": "sys", "size": "9G"}, {"name": "d", "empty": true}]})), ["sys Some(\"x\")", "d None"]);
+    assert_eq!(
+        normal(json!({"image": "x", "disks": [{"name": "sys", "size": "9G"}, {"name": "d", "empty": true}]})),
+        ["sys Some(\"x\")", "d None"]
+    );
     assert_eq!(normal(json!({})), Vec::<String>::new());
     let once = normalize(spec(json!({"image": "x"})));
     assert_eq!(normalize(once.clone()), once);
@@ -391,48 +478,60 @@ fn networks() {
         bridge: mode: bridge needs the name of an existing bridge of the host
         ipv6: mode: bridge has the addresses of the network outside; leave this out
         domain: '-a' is no DNS name; use letters, digits and '-', parts separated by '.'
-    "#]].assert_eq(&on(json!({"mode": "bridge", "ipv6": "fd00::1/64", "domain": "-a"})));
+    "#]]
+    .assert_eq(&on(json!({"mode": "bridge", "ipv6": "fd00::1/64", "domain": "-a"})));
     expect![[r#"
         bridge: 'br0;reboot' is no interface name; use letters, digits, '.', '_' and '-'
-    "#]].assert_eq(&on(json!({"mode": "bridge", "bridge": "br0;reboot"})));
+    "#]]
+    .assert_eq(&on(json!({"mode": "bridge", "bridge": "br0;reboot"})));
     expect![[r#"
         bridge: 'eth0' must begin with 'vmk' in mode: nat; vmkeep makes it, and touches no other bridge
         ipv4: 10.0.0.0 is the subnet's own or its broadcast address in a /24; write an address within it
         ipv6: 2001:db8::1 is not unique local; use a /64 from fd00::/8
         mtu: IPv6 needs at least 1280
-    "#]].assert_eq(&on(json!({"ipv4": "10.0.0.0/24", "ipv6": "2001:db8::1/64", "mtu": 70, "bridge": "eth0"})));
+    "#]]
+    .assert_eq(&on(json!({"ipv4": "10.0.0.0/24", "ipv6": "2001:db8::1/64", "mtu": 70, "bridge": "eth0"})));
     expect![[r#"
         ipv4: 'fd00::1/64' is not IPv4
         ipv6: '10.0.0.1/24' is not IPv6
         mtu: 1 is no MTU; 68 to 65535, and 1500 on most networks
-    "#]].assert_eq(&on(json!({"ipv4": "fd00::1/64", "ipv6": "10.0.0.1/24", "mtu": 1})));
+    "#]]
+    .assert_eq(&on(json!({"ipv4": "fd00::1/64", "ipv6": "10.0.0.1/24", "mtu": 1})));
     expect![[r#"
         bridge: 'vmk-much-too-long-name' is no interface name; 1 to 15 characters
         ipv4: a /30 is no subnet for guests; use /8 to /29
-    "#]].assert_eq(&on(json!({"ipv4": "10.0.0.1/30", "bridge": "vmk-much-too-long-name"})));
+    "#]]
+    .assert_eq(&on(json!({"ipv4": "10.0.0.1/30", "bridge": "vmk-much-too-long-name"})));
 }
 
 #[test]
 fn volumes_pools_and_urls() {
     expect![[r#"
         size: an empty volume needs a size, like 20G
-    "#]].assert_eq(&lines(volume(None, DiskFormat::Auto, None)));
+    "#]]
+    .assert_eq(&lines(volume(None, DiskFormat::Auto, None)));
     expect![[r#"
         size: 0B is too small for a disk; at least 1M
         format: a volume cloned from an image is qcow2 (copy-on-write); leave the format out
-    "#]].assert_eq(&lines(volume(Some(ByteCount::ZERO), DiskFormat::Raw, Some(&Name::known("x")))));
-    let dir = |path: &str| lines(pool(&serde_json::from_value(json!({"name": "p", "driver": "dir", "path": path})).expect("the right types")));
+    "#]]
+    .assert_eq(&lines(volume(Some(ByteCount::ZERO), DiskFormat::Raw, Some(&Name::known("x")))));
+    let dir =
+        |path: &str| lines(pool(&serde_json::from_value(json!({"name": "p", "driver": "dir", "path": path})).expect("the right types")));
     expect![[r#"
         path: 'srv' is not an absolute path
         path: '/srv/./x' contains '.' or '..'; write the path in full
-    "#]].assert_eq(&[dir("/srv/vm"), dir("srv"), dir("/srv/./x")].concat());
+    "#]]
+    .assert_eq(&[dir("/srv/vm"), dir("srv"), dir("/srv/./x")].concat());
     let mistyped = json!({"name": "p", "driver": "dir", "path": "/srv/vm", "pathh": "x"});
     assert!(serde_json::from_value::<PoolSpec>(mistyped).is_err(), "an unknown field is refused");
-    let url = |url: &str| lines(image(&serde_json::from_value(json!({"name": "i", "source": {"from": "url", "url": url}})).expect("the right types")));
+    let url = |url: &str| {
+        lines(image(&serde_json::from_value(json!({"name": "i", "source": {"from": "url", "url": url}})).expect("the right types")))
+    };
     expect![[r#"
         source.url: 'file:///etc/shadow' is no http:// or https:// address
         source.url: the address has no host
         source.url: no user or password in the address: it is shown to everybody who may see the image
         source.url: an address may have at most 2048 characters, and no spaces
-    "#]].assert_eq(&["https://cloud.example/a.qcow2", "file:///etc/shadow", "http://", "https://u:p@h/x", "http://a b"].map(url).concat());
+    "#]]
+    .assert_eq(&["https://cloud.example/a.qcow2", "file:///etc/shadow", "http://", "https://u:p@h/x", "http://a b"].map(url).concat());
 }

@@ -205,7 +205,7 @@ fn describe(root: &Node, trail: &[usize], fault: &FaultBody) -> Option<Finding> 
         }
         Kind::Other(message) => boolean_advice(node, message),
     };
-    Some(Finding { field, at, message })
+    Some(Finding { field, at, message: crate::check::harmless(message) })
 }
 
 fn near(word: &str, known: &[&str]) -> String {

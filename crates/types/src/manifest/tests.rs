@@ -16,11 +16,14 @@ fn check(text: &str, expect: Expect) {
 
 #[test]
 fn the_smallest_manifest() {
-    check("{kind: vm, name: hello, image: debian-13}", expect![[r#"
+    check(
+        "{kind: vm, name: hello, image: debian-13}",
+        expect![[r#"
         kind: vm
         name: hello
         image: debian-13
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -70,7 +73,9 @@ fn several_documents_of_all_kinds() {
 
 #[test]
 fn json_is_read_too() {
-    check(r#"{"kind": "vm", "name": "hello", "image": "debian-13", "agent": false, "disks": [{"size": "20G"}]}"#, expect![[r#"
+    check(
+        r#"{"kind": "vm", "name": "hello", "image": "debian-13", "agent": false, "disks": [{"size": "20G"}]}"#,
+        expect![[r#"
         kind: vm
         name: hello
         disks:
@@ -78,7 +83,8 @@ fn json_is_read_too() {
           image: debian-13
           size: 20G
         agent: false
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -108,7 +114,9 @@ fn unknown_words_get_the_nearest() {
 
 #[test]
 fn unknown_kinds() {
-    check("kind: VM\nname: a\n---\nkind: pod\n---\nname: a\n---\nkind: vm\napi: vmkeep/v2\nname: a\nimage: x\n---\n- 1\n---\njust text\n", expect![[r#"
+    check(
+        "kind: VM\nname: a\n---\nkind: pod\n---\nname: a\n---\nkind: vm\napi: vmkeep/v2\nname: a\nimage: x\n---\n- 1\n---\njust text\n",
+        expect![[r#"
         web.yaml: 6 problems in 6 documents; nothing was changed
           web.yaml:1:7: VM a: kind: there is no kind 'VM'; did you mean 'vm'?
             1 | kind: VM
@@ -128,12 +136,15 @@ fn unknown_kinds() {
           web.yaml:15:1: a manifest is a map of fields, like {kind: vm, name: hello, image: debian-13}
             15 | just text
                | ^^^^^^^^^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn sizes_and_durations_without_unit() {
-    check("kind: vm\nname: a\nimage: x\nmemory: 2048\nstop_timeout: 30\ndisks: [{size: 20}]\nserial: {log: -1M}\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: x\nmemory: 2048\nstop_timeout: 30\ndisks: [{size: 20}]\nserial: {log: -1M}\n",
+        expect![[r#"
         web.yaml: 4 problems; nothing was changed
           web.yaml:4:9: vm a: memory: '2048' has no unit; write 2048M or 2048G
             4 | memory: 2048
@@ -147,12 +158,15 @@ fn sizes_and_durations_without_unit() {
           web.yaml:7:15: vm a: serial.log: '-1M' is not a size; write a whole number and a unit, like 512M or 20G
             7 | serial: {log: -1M}
               |               ^^^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn booleans_are_written_in_full() {
-    check("kind: vm\nname: a\nimage: x\nagent: yes\nrng: off\nprotect: 1\nmemory: {size: 1G, balloon: 'true'}\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: x\nagent: yes\nrng: off\nprotect: 1\nmemory: {size: 1G, balloon: 'true'}\n",
+        expect![[r#"
         web.yaml: 4 problems; nothing was changed
           web.yaml:4:8: vm a: agent: expected true or false, found 'yes'; write true or false in full
             4 | agent: yes
@@ -166,7 +180,8 @@ fn booleans_are_written_in_full() {
           web.yaml:7:29: vm a: memory.balloon: expected true or false, found 'true'
             7 | memory: {size: 1G, balloon: 'true'}
               |                             ^^^^^^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -221,7 +236,9 @@ fn all_problems_of_all_documents_at_once() {
 
 #[test]
 fn wrong_shapes() {
-    check("kind: vm\nname: a\nimage: [x]\ndisks: {root: 1}\nnics: lan\ncpus: {count: two}\nmemory: {max: 2G}\ncloud_init: yes\nstart: 5\nlabels: [a]\ndescription:\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: [x]\ndisks: {root: 1}\nnics: lan\ncpus: {count: two}\nmemory: {max: 2G}\ncloud_init: yes\nstart: 5\nlabels: [a]\ndescription:\n",
+        expect![[r#"
         web.yaml: 9 problems; nothing was changed
           web.yaml:3:8: vm a: image: expected text, found a list
             3 | image: [x]
@@ -250,7 +267,8 @@ fn wrong_shapes() {
           web.yaml:11:12: vm a: description: expected text, found nothing (null)
             11 | description:
                |            ^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -286,52 +304,73 @@ fn missing_names() {
 
 #[test]
 fn broken_yaml() {
-    check("kind: vm\nname: [a\n", expect![[r#"
+    check(
+        "kind: vm\nname: [a\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:2:7: unclosed bracket '['
             2 | name: [a
               |       ^
-    "#]]);
-    check("kind: vm\n\tname: a\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: vm\n\tname: a\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:1:7: while scanning a plain scalar, found a tab
             1 | kind: vm
               |       ^
-    "#]]);
-    check("kind: vm\nname: a\nname: b\nimage: x\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: vm\nname: a\nname: b\nimage: x\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:3:1: 'name' is written twice
             3 | name: b
               | ^^^^
-    "#]]);
-    check("kind: vm\nname: *nobody\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: vm\nname: *nobody\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:2:7: no anchor (&name) of this name stands above
             2 | name: *nobody
               |       ^
-    "#]]);
-    check("kind: vm\nname: \"a\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: vm\nname: \"a\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:2:7: unclosed quote
             2 | name: "a
               |       ^
-    "#]]);
-    check("kind: vm\nname: !!python/object:os.system a\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: vm\nname: !!python/object:os.system a\n",
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:2:33: unsupported tag `!!python/object:os.system`
             2 | name: !!python/object:os.system a
               |                                 ^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn the_same_object_twice() {
-    check("kind: vm\nname: a\nimage: x\n---\nkind: vm\nname: a\nimage: y\n---\nkind: network\nname: a\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: x\n---\nkind: vm\nname: a\nimage: y\n---\nkind: network\nname: a\n",
+        expect![[r#"
         web.yaml: 1 problem in 3 documents; nothing was changed
           web.yaml:6:7: vm a: name: there is another vm 'a' at web.yaml:1
             6 | name: a
               |       ^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -379,20 +418,29 @@ fn images_and_networks() {
 
 #[test]
 fn nothing_in_it() {
-    check("", expect![[r#"
+    check(
+        "",
+        expect![[r#"
         web.yaml: no manifest in it
         hint: the smallest one is {kind: vm, name: hello, image: debian-13}
-    "#]]);
-    check("# only a comment\n---\n...\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "# only a comment\n---\n...\n",
+        expect![[r#"
         web.yaml: no manifest in it
         hint: the smallest one is {kind: vm, name: hello, image: debian-13}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn long_lines_are_cut_around_the_mark() {
-    let text = format!("{{kind: vm, name: a, image: x, labels: {{a: '{}'}}, cpus: none, description: '{}'}}", "x".repeat(300), "y".repeat(300));
-    check(&text, expect![[r#"
+    let text =
+        format!("{{kind: vm, name: a, image: x, labels: {{a: '{}'}}, cpus: none, description: '{}'}}", "x".repeat(300), "y".repeat(300));
+    check(
+        &text,
+        expect![[r#"
         web.yaml: 2 problems; nothing was changed
           web.yaml:1:43: vm a: labels.a: a label's value has up to 63 letters, digits, '.', '_', '/', ':', '@', '+' or '-'
             1 | {kind: vm, name: a, image: x, labels: {a: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
@@ -400,12 +448,15 @@ fn long_lines_are_cut_around_the_mark() {
           web.yaml:1:354: vm a: cpus: 'none' is not a number of CPUs
             1 | xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'}, cpus: none, description: 'yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy
               |                                                             ^^^^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn aliases_work_and_bombs_do_not() {
-    check("kind: vm\nname: a\nimage: &i x\ndisks:\n  - &d {name: root, size: 9G}\n  - {<<: *d, name: data, image: *i}\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: &i x\ndisks:\n  - &d {name: root, size: 9G}\n  - {<<: *d, name: data, image: *i}\n",
+        expect![[r#"
         kind: vm
         name: a
         disks:
@@ -415,38 +466,51 @@ fn aliases_work_and_bombs_do_not() {
         - name: data
           image: x
           size: 9G
-    "#]]);
+    "#]],
+    );
     let mut bomb = String::from("kind: vm\nname: a\nlabels:\n  a: &a [x,x,x,x,x,x,x,x,x,x]\n");
     for (this, last) in ["b", "c", "d", "e", "f", "g", "h"].iter().zip(["a", "b", "c", "d", "e", "f", "g"]) {
         bomb.push_str(&format!("  {this}: &{this} [{}]\n", vec![format!("*{last}"); 10].join(",")));
     }
     let begun = std::time::Instant::now();
-    check(&bomb, expect![[r#"
+    check(
+        &bomb,
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:8:10: aliases repeat more than 20000 values: refused as an alias bomb
             8 |   e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]
               |          ^^
-    "#]]);
+    "#]],
+    );
     assert!(begun.elapsed().as_secs() < 5, "took {:?}", begun.elapsed());
-    check(&format!("a: {}{}", "[".repeat(5000), "]".repeat(5000)), expect![[r#"
+    check(
+        &format!("a: {}{}", "[".repeat(5000), "]".repeat(5000)),
+        expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:1:36: recursion limit exceeded
             1 | a: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[
               |                                    ^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn limits_have_names() {
     let big = format!("kind: vm\nname: a\ndescription: {}\n", "x".repeat(TEXT_BYTES_MAX));
-    check(&big, expect![[r#"
+    check(
+        &big,
+        expect![[r#"
         web.yaml: 4194335 bytes are too much for a manifest; the limit is 4 MiB
         hint: split it into several files
-    "#]]);
-    check(&"---\nkind: vm\n".repeat(DOCUMENTS_MAX + 1), expect![[r#"
+    "#]],
+    );
+    check(
+        &"---\nkind: vm\n".repeat(DOCUMENTS_MAX + 1),
+        expect![[r#"
         web.yaml: more than 1000 documents in one call
         hint: apply them in several calls
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -458,13 +522,15 @@ fn a_thousand_bad_documents_are_reported_in_part() {
 
 #[test]
 fn problems_found_later_are_shown_at_their_line() {
-    let documents = parse("web.yaml", "# web\nkind: vm\nname: a\ndisks:\n  - name: root\n    image: nothere\n    size: 3G\n").expect("well formed");
+    let documents =
+        parse("web.yaml", "# web\nkind: vm\nname: a\ndisks:\n  - name: root\n    image: nothere\n    size: 3G\n").expect("well formed");
     let problem = Problem { field: "disks[root].image".into(), message: "there is no image 'nothere'".into() };
     expect![[r#"
         web.yaml: 1 problem; nothing was changed
           web.yaml:6:12: vm a: disks[root].image: there is no image 'nothere'
             6 |     image: nothere
-              |            ^^^^^^^"#]].assert_eq(&documents[0].error(&[problem]).to_string());
+              |            ^^^^^^^"#]]
+    .assert_eq(&documents[0].error(&[problem]).to_string());
     assert_eq!(documents[0].locate("disks[root].pool").line, 5);
     assert_eq!(documents[0].locate("memory").line, 2);
 }
@@ -477,16 +543,19 @@ fn from_the_wire() {
           agent: expected true or false, found 'yes'; write true or false in full
           disks[root].size: '20' has no unit; write 20M or 20G
           disks[d].sise: there is no field 'sise'; did you mean 'size'?
-          name: expected text, found the number 5"#]].assert_eq(&from_json(json).expect_err("much of it is wrong").to_string());
+          name: expected text, found the number 5"#]]
+    .assert_eq(&from_json(json).expect_err("much of it is wrong").to_string());
     let json = serde_json::json!({"kind": "network", "name": "a"});
     expect![[r#"
         the manifest has 1 problem
-          kind: a vm is wanted here, not a network"#]].assert_eq(&vm_from_json(json).expect_err("not a VM").to_string());
+          kind: a vm is wanted here, not a network"#]]
+    .assert_eq(&vm_from_json(json).expect_err("not a VM").to_string());
     let json = serde_json::json!({"name": "a", "image": "x", "cloud_init": {"ssh_keys": ["@~/.ssh/id.pub"], "user_data": "@file"}});
     expect![[r#"
         the manifest has 2 problems
           cloud_init.ssh_keys[0]: @FILE is read by the vmkeep command; send the file's text
-          cloud_init.user_data: @FILE is read by the vmkeep command; send the file's text"#]].assert_eq(&vm_from_json(json).expect_err("files are read by the CLI").to_string());
+          cloud_init.user_data: @FILE is read by the vmkeep command; send the file's text"#]]
+    .assert_eq(&vm_from_json(json).expect_err("files are read by the CLI").to_string());
     let spec = vm_from_json(serde_json::json!({"name": "a", "image": "x"})).expect("the smallest one");
     assert_eq!((spec.image, spec.disks.len(), spec.disks[0].name.as_str()), (None, 1, "root"));
 }
@@ -506,7 +575,8 @@ fn other_bodies() {
           command[1]: expected text, found the number 1
           command[2]: expected text, found nothing (null)
           timeout: '5' is not a duration; write a number and s, m, h or d, like 120s or 10m
-          user: there is no field 'user'; known are command and timeout"#]].assert_eq(&body_from_json::<Body>(bad).expect_err("bad").to_string());
+          user: there is no field 'user'; known are command and timeout"#]]
+    .assert_eq(&body_from_json::<Body>(bad).expect_err("bad").to_string());
 }
 
 /// Specs that use every field away from its default, and few.
@@ -541,7 +611,9 @@ fn what_is_written_reads_back() {
 
 #[test]
 fn the_full_form_shows_every_field() {
-    check_full("{kind: vm, name: hello, image: debian-13}", expect![[r#"
+    check_full(
+        "{kind: vm, name: hello, image: debian-13}",
+        expect![[r#"
         kind: vm
         name: hello
         description: ""
@@ -619,7 +691,8 @@ fn the_full_form_shows_every_field() {
           pci: []
           usb: []
         libvirt_xml: []
-    "#]]);
+    "#]],
+    );
 }
 
 fn check_full(text: &str, expect: Expect) {
