@@ -275,138 +275,6 @@ fn deleting_shows_the_volumes_and_needs_a_yes() {
 }
 
 #[test]
-fn set_writes_the_whole_wish_at_the_revision_that_was_read() {
-    let stub = Stub::with(Box::new(|seen| match seen.line.as_str() {
-        "GET /v1/vms/web" => Some((200, vm("web", "running", "running"))),
-        "PUT /v1/vms/web" => Some((412, problem(412, "stale", "vm 'web' is at revision 9, not 5"))),
-        _ => None,
-    }));
-    check(
-        &stub,
-        &["vm", "set", "web", "memory=4G", "labels.tier=null"],
-        expect![[r#"
-        exit 4
-        --- stderr
-        error: vm 'web' is at revision 9, not 5
-        hint: somebody else changed it meanwhile: look at it again and repeat
-    "#]],
-    );
-    assert_eq!(stub.header("if-match").as_deref(), Some("\"5\""));
-    let sent = stub.changes();
-    assert!(sent.contains(r#""size":"4G""#) && sent.contains(r#""labels":{}"#), "{sent}");
-    check(
-        &stub,
-        &["vm", "set", "web", "memroy=4G"],
-        expect![[r#"
-        exit 1
-        --- stderr
-        error: memroy=4G is refused
-          memroy: there is no field 'memroy'; did you mean 'memory'?
-    "#]],
-    );
-    check(
-        &stub,
-        &["vm", "resize-disk", "web", "data", "+1G"],
-        expect![[r#"
-        exit 3
-        --- stderr
-        error: nothing at GET /v1/volumes
-    "#]],
-    );
-}
-
-#[test]
-fn manifests() {
-    let stub = Stub::new(vec![(
-        "POST /v1/apply",
-        200,
-        json!({"results": [{
-            "kind": "vm", "name": "web", "action": "update", "warnings": ["no cloud-init in tiny"], "operation": null,
-            "changes": [{"field": "memory.size", "from": "1G", "to": "2G", "when": "restart"}, {"field": "labels.tier", "from": "", "to": "db", "when": "live"}],
-        }]}),
-    )]);
-    stub.write("web.yaml", "kind: vm\nname: web\nimage: tiny\nmemory: 2G\nlabels: {tier: db}\n");
-    check(
-        &stub,
-        &["plan", "-f", "web.yaml"],
-        expect![[r#"
-        exit 0
-        --- stdout
-        vm/web: update
-          memory.size: 1G -> 2G  (after restart)
-          labels.tier: (none) -> db  (live)
-        --- stderr
-        warning: vm 'web': no cloud-init in tiny
-        0 to create, 1 to update, 0 to mend, 0 unchanged
-    "#]],
-    );
-    check(
-        &stub,
-        &["apply", "-f", "web.yaml"],
-        expect![[r#"
-        exit 0
-        --- stderr
-        vm/web: update
-          memory.size: 1G -> 2G  (after restart)
-          labels.tier: (none) -> db  (live)
-        warning: vm 'web': no cloud-init in tiny
-        hint: some changes wait for a restart: 'vmkeep vm restart web'
-    "#]],
-    );
-    stub.write("bad.yaml", "kind: vm\nname: web\nimage: tiny\nmemroy: 2G\ncpus: many\n");
-    check(
-        &stub,
-        &["apply", "-f", "bad.yaml"],
-        expect![[r#"
-        exit 1
-        --- stderr
-        error: bad.yaml: 2 problems; nothing was changed
-          bad.yaml:4:1: vm web: memroy: there is no field 'memroy'; did you mean 'memory'?
-            4 | memroy: 2G
-              | ^^^^^^
-          bad.yaml:5:7: vm web: cpus: 'many' is not a number of CPUs
-            5 | cpus: many
-              |       ^^^^
-    "#]],
-    );
-    expect![[r#"
-        exit 1
-        --- stderr
-        error: stdin: 1 problem; nothing was changed
-          stdin:2:7: unclosed bracket '['
-            2 | name: [
-              |       ^
-    "#]]
-    .assert_eq(&stub.run(&["plan", "-f", "-"], "kind: vm\nname: [\n"));
-    check(
-        &stub,
-        &["apply", "-f", "absent.yaml"],
-        expect![[r#"
-        exit 1
-        --- stderr
-        error: cannot read absent.yaml: No such file or directory
-    "#]],
-    );
-}
-
-#[test]
-fn keys_are_read_here() {
-    let stub = Stub::new(vec![("POST /v1/apply", 200, json!({"results": []}))]);
-    stub.write("id.pub", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here\n");
-    stub.write("web.yaml", "kind: vm\nname: web\nimage: tiny\ncloud_init: {ssh_keys: [\"@id.pub\"]}\n");
-    check(
-        &stub,
-        &["plan", "-f", "web.yaml"],
-        expect![[r#"
-        exit 0
-        --- stderr
-        0 to create, 0 to update, 0 to mend, 0 unchanged
-    "#]],
-    );
-    assert!(stub.changes().contains(r#""ssh_keys":["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here"]"#), "{}", stub.changes());
-}
-
-#[test]
 fn host_check() {
     let rows = json!({"rows": [
         {"id": "kvm", "level": "warn", "found": "/dev/kvm is absent", "why": "VMs are emulated and slow", "mend": "enable VT-x in the firmware"},
@@ -523,32 +391,81 @@ fn the_guests_exit_code_is_passed_on() {
 }
 
 #[test]
-fn an_edit_comes_back_until_it_is_right_and_loses_nothing() {
+fn a_watched_list_goes_on_after_a_break_where_it_was() {
     let stub = Stub::with(Box::new(|seen| match seen.line.as_str() {
-        "GET /v1/vms/web" => Some((200, vm("web", "running", "running"))),
-        "PUT /v1/vms/web" => Some((202, json!({"operation": operation("vm.update", "done", &[])}))),
+        "GET /v1/vms" => Some((200, page(json!([])))),
+        "GET /v1/vms?watch=true" if seen.head.contains("last-event-id: 3-18") => {
+            Some((403, problem(403, "forbidden", "the token was revoked")))
+        }
+        "GET /v1/vms?watch=true" => {
+            let put = json!({"type": "put", "object": vm("web", "starting", "starting")});
+            let deleted = json!({"type": "deleted", "name": "web", "id": "00000000-0000-0000-0000-000000000001"});
+            Some((200, json!(format!(": hello\n\nid: 3-17\nevent: put\ndata: {put}\n\nid: 3-18\nevent: deleted\ndata: {deleted}\n\n"))))
+        }
         _ => None,
     }));
-    // The first time it makes a mistake, the second time it mends it.
-    stub.write("editor", "#!/bin/sh\nif grep -q '#! ' \"$1\"; then sed -i s/4X/4G/ \"$1\"; else sed -i s/2G/4X/ \"$1\"; fi\n");
-    std::fs::set_permissions(stub.path("editor"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
-    let told = stub.run(&["vm", "edit", "web"], "");
-    let told = told.split_once("error: ").expect("the first try is refused").1;
+    check(&stub, &["vm", "list", "-w", "-q"], expect![[r#"
+        exit 1
+        --- stdout
+        NAME                  STATE                         CPUS  MEMORY  NOTES
+        web                   starting                      1     2G      pending 1
+        web                   deleted
+        --- stderr
+        error: the token was revoked
+    "#]]);
+}
+
+#[test]
+fn ssh_pins_the_host_key_to_the_vm() {
+    let addresses = json!([
+        {"nic": "lan", "mac": "52:54:00:00:00:01", "address": "fe80::1/64", "source": "agent"},
+        {"nic": "lan", "mac": "52:54:00:00:00:01", "address": "10.77.3.12/24", "source": "lease"},
+    ]);
+    let mut debian = vm("web", "running", "running");
+    debian["spec"]["image"] = json!("debian-13");
+    let stub = Stub::new(vec![("GET /v1/vms/web/addresses", 200, addresses), ("GET /v1/vms/web", 200, debian)]);
+    check(&stub, &["vm", "ip", "web"], expect![[r#"
+        exit 0
+        --- stdout
+        ADDRESS        NIC  SOURCE
+        10.77.3.12/24  lan  lease
+        fe80::1/64     lan  agent
+    "#]]);
+    check(&stub, &["vm", "ssh", "web", "--dry-run", "--", "uptime"], expect![[r#"
+        exit 0
+        --- stderr
+        would run "ssh" "-o" "HostKeyAlias=vmkeep-00000000-0000-0000-0000-000000000001" "-o" "UserKnownHostsFile=DIR/.config/vmkeep/known_hosts" "-o" "StrictHostKeyChecking=accept-new" "-o" "CheckHostIP=no" "-l" "debian" "--" "10.77.3.12" "uptime"
+    "#]]);
+}
+
+#[test]
+fn a_file_is_uploaded_and_imported() {
+    let id = "00000000-0000-0000-0000-0000000000aa";
+    let stub = Stub::with(Box::new(move |seen| match seen.line.split('?').next().unwrap_or_default() {
+        "POST /v1/uploads" => Some((200, json!({"upload": id, "have": 0}))),
+        line if line.starts_with("PUT /v1/uploads/") => Some((200, json!({"upload": id, "have": 5}))),
+        "POST /v1/images" => Some((202, json!({"operation": operation("image.import", "done", &["checked: qcow2"])}))),
+        "GET /v1/images/my-disk" => Some((404, problem(404, "not_found", "gone again"))),
+        _ => None,
+    }));
+    stub.write("My_Disk.img", "12345");
+    check(&stub, &["image", "import", "My_Disk.img", "--sha256", "12"], expect![[r#"
+        exit 2
+        --- stderr
+        error: invalid value '12' for '--sha256 <HEX>': a SHA-256 is 64 hexadecimal digits
+
+        For more information, try '--help'.
+    "#]]);
+    check(&stub, &["image", "import", "My_Disk.img"], expect![[r#"
+        exit 3
+        --- stderr
+          web: checked: qcow2
+        vm 'web' imported after 2.3 s
+        error: gone again
+    "#]]);
     expect![[r#"
-        vm-web: 1 problem; nothing was changed
-          vm-web:6:9: vm web: memory: unknown unit 'X' in '4X'; use K, M, G or T (binary)
-            6 | memory: 4X
-              |         ^^
-        vm 'web' updated after 2.3 s
-          after restart: memory.size: 1G -> 2G
-        hint: 'vmkeep vm restart web' applies it
-    "#]]
-    .assert_eq(told);
-    assert!(stub.changes().contains(r#""size":"4G""#), "{}", stub.changes());
-    // Wrong, and never mended: the text stays.
-    stub.write("editor", "#!/bin/sh\nsed -i s/2G/4X/ \"$1\"\n");
-    let told = stub.run(&["vm", "edit", "web"], "");
-    assert!(told.starts_with("exit 1\n"), "{told}");
-    let kept = told.split("your text is kept in DIR/").nth(1).map(str::trim).expect("it says where");
-    assert!(std::fs::read_to_string(stub.path(kept)).expect("it is there").contains("memory: 4X"));
+        POST /v1/uploads
+        PUT /v1/uploads/00000000-0000-0000-0000-0000000000aa?offset=0 12345
+        POST /v1/images {"description":"","name":"my-disk","pool":"default","source":{"from":"upload","sha256":null,"upload":"00000000-0000-0000-0000-0000000000aa"}}
+    "#]].assert_eq(&stub.changes());
 }

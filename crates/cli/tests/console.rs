@@ -1,7 +1,8 @@
 //! The console on a real terminal (a pty), and through a pipe, against a guest that echoes.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -82,4 +83,30 @@ fn a_script_may_talk_to_a_guest_through_pipes() {
     let told = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(told.starts_with("login: <root\n"), "{told}");
     assert_eq!(guest.join().expect("the guest ends"), b"root\nhalt\n");
+}
+
+#[test]
+fn a_vnc_viewer_reaches_the_vm_through_a_local_port() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("sock");
+    let guest = guest(&socket);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmkeep"));
+    command.args(["vm", "vnc", "web", "-q"]).env("VMKEEP_SOCKET", &socket).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("vmkeep starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("it prints the address");
+    let address = line.trim().strip_prefix("vnc://").expect("a VNC address");
+    assert!(address.starts_with("127.0.0.1:"), "{address}: nobody else on the network gets in");
+    let mut viewer = TcpStream::connect(address).expect("it listens");
+    let mut greeting = [0; 7];
+    viewer.read_exact(&mut greeting).expect("the guest speaks first");
+    assert_eq!(&greeting, b"login: ");
+    viewer.write_all(b"RFB").expect("it reads");
+    let mut echo = [0; 5];
+    viewer.read_exact(&mut echo).expect("the guest answers");
+    assert_eq!(&echo, b"<RFB>");
+    drop(viewer);
+    assert_eq!(guest.join().expect("the guest sees the viewer go"), b"RFB");
+    child.kill().expect("it listens on");
+    child.wait().expect("it ends");
 }

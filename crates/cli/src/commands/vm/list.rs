@@ -153,28 +153,25 @@ async fn list_all(ctx: &Ctx, vms: Vec<VmView>) -> Result<(), Failure> {
     ctx.printer.list(&rows)
 }
 
-/// Name and state of each change as one line, after a table of what there is.
+/// What there is and then every change, as lines with columns that do not move.
 async fn watch_lines(ctx: &Ctx, vms: Vec<VmView>, label: Option<&str>) -> Result<(), Failure> {
-    ctx.printer.list(&vms)?;
-    let mut shown: std::collections::HashMap<VmId, Vec<String>> = vms.iter().map(|vm| (vm.id, texts(vm))).collect();
+    line(ctx, &["NAME", "STATE", "CPUS", "MEMORY", "NOTES"].map(str::to_owned), Tone::Plain);
+    let mut shown = std::collections::HashMap::new();
+    let mut show = |vm: &VmView| {
+        let now = texts(vm);
+        if shown.get(&vm.id) != Some(&now) {
+            line(ctx, &now, tone(vm.status.phase));
+            shown.insert(vm.id, now);
+        }
+    };
+    vms.iter().for_each(&mut show);
     watch::<VmView>(
         ctx,
         || Ok(ctx.call("vm.list")?.query_opt("label", label)),
         |change| {
             match change {
-                Change::Put(vm) => {
-                    let now = texts(&vm);
-                    if shown.get(&vm.id) != Some(&now) {
-                        ctx.printer.out(&format!(
-                            "{:<20}  {}  {}",
-                            now[0],
-                            ctx.printer.paint(&now[1], tone(vm.status.phase)),
-                            now[2..].join("  ")
-                        ));
-                        shown.insert(vm.id, now);
-                    }
-                }
-                Change::Deleted(name) => ctx.printer.out(&format!("{name:<20}  {}", ctx.printer.paint("deleted", Tone::Dim))),
+                Change::Put(vm) => show(&vm),
+                Change::Deleted(name) => line(ctx, &[name, "deleted".into(), String::new(), String::new(), String::new()], Tone::Dim),
             }
             Ok(())
         },
@@ -182,7 +179,13 @@ async fn watch_lines(ctx: &Ctx, vms: Vec<VmView>, label: Option<&str>) -> Result
     .await
 }
 
+fn line(ctx: &Ctx, [name, state, cpus, memory, notes]: &[String; 5], tone: Tone) {
+    // Coloured after it was padded: the codes have no width.
+    let state = ctx.printer.paint(&format!("{state:<28}"), tone);
+    ctx.printer.out(format!("{name:<20}  {state}  {cpus:<4}  {memory:<6}  {notes}").trim_end());
+}
+
 /// What is shown of a VM and changes: everything but its age.
-fn texts(vm: &VmView) -> Vec<String> {
-    vec![vm.name(), vm.status.text.clone(), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
+fn texts(vm: &VmView) -> [String; 5] {
+    [vm.name(), vm.status.text.clone(), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
 }
