@@ -404,7 +404,10 @@ fn a_watched_list_goes_on_after_a_break_where_it_was() {
         }
         _ => None,
     }));
-    check(&stub, &["vm", "list", "-w", "-q"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "list", "-w", "-q"],
+        expect![[r#"
         exit 1
         --- stdout
         NAME                  STATE                         CPUS  MEMORY  NOTES
@@ -412,7 +415,8 @@ fn a_watched_list_goes_on_after_a_break_where_it_was() {
         web                   deleted
         --- stderr
         error: the token was revoked
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -424,18 +428,26 @@ fn ssh_pins_the_host_key_to_the_vm() {
     let mut debian = vm("web", "running", "running");
     debian["spec"]["image"] = json!("debian-13");
     let stub = Stub::new(vec![("GET /v1/vms/web/addresses", 200, addresses), ("GET /v1/vms/web", 200, debian)]);
-    check(&stub, &["vm", "ip", "web"], expect![[r#"
+    check(
+        &stub,
+        &["vm", "ip", "web"],
+        expect![[r#"
         exit 0
         --- stdout
         ADDRESS        NIC  SOURCE
         10.77.3.12/24  lan  lease
         fe80::1/64     lan  agent
-    "#]]);
-    check(&stub, &["vm", "ssh", "web", "--dry-run", "--", "uptime"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "ssh", "web", "--dry-run", "--", "uptime"],
+        expect![[r#"
         exit 0
         --- stderr
         would run "ssh" "-o" "HostKeyAlias=vmkeep-00000000-0000-0000-0000-000000000001" "-o" "UserKnownHostsFile=DIR/.config/vmkeep/known_hosts" "-o" "StrictHostKeyChecking=accept-new" "-o" "CheckHostIP=no" "-l" "debian" "--" "10.77.3.12" "uptime"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -449,20 +461,28 @@ fn a_file_is_uploaded_and_imported() {
         _ => None,
     }));
     stub.write("My_Disk.img", "12345");
-    check(&stub, &["image", "import", "My_Disk.img", "--sha256", "12"], expect![[r#"
+    check(
+        &stub,
+        &["image", "import", "My_Disk.img", "--sha256", "12"],
+        expect![[r#"
         exit 2
         --- stderr
         error: invalid value '12' for '--sha256 <HEX>': a SHA-256 is 64 hexadecimal digits
 
         For more information, try '--help'.
-    "#]]);
-    check(&stub, &["image", "import", "My_Disk.img"], expect![[r#"
+    "#]],
+    );
+    check(
+        &stub,
+        &["image", "import", "My_Disk.img"],
+        expect![[r#"
         exit 3
         --- stderr
           web: checked: qcow2
         vm 'web' imported after 2.3 s
         error: gone again
-    "#]]);
+    "#]],
+    );
     expect![[r#"
         POST /v1/uploads
         PUT /v1/uploads/00000000-0000-0000-0000-0000000000aa?offset=0 12345

@@ -100,6 +100,11 @@ fn help_is_short() {
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 absent, 4 conflict, 5 control plane unreachable
     "#]]
     .assert_eq(&run(&dir, &dir.path().join("nobody"), &["--help"], ""));
+}
+
+#[test]
+fn help_of_a_verb_says_what_holds_everywhere_too() {
+    let dir = tempfile::tempdir().expect("a directory");
     expect![[r#"
         exit 0
         --- stdout

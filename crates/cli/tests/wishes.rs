@@ -89,6 +89,11 @@ fn manifests() {
         hint: some changes wait for a restart: 'vmkeep vm restart web'
     "#]],
     );
+}
+
+#[test]
+fn bad_manifests_are_refused_before_anything_is_sent() {
+    let stub = Stub::new(vec![]);
     stub.write("bad.yaml", "kind: vm\nname: web\nimage: tiny\nmemroy: 2G\ncpus: many\n");
     check(
         &stub,
@@ -123,6 +128,7 @@ fn manifests() {
         error: cannot read absent.yaml: No such file or directory
     "#]],
     );
+    assert_eq!(stub.changes(), "");
 }
 
 #[test]
@@ -148,14 +154,18 @@ fn problems_that_the_server_finds_are_shown_at_their_lines() {
     refused["problems"] = json!([{"field": "manifests[1].memory.size", "message": "64G is more than the host has (16G)"}]);
     let stub = Stub::new(vec![("POST /v1/apply", 422, refused)]);
     stub.write("two.yaml", "kind: vm\nname: web\nimage: tiny\n---\nkind: vm\nname: db\nimage: tiny\nmemory: 64G\n");
-    check(&stub, &["apply", "-f", "two.yaml"], expect![[r#"
+    check(
+        &stub,
+        &["apply", "-f", "two.yaml"],
+        expect![[r#"
         exit 1
         --- stderr
         error: 1 problem; nothing was changed
           two.yaml:8:9: vm db: memory.size: 64G is more than the host has (16G)
             8 | memory: 64G
               |         ^^^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
