@@ -6,6 +6,7 @@
 
 pub mod fake;
 pub mod libvirt;
+mod xml;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct DomainBrief {
     pub state: DomainState,
     /// Why it is off, from libvirt's shutoff reason; None while it is live or was never started.
     pub exit: Option<ExitCause>,
-    /// Raw `<vmkeep:vm …>` metadata element; None = not ours.
+    /// Raw `<vmkeep:vm xmlns:vmkeep="…" …>` metadata element; None = not ours.
     pub metadata: Option<String>,
     pub persistent: bool,
     pub autostart: bool,
@@ -216,7 +217,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Guest-agent command (QEMU guest agent JSON) with a deadline.
     async fn agent_command(&self, uuid: VmId, json: String, within: Duration) -> Result<String, HvError>;
     async fn addresses(&self, uuid: VmId) -> Result<Vec<GuestAddress>, HvError>;
-    /// Each caller gets every byte from now on; all may write.
+    /// Every byte from now on. libvirt gives a console to one at a time (a second caller is refused): viewers share it above this
+    /// seam. Dropping both ends closes it.
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError>;
     /// Host path of the VNC unix socket of a running domain.
     async fn vnc_socket(&self, uuid: VmId) -> Result<PathBuf, HvError>;
@@ -224,6 +226,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn stats(&self) -> Result<Vec<DomainStats>, HvError>;
     /// Defines and starts a libvirt network from its XML if it is not there; redefines it when the XML differs.
     async fn ensure_network(&self, name: &str, xml: &str) -> Result<(), HvError>;
+    /// The stored description of a libvirt network; None when there is none of that name.
+    async fn network_xml(&self, name: &str) -> Result<Option<String>, HvError>;
     async fn remove_network(&self, name: &str) -> Result<(), HvError>;
     /// Events from now on. Lagging receivers must list again.
     fn events(&self) -> broadcast::Receiver<HvEvent>;

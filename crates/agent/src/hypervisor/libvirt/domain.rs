@@ -10,7 +10,7 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 
 use super::conn::{Conn, c_string};
 use super::error::{check, last, said, take_text, text};
-use super::xml;
+use crate::hypervisor::xml;
 use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, HvError, LiveChange, METADATA_KEY, METADATA_URI, UndefineKeep, XmlKind};
 
 /// What virDomainSendKey takes at once.

@@ -18,7 +18,7 @@ mod pool;
 mod session;
 mod stats;
 mod stream;
-mod xml;
+
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use self::conn::Conn;
 use self::domain::{Act, Domain};
 use self::pool::Pool;
 use self::session::{Link, Session};
-use super::{
+use super::{xml,
     ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, Screenshot, UndefineKeep,
     XmlKind,
 };
@@ -253,6 +253,11 @@ impl Hypervisor for LibvirtHypervisor {
     async fn ensure_network(&self, name: &str, xml: &str) -> Result<(), HvError> {
         let (name, xml) = (name.to_owned(), xml.to_owned());
         self.mutate("ensure_network", CHANGE, move |conn| network::ensure(conn, &name, &xml)).await
+    }
+
+    async fn network_xml(&self, name: &str) -> Result<Option<String>, HvError> {
+        let name = name.to_owned();
+        self.query("network_xml", move |conn| network::stored_xml(conn, &name)).await
     }
 
     async fn remove_network(&self, name: &str) -> Result<(), HvError> {

@@ -4,7 +4,7 @@ use virt_sys as sys;
 
 use super::conn::{Conn, c_string};
 use super::error::{check, last, said, take_text};
-use super::xml;
+use crate::hypervisor::xml;
 use crate::hypervisor::HvError;
 
 struct Network(sys::virNetworkPtr);
@@ -44,6 +44,10 @@ pub fn ensure(conn: &Conn, name: &str, wanted: &str) -> Result<(), HvError> {
         }
     }
     Ok(())
+}
+
+pub fn stored_xml(conn: &Conn, name: &str) -> Result<Option<String>, HvError> {
+    find(conn, name)?.map(|network| network.xml(sys::VIR_NETWORK_XML_INACTIVE)).transpose()
 }
 
 /// Absent is fine.
