@@ -47,6 +47,34 @@ pub fn or_struct<'de, D: Deserializer<'de>, T: Short>(d: D) -> Result<T, D::Erro
     d.deserialize_any(ShortVisitor(PhantomData))
 }
 
+struct AloneVisitor<T>(PhantomData<T>);
+
+impl<T: Short> Visitor<'_> for AloneVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECT)
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<T, E> {
+        T::from_short(v).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, v: u64) -> Result<T, E> {
+        T::from_short(&v.to_string()).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<T, E> {
+        T::from_short(&v.to_string()).map_err(E::custom)
+    }
+}
+
+/// For types that have the short form only. Their `Deserialize` must be this one: with [`or_struct`] a map would be handed
+/// to itself without end.
+pub fn alone<'de, D: Deserializer<'de>, T: Short>(d: D) -> Result<T, D::Error> {
+    d.deserialize_any(AloneVisitor(PhantomData))
+}
+
 /// The schema of a struct whose short form is a number. Use with `#[schemars(transform = …)]`.
 pub fn or_number(schema: &mut schemars::Schema) {
     or(schema, serde_json::json!({"type": "integer", "minimum": 1}));

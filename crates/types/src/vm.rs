@@ -465,10 +465,10 @@ pub struct Nic {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<NicModel>,
     /// Queues of the NIC; auto = one per vCPU up to 8.
-    #[serde(default, deserialize_with = "scalar::or_struct")]
+    #[serde(default)]
     pub queues: AutoU32,
     /// Bytes, 68 to 65535; auto = the network's.
-    #[serde(default, deserialize_with = "scalar::or_struct")]
+    #[serde(default)]
     pub mtu: AutoU32,
     #[serde(default)]
     pub link: Link,
@@ -519,7 +519,7 @@ impl Serialize for AutoU32 {
 
 impl<'de> Deserialize<'de> for AutoU32 {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        scalar::or_struct(d)
+        scalar::alone(d)
     }
 }
 

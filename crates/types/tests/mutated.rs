@@ -134,7 +134,7 @@ fn mutated_text() {
     for seed in 1..=runs(2_500) {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut text: Vec<char> = CORPUS[dice.roll(CORPUS.len())].chars().collect();
-        for _ in 0..=dice.roll(6) {
+        for _ in 0..=dice.roll(3) {
             mutate(&mut dice, &mut text);
         }
         let text: String = text.into_iter().collect();
@@ -151,7 +151,7 @@ fn mutated_text() {
         }
         assert!(begun.elapsed() < SLOW, "seed {seed} took {:?}:\n{text}", begun.elapsed());
     }
-    assert!(good > 100 && bad > 100, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
+    assert!(good > 50 && bad > 500, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
 }
 
 fn has_words_and_places(seed: u64, text: &str, error: &vmkeep_types::error::Error) {
@@ -226,7 +226,7 @@ fn mutated_json() {
     for seed in 1..=runs(2_500) {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut value = wishes[dice.roll(wishes.len())].clone();
-        for _ in 0..=dice.roll(4) {
+        for _ in 0..=dice.roll(2) {
             mutate_value(&mut dice, &mut value);
         }
         match manifest::from_json(value.clone()) {
@@ -241,5 +241,5 @@ fn mutated_json() {
             }
         }
     }
-    assert!(good > 100 && bad > 100, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
+    assert!(good > 50 && bad > 500, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
 }

@@ -272,6 +272,28 @@ fn wrong_shapes() {
 }
 
 #[test]
+fn a_map_where_a_word_is_wanted() {
+    check("kind: vm\nname: a\nimage: x\nnics: [{mtu: {a: 1}, queues: []}]\nmemory: []\ndisks: [{size: {}, limits: {bandwidth: {}}}]\n", expect![[r#"
+        web.yaml: 5 problems; nothing was changed
+          web.yaml:4:14: vm a: nics[0].mtu: expected auto or a number, found a map
+            4 | nics: [{mtu: {a: 1}, queues: []}]
+              |              ^
+          web.yaml:4:30: vm a: nics[0].queues: expected auto or a number, found a list
+            4 | nics: [{mtu: {a: 1}, queues: []}]
+              |                              ^
+          web.yaml:5:9: vm a: memory: expected a size like 2G, or {size, max, balloon, hugepages}, found a list
+            5 | memory: []
+              |         ^
+          web.yaml:6:16: vm a: disks[0].size: expected a size like 512M or 20G (binary units), found a map
+            6 | disks: [{size: {}, limits: {bandwidth: {}}}]
+              |                ^
+          web.yaml:6:40: vm a: disks[0].limits.bandwidth: expected a size like 512M or 20G (binary units), found a map
+            6 | disks: [{size: {}, limits: {bandwidth: {}}}]
+              |                                        ^
+    "#]]);
+}
+
+#[test]
 fn missing_names() {
     check(
         "kind: vm\nimage: x\nagent: 7\n---\nkind: vm\nname: b\ndisks:\n  - {image: x}\n  - {empty: true, size: 1G}\ncdroms: [{image: y}]\nnics: [{}, {}]\n",
