@@ -15,30 +15,28 @@ mod schema;
 mod watchers;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
-use tokio::sync::{mpsc, oneshot};
 use vmkeep_types::ids::Revision;
 
 use crate::keys::LEADER;
 use crate::{Compare, Held, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, VALUE_BYTES_MAX, Watch};
 use crate::{TXN_OPS_MAX, typed};
 use watchers::Watchers;
-use writer::Request;
-
-/// Transactions that may wait for the writer; more callers wait for room.
-const QUEUE_MAX: usize = 1024;
 
 pub struct EmbeddedStore {
     id: StoreId,
     reader: Arc<Mutex<Connection>>,
-    requests: mpsc::Sender<Request>,
+    writer: writer::Handle,
     watchers: Arc<Watchers>,
+    /// Who leads; by this process's clock, since the lock keeps every other process out.
     lease: tokio::sync::Mutex<Option<Lease>>,
+    /// Held as long as the file is open; the kernel drops it with the process.
     _lock: Option<std::fs::File>,
 }
 
@@ -56,6 +54,7 @@ impl EmbeddedStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = schema::lock_file(path)?;
         let writer = schema::open_file(path)?;
+        schema::check(&writer)?;
         let reader = schema::open_file(path)?;
         Self::start(writer, Some(reader), Some(lock))
     }
@@ -71,9 +70,8 @@ impl EmbeddedStore {
         let watchers = Arc::new(Watchers::new(revision, log::oldest(&writer)?));
         let writer = Arc::new(Mutex::new(writer));
         let reader = reader.map_or_else(|| writer.clone(), |reader| Arc::new(Mutex::new(reader)));
-        let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        writer::spawn(writer, queue, watchers.clone(), revision);
-        Ok(Self { id, reader, requests, watchers, lease: tokio::sync::Mutex::new(None), _lock: lock })
+        let writer = writer::Handle::spawn(writer, watchers.clone(), revision);
+        Ok(Self { id, reader, writer, watchers, lease: tokio::sync::Mutex::new(None), _lock: lock })
     }
 
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -86,17 +84,22 @@ impl EmbeddedStore {
     }
 }
 
-/// The first key after all keys with this prefix; None for the empty prefix.
-fn prefix_end(prefix: &str) -> Option<String> {
+/// The first key after all keys with this prefix.
+fn prefix_end(prefix: &str) -> String {
     let mut end = prefix.to_owned();
-    let last = end.pop()?;
-    let next = char::from_u32(last as u32 + 1).expect("keys are ASCII");
-    end.push(next);
-    Some(end)
+    while let Some(last) = end.pop() {
+        let next = (last..=char::MAX).nth(1);
+        if let Some(next) = next {
+            end.push(next);
+            return end;
+        }
+    }
+    // Every key is below the largest character repeated; keys have none of it.
+    char::MAX.to_string()
 }
 
 fn list_into(connection: &Connection, prefix: &str, items: &mut Vec<KeyValue>) -> rusqlite::Result<()> {
-    let end = prefix_end(prefix).unwrap_or_else(|| "\u{10ffff}".into());
+    let end = prefix_end(prefix);
     let mut query = connection.prepare_cached("SELECT key, value, created, modified FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key")?;
     let rows = query.query_map((prefix, end), row_to_kv)?;
     for row in rows {
@@ -120,14 +123,28 @@ fn check_limits(txn: &Txn) -> Result<(), StoreError> {
     if count > TXN_OPS_MAX {
         return Err(StoreError::TooLarge(format!("{count} compares or operations, the limit is {TXN_OPS_MAX}")));
     }
-    for op in txn.then.iter().chain(&txn.otherwise) {
-        if let Op::Put(key, value) = op
-            && value.len() > VALUE_BYTES_MAX
-        {
+    check_branch(&txn.then)?;
+    check_branch(&txn.otherwise)
+}
+
+/// Values fit, and no key is written twice: etcd refuses a branch that puts a key again or also deletes it.
+fn check_branch(ops: &[Op]) -> Result<(), StoreError> {
+    let mut put = BTreeSet::new();
+    for op in ops {
+        let Op::Put(key, value) = op else { continue };
+        if value.len() > VALUE_BYTES_MAX {
             return Err(StoreError::TooLarge(format!("the value of '{key}' has {} bytes, the limit is {VALUE_BYTES_MAX}", value.len())));
         }
+        if !put.insert(key.as_str()) {
+            return Err(StoreError::Invalid(format!("'{key}' is put twice")));
+        }
     }
-    Ok(())
+    let hit = ops.iter().find_map(|op| match op {
+        Op::Delete(key) => put.get(key.as_str()),
+        Op::DeletePrefix(prefix) => put.range(prefix.as_str()..).next().filter(|key| key.starts_with(prefix)),
+        Op::Put(..) | Op::Get(_) => None,
+    });
+    hit.map_or(Ok(()), |key| Err(StoreError::Invalid(format!("'{key}' is put and deleted"))))
 }
 
 #[async_trait]
@@ -158,10 +175,7 @@ impl Store for EmbeddedStore {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         check_limits(&txn)?;
-        let (answer, outcome) = oneshot::channel();
-        let stopped = || StoreError::Unavailable("the store's writer has stopped".into());
-        self.requests.send(Request { txn, answer }).await.map_err(|_| stopped())?;
-        outcome.await.map_err(|_| stopped())?
+        self.writer.txn(txn).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

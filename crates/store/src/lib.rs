@@ -8,7 +8,7 @@
 //! behaviour. What is stored and under which key is written in [`keys`]; statistics are not stored at all.
 //!
 //! How it fails: a transaction either has a revision or left nothing behind; [`StoreError::Unknown`] means that its outcome
-//! is unknown (cluster only) and the caller must read before it decides. A watcher that cannot keep up, or asks for a
+//! is unknown (etcd did not answer, or the disk failed while the commit was written) and the caller must read before it decides. A watcher that cannot keep up, or asks for a
 //! compacted revision, gets [`StoreError::Compacted`] and lists again.
 
 pub mod crash;
@@ -51,7 +51,7 @@ pub enum Op {
     Get(String),
 }
 
-/// A transaction may hold at most this many compares plus ops: etcd's default `--max-txn-ops`.
+/// A transaction may hold at most this many compares, and as many ops in each branch: etcd's default `--max-txn-ops`.
 pub const TXN_OPS_MAX: usize = 128;
 
 /// The largest value: well under etcd's 1.5 MiB request limit.
@@ -112,7 +112,10 @@ pub struct Listing {
 pub enum Change {
     Put(KeyValue),
     /// Key and the revision of its deletion.
-    Deleted { key: String, at: Revision },
+    Deleted {
+        key: String,
+        at: Revision,
+    },
 }
 
 /// All changes of one transaction under the watched prefix, in one piece.
@@ -137,8 +140,13 @@ pub enum StoreError {
     Unknown(String),
     #[error("the transaction is over a limit: {0}")]
     TooLarge(String),
+    /// One branch writes a key twice: etcd refuses that, so everybody does.
+    #[error("the transaction contradicts itself: {0}")]
+    Invalid(String),
     #[error("the store is damaged: {0}")]
     Corrupt(String),
+    #[error("the store was written by a newer vmkeep: {0}")]
+    Newer(String),
 }
 
 #[async_trait]

@@ -1,13 +1,23 @@
-//! JSON values: how records lie in the store.
+//! JSON values: how records lie in the store, and how versions get along.
 //!
-//! A value is the record's JSON object. Fields that this version does not know are left alone by readers; a writer emits
-//! the level in `cluster/level`. A value that does not parse is [`StoreError::Corrupt`], naming its key.
+//! A value is the record's JSON object. The version is one for the whole store: `cluster/level` (see [`agree_on_level`]).
+//!
+//! | who | does |
+//! |---|---|
+//! | writer | emits the store's level, never a higher one |
+//! | reader | ignores fields it does not know |
+//! | one who changes a record | keeps those fields: [`rewrite`] instead of [`put`] |
+//! | anyone, of a newer level | refuses the store: [`StoreError::Newer`] |
+//!
+//! A value that does not parse is [`StoreError::Corrupt`], naming its key.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use vmkeep_types::ids::Revision;
 
-use crate::{KeyValue, Op, Store, StoreError};
+use crate::keys::{LEVEL, LEVEL_NOW};
+use crate::{Compare, Held, KeyValue, Op, Store, StoreError, Txn};
 
 /// A decoded value and where it stands in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +37,38 @@ pub fn put<T: Serialize + ?Sized>(key: impl Into<String>, value: &T) -> Op {
     Op::Put(key.into(), serde_json::to_vec(value).expect("records are plain data with string keys"))
 }
 
+/// A write of `value` over `old` that keeps the fields of `old` which `T` does not know, at whatever depth of objects.
+/// Lists are replaced as a whole.
+///
+/// # Errors
+/// `old` is not a `T`.
+pub fn rewrite<T: Serialize + DeserializeOwned>(old: &KeyValue, value: &T) -> Result<Op, StoreError> {
+    let before: T = decode(old)?;
+    let raw: Value = decode(old)?;
+    let plain = to_json(value);
+    let mut kept = plain.clone();
+    keep_unknown(&mut kept, &raw, &to_json(&before));
+    // A field that T knows under another name (an alias, a renamed field) must not come back beside its new name.
+    let same = T::deserialize(&kept).is_ok_and(|read| to_json(&read) == plain);
+    Ok(put(old.key.clone(), if same { &kept } else { &plain }))
+}
+
+fn to_json<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("records are plain data with string keys")
+}
+
+/// Adds to `new` what `raw` has and `known`, the same value as `T` writes it, has not.
+fn keep_unknown(new: &mut Value, raw: &Value, known: &Value) {
+    let (Value::Object(new), Value::Object(raw), Value::Object(known)) = (new, raw, known) else { return };
+    for (name, field) in raw {
+        match (known.get(name), new.get_mut(name)) {
+            (None, None) => drop(new.insert(name.clone(), field.clone())),
+            (Some(known), Some(new)) => keep_unknown(new, field, known),
+            (None, Some(_)) | (Some(_), None) => {}
+        }
+    }
+}
+
 pub async fn get_json<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<Stored<T>>, StoreError> {
     store.get(key).await?.map(stored).transpose()
 }
@@ -38,4 +80,113 @@ pub async fn list_json<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> 
 fn stored<T: DeserializeOwned>(kv: KeyValue) -> Result<Stored<T>, StoreError> {
     let value = decode(&kv)?;
     Ok(Stored { key: kv.key, value, created: kv.created, modified: kv.modified })
+}
+
+/// The level that writers of this store emit; a new store gets ours. Called once, before anything else is read.
+///
+/// # Errors
+/// [`StoreError::Newer`] when the store is of a level that this code does not know.
+pub async fn agree_on_level(store: &dyn Store) -> Result<u64, StoreError> {
+    let first = Txn::default().when(Compare::Absent(LEVEL.into())).then(put(LEVEL, &LEVEL_NOW)).otherwise(Op::Get(LEVEL.into()));
+    let outcome = store.txn(first).await?;
+    if outcome.held == Held::Yes {
+        return Ok(LEVEL_NOW);
+    }
+    let found = outcome.gets.into_iter().flatten().next();
+    let level: u64 = found.as_ref().map(decode).transpose()?.unwrap_or(LEVEL_NOW);
+    if level > LEVEL_NOW {
+        return Err(StoreError::Newer(format!("its level is {level}, this vmkeep knows {LEVEL_NOW}; install the newer one again")));
+    }
+    Ok(level)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use expect_test::{Expect, expect};
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::embedded::EmbeddedStore;
+
+    #[derive(Serialize, Deserialize)]
+    struct Disk {
+        size: u64,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Record {
+        #[serde(alias = "title")]
+        name: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tags: Vec<String>,
+        #[serde(default)]
+        disks: BTreeMap<String, Disk>,
+    }
+
+    fn kv(value: &str) -> KeyValue {
+        KeyValue { key: "vm/default/x".into(), value: value.into(), created: Revision(1), modified: Revision(1) }
+    }
+
+    fn check(old: &str, change: impl FnOnce(&mut Record), wanted: Expect) {
+        let old = kv(old);
+        let told = decode::<Record>(&old).and_then(|mut record| {
+            change(&mut record);
+            rewrite(&old, &record)
+        });
+        wanted.assert_eq(&match told {
+            Ok(Op::Put(key, value)) => format!("{key} = {}", String::from_utf8(value).expect("JSON")),
+            other => format!("{other:?}"),
+        });
+    }
+
+    #[test]
+    fn unknown_fields_survive_a_rewrite() {
+        check(
+            r#"{"name":"a","later":{"x":1},"disks":{"root":{"size":1,"tier":"fast"},"data":{"size":2,"tier":"slow"}}}"#,
+            |record| {
+                record.name = "b".into();
+                record.disks.remove("data");
+                record.disks.get_mut("root").expect("root").size = 9;
+            },
+            expect![[r#"vm/default/x = {"disks":{"root":{"size":9,"tier":"fast"}},"later":{"x":1},"name":"b"}"#]],
+        );
+    }
+
+    #[test]
+    fn known_fields_that_were_emptied_stay_away() {
+        check(
+            r#"{"name":"a","tags":["x"],"disks":{}}"#,
+            |record| record.tags.clear(),
+            expect![[r#"vm/default/x = {"disks":{},"name":"a"}"#]],
+        );
+    }
+
+    #[test]
+    fn an_old_name_does_not_come_back_beside_the_new_one() {
+        check(r#"{"title":"a","later":1}"#, |record| record.name = "b".into(), expect![[r#"vm/default/x = {"disks":{},"name":"b"}"#]]);
+    }
+
+    #[test]
+    fn a_broken_value_names_its_key() {
+        check(
+            r#"{"name":7}"#,
+            |_| {},
+            expect![[
+                r#"Err(Corrupt("the value of 'vm/default/x' does not parse: invalid type: integer `7`, expected a string at line 1 column 9"))"#
+            ]],
+        );
+    }
+
+    #[tokio::test]
+    async fn a_newer_level_is_refused() {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        assert_eq!(agree_on_level(&store).await, Ok(LEVEL_NOW));
+        assert_eq!(agree_on_level(&store).await, Ok(LEVEL_NOW), "the second start reads it");
+        store.txn(Txn::default().then(put(LEVEL, &(LEVEL_NOW + 1)))).await.expect("a write");
+        let refused = agree_on_level(&store).await.expect_err("newer");
+        let told = "the store was written by a newer vmkeep: its level is 2, this vmkeep knows 1; install the newer one again";
+        assert_eq!(refused.to_string(), told);
+    }
 }

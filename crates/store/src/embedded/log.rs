@@ -10,6 +10,12 @@ use crate::{Change, KeyValue, StoreError, WatchBatch};
 const KEEP_REVISIONS: u64 = 10_000;
 /// The history is shortened once per this many revisions.
 const COMPACT_EVERY: u64 = 1_000;
+/// Bytes of keys and values kept for replay, whatever their revisions: keeps the file of a busy host small.
+const KEEP_BYTES: i64 = 64 << 20;
+/// The history's size is looked at once per this many bytes.
+pub const COMPACT_BYTES: u64 = 16 << 20;
+
+const OLDEST: &str = "SELECT value FROM counters WHERE name = 'oldest'";
 
 pub fn number(revision: Revision) -> i64 {
     i64::try_from(revision.0).expect("a revision per nanosecond would last for 292 years")
@@ -30,8 +36,7 @@ pub fn newest(sql: &Connection) -> Result<Revision, StoreError> {
 
 /// The oldest revision whose changes are all there.
 pub fn oldest(sql: &Connection) -> Result<Revision, StoreError> {
-    let query = "SELECT value FROM counters WHERE name = 'oldest'";
-    sql.query_row(query, (), |row| row.get(0)).map(revision).map_err(|e| schema::failed(&e))
+    sql.query_row(OLDEST, (), |row| row.get(0)).map(revision).map_err(|e| schema::failed(&e))
 }
 
 pub fn append(sql: &Connection, at: Revision, changes: &[Change]) -> rusqlite::Result<()> {
@@ -49,7 +54,7 @@ pub fn append(sql: &Connection, at: Revision, changes: &[Change]) -> rusqlite::R
 
 /// The batches of a prefix from `from` to `upto`, both included.
 pub fn replay(sql: &Connection, prefix: &str, from: Revision, upto: Revision) -> rusqlite::Result<Vec<WatchBatch>> {
-    let end = prefix_end(prefix).unwrap_or_else(|| "\u{10ffff}".into());
+    let end = prefix_end(prefix);
     let mut query = sql.prepare_cached(
         "SELECT revision, key, value, created FROM log WHERE revision >= ?1 AND revision <= ?2 AND key >= ?3 AND key < ?4 ORDER BY revision, seq",
     )?;
@@ -70,16 +75,46 @@ pub fn replay(sql: &Connection, prefix: &str, from: Revision, upto: Revision) ->
     Ok(batches)
 }
 
-/// Shortens the history now and then; the oldest revision kept, if it changed.
-pub fn compact(sql: &Connection, newest: Revision) -> rusqlite::Result<Option<Revision>> {
-    let oldest: i64 = sql.prepare_cached("SELECT value FROM counters WHERE name = 'oldest'")?.query_row((), |row| row.get(0))?;
-    if newest.0 < revision(oldest).0 + KEEP_REVISIONS + COMPACT_EVERY {
+/// Keys and values of the changes; what counts towards [`KEEP_BYTES`].
+pub fn size(changes: &[Change]) -> u64 {
+    let of_one = |change: &Change| match change {
+        Change::Put(kv) => kv.key.len() + kv.value.len(),
+        Change::Deleted { key, .. } => key.len(),
+    };
+    changes.iter().map(|change| of_one(change) as u64).sum()
+}
+
+/// Where the history should begin, if it is time to shorten it; `grown` is what was appended since the last time.
+pub fn due(sql: &Connection, newest: Revision, grown: u64) -> rusqlite::Result<Option<Revision>> {
+    let oldest: i64 = sql.prepare_cached(OLDEST)?.query_row((), |row| row.get(0))?;
+    let oldest = revision(oldest);
+    if newest.0 < oldest.0 + KEEP_REVISIONS + COMPACT_EVERY && grown < COMPACT_BYTES {
         return Ok(None);
     }
-    let keep = Revision(newest.0 - KEEP_REVISIONS);
+    let by_count = newest.0.saturating_sub(KEEP_REVISIONS);
+    let keep = Revision(by_count.max(first_that_fits(sql)?.0));
+    Ok((keep > oldest).then_some(keep))
+}
+
+/// The oldest revision from which on the history takes at most [`KEEP_BYTES`].
+fn first_that_fits(sql: &Connection) -> rusqlite::Result<Revision> {
+    let mut query =
+        sql.prepare_cached("SELECT revision, length(key) + ifnull(length(value), 0) FROM log ORDER BY revision DESC, seq DESC")?;
+    let mut rows = query.query(())?;
+    let mut sum = 0;
+    while let Some(row) = rows.next()? {
+        sum += row.get::<_, i64>(1)?;
+        if sum > KEEP_BYTES {
+            return Ok(revision(row.get::<_, i64>(0)?).next());
+        }
+    }
+    Ok(Revision(0))
+}
+
+/// Forgets everything before `keep`.
+pub fn shorten(sql: &Connection, keep: Revision) -> rusqlite::Result<()> {
     let both = sql.unchecked_transaction()?;
     both.execute("DELETE FROM log WHERE revision < ?1", (number(keep),))?;
     both.execute("UPDATE counters SET value = ?1 WHERE name = 'oldest'", (number(keep),))?;
-    both.commit()?;
-    Ok(Some(keep))
+    both.commit()
 }

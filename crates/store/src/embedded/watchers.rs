@@ -10,6 +10,8 @@ use vmkeep_types::ids::Revision;
 
 use crate::{Change, StoreError, WATCH_QUEUE_MAX, Watch, WatchBatch};
 
+const FIRST: Revision = Revision(1);
+
 pub struct Watchers {
     inner: Mutex<Inner>,
 }
@@ -35,13 +37,20 @@ impl Watchers {
         self.inner.lock().expect("no panic holds this lock").published
     }
 
+    /// Said before the history is shortened, so that no replay reads what is being deleted.
     pub fn compacted(&self, oldest: Revision) {
         self.inner.lock().expect("no panic holds this lock").oldest = oldest;
     }
 
-    pub fn add(&self, prefix: &str, from: Revision, replay: impl FnOnce(Revision) -> Result<Vec<WatchBatch>, StoreError>) -> Result<Watch, StoreError> {
+    pub fn add(
+        &self,
+        prefix: &str,
+        from: Revision,
+        replay: impl FnOnce(Revision) -> Result<Vec<WatchBatch>, StoreError>,
+    ) -> Result<Watch, StoreError> {
         let mut inner = self.inner.lock().expect("no panic holds this lock");
-        if from < inner.oldest {
+        // Nothing was ever written at revision 0: who asks from there means the first.
+        if from.max(FIRST) < inner.oldest {
             return Err(StoreError::Compacted { asked: from, oldest: inner.oldest });
         }
         let past = replay(inner.published)?;
@@ -73,7 +82,11 @@ impl Watcher {
             return true;
         }
         let last_place = self.queue.capacity() <= 1;
-        let told = if last_place { Err(StoreError::Compacted { asked: batch.revision, oldest }) } else { Ok(WatchBatch { revision: batch.revision, changes }) };
+        let told = if last_place {
+            Err(StoreError::Compacted { asked: batch.revision, oldest })
+        } else {
+            Ok(WatchBatch { revision: batch.revision, changes })
+        };
         self.queue.try_send(told).is_ok() && !last_place
     }
 }

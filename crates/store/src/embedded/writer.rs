@@ -1,6 +1,7 @@
 //! The one thread that writes.
 
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -10,26 +11,57 @@ use super::watchers::Watchers;
 use super::{get_one, log, prefix_end, schema};
 use crate::{Change, Compare, Held, KeyValue, Op, StoreError, Txn, TxnOutcome, WatchBatch, crash};
 
+/// Transactions that may wait for the writer; more callers wait for room.
+const QUEUE_MAX: usize = 1024;
+
 /// Transactions of one commit at most: bounds what a failed commit takes with it.
 const GROUP_MAX: usize = 64;
 
-pub struct Request {
-    pub txn: Txn,
-    pub answer: oneshot::Sender<Result<TxnOutcome, StoreError>>,
+struct Request {
+    txn: Txn,
+    answer: oneshot::Sender<Result<TxnOutcome, StoreError>>,
 }
 
 type Answer = (oneshot::Sender<Result<TxnOutcome, StoreError>>, TxnOutcome);
 
-/// Starts the thread; it ends when the last sender of `queue` is gone.
-pub fn spawn(connection: Arc<Mutex<Connection>>, queue: mpsc::Receiver<Request>, watchers: Arc<Watchers>, revision: Revision) {
-    let writer = Writer { connection, watchers, revision };
-    std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(queue)).expect("the system has room for a thread");
+/// The thread and the way to it. Dropped, it waits until what was queued is written: the file's lock must not go first.
+pub struct Handle {
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    pub fn spawn(connection: Arc<Mutex<Connection>>, watchers: Arc<Watchers>, revision: Revision) -> Self {
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        let writer = Writer { connection, watchers, revision, grown: log::COMPACT_BYTES };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(queue));
+        Self { requests: Some(requests), thread: Some(thread.expect("the system has room for a thread")) }
+    }
+
+    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let (answer, outcome) = oneshot::channel();
+        let stopped = || StoreError::Unavailable("the store's writer has stopped".into());
+        let requests = self.requests.as_ref().expect("only drop takes it");
+        requests.send(Request { txn, answer }).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 struct Writer {
     connection: Arc<Mutex<Connection>>,
     watchers: Arc<Watchers>,
     revision: Revision,
+    /// Bytes of history since it was last looked at.
+    grown: u64,
 }
 
 impl Writer {
@@ -52,6 +84,7 @@ impl Writer {
             Ok((outcomes, batches)) => {
                 crash::point("store.txn.after");
                 self.revision = batches.last().map_or(self.revision, |batch| batch.revision);
+                self.grown += batches.iter().map(|batch| log::size(&batch.changes)).sum::<u64>();
                 self.watchers.publish(&batches, self.revision);
                 let answers: Vec<Answer> = senders.into_iter().zip(outcomes).collect();
                 for (sender, outcome) in answers {
@@ -59,8 +92,7 @@ impl Writer {
                 }
                 self.compact();
             }
-            Err(error) => {
-                let told = schema::failed(&error);
+            Err(told) => {
                 for sender in senders {
                     let _ = sender.send(Err(told.clone()));
                 }
@@ -69,34 +101,47 @@ impl Writer {
     }
 
     /// All transactions of a group in one SQLite transaction; each sees what the ones before it wrote.
-    fn write(&self, txns: &[Txn]) -> rusqlite::Result<(Vec<TxnOutcome>, Vec<WatchBatch>)> {
+    fn write(&self, txns: &[Txn]) -> Result<(Vec<TxnOutcome>, Vec<WatchBatch>), StoreError> {
         let mut connection = self.connection.lock().expect("no panic holds this lock");
-        let sql = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let begun = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let sql = begun.map_err(|e| schema::failed(&e))?;
+        let written = self.write_all(&sql, txns).map_err(|e| schema::failed(&e))?;
+        sql.commit().map_err(|e| schema::commit_failed(&e))?;
+        Ok(written)
+    }
+
+    fn write_all(&self, sql: &Connection, txns: &[Txn]) -> rusqlite::Result<(Vec<TxnOutcome>, Vec<WatchBatch>)> {
         let mut revision = self.revision;
         let mut batches = Vec::new();
         let mut outcomes = Vec::with_capacity(txns.len());
         for txn in txns {
-            let held = compare_all(&sql, &txn.compare)?;
+            let held = compare_all(sql, &txn.compare)?;
             let ops = if held == Held::Yes { &txn.then } else { &txn.otherwise };
-            let (changes, gets) = carry_out(&sql, ops, revision.next())?;
+            let (changes, gets) = carry_out(sql, ops, revision.next())?;
             if !changes.is_empty() {
                 revision = revision.next();
-                log::append(&sql, revision, &changes)?;
+                log::append(sql, revision, &changes)?;
                 batches.push(WatchBatch { revision, changes });
             }
             outcomes.push(TxnOutcome { held, revision, gets });
         }
-        sql.commit()?;
         Ok((outcomes, batches))
     }
 
-    fn compact(&self) {
-        // The guard ends with this statement: a watcher takes its own lock first and this one second.
-        let outcome = log::compact(&self.connection.lock().expect("no panic holds this lock"), self.revision);
-        match outcome {
-            Ok(Some(oldest)) => self.watchers.compacted(oldest),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the store's history was not shortened; it is tried again"),
+    /// Shortens the history now and then. Watchers learn it first: a replay then either has all it asked for, or is refused.
+    fn compact(&mut self) {
+        // The guards end with their statements: a watcher takes its own lock first and this one second.
+        let due = log::due(&self.connection.lock().expect("no panic holds this lock"), self.revision, self.grown);
+        if self.grown >= log::COMPACT_BYTES {
+            self.grown = 0;
+        }
+        let outcome = due.and_then(|keep| {
+            let Some(keep) = keep else { return Ok(()) };
+            self.watchers.compacted(keep);
+            log::shorten(&self.connection.lock().expect("no panic holds this lock"), keep)
+        });
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the store's history was not shortened; it is tried again");
         }
     }
 }
@@ -108,7 +153,7 @@ fn compare_all(sql: &Connection, compares: &[Compare]) -> rusqlite::Result<Held>
             Compare::Present(key) => get_one(sql, key)?.is_some(),
             Compare::ModifiedAt(key, revision) => get_one(sql, key)?.is_some_and(|kv| kv.modified == *revision),
             Compare::ValueIs(key, value) => get_one(sql, key)?.is_some_and(|kv| kv.value == *value),
-            Compare::PrefixEmpty(prefix) => keys_of(sql, prefix)?.is_empty(),
+            Compare::PrefixEmpty(prefix) => is_empty(sql, prefix)?,
         };
         if !holds {
             return Ok(Held::No);
@@ -117,8 +162,13 @@ fn compare_all(sql: &Connection, compares: &[Compare]) -> rusqlite::Result<Held>
     Ok(Held::Yes)
 }
 
+fn is_empty(sql: &Connection, prefix: &str) -> rusqlite::Result<bool> {
+    let end = prefix_end(prefix);
+    sql.prepare_cached("SELECT NOT EXISTS (SELECT 1 FROM kv WHERE key >= ?1 AND key < ?2)")?.query_row((prefix, end), |row| row.get(0))
+}
+
 fn keys_of(sql: &Connection, prefix: &str) -> rusqlite::Result<Vec<String>> {
-    let end = prefix_end(prefix).unwrap_or_else(|| "\u{10ffff}".into());
+    let end = prefix_end(prefix);
     let mut query = sql.prepare_cached("SELECT key FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key")?;
     query.query_map((prefix, end), |row| row.get(0))?.collect()
 }
