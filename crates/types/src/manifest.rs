@@ -171,7 +171,7 @@ pub fn parse_all(files: &[(&str, &str)]) -> Result<Vec<Document>, Error> {
 
 impl From<Finding> for Problem {
     fn from(f: Finding) -> Self {
-        Self { field: f.field, message: f.message }
+        Self { field: check::harmless(f.field), message: check::harmless(f.message) }
     }
 }
 
@@ -216,7 +216,7 @@ impl Reading {
             Err(e) => {
                 let mut at = e.at.unwrap_or(Place { line: 1, column: 1, chars: 1 });
                 at.line += chunk.lines_before;
-                let finding = Finding { field: String::new(), at, message: check::harmless(e.message) };
+                let finding = Finding { field: String::new(), at, message: e.message };
                 self.problems.push(show::problem(file, text, "", &finding));
                 return Ok(());
             }
@@ -319,10 +319,8 @@ fn manifest_from(value: Value, kind: Option<&str>) -> Result<Manifest, Error> {
     let manifest = decode_manifest(&mut tree, kind, &mut found);
     let more = manifest.as_ref().map_or_else(Vec::new, |m| not_told(&found, m.problems()));
     let mut problems: Vec<Problem> = found.into_iter().map(Problem::from).chain(more).collect();
-    if let Some(manifest) = &manifest {
-        if let Manifest::Vm(spec) = manifest {
-            problems.extend(check::unread_files(spec));
-        }
+    if let Some(Manifest::Vm(spec)) = &manifest {
+        problems.extend(check::unread_files(spec));
     }
     match manifest {
         Some(manifest) if problems.is_empty() => Ok(manifest.normalized()),

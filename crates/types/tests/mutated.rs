@@ -243,3 +243,52 @@ fn mutated_json() {
     }
     assert!(good > 50 && bad > 500, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
 }
+
+/// Paths of everything in a value, as JSON pointers.
+fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(k, v)| pointers(v, &format!("{at}/{}", k.replace('~', "~0").replace('/', "~1")), found)),
+        Value::Array(items) => items.iter().enumerate().for_each(|(n, v)| pointers(v, &format!("{at}/{n}"), found)),
+        _ => {}
+    }
+    found.push(at.to_owned());
+}
+
+/// Not by chance: each field once with each kind of value that it does not expect.
+#[test]
+fn every_field_with_every_odd_value() {
+    let odd = [
+        Value::Null,
+        Value::Bool(true),
+        Value::from(-1),
+        Value::from(u64::MAX),
+        Value::from(1.5),
+        serde_json::json!([]),
+        serde_json::json!({}),
+        serde_json::json!({"a": {"b": []}}),
+        serde_json::json!([[{}]]),
+        Value::String(String::new()),
+        Value::String("\u{1b}]0;x\u{7}".repeat(200)),
+    ];
+    let mut refused = 0;
+    for document in CORPUS.iter().flat_map(|t| manifest::parse("a.yaml", t).expect("the corpus is well formed")) {
+        let whole = document.manifest.to_json();
+        let mut found = Vec::new();
+        pointers(&whole, "", &mut found);
+        for pointer in found {
+            for (number, odd) in odd.iter().enumerate() {
+                let mut value = whole.clone();
+                *value.pointer_mut(&pointer).expect("it was found there") = odd.clone();
+                match manifest::from_json(value) {
+                    Ok(wish) => reads_back(number as u64, wish),
+                    Err(error) => {
+                        refused += 1;
+                        assert!(!error.problems.is_empty(), "{pointer} = {odd}: {error}");
+                        assert!(!error.to_string().contains('\u{1b}'), "{pointer} = {odd}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 1000, "{refused}");
+}

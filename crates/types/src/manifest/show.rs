@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::decode::Finding;
 use super::tree::Place;
+use crate::check::harmless;
 use crate::error::{Code, Error, Problem};
 
 /// Longest line of a snippet; longer ones are cut around the mark.
@@ -15,13 +16,13 @@ pub fn problem(file: &str, text: &str, what: &str, finding: &Finding) -> Problem
     if finding.at.line > 0 {
         write!(field, ":{}:{}", finding.at.line, finding.at.column).expect("writing to a String cannot fail");
     }
-    for part in [what, finding.field.as_str()] {
+    for part in [harmless(what.to_owned()), harmless(finding.field.clone())] {
         if !part.is_empty() {
             field.push_str(": ");
-            field.push_str(part);
+            field.push_str(&part);
         }
     }
-    Problem { field, message: format!("{}{}", finding.message, snippet(text, finding.at)) }
+    Problem { field, message: format!("{}{}", harmless(finding.message.clone()), snippet(text, finding.at)) }
 }
 
 /// The line, numbered, and marks under what is meant. Empty where there is no place.

@@ -273,7 +273,9 @@ fn wrong_shapes() {
 
 #[test]
 fn a_map_where_a_word_is_wanted() {
-    check("kind: vm\nname: a\nimage: x\nnics: [{mtu: {a: 1}, queues: []}]\nmemory: []\ndisks: [{size: {}, limits: {bandwidth: {}}}]\n", expect![[r#"
+    check(
+        "kind: vm\nname: a\nimage: x\nnics: [{mtu: {a: 1}, queues: []}]\nmemory: []\ndisks: [{size: {}, limits: {bandwidth: {}}}]\n",
+        expect![[r#"
         web.yaml: 5 problems; nothing was changed
           web.yaml:4:14: vm a: nics[0].mtu: expected auto or a number, found a map
             4 | nics: [{mtu: {a: 1}, queues: []}]
@@ -290,7 +292,8 @@ fn a_map_where_a_word_is_wanted() {
           web.yaml:6:40: vm a: disks[0].limits.bandwidth: expected a size like 512M or 20G (binary units), found a map
             6 | disks: [{size: {}, limits: {bandwidth: {}}}]
               |                                        ^
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
