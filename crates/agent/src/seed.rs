@@ -1,1 +1,189 @@
-//! (being written)
+//! The cloud-init seed (NoCloud): a small FAT image labelled CIDATA with user-data, meta-data and network-config.
+//!
+//! The instance id is the VM's UUID, so that a guest applies it once in its life. The file holds keys and perhaps a password:
+//! mode 0600, written beside and renamed over, never logged. A seed that would be the same is left alone.
+
+use std::fs::File;
+use std::io::{Cursor, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::order::Order;
+use vmkeep_types::vm::CloudInit;
+
+/// A FAT12 volume; user-data over this is refused.
+const IMAGE_BYTES: usize = 1 << 20;
+/// cloud-init reads any size; this leaves room for the rest of the volume.
+const USER_DATA_BYTES_MAX: usize = 768 << 10;
+
+/// Writes the seed of an order with cloud-init to `path`.
+///
+/// # Errors
+/// The data do not fit, or the file cannot be written.
+pub fn write(order: &Order, path: &Path) -> Result<(), Error> {
+    let Some(wish) = &order.spec.cloud_init else { return Ok(()) };
+    let image = image(&[("meta-data", meta_data(order, wish)), ("user-data", user_data(wish)?), ("network-config", network_config(order, wish))])?;
+    if std::fs::read(path).is_ok_and(|old| old == image) {
+        return Ok(());
+    }
+    put(path, &image).map_err(|e| {
+        let code = if e.raw_os_error() == Some(libc::ENOSPC) { Code::NoCapacity } else { Code::Refused };
+        Error::new(code, format!("cannot write the cloud-init seed {}: {e}", path.display()))
+    })
+}
+
+fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let fresh = path.with_extension("new");
+    let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)
+}
+
+/// YAML is a superset of JSON, so JSON needs no second writer.
+fn text(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("JSON values are plain data")
+}
+
+fn meta_data(order: &Order, wish: &CloudInit) -> String {
+    let hostname = wish.hostname.clone().unwrap_or_else(|| order.spec.name.to_string());
+    text(&json!({"instance-id": order.vm, "local-hostname": hostname}))
+}
+
+fn user_data(wish: &CloudInit) -> Result<String, Error> {
+    let ours = format!("#cloud-config\n{}\n", text(&cloud_config(wish)));
+    let whole = match wish.user_data.as_deref().map(str::trim_start) {
+        None | Some("") => ours,
+        Some(raw) => multipart(&ours, raw),
+    };
+    if whole.len() > USER_DATA_BYTES_MAX {
+        return Err(Error::new(Code::TooLarge, format!("cloud_init has {} bytes of user-data, the limit is {USER_DATA_BYTES_MAX}", whole.len())));
+    }
+    Ok(whole)
+}
+
+fn cloud_config(wish: &CloudInit) -> Value {
+    let mut config = Map::new();
+    let mut put = |key: &str, value: Value| drop(config.insert(key.into(), value));
+    let mut user = Map::new();
+    if let Some(name) = &wish.user {
+        user.insert("name".into(), json!(name));
+        user.insert("sudo".into(), json!("ALL=(ALL) NOPASSWD:ALL"));
+        user.insert("shell".into(), json!("/bin/bash"));
+    }
+    if let Some(password) = &wish.password {
+        put("password", json!(password));
+        put("chpasswd", json!({"expire": false}));
+        user.insert("lock_passwd".into(), json!(false));
+    }
+    // For the console only: a password never opens ssh.
+    put("ssh_pwauth", json!(false));
+    if !wish.ssh_keys.is_empty() {
+        put("ssh_authorized_keys", json!(wish.ssh_keys));
+        user.insert("ssh_authorized_keys".into(), json!(wish.ssh_keys));
+    }
+    if wish.user.is_some() {
+        put("user", Value::Object(user));
+    }
+    if !wish.users.is_empty() {
+        let all: Vec<Value> = std::iter::once(json!("default")).chain(wish.users.iter().cloned()).collect();
+        put("users", json!(all));
+    }
+    if let Some(timezone) = &wish.timezone {
+        put("timezone", json!(timezone));
+    }
+    if let Some(locale) = &wish.locale {
+        put("locale", json!(locale));
+    }
+    if !wish.packages.is_empty() {
+        put("packages", json!(wish.packages));
+        put("package_update", json!(true));
+    }
+    Value::Object(config)
+}
+
+/// Both parts as cloud-init merges them: ours first, theirs wins.
+fn multipart(ours: &str, theirs: &str) -> String {
+    let kind = |text: &str| match text {
+        t if t.starts_with("#!") => "text/x-shellscript",
+        t if t.starts_with("#include") => "text/x-include-url",
+        t if t.starts_with("#cloud-boothook") => "text/cloud-boothook",
+        _ => "text/cloud-config",
+    };
+    let mut boundary = String::from("==vmkeep==");
+    while ours.contains(&boundary) || theirs.contains(&boundary) {
+        boundary.push('=');
+    }
+    let part = |text: &str| {
+        format!("--{boundary}\nContent-Type: {}; charset=\"utf-8\"\nMerge-Type: list(append)+dict(recurse_array,no_replace)+str()\n\n{text}\n", kind(text))
+    };
+    format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n", part(theirs), part(ours))
+}
+
+/// Network config version 2, each NIC matched by its MAC: names differ between guests, addresses do not.
+fn network_config(order: &Order, wish: &CloudInit) -> String {
+    if let Some(raw) = &wish.network_data {
+        return raw.clone();
+    }
+    let mut ethernets = Map::new();
+    for nic in &order.spec.nics {
+        let chosen = order.choices.macs.get(&nic.name);
+        let Some(mac) = (if nic.mac == "auto" { chosen } else { Some(&nic.mac) }) else { continue };
+        let has = |word: &str| nic.addresses.iter().any(|a| a == word);
+        let fixed: Vec<&String> = nic.addresses.iter().filter(|a| *a != "dhcp" && *a != "slaac").collect();
+        let mut config = json!({"match": {"macaddress": mac.to_lowercase()}, "dhcp4": has("dhcp")});
+        if has("slaac") {
+            config["accept-ra"] = json!(true);
+        }
+        if !fixed.is_empty() {
+            config["addresses"] = json!(fixed);
+        }
+        if let Some(gateway) = &nic.gateway {
+            config["routes"] = json!([{"to": "default", "via": gateway}]);
+        }
+        if !nic.dns.is_empty() {
+            config["nameservers"] = json!({"addresses": nic.dns});
+        }
+        ethernets.insert(nic.name.to_string(), config);
+    }
+    text(&json!({"version": 2, "ethernets": ethernets}))
+}
+
+fn image(files: &[(&str, String)]) -> Result<Vec<u8>, Error> {
+    let io = |e: std::io::Error| Error::internal(format!("cannot build the seed's file system: {e}"));
+    let mut disk = Cursor::new(vec![0u8; IMAGE_BYTES]);
+    let options = fatfs::FormatVolumeOptions::new().volume_label(*b"CIDATA     ").volume_id(0x766d_6b70);
+    fatfs::format_volume(&mut disk, options).map_err(io)?;
+    {
+        // A fixed clock: the same wish gives the same bytes.
+        let options = fatfs::FsOptions::new().time_provider(&EPOCH);
+        let fs = fatfs::FileSystem::new(&mut disk, options).map_err(io)?;
+        for (name, content) in files {
+            let mut file = fs.root_dir().create_file(name).map_err(io)?;
+            file.truncate().map_err(io)?;
+            file.write_all(content.as_bytes()).map_err(io)?;
+        }
+        fs.unmount().map_err(io)?;
+    }
+    Ok(disk.into_inner())
+}
+
+#[derive(Debug)]
+struct FixedClock;
+
+static EPOCH: FixedClock = FixedClock;
+
+impl fatfs::TimeProvider for FixedClock {
+    fn get_current_date(&self) -> fatfs::Date {
+        fatfs::Date { year: 2026, month: 1, day: 1 }
+    }
+
+    fn get_current_date_time(&self) -> fatfs::DateTime {
+        fatfs::DateTime { date: self.get_current_date(), time: fatfs::Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+    }
+}

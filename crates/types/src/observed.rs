@@ -59,7 +59,7 @@ pub struct Seen {
     /// Of the order it speaks about.
     pub generation: Generation,
     pub epoch: Epoch,
-    /// Newest wish that is carried out as far as it can be without a restart.
+    /// The wish it has taken up; `memory.tried()` tells whether it is through with it.
     pub spec_revision: Revision,
     /// Newest power cycle that is carried out.
     pub power_cycle: u64,

@@ -1,1 +1,17 @@
-//! (being written)
+//! Images: imported from files and URLs, built from Debian packages, or taken from a VM's disk.
+//!
+//! ```text
+//!  file, upload, URL ──► detect format by content ──► refuse what points elsewhere ──► check ──► convert ──► pool
+//! ```
+//! Nothing of a foreign image is trusted: its format is detected from its first bytes, and a backing file, an external data
+//! file or a descriptor that names other files is refused before QEMU opens anything. A failed import leaves no image.
+
+mod build;
+mod detect;
+mod download;
+mod import;
+mod ova;
+
+pub use build::build;
+pub use download::fetch;
+pub use import::{from_volume, import_file};

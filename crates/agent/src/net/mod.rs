@@ -1,1 +1,96 @@
-//! (being written)
+//! Networks: what a NIC plugs into.
+//!
+//! `nat` is a libvirt network of ours (DHCP, DNS and masquerading by dnsmasq and nftables); `bridge` is an existing bridge of
+//! the host. The subnet of a NAT network is chosen once against all routes of the host and then read back from libvirt, so
+//! that it stays.
+
+mod nat;
+mod subnet;
+
+use std::path::Path;
+
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::network::{NetworkMode, NetworkSpec};
+
+use crate::hypervisor::Hypervisor;
+
+/// What a NIC is plugged into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetAttach {
+    pub libvirt_network: Option<String>,
+    pub bridge: Option<String>,
+    /// Bytes.
+    pub mtu: Option<u32>,
+}
+
+/// Our name of a network in libvirt.
+pub fn libvirt_name(spec: &NetworkSpec) -> String {
+    format!("vmkeep-{}", spec.name)
+}
+
+/// The network is there and active.
+///
+/// # Errors
+/// No free subnet, a bridge that is none, or libvirt's words.
+pub async fn ensure(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<NetAttach, Error> {
+    match spec.mode {
+        NetworkMode::Bridge => {
+            let bridge = spec.bridge.as_deref().ok_or_else(|| Error::invalid(format!("network {} names no bridge", spec.name)))?;
+            check_bridge(Path::new("/sys/class/net"), bridge)?;
+            Ok(NetAttach { libvirt_network: None, bridge: Some(bridge.into()), mtu: spec.mtu })
+        }
+        NetworkMode::Nat => {
+            let name = libvirt_name(spec);
+            let unavailable = |e| Error::new(Code::Unavailable, format!("network {}: {e}", spec.name));
+            let present = hv.network_xml(&name).await.map_err(unavailable)?;
+            let xml = nat::xml(spec, &name, present.as_deref())?;
+            hv.ensure_network(&name, &xml).await.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))?;
+            Ok(NetAttach { libvirt_network: Some(name), bridge: None, mtu: spec.mtu })
+        }
+    }
+}
+
+/// Absent is fine.
+pub async fn remove(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<(), Error> {
+    match spec.mode {
+        NetworkMode::Bridge => Ok(()),
+        NetworkMode::Nat => hv.remove_network(&libvirt_name(spec)).await.map_err(|e| Error::refused(format!("network {}: {e}", spec.name))),
+    }
+}
+
+fn check_bridge(sys: &Path, name: &str) -> Result<(), Error> {
+    let device = sys.join(name);
+    if name.contains('/') || !device.exists() {
+        return Err(Error::not_found("bridge", name).hint("`ip link show type bridge` lists those of the host"));
+    }
+    if !device.join("bridge").exists() {
+        let hint = "make a bridge over it first (ifupdown, networkd or NetworkManager) and name that";
+        return Err(Error::invalid(format!("'{name}' is a network device, not a bridge")).hint(hint));
+    }
+    for port in std::fs::read_dir(device.join("brif")).into_iter().flatten().flatten() {
+        let port = port.file_name().to_string_lossy().into_owned();
+        if sys.join(&port).join("wireless").exists() || sys.join(&port).join("phy80211").exists() {
+            let why = format!("bridge '{name}' goes out over Wi-Fi ({port}); access points drop frames of other MAC addresses");
+            return Err(Error::invalid(why).hint("use a network with mode: nat"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_real_bridges_without_wifi_are_taken() {
+        let sys = tempfile::tempdir().expect("a folder");
+        let make = |path: &str| std::fs::create_dir_all(sys.path().join(path)).expect("a folder");
+        ["eth0", "br0/bridge", "br0/brif/eth0", "br1/bridge", "br1/brif/wlan0", "wlan0/phy80211"].map(make);
+        assert!(check_bridge(sys.path(), "br0").is_ok());
+        let told = |name| check_bridge(sys.path(), name).expect_err(name).message;
+        assert!(told("br9").contains("there is no bridge"));
+        assert!(told("eth0").contains("not a bridge"));
+        assert!(told("br1").contains("Wi-Fi"));
+        assert!(told("../x").contains("there is no bridge"));
+    }
+}

@@ -1,0 +1,91 @@
+//! Domain XML: built from orders, read back from libvirt, compared.
+//!
+//! ```text
+//!  Order + HostProfile ──build──► XML ──define──► libvirt ──dumpxml──► choices_from (frozen hardware)
+//!                                                     └───────────────► compare (drift, conflicts), live_plan
+//! ```
+//! All of it is pure functions over text. Devices carry user aliases (`ua-disk-root`), so that they are found again whatever
+//! libvirt reorders. XML that does not parse, or is too large or too deep, is an error, never a panic.
+
+mod adopt;
+mod build;
+mod compare;
+mod facts;
+mod live;
+mod metadata;
+mod patch;
+mod profile;
+pub(crate) mod tree;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use vmkeep_types::error::Error;
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::FieldChange;
+use vmkeep_types::order::Order;
+
+
+use crate::hypervisor::LiveChange;
+use crate::net::NetAttach;
+
+pub use adopt::adopt;
+pub use build::build;
+pub use compare::{choices_from, compare, disk_target};
+pub use live::live_plan;
+pub use metadata::{Meta, metadata, parse_metadata};
+pub use profile::{HostProfile, Loader};
+
+/// What a disk opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSource {
+    pub path: PathBuf,
+    /// `qcow2` or `raw`.
+    pub format: String,
+    /// Its file system takes O_DIRECT.
+    pub o_direct: bool,
+}
+
+/// Everything a description is made from.
+#[derive(Clone, Copy)]
+pub struct BuildInput<'a> {
+    pub order: &'a Order,
+    pub host: &'a HostProfile,
+    pub disks: &'a BTreeMap<Name, DiskSource>,
+    pub cdroms: &'a BTreeMap<Name, Option<PathBuf>>,
+    pub seed: Option<&'a Path>,
+    pub nics: &'a BTreeMap<Name, NetAttach>,
+    /// Folder of serial logs.
+    pub run_dir: &'a Path,
+}
+
+pub struct Built {
+    pub xml: String,
+    pub warnings: Vec<String>,
+}
+
+/// How a description differs from the wish.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    pub drift: Vec<FieldChange>,
+    /// Disk sources and chains, NVRAM, TPM: never mended.
+    pub conflicts: Vec<FieldChange>,
+}
+
+/// What a running domain can take, and what waits for a cold start.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LivePlan {
+    pub changes: Vec<(FieldChange, LiveChange)>,
+    pub pending: Vec<FieldChange>,
+}
+
+/// Serial log of a VM.
+pub fn serial_log(run_dir: &Path, order: &Order) -> PathBuf {
+    run_dir.join(format!("{}.log", order.vm))
+}
+
+
+/// libvirt's XML did not make sense.
+fn odd(what: impl std::fmt::Display) -> Error {
+    Error::refused(format!("the domain XML does not make sense: {what}"))
+}

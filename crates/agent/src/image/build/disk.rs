@@ -1,0 +1,59 @@
+//! A raw disk put together from partitions, without a loop device.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use vmkeep_types::error::Error;
+
+use super::tool;
+
+pub const SECTOR: u64 = 512;
+pub const MIB: u64 = 1 << 20;
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    let path = path.display().to_string();
+    move |e| Error::refused(format!("cannot write {path}: {e}"))
+}
+
+/// An empty disk of `bytes` with a partition table in sfdisk's words.
+pub async fn create(disk: &Path, bytes: u64, table: &str, dir: &Path) -> Result<(), Error> {
+    File::create(disk).and_then(|f| f.set_len(bytes)).map_err(io(disk))?;
+    tool::run_with_input("sfdisk", ["--quiet".as_ref(), "--no-reread".as_ref(), "--no-tell-kernel".as_ref(), disk.as_os_str()], dir, table.as_bytes()).await?;
+    Ok(())
+}
+
+/// Writes a file at an offset; holes stay holes.
+pub fn put_file(disk: &Path, offset: u64, file: &Path) -> Result<(), Error> {
+    let target = File::options().write(true).open(disk).map_err(io(disk))?;
+    let mut source = File::open(file).map_err(io(file))?;
+    let (mut at, mut buffer) = (offset, vec![0; 1 << 20]);
+    loop {
+        let count = source.read(&mut buffer).map_err(io(file))?;
+        if count == 0 {
+            return Ok(());
+        }
+        if buffer[..count].iter().any(|b| *b != 0) {
+            target.write_all_at(&buffer[..count], at).map_err(io(disk))?;
+        }
+        at += count as u64;
+    }
+}
+
+pub fn put_bytes(disk: &Path, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    File::options().write(true).open(disk).and_then(|f| f.write_all_at(bytes, offset)).map_err(io(disk))
+}
+
+/// A FAT file system with files, as a file. Each entry is (host file, path inside).
+pub async fn fat(image: &Path, bytes: u64, label: &str, folders: &[&str], files: &[(&Path, &str)], dir: &Path) -> Result<(), Error> {
+    File::create(image).and_then(|f| f.set_len(bytes)).map_err(io(image))?;
+    tool::run("mkfs.vfat", ["-F".as_ref(), "32".as_ref(), "-n".as_ref(), label.as_ref(), image.as_os_str()], dir).await?;
+    for folder in folders {
+        tool::run("mmd", ["-i".as_ref(), image.as_os_str(), format!("::{folder}").as_ref()], dir).await?;
+    }
+    for (file, inside) in files {
+        tool::run("mcopy", ["-i".as_ref(), image.as_os_str(), file.as_os_str(), format!("::{inside}").as_ref()], dir).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! `POST /v1/apply`: plan or carry out several manifests; nothing is written while anything is wrong.
+
+use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen, PlannedChange};
+use vmkeep_core::change::{self, Effect};
+use vmkeep_store::Store;
+use vmkeep_types::check;
+use vmkeep_types::error::{Code, Error, Problem};
+use vmkeep_types::manifest::{self, Manifest};
+use vmkeep_types::observed::FieldChange;
+use vmkeep_types::record::{PowerWish, Role};
+use vmkeep_types::vm::VmSpec;
+
+use super::vm_write::{Changed, Guard};
+use super::{Ask, image, network, vm, vm_parts};
+use crate::view;
+
+/// Manifests in one request.
+const MANIFESTS_MAX: usize = 1000;
+
+pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Result<ApplyAnswer, Error> {
+    if request.manifests.len() > MANIFESTS_MAX {
+        return Err(Error::new(Code::TooLarge, format!("{} manifests; the limit is {MANIFESTS_MAX}", request.manifests.len())));
+    }
+    let manifests = read_all(request.manifests)?;
+    let mut results = Vec::new();
+    let mut problems = Vec::new();
+    for (n, manifest) in manifests.iter().enumerate() {
+        match plan_one(store, ask, manifest).await {
+            Ok(result) => results.push(result),
+            Err(error) => problems.extend(at(n, error)),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(manifest::refused("the manifests", problems));
+    }
+    if !request.dry_run {
+        for (manifest, result) in manifests.into_iter().zip(&mut results) {
+            carry_out(store, ask, manifest, result, request.restart).await?;
+        }
+    }
+    Ok(ApplyAnswer { results })
+}
+
+fn read_all(values: Vec<serde_json::Value>) -> Result<Vec<Manifest>, Error> {
+    let mut problems = Vec::new();
+    let mut manifests = Vec::new();
+    for (n, value) in values.into_iter().enumerate() {
+        match manifest::from_json(value) {
+            Ok(manifest) => {
+                problems.extend(manifest.problems().into_iter().map(|p| Problem { field: format!("manifests[{n}].{}", p.field), ..p }));
+                manifests.push(manifest.normalized());
+            }
+            Err(error) => problems.extend(at(n, error)),
+        }
+    }
+    if problems.is_empty() { Ok(manifests) } else { Err(manifest::refused("the manifests", problems)) }
+}
+
+/// An error of one manifest as problems of the request.
+fn at(n: usize, error: Error) -> Vec<Problem> {
+    if error.problems.is_empty() {
+        let hint = error.hint.map(|h| format!(" ({h})")).unwrap_or_default();
+        return vec![Problem { field: format!("manifests[{n}]"), message: format!("{}{hint}", error.message) }];
+    }
+    error.problems.into_iter().map(|p| Problem { field: format!("manifests[{n}].{}", p.field), ..p }).collect()
+}
+
+async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest) -> Result<ApplyResult, Error> {
+    let mut result = ApplyResult {
+        kind: manifest.kind().into(),
+        name: manifest.name().clone(),
+        action: ApplyAction::Create,
+        changes: Vec::new(),
+        warnings: Vec::new(),
+        operation: None,
+    };
+    match manifest {
+        Manifest::Vm(spec) => plan_vm(store, ask, spec, &mut result).await?,
+        Manifest::Network(spec) => {
+            if ask.caller.role < Role::Admin {
+                return Err(Error::new(Code::Forbidden, "only admins may change networks"));
+            }
+            if let Some(old) = found(network::find(store, &ask.project, &spec.name).await)? {
+                result.action = if old.spec == *spec { ApplyAction::Unchanged } else { ApplyAction::Update };
+            }
+        }
+        Manifest::Image(spec) => {
+            if found(image::find(store, &ask.project, &spec.name).await)?.is_some() {
+                result.action = ApplyAction::Unchanged;
+            }
+        }
+    }
+    Ok(result)
+}
+
+fn found<T>(looked: Result<T, Error>) -> Result<Option<T>, Error> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.code == Code::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, result: &mut ApplyResult) -> Result<(), Error> {
+    let Some(old) = found(vm_parts::record(store, &ask.project, &spec.name).await)? else {
+        super::vm_write::check_only(store, ask, spec, None).await?;
+        return Ok(());
+    };
+    if old.value.leaving.is_some() {
+        return Err(Error::conflict(format!("'{}' is being deleted", spec.name)));
+    }
+    let mut wish = check::normalize(spec.clone());
+    view::restore_secrets(&mut wish, &old.value.spec);
+    let refusals = change::refusals(&old.value.spec, &wish);
+    if !refusals.is_empty() {
+        return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
+    }
+    super::vm_write::check_only(store, ask, &wish, Some(&old.value)).await?;
+    let parts = vm_parts::parts(store, &ask.project, old.value.id).await?;
+    let seen = parts.and_then(|p| p.seen);
+    let live = seen.as_ref().and_then(|s| s.domain.known()).is_some_and(|d| d.is_live());
+    for (change, effect) in change::changes(&old.value.spec, &wish) {
+        let when = if live && effect == Effect::Restart { ChangeWhen::Restart } else { ChangeWhen::Live };
+        result.changes.push(PlannedChange { change, when });
+    }
+    result.action = if result.changes.is_empty() { ApplyAction::Unchanged } else { ApplyAction::Update };
+    if let Some(seen) = seen {
+        let planned = |when| move |change: FieldChange| PlannedChange { change, when };
+        if !seen.drift.is_empty() && result.action == ApplyAction::Unchanged {
+            result.action = ApplyAction::Mend;
+        }
+        result.changes.extend(seen.drift.into_iter().map(planned(ChangeWhen::Drift)));
+        result.changes.extend(seen.conflicts.into_iter().map(planned(ChangeWhen::Conflict)));
+    }
+    Ok(())
+}
+
+async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mut ApplyResult, restart: bool) -> Result<(), Error> {
+    match manifest {
+        Manifest::Vm(spec) => {
+            let guard = Guard { again: result.action == ApplyAction::Mend, ..Guard::default() };
+            let name = spec.name.clone();
+            let written = vm::put(store, ask, spec, &guard).await?;
+            if written.changed != Changed::Nothing {
+                result.operation = Some(written.op);
+            }
+            let needs_restart = result.changes.iter().any(|c| c.when == ChangeWhen::Restart);
+            if restart && needs_restart && written.changed == Changed::Updated {
+                result.operation = Some(vm::command(store, ask, &name, "restart", PowerWish::Restart).await?);
+            }
+        }
+        Manifest::Network(spec) => {
+            if result.action != ApplyAction::Unchanged {
+                network::put(store, ask, spec).await?;
+            }
+        }
+        Manifest::Image(spec) => {
+            if result.action == ApplyAction::Create {
+                result.operation = Some(image::create(store, ask, spec).await?);
+            }
+        }
+    }
+    Ok(())
+}

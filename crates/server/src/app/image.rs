@@ -1,0 +1,98 @@
+//! Images.
+
+use vmkeep_api::body::{ImageView, ObjectState};
+use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::ImageId;
+use vmkeep_types::image::{ImageRecord, ImageSource, ImageSpec};
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
+use vmkeep_types::order::Work;
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::VmRecord;
+
+use super::network::task;
+use super::{Ask, commit, get, nodes, operation, pool, put_op, uid_of, volume};
+
+pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
+    let id: ImageId = uid_of(store, "image", project, name).await?;
+    get(store, &keys::image(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("image", name))
+}
+
+/// What was cloned from it, and the VMs with it in a tray.
+async fn users(store: &dyn Store, image: &ImageRecord) -> Result<Vec<Name>, Error> {
+    let volumes = super::list::<VolumeRecord>(store, &format!("volume/{}/", image.project)).await?;
+    let vms = super::list::<VmRecord>(store, &keys::vms(&image.project)).await?;
+    let cloned = volumes.into_iter().filter(|v| v.value.image == Some(image.id)).map(|v| v.value.name);
+    let in_trays = vms.into_iter().filter(|v| v.value.spec.cdroms.iter().any(|c| c.image.as_ref() == Some(&image.spec.name))).map(|v| v.value.spec.name);
+    Ok(cloned.chain(in_trays).collect())
+}
+
+pub async fn view(store: &dyn Store, image: ImageRecord) -> Result<ImageView, Error> {
+    let used_by = users(store, &image).await?;
+    let state = if image.facts.is_some() { ObjectState::Ready } else { ObjectState::Pending };
+    Ok(ImageView { id: image.id, project: image.project, spec: image.spec, facts: image.facts, state, used_by, created_at: image.created_at })
+}
+
+pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<ImageView>, Error> {
+    let mut views = Vec::new();
+    for stored in super::list::<ImageRecord>(store, &format!("image/{project}/")).await? {
+        views.push(view(store, stored.value).await?);
+    }
+    views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    Ok(views)
+}
+
+pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Operation, Error> {
+    let problems = vmkeep_types::check::image(&spec);
+    if !problems.is_empty() {
+        return Err(manifest::refused(&format!("image {}", spec.name), problems));
+    }
+    let pool = pool::find(store, &spec.pool).await?.spec;
+    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
+    let image = ImageRecord { id: ImageId(uuid::Uuid::new_v4()), project: ask.project.clone(), spec, facts: None, node: node.clone(), created_at: jiff::Timestamp::now() };
+    let work = match image.spec.source.clone() {
+        ImageSource::Url { url, sha256 } => Work::Fetch { image: image.id, pool, url, sha256 },
+        ImageSource::Upload { upload, sha256 } => Work::ImportUpload { image: image.id, pool, upload, sha256 },
+        ImageSource::Build { recipe } => Work::Build { image: image.id, pool, recipe },
+        ImageSource::Volume { volume } => {
+            let volume = volume::find(store, &ask.project, &volume).await?;
+            let volume_pool = pool::find(store, &volume.pool).await?.spec;
+            Work::ImageFromVolume { image: image.id, pool, volume, volume_pool }
+        }
+    };
+    let name = image.spec.name.clone();
+    let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
+    let op = operation(ask, "image.import", resource, Wanted::Task);
+    let name_key = keys::name("image", &ask.project, &name);
+    let txn = Txn::default()
+        .when(Compare::Absent(name_key.clone()))
+        .then(typed::put(name_key, &image.id))
+        .then(typed::put(keys::image(&ask.project, image.id), &image))
+        .then(put_op(&op))
+        .then(task(&node, &ask.project, op.id, work));
+    let taken = || Error::conflict(format!("there is an image '{name}' already")).hint("choose another --name, or delete the old one first");
+    commit(store, txn).await?.map(|_| op).ok_or_else(taken)
+}
+
+pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
+    let image = find(store, &ask.project, name).await?;
+    let users = users(store, &image).await?;
+    if let Some(first) = users.first() {
+        return Err(Error::conflict(format!("image '{name}' is in use by {} objects, '{first}' among them", users.len())));
+    }
+    if image.facts.is_none() {
+        return Err(Error::conflict(format!("image '{name}' is still being made")).hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
+    }
+    let pool = pool::find(store, &image.spec.pool).await?.spec;
+    let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
+    let op = operation(ask, "image.delete", resource, Wanted::Task);
+    // The name goes at once, so that nothing new is cloned from it while its file is removed.
+    let txn = Txn::default()
+        .when(Compare::Present(keys::name("image", &ask.project, name)))
+        .then(vmkeep_store::Op::Delete(keys::name("image", &ask.project, name)))
+        .then(put_op(&op))
+        .then(task(&image.node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool }));
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::not_found("image", name))
+}

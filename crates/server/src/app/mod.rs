@@ -1,0 +1,134 @@
+//! What the control plane can do, noun by noun. Each change is one transaction: the intent and the operation that tells of it.
+
+pub mod apply;
+pub mod event;
+pub mod image;
+pub mod network;
+pub mod op;
+pub mod pool;
+pub mod vm;
+pub mod volume;
+mod vm_parts;
+pub mod vm_write;
+
+use serde::de::DeserializeOwned;
+use vmkeep_store::typed::Stored;
+use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::{NetworkId, OperationId, PoolId};
+use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
+use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
+use vmkeep_types::pool::{PoolDriver, PoolRecord, PoolSpec};
+use vmkeep_types::record::Caller;
+
+/// Tries of a change that somebody else's write overtook.
+pub const TRIES_MAX: u32 = 5;
+
+/// A store's error at the border.
+pub fn store_error(error: StoreError) -> Error {
+    match error {
+        StoreError::TooLarge(_) => Error::new(Code::TooLarge, error.to_string()),
+        StoreError::Corrupt(_) | StoreError::Newer(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
+        StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => Error::new(Code::Unavailable, error.to_string()),
+    }
+}
+
+/// Who asks, where.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub project: Name,
+    pub caller: Caller,
+}
+
+/// The uid behind a name.
+pub async fn uid_of<T: DeserializeOwned>(store: &dyn Store, kind: &'static str, project: &Name, name: &Name) -> Result<T, Error> {
+    let stored = typed::get_json::<T>(store, &keys::name(kind, project, name)).await.map_err(store_error)?;
+    stored.map(|s| s.value).ok_or_else(|| Error::not_found(kind, name))
+}
+
+pub async fn get<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<Stored<T>>, Error> {
+    typed::get_json(store, key).await.map_err(store_error)
+}
+
+pub async fn list<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Stored<T>>, Error> {
+    typed::list_json(store, prefix).await.map_err(store_error)
+}
+
+/// Runs a transaction; `None` = a compare did not hold.
+pub async fn commit(store: &dyn Store, txn: Txn) -> Result<Option<vmkeep_types::ids::Revision>, Error> {
+    let outcome = store.txn(txn).await.map_err(store_error)?;
+    Ok((outcome.held == Held::Yes).then_some(outcome.revision))
+}
+
+/// A new operation, to be written with its intent.
+pub fn operation(ask: &Ask, kind: &str, resource: ResourceRef, wanted: Wanted) -> Operation {
+    Operation {
+        id: OperationId(uuid::Uuid::now_v7()),
+        project: ask.project.clone(),
+        kind: kind.into(),
+        resource,
+        state: OpState::Pending,
+        steps: Vec::new(),
+        progress: None,
+        blocked: None,
+        error: None,
+        wanted,
+        by: ask.caller.name.clone(),
+        created_at: jiff::Timestamp::now(),
+        ended_at: None,
+    }
+}
+
+pub fn put_op(op: &Operation) -> vmkeep_store::Op {
+    typed::put(keys::op(&op.project, op.id), op)
+}
+
+/// The same operation as it is told when there was nothing to do.
+pub fn done(mut op: Operation) -> Operation {
+    op.state = OpState::Done;
+    op.ended_at = Some(op.created_at);
+    op
+}
+
+/// All nodes that have joined.
+pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
+    let all = store.list(keys::ALL_NODES).await.map_err(store_error)?.items;
+    all.iter().filter(|kv| kv.key.ends_with("/facts")).map(|kv| typed::decode(kv).map_err(store_error)).collect()
+}
+
+/// What every store begins with: the directory pool, the NAT network, the format level. Once; later calls change nothing.
+pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> {
+    let project = Name::known("default");
+    let default = Name::known("default");
+    let created_at = jiff::Timestamp::now();
+    let pool = PoolRecord {
+        id: PoolId(uuid::Uuid::new_v4()),
+        spec: PoolSpec { name: default.clone(), description: String::new(), driver: PoolDriver::Dir { path: pool_path.into() } },
+        created_at,
+    };
+    let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");
+    let network = NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: project.clone(), spec, created_at };
+    let txn = Txn::default()
+        .when(Compare::Absent(keys::LEVEL.into()))
+        .then(typed::put(keys::LEVEL, &keys::LEVEL_NOW))
+        .then(typed::put(keys::pool(pool.id), &pool))
+        .then(typed::put(keys::name("network", &project, &default), &network.id))
+        .then(typed::put(keys::network(&project, network.id), &network));
+    commit(store, txn).await?;
+    let level = get::<u64>(store, keys::LEVEL).await?.map_or(0, |l| l.value);
+    if level > keys::LEVEL_NOW {
+        return Err(Error::new(Code::Refused, format!("the store has format level {level}; this vmkeep writes {}", keys::LEVEL_NOW)));
+    }
+    Ok(())
+}
+
+/// Removes what is older than its retention: operations after 7 days, and the events of each object beyond the newest 200.
+///
+/// # Errors
+/// The store's.
+pub async fn housekeeping(store: &dyn Store) -> Result<(), StoreError> {
+    op::expire(store).await?;
+    event::trim(store).await
+}

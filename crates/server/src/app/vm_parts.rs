@@ -1,0 +1,59 @@
+//! A VM's keys, read together.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use vmkeep_store::typed::Stored;
+use vmkeep_store::{KeyValue, Store, keys, typed};
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::Seen;
+use vmkeep_types::record::{Owner, VmRecord};
+
+use super::{get, store_error, uid_of};
+use crate::view::VmParts;
+
+/// The wish by name.
+pub async fn record(store: &dyn Store, project: &Name, name: &Name) -> Result<Stored<VmRecord>, Error> {
+    let id: VmId = uid_of(store, "vm", project, name).await?;
+    get(store, &keys::vm(project, id)).await?.ok_or_else(|| Error::not_found("vm", name))
+}
+
+/// Everything a view of one VM is made from; None when it is gone.
+pub async fn parts(store: &dyn Store, project: &Name, id: VmId) -> Result<Option<VmParts>, Error> {
+    let Some(record) = get::<VmRecord>(store, &keys::vm(project, id)).await? else { return Ok(None) };
+    let owner = get::<Owner>(store, &keys::owner(id)).await?.map(|s| s.value);
+    let seen = match &owner {
+        Some(owner) => get::<Seen>(store, &keys::seen(&owner.node, id)).await?.map(|s| s.value),
+        None => None,
+    };
+    let choices = get(store, &keys::choices(id)).await?.map(|s| s.value).unwrap_or_default();
+    let power = get(store, &keys::power(id)).await?.map(|s| s.value);
+    Ok(Some(VmParts { record: record.value, spec_revision: record.modified, choices, power, owner, seen }))
+}
+
+/// All VMs of a project at one revision.
+pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids::Revision, Vec<VmParts>), Error> {
+    let own = keys::vms(project);
+    let listing = store.list_many(&[&own, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_NODES]).await.map_err(store_error)?;
+    let by_key: BTreeMap<&str, &KeyValue> = listing.items.iter().map(|kv| (kv.key.as_str(), kv)).collect();
+    let mut vms = Vec::new();
+    for kv in listing.items.iter().filter(|kv| kv.key.starts_with(&own)) {
+        let record: VmRecord = typed::decode(kv).map_err(store_error)?;
+        let id = record.id;
+        let owner: Option<Owner> = find(&by_key, &keys::owner(id))?;
+        let seen = match &owner {
+            Some(owner) => find(&by_key, &keys::seen(&owner.node, id))?,
+            None => None,
+        };
+        let choices = find(&by_key, &keys::choices(id))?.unwrap_or_default();
+        let power = find(&by_key, &keys::power(id))?;
+        vms.push(VmParts { record, spec_revision: kv.modified, choices, power, owner, seen });
+    }
+    Ok((listing.revision, vms))
+}
+
+fn find<T: DeserializeOwned>(by_key: &BTreeMap<&str, &KeyValue>, key: &str) -> Result<Option<T>, Error> {
+    by_key.get(key).map(|kv| typed::decode(kv).map_err(store_error)).transpose()
+}

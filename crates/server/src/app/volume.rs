@@ -1,0 +1,113 @@
+//! Volumes.
+
+use vmkeep_api::body::{VolumeCreate, VolumeView};
+use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::image::ImageRecord;
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::Seen;
+use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
+use vmkeep_types::order::{ImageBrief, Work};
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::VmRecord;
+use vmkeep_types::units::ByteCount;
+
+use super::network::task;
+use super::{Ask, commit, get, nodes, operation, pool, put_op, uid_of};
+
+pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<VolumeRecord, Error> {
+    let id: VolumeId = uid_of(store, "volume", project, name).await?;
+    get(store, &keys::volume(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("volume", name))
+}
+
+pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView, Error> {
+    let image = match volume.image {
+        Some(id) => get::<ImageRecord>(store, &keys::image(&volume.project, id)).await?.map(|i| i.value.spec.name),
+        None => None,
+    };
+    let (mut vm, mut seen) = (None, None);
+    if let Some(attached) = &volume.attached {
+        vm = get::<VmRecord>(store, &keys::vm(&volume.project, attached.vm)).await?.map(|v| v.value.spec.name);
+        seen = get::<Seen>(store, &keys::seen(&volume.node, attached.vm)).await?.and_then(|s| s.value.volumes.get(&volume.id).copied());
+    }
+    Ok(VolumeView {
+        id: volume.id,
+        project: volume.project,
+        name: volume.name,
+        pool: volume.pool,
+        node: volume.node,
+        format: volume.format,
+        size: seen.map(|s| ByteCount::from_bytes(s.size_bytes)).or(volume.size),
+        allocated: seen.map(|s| ByteCount::from_bytes(s.allocated_bytes)),
+        image,
+        attached: volume.attached,
+        vm,
+    })
+}
+
+pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<VolumeView>, Error> {
+    let mut views = Vec::new();
+    for stored in super::list::<VolumeRecord>(store, &format!("volume/{project}/")).await? {
+        views.push(view(store, stored.value).await?);
+    }
+    views.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(views)
+}
+
+pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<Operation, Error> {
+    let problems = vmkeep_types::check::volume(wish.size, wish.format, wish.image.as_ref());
+    if !problems.is_empty() {
+        return Err(manifest::refused(&format!("volume {}", wish.name), problems));
+    }
+    let pool = pool::find(store, &wish.pool).await?;
+    let image = match &wish.image {
+        Some(name) => {
+            let id: ImageId = uid_of(store, "image", &ask.project, name).await?;
+            get::<ImageRecord>(store, &keys::image(&ask.project, id)).await?.map(|i| i.value)
+        }
+        None => None,
+    };
+    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
+    let volume = VolumeRecord {
+        id: VolumeId(uuid::Uuid::new_v4()),
+        project: ask.project.clone(),
+        name: wish.name.clone(),
+        pool: wish.pool,
+        node: node.clone(),
+        size: wish.size,
+        format: wish.format,
+        image: image.as_ref().map(|i| i.id),
+        foreign_path: None,
+        attached: None,
+        created_at: jiff::Timestamp::now(),
+    };
+    let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: wish.name.clone(), uid: volume.id.0 };
+    let op = operation(ask, "volume.create", resource, Wanted::Task);
+    let brief = image.map(|i| ImageBrief { name: i.spec.name, pool: i.spec.pool, facts: i.facts });
+    let name_key = keys::name("volume", &ask.project, &wish.name);
+    let txn = Txn::default()
+        .when(Compare::Absent(name_key.clone()))
+        .then(typed::put(name_key, &volume.id))
+        .then(typed::put(keys::volume(&ask.project, volume.id), &volume))
+        .then(put_op(&op))
+        .then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool: pool.spec, image: brief }));
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("there is a volume '{}' already", wish.name)))
+}
+
+pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
+    let volume = find(store, &ask.project, name).await?;
+    if let Some(attached) = &volume.attached {
+        let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm)).await?.map_or_else(|| attached.vm.to_string(), |v| v.value.spec.name.to_string());
+        return Err(Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first"));
+    }
+    let pool = pool::find(store, &volume.pool).await?;
+    let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
+    let op = operation(ask, "volume.delete", resource, Wanted::Task);
+    let key = keys::volume(&ask.project, volume.id);
+    let seen = get::<VolumeRecord>(store, &key).await?.ok_or_else(|| Error::not_found("volume", name))?;
+    let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
+    let txn = Txn::default().when(Compare::ModifiedAt(key, seen.modified)).then(put_op(&op)).then(task(&volume.node, &ask.project, op.id, work));
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))
+}

@@ -1,0 +1,148 @@
+//! One request, read as its route says.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::RequestPartsExt;
+use axum::body::{Body, Bytes};
+use axum::extract::{RawPathParams, Request};
+use axum::http::request::Parts;
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use vmkeep_api::body::BODY_BYTES_MAX;
+use vmkeep_api::routes::Route;
+use vmkeep_store::Store;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ids::Revision;
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::record::Caller;
+
+use crate::app::Ask;
+use crate::context::Server;
+
+pub struct Call {
+    pub server: Arc<Server>,
+    pub route: &'static Route,
+    pub ask: Ask,
+    fields: BTreeMap<String, String>,
+    query: BTreeMap<String, String>,
+    parts: Parts,
+    /// Behind a lock only because a body alone may not be shared between threads.
+    body: Mutex<Body>,
+}
+
+impl Call {
+    pub async fn new(server: Arc<Server>, route: &'static Route, caller: Caller, request: Request) -> Result<Self, Error> {
+        let (mut parts, body) = request.into_parts();
+        let params = parts.extract::<RawPathParams>().await.map_err(|e| Error::invalid(format!("the path does not read: {e}")))?;
+        let fields: BTreeMap<String, String> = params.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let query = parse_query(parts.uri.query().unwrap_or_default());
+        let project = fields.get("project").map_or("default", String::as_str);
+        let project = project.parse().map_err(|e| Error::invalid(format!("project: {e}")))?;
+        Ok(Self { server, route, ask: Ask { project, caller }, fields, query, parts, body: Mutex::new(body) })
+    }
+
+    pub fn store(&self) -> &dyn Store {
+        self.server.store.as_ref()
+    }
+
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+
+    /// The `{name}` of the path.
+    pub fn name(&self) -> Result<Name, Error> {
+        self.field("name").parse().map_err(|e| Error::invalid(format!("{e}")))
+    }
+
+    pub fn query(&self, key: &str) -> Option<&str> {
+        self.query.get(key).map(String::as_str)
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.query(key).is_some_and(|v| matches!(v, "" | "true" | "1"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+
+    pub fn if_match(&self) -> Result<Option<Revision>, Error> {
+        let Some(tag) = self.header("if-match") else { return Ok(None) };
+        let number = tag.trim().trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {tag} is no ETag of ours")))?;
+        Ok(Some(Revision(number)))
+    }
+
+    /// The query as it came, with its `?`.
+    pub fn raw_query(&self) -> String {
+        self.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default()
+    }
+
+    /// The request as it came, for a node: body, upgrade and all.
+    pub fn into_request(self) -> Request {
+        Request::from_parts(self.parts, self.body.into_inner().expect("no panic holds this lock"))
+    }
+
+    /// The body, at most [`BODY_BYTES_MAX`].
+    pub async fn body(&mut self) -> Result<Bytes, Error> {
+        let body = std::mem::take(self.body.get_mut().expect("no panic holds this lock"));
+        let too_large = || Error::new(Code::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"));
+        let claimed = self.header("content-length").and_then(|v| v.parse::<usize>().ok());
+        if claimed.is_some_and(|n| n > BODY_BYTES_MAX) {
+            return Err(too_large());
+        }
+        let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
+        collected.map(|c| c.to_bytes()).map_err(|e| if e.is::<http_body_util::LengthLimitError>() { too_large() } else { Error::invalid(format!("the body broke off: {e}")) })
+    }
+
+    pub async fn value(&mut self) -> Result<Value, Error> {
+        let bytes = self.body().await?;
+        if bytes.is_empty() {
+            return Ok(Value::Object(serde_json::Map::new()));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("the body is no JSON: {e}")))
+    }
+
+    /// A JSON body; unknown fields are told with the nearest name.
+    pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
+        manifest::body_from_json(self.value().await?)
+    }
+}
+
+fn parse_query(query: &str) -> BTreeMap<String, String> {
+    let pairs = query.split('&').filter(|p| !p.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (unescape(k), unescape(v))).collect()
+}
+
+/// Percent-decoding (RFC 3986); what does not decode stays as it is.
+fn unescape(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        let hex = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten().and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (hex, bytes[at]) {
+            (Some(byte), _) => {
+                out.push(byte);
+                at += 2;
+            }
+            (None, b'+') => out.push(b' '),
+            (None, byte) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_decode() {
+        let read = parse_query("a=1&b=x%2Fy+z&watch&c=%zz");
+        let of = |k: &str| read.get(k).map(String::as_str);
+        assert_eq!((of("a"), of("b"), of("watch"), of("c")), (Some("1"), Some("x/y z"), Some(""), Some("%zz")));
+    }
+}

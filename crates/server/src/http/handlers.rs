@@ -1,0 +1,353 @@
+//! One function per group of routes: read, ask `app`, answer.
+
+use axum::http::Uri;
+use axum::response::Response;
+use vmkeep_api::body::{
+    AdoptRequest, AdoptionProposal, ApplyRequest, NodeView, TokenCreate, VersionAnswer, VmStats, VmView, VolumeCreate,
+};
+use vmkeep_store::keys;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::event::Event;
+use vmkeep_types::ids::Revision;
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::operation::Operation;
+use vmkeep_types::record::{Leaving, Owner};
+use vmkeep_types::vm::VmSpec;
+
+use super::call::Call;
+use super::{respond, watch};
+use crate::app::{self, apply, event, image, network, op, pool, vm, vm_write, volume};
+use crate::auth;
+
+type Answer = Result<Response, Error>;
+
+/// The answer to one request; every id of the route table has its line here.
+pub async fn handle(call: Call) -> Answer {
+    let id = call.route.id;
+    match id.split_once('.').map_or(id, |(noun, _)| noun) {
+        "vm" => vms(call).await,
+        "image" | "upload" => images(call).await,
+        "volume" => volumes(call).await,
+        "network" | "pool" => networks(call).await,
+        "op" | "event" => history(call).await,
+        "token" => tokens(call).await,
+        "apply" => applied(call).await,
+        _ => host(call).await,
+    }
+}
+
+fn no_handler(call: &Call) -> Error {
+    Error::internal(format!("route {} has no handler", call.route.id))
+}
+
+async fn vms(mut call: Call) -> Answer {
+    match call.route.id {
+        "vm.list" if call.flag("watch") => watch::vms(call).await,
+        "vm.list" => vm_list(&call).await,
+        "vm.create" => {
+            let spec = manifest::vm_from_json(call.value().await?)?;
+            vm_create(&call, spec).await
+        }
+        "vm.get" => {
+            let view = vm::show(call.store(), &call.ask.project, &call.name()?).await?;
+            let revision = view.spec_revision;
+            Ok(respond::tagged(&view, revision))
+        }
+        "vm.put" => {
+            let name = call.name()?;
+            let spec = manifest::vm_from_json(call.value().await?)?;
+            if spec.name != name {
+                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`"));
+            }
+            let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
+            Ok(respond::accepted(vm::put(call.store(), &call.ask, spec, &guard).await?.op))
+        }
+        "vm.delete" => {
+            let leaving = if call.flag("keep_disks") { Leaving::DeleteKeepDisks } else { Leaving::Delete };
+            Ok(respond::accepted(vm::leave(call.store(), &call.ask, &call.name()?, "vm.delete", leaving).await?))
+        }
+        "vm.action" => {
+            let wish = call.json().await?;
+            Ok(respond::accepted(vm::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?))
+        }
+        "vm.adopt" => adopt(call).await,
+        "vm.events" => {
+            let record = vm::record(call.store(), &call.ask.project, &call.name()?).await?.value;
+            let prefix = keys::events_of(&call.ask.project, "vm", record.id);
+            events(call, &prefix).await
+        }
+        "vm.xml" | "vm.console" | "vm.vnc" | "vm.screenshot" | "vm.sendkey" | "vm.exec" | "vm.addresses" | "vm.logs" => to_vm(call).await,
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn vm_list(call: &Call) -> Answer {
+    let (revision, mut views) = vm::list(call.store(), &call.ask.project).await?;
+    if let Some(labels) = call.query("label") {
+        let wanted: Vec<(&str, &str)> = labels.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+        views.retain(|v| wanted.iter().all(|(k, value)| v.spec.labels.get(*k).is_some_and(|have| have == value)));
+    }
+    respond::page(call, views, revision, |v: &VmView| v.spec.name.to_string())
+}
+
+async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
+    let idempotency = call.header("idempotency-key").map(str::to_owned);
+    if let Some(key) = &idempotency {
+        let fine = key.len() <= 64 && !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !fine {
+            return Err(Error::invalid("Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"));
+        }
+        if let Some(op) = vm::repeated(call.store(), &call.ask.project, key).await? {
+            return Ok(respond::accepted(op));
+        }
+    }
+    let guard = vm_write::Guard { idempotency, ..Default::default() };
+    Ok(respond::accepted(vm::create(call.store(), &call.ask, spec, &guard).await?.op))
+}
+
+async fn adopt(mut call: Call) -> Answer {
+    let wish: AdoptRequest = call.json().await?;
+    let fine = !wish.domain.is_empty() && wish.domain.len() <= 128 && wish.domain.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
+    if !fine {
+        return Err(Error::invalid(format!("'{}' is no libvirt domain name that can be taken over", wish.domain)).hint("give its UUID instead"));
+    }
+    let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption", wish.domain)).await?;
+    if wish.disks {
+        let name = wish.name.unwrap_or(proposal.spec.name.clone());
+        return Ok(respond::accepted(vm::adopt_disks(call.store(), &call.ask, &name, &proposal.disks).await?));
+    }
+    Ok(respond::accepted(vm::adopt(call.store(), &call.ask, proposal, wish.name).await?))
+}
+
+/// Something of the node's, as JSON.
+async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Result<T, Error> {
+    use http_body_util::{BodyExt, Limited};
+    /// The largest answer of a node that is read whole.
+    const ANSWER_BYTES_MAX: usize = 16 << 20;
+    let request = axum::extract::Request::builder().uri(path).body(axum::body::Body::empty()).expect("a checked path");
+    let response = call.server.gate.call(&call.server.node, request).await;
+    let status = response.status();
+    let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| Error::internal(format!("the node's answer broke: {e}")))?.to_bytes();
+    if !status.is_success() {
+        return Err(vmkeep_api::problem::read(status.as_u16(), &bytes));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("the node's answer to {path} does not parse: {e}")))
+}
+
+/// The whole request, handed to the VM's node.
+async fn to_vm(call: Call) -> Answer {
+    let name = call.name()?;
+    let record = vm::record(call.store(), &call.ask.project, &name).await?.value;
+    let owner = app::get::<Owner>(call.store(), &keys::owner(record.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?;
+    let what = call.route.path.rsplit('/').next().unwrap_or_default();
+    let path = format!("/n/vms/{}/{what}", record.id);
+    to_node(call, &owner.value.node, &path).await
+}
+
+async fn to_node(call: Call, node: &Name, path: &str) -> Answer {
+    let query = call.raw_query();
+    to_node_at(call, node, &format!("{path}{query}")).await
+}
+
+async fn to_node_at(call: Call, node: &Name, uri: &str) -> Answer {
+    let server = call.server.clone();
+    let mut request = call.into_request();
+    *request.uri_mut() = uri.parse::<Uri>().map_err(|e| Error::invalid(format!("the query does not read: {e}")))?;
+    Ok(server.gate.call(node, request).await)
+}
+
+async fn images(mut call: Call) -> Answer {
+    let node = call.server.node.clone();
+    match call.route.id {
+        "image.list" if call.flag("watch") => watch::list(call, keys::ALL_IMAGES).await,
+        "image.list" => {
+            let rows = image::list(call.store(), &call.ask.project).await?;
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |i| i.spec.name.to_string())
+        }
+        "image.create" => {
+            let spec = manifest::image_from_json(call.value().await?)?;
+            Ok(respond::accepted(image::create(call.store(), &call.ask, spec).await?))
+        }
+        "image.get" => {
+            let record = image::find(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::json(&image::view(call.store(), record).await?))
+        }
+        "image.delete" => Ok(respond::accepted(image::delete(call.store(), &call.ask, &call.name()?).await?)),
+        "image.export" => {
+            let record = image::find(call.store(), &call.ask.project, &call.name()?).await?;
+            let uri = format!("/n/images/{}/content?pool={}", record.id, record.spec.pool);
+            to_node_at(call, &record.node, &uri).await
+        }
+        "upload.create" => to_node(call, &node, "/n/uploads").await,
+        "upload.get" | "upload.put" => {
+            let id: uuid::Uuid = call.field("id").parse().map_err(|_| Error::invalid("an upload's id is a UUID"))?;
+            to_node(call, &node, &format!("/n/uploads/{id}")).await
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn revision(call: &Call) -> Result<Revision, Error> {
+    call.store().revision().await.map_err(app::store_error)
+}
+
+async fn volumes(mut call: Call) -> Answer {
+    match call.route.id {
+        "volume.list" if call.flag("watch") => watch::list(call, keys::ALL_VOLUMES).await,
+        "volume.list" => {
+            let rows = volume::list(call.store(), &call.ask.project).await?;
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |v| v.name.to_string())
+        }
+        "volume.create" => {
+            let wish: VolumeCreate = call.json().await?;
+            Ok(respond::accepted(volume::create(call.store(), &call.ask, wish).await?))
+        }
+        "volume.get" => {
+            let record = volume::find(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::json(&volume::view(call.store(), record).await?))
+        }
+        "volume.delete" => Ok(respond::accepted(volume::delete(call.store(), &call.ask, &call.name()?).await?)),
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn networks(mut call: Call) -> Answer {
+    match call.route.id {
+        "network.list" if call.flag("watch") => watch::list(call, keys::ALL_NETWORKS).await,
+        "network.list" => {
+            let rows = network::list(call.store(), &call.ask.project).await?;
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |n| n.spec.name.to_string())
+        }
+        "network.put" => {
+            let name = call.name()?;
+            let spec = manifest::network_from_json(call.value().await?)?;
+            if spec.name != name {
+                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)));
+            }
+            Ok(respond::json(&network::put(call.store(), &call.ask, spec).await?))
+        }
+        "network.get" => {
+            let record = network::find(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::json(&network::view(call.store(), record).await?))
+        }
+        "network.delete" => Ok(respond::accepted(network::delete(call.store(), &call.ask, &call.name()?).await?)),
+        "pool.list" => {
+            let rows = pool::list(call.store()).await?;
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |p| p.spec.name.to_string())
+        }
+        "pool.get" => {
+            let record = pool::find(call.store(), &call.name()?).await?;
+            Ok(respond::json(&vmkeep_api::body::PoolView { id: record.id, spec: record.spec, created_at: record.created_at }))
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn history(call: Call) -> Answer {
+    match call.route.id {
+        "op.list" if call.flag("watch") => {
+            let prefix = keys::ops(&call.ask.project);
+            watch::list(call, &prefix).await
+        }
+        "op.list" => {
+            let mut rows: Vec<Operation> = app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
+            rows.sort_by_key(|op| op.id);
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |op| op.id.to_string())
+        }
+        "op.get" if call.flag("watch") => watch::operation(call).await,
+        "op.get" => Ok(respond::json(&op::find(call.store(), &call.ask.project, call.field("id")).await?)),
+        "op.cancel" => Ok(respond::json(&op::cancel(call.store(), &call.ask.project, call.field("id")).await?)),
+        "event.list" => {
+            let prefix = event::all(&call.ask.project);
+            events(call, &prefix).await
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn events(call: Call, prefix: &str) -> Answer {
+    if call.flag("watch") {
+        return watch::list(call, prefix).await;
+    }
+    let rows = event::list(call.store(), prefix).await?;
+    let revision = revision(&call).await?;
+    respond::page(&call, rows, revision, |e: &Event| format!("{:020}", e.at.as_nanosecond()))
+}
+
+async fn tokens(mut call: Call) -> Answer {
+    match call.route.id {
+        "token.list" => Ok(respond::json(&auth::list(call.store()).await?)),
+        "token.create" => {
+            let wish: TokenCreate = call.json().await?;
+            Ok(respond::json(&auth::create(call.store(), wish).await?))
+        }
+        "token.delete" => {
+            auth::delete(call.store(), call.field("id")).await?;
+            Ok(respond::nothing())
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn applied(mut call: Call) -> Answer {
+    let request: ApplyRequest = call.json().await?;
+    Ok(respond::json(&apply::apply(call.store(), &call.ask, request).await?))
+}
+
+async fn host(call: Call) -> Answer {
+    let node = call.server.node.clone();
+    match call.route.id {
+        "domain.list" => to_node(call, &node, "/n/domains").await,
+        "host.check" => to_node(call, &node, "/n/host/check").await,
+        "node.list" => {
+            let rows: Vec<NodeView> = app::nodes(call.store()).await?.into_iter().map(|facts| NodeView { facts }).collect();
+            let revision = revision(&call).await?;
+            respond::page(&call, rows, revision, |n| n.facts.name.to_string())
+        }
+        "stats.list" => stats(&call).await,
+        "version" => {
+            let store = call.store().id().0;
+            let answer = VersionAnswer { version: env!("CARGO_PKG_VERSION").into(), node, store, level: keys::LEVEL_NOW };
+            Ok(respond::json(&answer))
+        }
+        "schema" => Ok(respond::json(&vmkeep_types::explain::schema())),
+        "openapi" => Ok(respond::json(&vmkeep_api::openapi::document())),
+        "metrics" => metrics(call, &node).await,
+        _ => Err(no_handler(&call)),
+    }
+}
+
+/// The node knows uids; names are the control plane's.
+async fn stats(call: &Call) -> Answer {
+    let all: Vec<VmStats> = ask_node(call, "/n/stats").await?;
+    let mut named = Vec::new();
+    for stats in all {
+        if let Some(record) = app::get::<vmkeep_types::record::VmRecord>(call.store(), &keys::vm(&call.ask.project, stats.id)).await? {
+            named.push(VmStats { name: record.value.spec.name, ..stats });
+        }
+    }
+    Ok(respond::json(&named))
+}
+
+async fn metrics(call: Call, node: &Name) -> Answer {
+    use http_body_util::BodyExt;
+    let own = call.server.metrics.text();
+    let server = call.server.clone();
+    let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
+    let theirs = server.gate.call(node, request).await;
+    let theirs = if theirs.status().is_success() {
+        let collected = theirs.into_body().collect().await.map_err(|e| Error::new(Code::Unavailable, format!("the node's metrics broke off: {e}")))?;
+        String::from_utf8_lossy(&collected.to_bytes()).into_owned()
+    } else {
+        String::new()
+    };
+    let own = own.strip_suffix("# EOF\n").unwrap_or(&own);
+    let theirs = theirs.strip_suffix("# EOF\n").unwrap_or(&theirs);
+    Ok(respond::text("application/openmetrics-text; version=1.0.0; charset=utf-8", format!("{own}{theirs}# EOF\n")))
+}

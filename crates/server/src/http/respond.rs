@@ -1,0 +1,66 @@
+//! Answers.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use serde::Serialize;
+use vmkeep_api::body::{Accepted, PAGE_MAX, Page, ProblemBody};
+use vmkeep_api::problem::CONTENT_TYPE;
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::Revision;
+use vmkeep_types::operation::Operation;
+
+use super::call::Call;
+
+fn body(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+pub fn problem(error: Error) -> Response {
+    let problem = ProblemBody::from(error);
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    body(status, CONTENT_TYPE, serde_json::to_vec(&problem).expect("problems are plain data"))
+}
+
+pub fn json<T: Serialize>(value: &T) -> Response {
+    body(StatusCode::OK, "application/json", serde_json::to_vec(value).expect("bodies are plain data"))
+}
+
+/// With an ETag.
+pub fn tagged<T: Serialize>(value: &T, revision: Revision) -> Response {
+    let mut response = json(value);
+    let tag = HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes");
+    response.headers_mut().insert(header::ETAG, tag);
+    response
+}
+
+pub fn text(kind: &'static str, text: String) -> Response {
+    body(StatusCode::OK, kind, text.into_bytes())
+}
+
+pub fn nothing() -> Response {
+    body(StatusCode::NO_CONTENT, "application/json", Vec::new())
+}
+
+/// 202, or 200 when the operation is over already.
+pub fn accepted(operation: Operation) -> Response {
+    let status = if operation.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let answer = Accepted { operation, note: None, warnings: Vec::new() };
+    body(status, "application/json", serde_json::to_vec(&answer).expect("bodies are plain data"))
+}
+
+/// One page of a sorted list; `id` gives each row's place, `?after=` the last one seen.
+pub fn page<T: Serialize>(call: &Call, rows: Vec<T>, revision: Revision, id: impl Fn(&T) -> String) -> Result<Response, Error> {
+    let limit = match call.query("limit") {
+        Some(text) => text.parse::<usize>().ok().filter(|n| (1..=PAGE_MAX).contains(n)).ok_or_else(|| Error::invalid(format!("limit '{text}' is not between 1 and {PAGE_MAX}")))?,
+        None => PAGE_MAX,
+    };
+    let after = call.query("after").map(str::to_owned);
+    let mut rest = rows.into_iter().skip_while(|row| after.as_ref().is_some_and(|after| id(row) <= *after));
+    let items: Vec<T> = rest.by_ref().take(limit).collect();
+    let next = rest.next().and_then(|_| items.last().map(&id));
+    Ok(json(&Page { items, next, revision }))
+}
