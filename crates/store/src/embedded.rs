@@ -53,9 +53,9 @@ impl EmbeddedStore {
     /// Another process has it open, it is damaged, or it was written by a newer vmkeep.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = schema::lock_file(path)?;
-        let writer = schema::open_file(path)?;
+        let writer = schema::open_file(path, schema::WRITER_KIB)?;
         schema::check(&writer)?;
-        let reader = schema::open_file(path)?;
+        let reader = schema::open_file(path, schema::READER_KIB)?;
         Self::start(writer, Some(reader), Some(lock))
     }
 

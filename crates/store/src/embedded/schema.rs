@@ -10,18 +10,20 @@ use crate::{StoreError, StoreId};
 
 /// Written into new files; a file with a higher one is refused.
 const FORMAT: i64 = 1;
-/// Pages of cache per connection, in KiB: the whole store of one host fits, and the daemon stays small.
-const CACHE_KIB: i64 = 2048;
-
+/// Cache of the reader, in KiB: the records of a thousand VMs fit, so that listing them reads no file.
+pub const READER_KIB: i64 = 8192;
+/// Cache of the writer, in KiB: it touches a few pages at a time.
+pub const WRITER_KIB: i64 = 2048;
 /// The file holds secrets: its owner only.
 const MODE: u32 = 0o600;
 /// The log file that SQLite leaves behind after a large transaction is cut back to this.
 const WAL_BYTES: i64 = 16 << 20;
 
+/// The two large tables have rowids: a record of 2 KiB then lies in its page, not in an overflow page of its own.
 const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS log (revision INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, value BLOB, created INTEGER NOT NULL,
-  PRIMARY KEY (revision, seq)) WITHOUT ROWID;
+  PRIMARY KEY (revision, seq));
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO counters VALUES ('revision', 0), ('oldest', 1);
@@ -64,24 +66,24 @@ pub fn lock_file(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-pub fn open_file(path: &Path) -> Result<Connection, StoreError> {
+pub fn open_file(path: &Path, cache_kib: i64) -> Result<Connection, StoreError> {
     // SQLite makes its files with the umask; the mode of the main file is the mode of the others.
     let file = File::options().create(true).append(true).mode(MODE).open(path);
     let private = file.and_then(|file| file.set_permissions(Permissions::from_mode(MODE)));
     private.map_err(|e| StoreError::Unavailable(format!("cannot open {}: {e}", path.display())))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|e| failed(&e))?;
-    prepare(&connection)?;
+    prepare(&connection, cache_kib)?;
     Ok(connection)
 }
 
 pub fn open_memory() -> Result<Connection, StoreError> {
     let connection = Connection::open_in_memory().map_err(|e| failed(&e))?;
-    prepare(&connection)?;
+    prepare(&connection, WRITER_KIB)?;
     Ok(connection)
 }
 
-fn prepare(connection: &Connection) -> Result<(), StoreError> {
+fn prepare(connection: &Connection, cache_kib: i64) -> Result<(), StoreError> {
     let format: i64 = connection.query_row("PRAGMA user_version", (), |row| row.get(0)).map_err(|e| failed(&e))?;
     if format > FORMAT {
         let hint = "start the newer one again, or restore a backup from before the upgrade";
@@ -91,7 +93,7 @@ fn prepare(connection: &Connection) -> Result<(), StoreError> {
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.pragma_update(None, "cache_size", -cache_kib)?;
         connection.pragma_update(None, "journal_size_limit", WAL_BYTES)?;
         connection.execute_batch(TABLES)?;
         connection.pragma_update(None, "user_version", FORMAT)?;
