@@ -8,6 +8,7 @@
 //! All boot under BIOS and UEFI. No loop device and no mount: file systems are made by `mke2fs -d` and mtools, GRUB is put
 //! into place byte by byte. Work lies in the pool's staging folder and goes with the task.
 
+mod apt;
 mod debian;
 mod disk;
 mod grub;

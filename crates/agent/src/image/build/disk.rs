@@ -45,15 +45,33 @@ pub fn put_bytes(disk: &Path, offset: u64, bytes: &[u8]) -> Result<(), Error> {
     File::options().write(true).open(disk).and_then(|f| f.write_all_at(bytes, offset)).map_err(io(disk))
 }
 
-/// A FAT file system with files, as a file. Each entry is (host file, path inside).
-pub async fn fat(image: &Path, bytes: u64, label: &str, folders: &[&str], files: &[(&Path, &str)], dir: &Path) -> Result<(), Error> {
+/// What goes into a FAT file system.
+pub struct Fat<'a> {
+    pub label: &'a str,
+    /// Eight hex digits.
+    pub id: &'a str,
+    /// Parents first.
+    pub folders: &'a [&'a str],
+    /// Each is (host file, path inside).
+    pub files: &'a [(&'a Path, &'a str)],
+}
+
+/// A FAT file system with files, as a file.
+pub async fn fat(image: &Path, bytes: u64, volume: &Fat<'_>, dir: &Path) -> Result<(), Error> {
     File::create(image).and_then(|f| f.set_len(bytes)).map_err(io(image))?;
-    tool::run("mkfs.vfat", ["-F".as_ref(), "32".as_ref(), "-n".as_ref(), label.as_ref(), image.as_os_str()], dir).await?;
-    for folder in folders {
+    tool::run("mkfs.vfat", ["-F".as_ref(), "32".as_ref(), "-n".as_ref(), volume.label.as_ref(), "-i".as_ref(), volume.id.as_ref(), image.as_os_str()], dir).await?;
+    for folder in volume.folders {
         tool::run("mmd", ["-i".as_ref(), image.as_os_str(), format!("::{folder}").as_ref()], dir).await?;
     }
-    for (file, inside) in files {
+    for (file, inside) in volume.files {
         tool::run("mcopy", ["-i".as_ref(), image.as_os_str(), file.as_os_str(), format!("::{inside}").as_ref()], dir).await?;
     }
     Ok(())
+}
+
+/// An ext4 file system with a folder's content, owners and modes as they are, as a file.
+pub async fn ext4(image: &Path, bytes: u64, id: &str, content: &Path, dir: &Path) -> Result<(), Error> {
+    File::create(image).and_then(|f| f.set_len(bytes)).map_err(io(image))?;
+    let args = ["-q".as_ref(), "-F".as_ref(), "-t".as_ref(), "ext4".as_ref(), "-U".as_ref(), id.as_ref(), "-d".as_ref(), content.as_os_str(), image.as_os_str()];
+    tool::run("mke2fs", args, dir).await.map(drop)
 }

@@ -38,8 +38,12 @@ pub async fn efi(config: &str, dir: &Path) -> Result<PathBuf, Error> {
 pub async fn bios(disk: &Path, core_sector: u64, config: &str, dir: &Path) -> Result<(), Error> {
     let (early, out) = (early(config, dir)?, dir.join("core.img"));
     image("i386-pc", &["biosdisk"], &early, &out, dir).await?;
-    let mut core = read(&out)?;
-    let mut boot = read(&Path::new(LIB).join("i386-pc/boot.img"))?;
+    embed(disk, core_sector, &Path::new(LIB).join("i386-pc/boot.img"), &out)
+}
+
+/// Writes GRUB's first sector and its core, each told where the other's sectors lie.
+pub fn embed(disk: &Path, core_sector: u64, boot: &Path, core: &Path) -> Result<(), Error> {
+    let (mut boot, mut core) = (read(boot)?, read(core)?);
     boot[KERNEL_SECTOR_AT..KERNEL_SECTOR_AT + 8].copy_from_slice(&core_sector.to_le_bytes());
     core[BLOCK_LIST_AT..BLOCK_LIST_AT + 8].copy_from_slice(&(core_sector + 1).to_le_bytes());
     put_bytes(disk, 0, &boot[..MBR_CODE_BYTES])?;

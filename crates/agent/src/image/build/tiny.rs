@@ -35,7 +35,8 @@ pub async fn build(work: &Path, raw: &Path, sink: &ProgressSink) -> Result<(), E
     let efi = grub::efi(CONFIG, work).await?;
     let fat = work.join("esp.fat");
     let files = [(kernel.as_path(), "/vmlinuz"), (initrd.as_path(), "/initrd"), (efi.as_path(), "/EFI/BOOT/BOOTX64.EFI")];
-    disk::fat(&fat, DISK_BYTES - FIRST_SECTOR * SECTOR, "VMKTINY", &["/EFI", "/EFI/BOOT"], &files, work).await?;
+    let volume = disk::Fat { label: "VMKTINY", id: "564D4B31", folders: &["/EFI", "/EFI/BOOT"], files: &files };
+    disk::fat(&fat, DISK_BYTES - FIRST_SECTOR * SECTOR, &volume, work).await?;
     disk::create(raw, DISK_BYTES, &format!("label: dos\nstart={FIRST_SECTOR}, type=ef, bootable\n"), work).await?;
     disk::put_file(raw, FIRST_SECTOR * SECTOR, &fat)?;
     grub::bios(raw, 1, CONFIG, work).await

@@ -1,0 +1,4 @@
+//! Images built and imported for real: apt, mmdebstrap, qemu-img and guests under QEMU.
+
+mod boot;
+mod build;
