@@ -1,0 +1,85 @@
+//! `vmkeep host check`: is this host fit, what is wrong, why it matters and the command that mends it.
+//!
+//! ```text
+//!  gather(…) ── files, /proc, /sys, a few tools ──► XFacts ──► judge(&XFacts) ──► rows
+//! ```
+//! One file per group. Judging is pure, so every bad state has a test that needs no such host. Gathering never fails: what
+//! cannot be read is a finding of its own or counts as absent.
+
+mod cpu;
+mod disk;
+mod firmware;
+mod kernel;
+mod libvirt;
+mod memory;
+mod network;
+mod ports;
+mod row;
+mod security;
+mod time;
+mod tools;
+mod versions;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use vmkeep_types::host::CheckRow;
+
+use crate::hypervisor::Hypervisor;
+
+/// What the checks are about, from the daemon's configuration.
+#[derive(Clone, Debug)]
+pub struct CheckInput {
+    /// Folder of pool `default`.
+    pub pool: PathBuf,
+    /// Folder of the store.
+    pub store: PathBuf,
+    /// Where the API listens on TCP, when it does.
+    pub tls_listen: Option<SocketAddr>,
+}
+
+/// All rows, in the order in which a person would look.
+pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRow> {
+    let versions = hypervisor.versions().await.map_err(|e| e.to_string());
+    let firewall = network::Firewall::gather().await;
+    let gather = {
+        let input = input.clone();
+        move || {
+            let mut rows = cpu::judge(&cpu::gather());
+            rows.extend(memory::judge(&memory::gather()));
+            rows.extend(kernel::judge(&kernel::gather()));
+            rows.extend(versions::judge(&versions));
+            rows.extend(libvirt::judge(&libvirt::gather(versions.err())));
+            rows.extend(firmware::judge(&firmware::gather()));
+            rows.extend(disk::judge(&disk::gather(&input.pool, &input.store)));
+            rows.extend(security::judge(&security::gather(&input.pool)));
+            rows.extend(network::judge(&network::gather(firewall)));
+            rows.extend(ports::judge(&ports::gather(input.tls_listen)));
+            rows.extend(time::judge(&time::gather()));
+            rows.extend(tools::judge(&tools::gather()));
+            rows
+        }
+    };
+    tokio::task::spawn_blocking(gather)
+        .await
+        .unwrap_or_else(|e| vec![row::fail("host-check", format!("the check stopped: {e}"), "this is a bug of vmkeep", None)])
+}
+
+#[cfg(test)]
+fn show(rows: &[CheckRow]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let level = format!("{:?}", row.level).to_lowercase();
+        out += &format!("{level} {}: {}\n", row.id, row.found);
+        if !row.why.is_empty() {
+            out += &format!("  {}\n", row.why);
+        }
+        if let Some(mend) = &row.mend {
+            out += &format!("  $ {mend}\n");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! libvirt's domains as they are: all of them, one's XML, its addresses, and what adopting one would mean.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use vmkeep_api::body::{AddressView, AdoptionProposal, DomainView, XmlAnswer};
+use vmkeep_types::error::Error;
+
+use super::NodeHttp;
+use super::answer::Answer;
+use super::xml as parts;
+use crate::domain;
+use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, XmlKind};
+
+/// The kernel's neighbour table is read at once; a tool that hangs is left.
+const TOOL_PATIENCE: Duration = Duration::from_secs(2);
+
+fn current(brief: &DomainBrief) -> XmlKind {
+    if brief.state.is_live() { XmlKind::Live } else { XmlKind::Inactive }
+}
+
+pub async fn xml(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> Answer<Json<XmlAnswer>> {
+    let brief = node.our_domain(&uid).await?;
+    Ok(Json(XmlAnswer { xml: node.hv().xml(brief.uuid, current(&brief)).await? }))
+}
+
+pub async fn list(State(node): State<Arc<NodeHttp>>) -> Answer<Json<Vec<DomainView>>> {
+    let mut domains = node.hv().list().await?;
+    domains.sort_by(|a, b| a.name.cmp(&b.name));
+    let view = |d: DomainBrief| DomainView { uuid: d.uuid, name: d.name, state: d.state, ours: d.metadata.is_some() };
+    Ok(Json(domains.into_iter().map(view).collect()))
+}
+
+pub async fn adoption(State(node): State<Arc<NodeHttp>>, Path(wanted): Path<String>) -> Answer<Json<AdoptionProposal>> {
+    let domains = node.hv().list().await?;
+    let is_it = |d: &&DomainBrief| d.name == wanted || d.uuid.to_string() == wanted.to_ascii_lowercase();
+    let Some(brief) = domains.iter().find(is_it) else {
+        return Err(Error::not_found("libvirt domain", &wanted).hint("`vmkeep vm list -A` shows all domains").into());
+    };
+    if !brief.persistent {
+        let words = format!("the domain '{}' is transient: libvirt forgets it when it stops", brief.name);
+        return Err(Error::refused(words)
+            .hint(format!("make it persistent first: virsh dumpxml {0} > {0}.xml; virsh define {0}.xml", brief.name))
+            .into());
+    }
+    let xml = node.hv().xml(brief.uuid, current(brief)).await?;
+    Ok(Json(domain::adopt(&xml)?))
+}
+
+pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> Answer<Json<Vec<AddressView>>> {
+    let brief = node.our_domain(&uid).await?;
+    if !brief.state.is_live() {
+        return Ok(Json(Vec::new()));
+    }
+    let found = node.hv().addresses(brief.uuid).await?;
+    let nics = parts::facts(&node.hv().xml(brief.uuid, XmlKind::Live).await?).nics;
+    let stale = if found.iter().any(|a| a.source == AddressSource::Arp) { stale_neighbours().await } else { BTreeSet::new() };
+    let view = |a: GuestAddress| AddressView {
+        nic: nics.get(&a.mac.to_ascii_lowercase()).cloned(),
+        source: source(&a, &stale).into(),
+        address: format!("{}/{}", a.address, a.prefix),
+        mac: a.mac,
+    };
+    Ok(Json(best(found).into_iter().map(view).collect()))
+}
+
+fn source(address: &GuestAddress, stale: &BTreeSet<String>) -> &'static str {
+    match address.source {
+        AddressSource::Lease => "lease",
+        AddressSource::Agent => "agent",
+        AddressSource::Arp if stale.contains(&address.address) => "arp (stale)",
+        AddressSource::Arp => "arp",
+    }
+}
+
+/// Each address once, from its best source; loopback is nobody's, link-local comes last.
+fn best(mut found: Vec<GuestAddress>) -> Vec<GuestAddress> {
+    let rank = |source| match source {
+        AddressSource::Agent => 0,
+        AddressSource::Lease => 1,
+        AddressSource::Arp => 2,
+    };
+    let local = |a: &GuestAddress| a.address.starts_with("fe80:") || a.address.starts_with("169.254.");
+    found.retain(|a| !a.address.starts_with("127.") && a.address != "::1");
+    // What the guest says of itself wins; an old lease may be there beside it.
+    found.sort_by(|a, b| (local(a), rank(a.source), &a.address).cmp(&(local(b), rank(b.source), &b.address)));
+    let mut seen = BTreeSet::new();
+    found.retain(|a| seen.insert((a.mac.to_ascii_lowercase(), a.address.clone())));
+    found
+}
+
+/// Addresses whose ARP entry the kernel has not confirmed of late.
+async fn stale_neighbours() -> BTreeSet<String> {
+    let mut ip = tokio::process::Command::new("ip");
+    ip.args(["-json", "neigh", "show"]).env("LC_ALL", "C.UTF-8").kill_on_drop(true);
+    match tokio::time::timeout(TOOL_PATIENCE, ip.output()).await {
+        Ok(Ok(output)) => stale_in(&output.stdout),
+        _ => BTreeSet::new(),
+    }
+}
+
+fn stale_in(json: &[u8]) -> BTreeSet<String> {
+    let neighbours: Vec<serde_json::Value> = serde_json::from_slice(json).unwrap_or_default();
+    let is_stale = |n: &&serde_json::Value| n["state"].as_array().is_some_and(|s| s.iter().any(|w| w == "STALE" || w == "FAILED"));
+    neighbours.iter().filter(is_stale).filter_map(|n| n["dst"].as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(address: &str, source: AddressSource) -> GuestAddress {
+        GuestAddress { mac: "52:54:00:00:00:01".into(), address: address.into(), prefix: 24, source }
+    }
+
+    #[test]
+    fn each_address_once_from_its_best_source() {
+        let found = vec![
+            address("fe80::1", AddressSource::Agent),
+            address("10.0.0.9", AddressSource::Arp),
+            address("10.0.0.5", AddressSource::Lease),
+            address("10.0.0.5", AddressSource::Agent),
+            address("127.0.0.1", AddressSource::Agent),
+        ];
+        let told: Vec<String> = best(found).iter().map(|a| format!("{} {:?}", a.address, a.source)).collect();
+        assert_eq!(told, ["10.0.0.5 Agent", "10.0.0.9 Arp", "fe80::1 Agent"]);
+    }
+
+    #[test]
+    fn stale_neighbours_are_marked() {
+        let json =
+            br#"[{"dst":"10.0.0.9","dev":"vmk0","lladdr":"52:54:00:00:00:01","state":["STALE"]},{"dst":"10.0.0.8","state":["REACHABLE"]}]"#;
+        let stale = stale_in(json);
+        assert_eq!(source(&address("10.0.0.9", AddressSource::Arp), &stale), "arp (stale)");
+        assert_eq!(source(&address("10.0.0.8", AddressSource::Arp), &stale), "arp");
+        assert!(stale_in(b"nonsense").is_empty());
+    }
+}

@@ -1,0 +1,33 @@
+//! Host shutdown: `vmkeep-guests.service` asks for it, once the host goes down.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Json;
+use axum::extract::State;
+use vmkeep_types::error::Error;
+
+use super::NodeHttp;
+use super::answer::Answer;
+
+/// What the runtime does for a host that goes down.
+#[async_trait]
+pub trait Guests: Send + Sync + 'static {
+    /// No restarts any more; VMs down by reverse start order, each with its stop_timeout, then killed. Ends when none runs.
+    async fn shutdown(&self) -> Result<(), Error>;
+    /// A shutdown that was called off.
+    async fn resume(&self) -> Result<(), Error>;
+}
+
+pub async fn shutdown(State(node): State<Arc<NodeHttp>>) -> Answer<Json<()>> {
+    // Goes on when the asking program is killed: systemd's patience is not the VMs'.
+    let guests = node.config.guests.clone();
+    let done = tokio::spawn(async move { guests.shutdown().await }).await;
+    done.map_err(|e| Error::internal(format!("the shutdown of VMs stopped: {e}")))??;
+    Ok(Json(()))
+}
+
+pub async fn resume(State(node): State<Arc<NodeHttp>>) -> Answer<Json<()>> {
+    node.config.guests.resume().await?;
+    Ok(Json(()))
+}
