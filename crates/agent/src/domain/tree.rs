@@ -73,10 +73,6 @@ impl Element {
         self.children.iter().find(|c| c.name == name)
     }
 
-    pub fn find_mut(&mut self, name: &str) -> Option<&mut Element> {
-        self.children.iter_mut().find(|c| c.name == name)
-    }
-
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
         self.children.iter().filter(move |c| c.name == name)
     }

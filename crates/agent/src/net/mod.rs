@@ -85,7 +85,7 @@ mod tests {
     fn only_real_bridges_without_wifi_are_taken() {
         let sys = tempfile::tempdir().expect("a folder");
         let make = |path: &str| std::fs::create_dir_all(sys.path().join(path)).expect("a folder");
-        ["eth0", "br0/bridge", "br0/brif/eth0", "br1/bridge", "br1/brif/wlan0", "wlan0/phy80211"].map(make);
+        ["eth0", "br0/bridge", "br0/brif/eth0", "br1/bridge", "br1/brif/wlan0", "wlan0/phy80211"].into_iter().for_each(make);
         assert!(check_bridge(sys.path(), "br0").is_ok());
         let told = |name| check_bridge(sys.path(), name).expect_err(name).message;
         assert!(told("br9").contains("there is no bridge"));

@@ -1,0 +1,8 @@
+//! Real hosts for tests: namespaces with their own libvirtd, our real daemon and CLI inside (tests/lab/nshost).
+//!
+//! A [`Host`] goes down with its process, even by SIGKILL. The `tiny` image is built once per machine by a daemon that has
+//! the machine's network, and kept in the user's cache.
+
+pub mod host;
+pub mod image;
+pub mod wait;

@@ -1,0 +1,57 @@
+//! Existing domains: never touched unless adopted, taken over without stopping, given back on release.
+
+use vmkeep_e2e::host::Host;
+
+use super::hello::{host_with_tiny, manifest};
+
+/// A domain that an administrator made with virsh.
+fn foreign(host: &Host, name: &str) -> String {
+    let xml = format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='q35'>hvm</type></os>\
+         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/{name}.qcow2'/>\
+         <target dev='vda' bus='virtio'/></disk><serial type='pty'/></devices></domain>"
+    );
+    let file = host.path(&format!("{name}.xml"));
+    std::fs::write(&file, xml).expect("a file");
+    assert!(host.exec(["qemu-img", "create", "-q", "-f", "qcow2", &format!("/var/lib/libvirt/images/{name}.qcow2"), "64M"]).status.success());
+    host.virsh(["define", file.to_str().expect("a path")]);
+    host.virsh(["start", name]);
+    host.virsh(["domuuid", name]).trim().to_owned()
+}
+
+#[test]
+fn adopted_without_a_stop_and_released_again() {
+    let host = Host::new("adopt");
+    let uuid = foreign(&host, "old");
+    let listed = host.ok(["vm", "list", "-A"]);
+    assert!(listed.contains("old"), "{listed}");
+    let pids = host.qemu_pids("old");
+    host.ok(["vm", "adopt", "old"]);
+    let vm = host.vm("old");
+    assert_eq!(vm["id"], uuid.as_str());
+    assert_eq!(vm["status"]["phase"], "running");
+    assert_eq!(host.qemu_pids("old"), pids, "adoption does not stop it");
+    host.kill_qemu("old");
+    vmkeep_e2e::wait::until("it is kept running now", std::time::Duration::from_secs(30), || {
+        let now = host.qemu_pids("old");
+        if !now.is_empty() && now != pids { Ok(()) } else { Err(format!("{now:?} {}", host.vm("old")["status"])) }
+    });
+    host.ok(["vm", "release", "old", "--yes"]);
+    assert!(!host.qemu_pids("old").is_empty(), "a released domain goes on");
+    assert!(!host.virsh(["dumpxml", "old"]).contains("vmkeep:"), "without our mark");
+}
+
+#[test]
+fn a_foreign_domain_is_never_touched() {
+    let host = host_with_tiny("foreign");
+    let uuid = foreign(&host, "web1");
+    let file = host.path("m.yaml");
+    std::fs::write(&file, manifest("web1", "")).expect("a manifest");
+    let out = host.vmkeep(["apply".as_ref(), "-f".as_ref(), file.as_os_str()]);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && told.contains("adopt"), "a taken name is refused with the hint: {told}");
+    assert_eq!(host.virsh(["domuuid", "web1"]).trim(), uuid);
+    host.vmkeep(["vm", "delete", "web1", "--yes"]);
+    assert!(!host.qemu_pids("web1").is_empty(), "deleting ours does not touch theirs");
+}

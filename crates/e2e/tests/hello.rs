@@ -1,0 +1,65 @@
+//! From a manifest to a guest that speaks, and back to nothing.
+
+use std::time::Duration;
+
+use vmkeep_e2e::host::{Host, text};
+use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::wait::until;
+
+/// Two cores without hardware virtualisation: a guest that takes 2 s may take 20 beside others.
+pub const BOOT: Duration = Duration::from_secs(90);
+
+/// A host that has the image `tiny`.
+pub fn host_with_tiny(name: &str) -> Host {
+    let image = tiny();
+    let host = Host::new(name);
+    host.ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
+    host
+}
+
+/// A small VM of `tiny` that boots fast under TCG.
+pub fn manifest(name: &str, more: &str) -> String {
+    format!("kind: vm\nname: {name}\nimage: tiny\nfirmware: bios\nmemory: 128M\n{more}")
+}
+
+pub fn serial_says(host: &Host, vm: &str, words: &str) {
+    until(&format!("{vm} says '{words}'"), BOOT, || {
+        let log = text(&host.vmkeep(["vm", "logs", vm]).stdout);
+        if log.contains(words) { Ok(()) } else { Err(log.lines().rev().take(5).collect::<Vec<_>>().join(" | ")) }
+    });
+}
+
+#[test]
+fn a_manifest_becomes_a_guest_that_speaks_and_leaves_nothing_behind() {
+    let host = host_with_tiny("hello");
+    host.apply(&manifest("hello", ""));
+    let vm = host.phase("hello", "running", BOOT);
+    assert_eq!(vm["status"]["node"], "node1");
+    serial_says(&host, "hello", "hello from hello");
+    assert!(host.virsh(["list", "--all", "--name"]).contains("hello"), "virsh sees what vmkeep made");
+
+    let show = host.ok(["vm", "show", "hello", "-o", "yaml"]);
+    let again = host.apply(&show);
+    assert!(again.contains("unchanged"), "what show prints applies without change: {again}");
+
+    until("an address", BOOT, || {
+        let out = text(&host.vmkeep(["vm", "ip", "hello"]).stdout);
+        if out.contains('.') { Ok(()) } else { Err(out) }
+    });
+    host.ok(["vm", "delete", "hello", "--yes"]);
+    assert_eq!(host.virsh(["list", "--all", "--name"]).trim(), "");
+    let left = text(&host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-type", "f", "-newer", "/etc/vmkeep"]).stdout);
+    let left: Vec<&str> = left.lines().filter(|f| !f.contains("/images/images/") && !f.contains("vmkeep/images/")).collect();
+    assert!(left.is_empty(), "files stay behind: {left:?}");
+}
+
+#[test]
+fn a_volume_kept_at_deletion_can_be_used_again() {
+    let host = host_with_tiny("keep");
+    host.apply(&manifest("one", "run: manual\n"));
+    host.ok(["vm", "delete", "one", "--keep-disks", "--yes"]);
+    let volumes = host.json(["volume", "list", "-o", "json"]);
+    let volume = volumes[0]["name"].as_str().expect("one volume stays").to_owned();
+    host.apply(&format!("kind: vm\nname: two\nfirmware: bios\nmemory: 128M\ndisks: [{{name: root, volume: {volume}}}]\n"));
+    serial_says(&host, "two", "hello from");
+}

@@ -1,0 +1,66 @@
+//! Changes to a running VM, and drift.
+
+use std::time::Duration;
+
+use super::hello::{BOOT, host_with_tiny, manifest, serial_says};
+
+#[test]
+fn what_libvirt_can_change_live_is_changed_live() {
+    let host = host_with_tiny("live");
+    let sized = |more: &str| manifest("a", &format!("cpus: {{count: 1, max: 2}}\n{more}"));
+    host.apply(&sized("disks: [{name: root, image: tiny}]\n"));
+    serial_says(&host, "a", "hello from a");
+    let pids = host.qemu_pids("a");
+
+    host.apply(&sized("disks:\n- {name: root, image: tiny, size: 2G}\n- {name: data, empty: true, size: 64M}\n"));
+    let blocks = host.virsh(["domblklist", "a"]);
+    assert!(blocks.lines().count() >= 3, "the data disk is attached: {blocks}");
+    let info = host.virsh(["domblkinfo", "a", "vda"]);
+    assert!(info.contains(&(2u64 << 30).to_string()), "the root disk grew: {info}");
+
+    let plan = host.ok(["vm", "set", "a", "cpus.count=2"]);
+    let counts = host.virsh(["vcpucount", "a", "--current", "--live"]);
+    assert_eq!(counts.trim(), "2", "{plan}");
+    assert_eq!(host.qemu_pids("a"), pids, "nothing of that needs another QEMU");
+
+    host.ok(["vm", "set", "a", "machine=pc"]);
+    let vm = host.vm("a");
+    assert!(vm["status"]["pending"].as_array().is_some_and(|p| !p.is_empty()) || vm["status"]["error"].is_object(), "{}", vm["status"]);
+}
+
+#[test]
+fn drift_shows_and_apply_mends_it() {
+    let host = host_with_tiny("drift");
+    let wish = manifest("a", "run: manual\n");
+    host.apply(&wish);
+    host.virsh(["setmaxmem", "a", "262144", "--config"]);
+    host.virsh(["setmem", "a", "262144", "--config"]);
+    vmkeep_e2e::wait::until("the drift shows", Duration::from_secs(30), || {
+        let vm = host.vm("a");
+        if vm["status"]["drift"].as_array().is_some_and(|d| !d.is_empty()) { Ok(()) } else { Err(vm["status"].to_string()) }
+    });
+    let file = host.path("wish.yaml");
+    std::fs::write(&file, &wish).expect("a manifest");
+    let plan = host.ok(["plan".as_ref(), "-f".as_ref(), file.as_os_str()]);
+    assert!(plan.contains("memory"), "{plan}");
+    host.apply(&wish);
+    assert!(host.virsh(["dominfo", "a"]).contains("131072 KiB"));
+    assert_eq!(host.vm("a")["status"]["drift"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_foreign_overlay_is_a_conflict_and_never_lost() {
+    let host = host_with_tiny("overlay");
+    host.apply(&manifest("a", ""));
+    serial_says(&host, "a", "hello from a");
+    host.virsh(["snapshot-create-as", "a", "backup", "--disk-only", "--atomic", "--no-metadata"]);
+    let before = host.virsh(["domblklist", "a"]);
+    assert!(before.contains(".backup"), "virsh made an overlay: {before}");
+    host.ok(["vm", "set", "a", "description=changed"]);
+    host.vmkeep(["vm", "kill", "a", "--yes"]);
+    host.phase("a", "stopped", BOOT);
+    let out = host.vmkeep(["vm", "start", "a"]);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && told.contains("adopt"), "the start is refused with the way out: {told}");
+    assert!(host.virsh(["domblklist", "a", "--inactive"]).contains(".backup"), "the overlay is still in the domain");
+}

@@ -1,0 +1,10 @@
+//! The real programs on real hosts.
+
+mod adopt;
+mod bad_input;
+mod crash;
+mod hello;
+mod kept_running;
+mod live_changes;
+mod many;
+mod tidy;
