@@ -14,6 +14,8 @@ const LABEL: &str = "made-by";
 const MADE_BY: &str = "vmkeep-bench";
 /// As many as one page may hold.
 pub const PAGE: usize = 1000;
+/// Short against everything that an operation does, long against a request.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// For all operations together.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -80,7 +82,7 @@ pub async fn finish(connection: &mut Connection, operation: &str, until: Instant
             Some("done") => return Ok(()),
             Some("failed" | "cancelled") => bail!("operation {operation}: {}: {}", now["state"], now["error"]),
             _ if Instant::now() > until => bail!("operation {operation} does not end: {now}"),
-            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            _ => tokio::time::sleep(LOOK_EVERY).await,
         }
     }
 }

@@ -5,19 +5,24 @@
 //! vmkeep-bench fill   --socket S --count 100            VMs that never run, to have something to read
 //! vmkeep-bench api    --socket S [--incus-socket S]     one VM, the whole list: requests per second, p50, p99
 //! vmkeep-bench rss    --socket S                        memory and idle CPU of the daemon behind the socket
+//! vmkeep-bench watch  --socket S --vm NAME              libvirt event -> our watch's event
+//! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
 //! ```
 //! Each prints what it measured, and what was wanted of it where something was; `--check` makes a missed wish exit code 1.
-//! It measures from outside: sockets and `/proc`. Build it, and what it measures, with `--release`.
+//! It measures from outside: sockets, `/proc`, `virsh`. Build it, and what it measures, with `--release`.
 
 mod api;
 mod daemon;
 mod fill;
 mod http;
+mod launch;
 mod report;
 mod rss;
 mod store;
 #[cfg(test)]
 mod tests;
+mod virsh;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -48,6 +53,10 @@ enum Command {
     Api(api::Args),
     /// Memory and idle CPU of the daemon.
     Rss(rss::Args),
+    /// From a libvirt event to the client.
+    Watch(watch::Args),
+    /// From a launch to a running domain, against `virsh create`.
+    Launch(launch::Args),
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -74,5 +83,7 @@ async fn run(command: Command) -> anyhow::Result<Report> {
         Command::Fill(args) => fill::run(&args).await,
         Command::Api(args) => api::run(&args).await,
         Command::Rss(args) => rss::run(&args).await,
+        Command::Watch(args) => watch::run(&args).await,
+        Command::Launch(args) => launch::run(&args).await,
     }
 }
