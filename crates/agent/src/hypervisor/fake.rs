@@ -264,7 +264,12 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn destroy(&self, uuid: VmId) -> Result<(), HvError> {
-        self.on("destroy", uuid, |host| host.stop(uuid, ExitCause::Destroyed, "destroyed")).await
+        self.on("destroy", uuid, |host| {
+            host.running(uuid)?;
+            host.tell(HvEvent::Lifecycle { uuid, what: Lifecycle::ShuttingDown, detail: "by host".to_owned() });
+            host.stop(uuid, ExitCause::Destroyed, "destroyed")
+        })
+        .await
     }
 
     async fn reboot(&self, uuid: VmId) -> Result<(), HvError> {

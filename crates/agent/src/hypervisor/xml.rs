@@ -17,15 +17,12 @@ pub fn with_prefix(bare: &str) -> Result<String, HvError> {
 pub fn without_prefix(element: &str) -> Result<String, HvError> {
     let prefix = format!("{METADATA_KEY}:");
     rename(element, |name, _, attributes| {
-        let mut kept = attributes.to_owned();
-        for quote in ['"', '\''] {
-            kept = kept.replace(&format!(" xmlns:{METADATA_KEY}={quote}{METADATA_URI}{quote}"), "");
-        }
-        (name.strip_prefix(&prefix).unwrap_or(name).to_owned(), kept)
+        let attributes = attributes.replace(&format!(" xmlns:{METADATA_KEY}=\"{METADATA_URI}\""), "");
+        (name.strip_prefix(&prefix).unwrap_or(name).to_owned(), attributes)
     })
 }
 
-/// Rewrites each tag: (name, depth, attributes as they stand) to (name, attributes).
+/// Rewrites each tag: (name, depth, attributes as ` key="value"…`) to (name, attributes).
 fn rename(xml: &str, tag: impl Fn(&str, usize, &str) -> (String, String)) -> Result<String, HvError> {
     let bad = |e: &dyn std::fmt::Display| HvError::Refused(format!("metadata is not well-formed XML: {e}"));
     let mut reader = Reader::from_str(xml);
@@ -55,7 +52,9 @@ fn rename(xml: &str, tag: impl Fn(&str, usize, &str) -> (String, String)) -> Res
 
 fn renamed(e: &BytesStart<'_>, depth: usize, tag: &impl Fn(&str, usize, &str) -> (String, String)) -> BytesStart<'static> {
     let name = e.name().as_ref().to_owned();
-    let attributes = e.attributes_raw().trim_end().to_owned();
+    // In one manner of writing, whichever quotes they came in.
+    let attributes: String =
+        e.attributes().flatten().map(|a| format!(" {}=\"{}\"", a.key.as_ref(), a.value.replace('"', "&quot;"))).collect();
     let (name, attributes) = tag(&name, depth, &attributes);
     let length = name.len();
     BytesStart::from_content(name + &attributes, length)

@@ -116,7 +116,7 @@ pub fn live(stored: &Node, id: u64, name: &str) -> Node {
         }
         match device.name.as_str() {
             "interface" => device.ensure("target").set("dev", &format!("vnet{}", id * 8 + n as u64)),
-            "channel" if device.child_get("target", "name") == Some("org.qemu.guest_agent.0") => {
+            "channel" if is_agent_channel(device) => {
                 device.ensure("target").set("state", "disconnected");
             }
             "graphics" => socket(device, id, name),
@@ -124,6 +124,14 @@ pub fn live(stored: &Node, id: u64, name: &str) -> Node {
         }
     }
     live
+}
+
+pub fn has_agent_channel(domain: &Node) -> bool {
+    domain.child("devices").is_some_and(|devices| devices.children.iter().any(is_agent_channel))
+}
+
+fn is_agent_channel(device: &Node) -> bool {
+    device.name == "channel" && device.child_get("target", "name") == Some("org.qemu.guest_agent.0")
 }
 
 fn alias(device: &Node, n: usize) -> String {

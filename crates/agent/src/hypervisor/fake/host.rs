@@ -163,12 +163,17 @@ impl Host {
         let (Some(stored), None) = (&domain.stored, &domain.live) else {
             return Err(HvError::WrongState("Requested operation is not valid: domain is already running".to_owned()));
         };
-        domain.live = Some(complete::live(stored, id, &domain.name));
+        let live = complete::live(stored, id, &domain.name);
+        let has_agent = complete::has_agent_channel(&live);
+        domain.live = Some(live);
         domain.state = DomainState::Running;
         domain.exit = None;
         domain.run = id;
         domain.started = Instant::now();
         domain.agent = AgentLink::Down;
+        if has_agent {
+            self.tell(HvEvent::Agent { uuid, connected: AgentLink::Down });
+        }
         self.lifecycle(uuid, Lifecycle::Resumed, "unpaused");
         self.lifecycle(uuid, Lifecycle::Started, "booted");
         Ok(())

@@ -76,9 +76,11 @@ impl LibvirtHypervisor {
         let mut events = self.events();
         let deadline = tokio::time::Instant::now() + within;
         loop {
-            let Err(why) = self.link.session() else { return Ok(()) };
+            if self.link.session().is_ok() {
+                return Ok(());
+            }
             if tokio::time::timeout_at(deadline, events.recv()).await.is_err() {
-                return Err(why);
+                return self.link.session().map(|_| ());
             }
         }
     }
@@ -234,9 +236,10 @@ impl Hypervisor for LibvirtHypervisor {
     }
 
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError> {
+        let events = self.events();
         let (console, ends) =
             self.with_session("console", QUERY, move |conn| stream::console(conn, &domain::find(conn, uuid)?)).await?;
-        tokio::spawn(console.run(self.pool.clone()));
+        tokio::spawn(console.run(events, self.pool.clone()));
         Ok(ends)
     }
 

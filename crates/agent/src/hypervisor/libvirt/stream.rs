@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use virt_sys as sys;
+use vmkeep_types::ids::VmId;
 
 use super::conn::Conn;
 use super::domain::Domain;
 use super::error::{check, last, take_text};
 use super::pool::Pool;
-use crate::hypervisor::{ConsoleStream, HvError, Screenshot};
+use crate::hypervisor::{ConsoleStream, HvError, HvEvent, Lifecycle, Screenshot};
 
 /// Bytes that are moved at once; what one of libvirt's packets may carry is more.
 const CHUNK: usize = 16 * 1024;
@@ -28,6 +29,9 @@ const SCREENSHOT_BYTES_MAX: usize = 128 << 20;
 /// When libvirt takes no input just now.
 const INPUT_RETRY: Duration = Duration::from_millis(20);
 
+/// How long output is taken in after the domain's stop.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
 /// Answers of virStreamRecv and virStreamSend on a non-blocking stream.
 const WOULD_BLOCK: c_int = -2;
 
@@ -36,6 +40,8 @@ struct Stream {
     ptr: sys::virStreamPtr,
     _conn: Arc<Conn>,
     ended: bool,
+    /// Of a registered callback.
+    output: *mut Output,
 }
 
 // SAFETY: a stream is bound to its connection, whose calls may come from any thread.
@@ -47,15 +53,21 @@ impl Stream {
     fn new(conn: Arc<Conn>, flags: u32) -> Result<Self, HvError> {
         // SAFETY: a live connection.
         let ptr = unsafe { sys::virStreamNew(conn.ptr(), flags) };
-        if ptr.is_null() { Err(last(None)) } else { Ok(Self { ptr, _conn: conn, ended: false }) }
+        if ptr.is_null() { Err(last(None)) } else { Ok(Self { ptr, _conn: conn, ended: false, output: std::ptr::null_mut() }) }
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: our handle. The callback goes first: libvirt then frees its half of the console.
+        // SAFETY: our handle. libvirt never calls the free function of a remote stream's callback (it tests the wrong pointer), so
+        // the callback's half is ours to free: on the event loop thread, where no callback can be running.
         unsafe {
-            sys::virStreamEventRemoveCallback(self.ptr);
+            if !self.output.is_null() {
+                sys::virStreamEventRemoveCallback(self.ptr);
+                if sys::virEventAddTimeout(0, Some(free_output), self.output.cast(), None) < 0 {
+                    tracing::warn!("a console's buffer stays: {}", last(None));
+                }
+            }
             if !self.ended {
                 sys::virStreamAbort(self.ptr);
             }
@@ -89,13 +101,14 @@ pub fn screenshot(conn: &Arc<Conn>, domain: &Domain<'_>) -> Result<Screenshot, H
 
 /// The callback's half of a console.
 struct Output {
-    to_reader: mpsc::Sender<Vec<u8>>,
+    to_reader: mpsc::WeakSender<Vec<u8>>,
     dropped: AtomicUsize,
     over: watch::Sender<bool>,
 }
 
 /// An open console whose callback is registered; [`Console::run`] serves it.
 pub struct Console {
+    about: VmId,
     stream: Stream,
     input: mpsc::Receiver<Vec<u8>>,
     over: watch::Receiver<bool>,
@@ -103,29 +116,29 @@ pub struct Console {
 }
 
 pub fn console(conn: &Arc<Conn>, domain: &Domain<'_>) -> Result<(Console, ConsoleStream), HvError> {
-    let stream = Stream::new(conn.clone(), sys::VIR_STREAM_NONBLOCK)?;
+    let mut stream = Stream::new(conn.clone(), sys::VIR_STREAM_NONBLOCK)?;
     // SAFETY: handles of the same connection; a null device is the first console. Without the force flag a console that somebody
     // else has open is refused, not taken away.
     check(unsafe { sys::virDomainOpenConsole(domain.ptr(), std::ptr::null(), stream.ptr, 0) }, Some(domain.uuid()))?;
     let (to_reader, from_guest) = mpsc::channel(CONSOLE_CHUNKS_MAX);
     let (to_guest, input) = mpsc::channel(INPUT_CHUNKS_MAX);
     let (over_sender, over) = watch::channel(false);
-    let output: *mut Output =
-        Box::into_raw(Box::new(Output { to_reader: to_reader.clone(), dropped: AtomicUsize::new(0), over: over_sender }));
+    let output = Output { to_reader: to_reader.downgrade(), dropped: AtomicUsize::new(0), over: over_sender };
+    let output: *mut Output = Box::into_raw(Box::new(output));
     let events = sys::VIR_STREAM_EVENT_READABLE | sys::VIR_STREAM_EVENT_ERROR | sys::VIR_STREAM_EVENT_HANGUP;
-    // SAFETY: the box is freed by free_output, or here when the registration fails.
+    // SAFETY: the box is freed by the stream's drop, or here when the registration fails.
     unsafe {
-        let added = sys::virStreamEventAddCallback(stream.ptr, events as c_int, Some(readable), output.cast(), Some(free_output));
-        if added < 0 {
+        if sys::virStreamEventAddCallback(stream.ptr, events as c_int, Some(readable), output.cast(), None) < 0 {
             drop(Box::from_raw(output));
             return Err(last(Some(domain.uuid())));
         }
     }
-    Ok((Console { stream, input, over, reader_gone: to_reader }, ConsoleStream { from_guest, to_guest }))
+    stream.output = output;
+    Ok((Console { about: domain.uuid(), stream, input, over, reader_gone: to_reader }, ConsoleStream { from_guest, to_guest }))
 }
 
 unsafe extern "C" fn readable(stream: sys::virStreamPtr, _events: c_int, opaque: *mut c_void) {
-    // SAFETY: the box of console(), alive until free_output.
+    // SAFETY: the box of console(), alive until after this callback's removal.
     let output = unsafe { &*opaque.cast::<Output>() };
     let mut chunk = [0u8; CHUNK];
     loop {
@@ -147,30 +160,45 @@ unsafe extern "C" fn readable(stream: sys::virStreamPtr, _events: c_int, opaque:
 
 impl Output {
     fn take(&self, bytes: &[u8]) {
+        let Some(to_reader) = self.to_reader.upgrade() else { return };
         let dropped = self.dropped.load(Ordering::Relaxed);
         if dropped > 0 {
             let note = format!("\r\n[vmkeep: {dropped} bytes of output were dropped]\r\n").into_bytes();
-            if self.to_reader.try_send(note).is_ok() {
+            if to_reader.try_send(note).is_ok() {
                 self.dropped.store(0, Ordering::Relaxed);
             }
         }
-        if self.to_reader.try_send(bytes.to_vec()).is_err() {
+        if to_reader.try_send(bytes.to_vec()).is_err() {
             self.dropped.fetch_add(bytes.len(), Ordering::Relaxed);
         }
     }
 }
 
-unsafe extern "C" fn free_output(opaque: *mut c_void) {
-    // SAFETY: the box of console(), freed once.
-    drop(unsafe { Box::from_raw(opaque.cast::<Output>()) });
+unsafe extern "C" fn free_output(timer: c_int, opaque: *mut c_void) {
+    // SAFETY: the timer runs once, as it removes itself; the box of console() is nobody else's by now.
+    unsafe {
+        sys::virEventRemoveTimeout(timer);
+        drop(Box::from_raw(opaque.cast::<Output>()));
+    }
 }
 
 impl Console {
-    /// Until either side is done: the guest's end, the reader's or the writer's.
-    pub async fn run(mut self, pool: Arc<Pool>) {
+    /// Until a side is done: the domain, the connection, the reader or the writer. libvirt often does not end the stream with the
+    /// domain, so its stop is taken from the events.
+    pub async fn run(mut self, mut events: broadcast::Receiver<HvEvent>, pool: Arc<Pool>) {
         loop {
             let bytes = tokio::select! {
                 _ = self.over.changed() => break,
+                event = events.recv() => match event {
+                    Ok(event) if self.is_last(&event) => {
+                        // The guest's last words may come after the news of its end.
+                        let _ = tokio::time::timeout(LAST_WORDS, self.over.changed()).await;
+                        break;
+                    }
+                    Ok(_) => continue,
+                    // Its stop may be among what was missed; whoever still looks opens it again.
+                    Err(_) => break,
+                },
                 () = self.reader_gone.closed() => break,
                 bytes = self.input.recv() => bytes,
             };
@@ -181,6 +209,14 @@ impl Console {
         }
         // Ending and freeing the stream asks libvirt: not on this thread.
         pool.run_detached(move || drop(self));
+    }
+
+    fn is_last(&self, event: &HvEvent) -> bool {
+        match event {
+            HvEvent::Lifecycle { uuid, what: Lifecycle::Stopped(_), .. } => *uuid == self.about,
+            HvEvent::Disconnected => true,
+            _ => false,
+        }
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), HvError> {

@@ -1,0 +1,377 @@
+//! The behaviour itself, one function per subject. Each leaves no domain behind.
+
+use std::time::{Duration, Instant};
+
+use expect_test::{Expect, expect};
+use vmkeep_agent::hypervisor::{AddressSource, DomainBrief, HvError, Hypervisor, LiveChange, UndefineKeep, XmlKind};
+use vmkeep_types::ids::VmId;
+use vmkeep_types::observed::{DomainState, ExitCause};
+
+use crate::stand::{NETWORK, PATIENCE, Stand, Story, domain_xml, greet, heard, metadata, network_xml, running, uuid};
+
+/// Everything, one after the other, on one stand.
+pub async fn all(stand: &dyn Stand) {
+    let hv = stand.hv();
+    hv.ensure_network(NETWORK, &network_xml(99)).await.expect("a network");
+    let began = Instant::now();
+    macro_rules! run {
+        ($($subject:ident),*) => {$(
+            $subject(stand).await;
+            eprintln!("{:>6.1}s {}", began.elapsed().as_secs_f32(), stringify!($subject));
+        )*};
+    }
+    run!(networks, descriptions, wrong_states, power_by_others, guest_goes_down, killed, console, live_changes, looks, transient);
+    run!(libvirt_goes_and_comes, leaks_nothing);
+    assert_eq!(hv.list().await.expect("list"), Vec::<DomainBrief>::new(), "a subject left something behind");
+}
+
+async fn remove(hv: &dyn Hypervisor, uuid: VmId) {
+    match hv.destroy(uuid).await {
+        Ok(()) | Err(HvError::WrongState(_)) => {}
+        Err(e) => panic!("destroy: {e}"),
+    }
+    hv.undefine(uuid, UndefineKeep::Nothing).await.expect("undefine");
+    assert_eq!(hv.find(uuid).await, Err(HvError::NoDomain(uuid)));
+}
+
+fn is_wrong_state<T: std::fmt::Debug>(result: Result<T, HvError>) {
+    assert!(matches!(result, Err(HvError::WrongState(_))), "{result:?}");
+}
+
+async fn networks(stand: &dyn Stand) {
+    let hv = stand.hv();
+    assert_eq!(hv.network_xml("nosuch").await, Ok(None));
+    hv.ensure_network(NETWORK, &network_xml(99)).await.expect("again");
+    hv.ensure_network(NETWORK, &network_xml(98)).await.expect("changed");
+    let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
+    assert!(stored.contains("10.199.9.98"), "{stored}");
+    hv.remove_network(NETWORK).await.expect("remove");
+    hv.remove_network(NETWORK).await.expect("absent is fine");
+    assert_eq!(hv.network_xml(NETWORK).await, Ok(None));
+    hv.ensure_network(NETWORK, &network_xml(99)).await.expect("for the others");
+}
+
+async fn descriptions(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    let versions = hv.versions().await.expect("versions");
+    assert!(versions.libvirt.split('.').count() == 3 && versions.qemu.split('.').count() == 3, "{versions:?}");
+    let capabilities = hv.domain_capabilities("qemu", "q35").await.expect("capabilities");
+    assert!(capabilities.contains("<domain>qemu</domain>"), "{capabilities}");
+
+    let completed = hv.define(&domain_xml(stand, "d1", vm)).await.expect("define");
+    for wanted in [&format!("<uuid>{vm}</uuid>"), "machine='pc-q35-", "<address type='pci' domain=", "ua-nic-lan", "mac address='52:54:00"]
+    {
+        assert!(completed.contains(wanted), "{wanted} is not in {completed}");
+    }
+    assert_eq!(hv.xml(vm, XmlKind::Inactive).await.expect("xml"), completed);
+    assert_eq!(hv.define(&completed).await.expect("what it says is what it takes"), completed);
+    is_wrong_state(hv.xml(vm, XmlKind::Live).await);
+
+    let brief = DomainBrief {
+        uuid: vm,
+        name: "d1".to_owned(),
+        state: DomainState::Off,
+        exit: None,
+        metadata: Some(metadata(1)),
+        persistent: true,
+        autostart: false,
+    };
+    assert_eq!(hv.find(vm).await, Ok(brief.clone()));
+    assert_eq!(hv.list().await, Ok(vec![brief]));
+
+    hv.set_autostart(vm, true).await.expect("autostart");
+    hv.set_metadata(vm, Some(&metadata(2))).await.expect("metadata");
+    let brief = hv.find(vm).await.expect("find");
+    assert_eq!((brief.autostart, brief.metadata), (true, Some(metadata(2))));
+    hv.set_metadata(vm, None).await.expect("no metadata");
+    assert_eq!(hv.find(vm).await.expect("find").metadata, None);
+
+    let other = hv.define(&domain_xml(stand, "d1", uuid())).await;
+    assert!(matches!(&other, Err(HvError::Refused(why)) if why.contains("already exists")), "{other:?}");
+    let broken = hv.define("<domain type='qemu'><name>x</name></domain").await;
+    assert!(matches!(&broken, Err(HvError::Refused(_))), "{broken:?}");
+    assert_eq!(hv.start(uuid()).await.map_err(|e| matches!(e, HvError::NoDomain(_))), Err(true));
+    remove(&*hv, vm).await;
+}
+
+async fn wrong_states(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    hv.define(&domain_xml(stand, "w1", vm)).await.expect("define");
+    is_wrong_state(hv.shutdown(vm).await);
+    is_wrong_state(hv.destroy(vm).await);
+    is_wrong_state(hv.reboot(vm).await);
+    is_wrong_state(hv.reset(vm).await);
+    is_wrong_state(hv.suspend(vm).await);
+    is_wrong_state(hv.resume(vm).await);
+    is_wrong_state(hv.console(vm).await.map(|_| ()));
+    is_wrong_state(hv.vnc_socket(vm).await);
+    is_wrong_state(hv.addresses(vm).await);
+    is_wrong_state(hv.change(vm, LiveChange::MemoryKib(64 << 10)).await);
+    hv.start(vm).await.expect("start");
+    is_wrong_state(hv.start(vm).await);
+    is_wrong_state(hv.resume(vm).await);
+    remove(&*hv, vm).await;
+}
+
+/// What virsh users do: each kind of stop is told apart, by event and afterwards.
+async fn power_by_others(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    let mut story = Story::begin(&hv, vm);
+    hv.define(&domain_xml(stand, "p1", vm)).await.expect("define");
+    hv.start(vm).await.expect("start");
+    let mut console = hv.console(vm).await.expect("console");
+    greet(&mut console).await;
+    hv.suspend(vm).await.expect("suspend");
+    assert_eq!(hv.find(vm).await.expect("find").state, DomainState::Paused);
+    hv.resume(vm).await.expect("resume");
+    hv.shutdown(vm).await.expect("shutdown");
+    story_is(
+        story.until("stopped Shutdown (shutdown by guest)").await,
+        expect![[r#"
+            Defined (added)
+            agent Down
+            Resumed (unpaused)
+            Started (booted)
+            Suspended (paused)
+            Resumed (unpaused)
+            powerdown asked
+            ShuttingDown (by guest)
+            stopped Shutdown (shutdown by guest)"#]],
+    );
+    is_off(&*hv, vm, ExitCause::Shutdown).await;
+
+    hv.start(vm).await.expect("start");
+    assert_eq!(hv.find(vm).await.expect("find").exit, None);
+    hv.destroy(vm).await.expect("destroy");
+    story_is(
+        story.until("stopped Destroyed (destroyed)").await,
+        expect![[r#"
+            agent Down
+            Resumed (unpaused)
+            Started (booted)
+            stopped Destroyed (destroyed)"#]],
+    );
+    is_off(&*hv, vm, ExitCause::Destroyed).await;
+    remove(&*hv, vm).await;
+    story_is(story.until("Undefined (removed)").await, expect!["Undefined (removed)"]);
+}
+
+fn story_is(story: String, expected: Expect) {
+    expected.assert_eq(&story);
+}
+
+async fn is_off(hv: &dyn Hypervisor, vm: VmId, exit: ExitCause) {
+    let brief = hv.find(vm).await.expect("find");
+    assert_eq!((brief.state, brief.exit), (DomainState::Off, Some(exit)));
+}
+
+async fn guest_goes_down(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let vm = running(stand, "g1").await;
+    let mut console = open_console(&*hv, vm).await;
+    let mut story = Story::begin(&hv, vm);
+    console.to_guest.send(b"poweroff -f\n".to_vec()).await.expect("typed");
+    story_is(
+        story.until("stopped Shutdown (shutdown by guest)").await,
+        expect![[r#"
+            ShuttingDown (by guest)
+            stopped Shutdown (shutdown by guest)"#]],
+    );
+    is_off(&*hv, vm, ExitCause::Shutdown).await;
+    let rest = async { while console.from_guest.recv().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, rest).await.expect("the console ends with the guest");
+
+    hv.start(vm).await.expect("start");
+    hv.reset(vm).await.expect("reset");
+    story_is(
+        story.until("rebooted").await,
+        expect![[r#"
+            agent Down
+            Resumed (unpaused)
+            Started (booted)
+            rebooted"#]],
+    );
+    remove(&*hv, vm).await;
+}
+
+async fn killed(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    hv.define(&domain_xml(stand, "k1", vm)).await.expect("define");
+    hv.start(vm).await.expect("start");
+    let mut story = Story::begin(&hv, vm);
+    stand.kill_qemu("k1", vm);
+    story_is(story.until("stopped Crashed (failed)").await, expect!["stopped Crashed (failed)"]);
+    is_off(&*hv, vm, ExitCause::Crashed).await;
+    remove(&*hv, vm).await;
+}
+
+async fn console(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let vm = running(stand, "c1").await;
+    let mut console = open_console(&*hv, vm).await;
+    console.to_guest.send(b"echo one; echo two\n".to_vec()).await.expect("typed");
+    let said = heard(&mut console, "tiny# ", 1, PATIENCE).await.expect("an answer");
+    assert!(said.contains("two\r\n"), "{said:?}");
+    let second = hv.console(vm).await.map(|_| ());
+    assert!(matches!(&second, Err(HvError::Refused(why)) if why.contains("Active console")), "{second:?}");
+    drop(console);
+    let mut console = open_console(&*hv, vm).await;
+    greet(&mut console).await;
+    hv.destroy(vm).await.expect("destroy");
+    let rest = async { while console.from_guest.recv().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, rest).await.expect("the console ends with the domain");
+    tokio::time::timeout(PATIENCE, console.to_guest.closed()).await.expect("both ends close");
+    remove(&*hv, vm).await;
+}
+
+/// An earlier one that was dropped is closed in the background.
+async fn open_console(hv: &dyn Hypervisor, vm: VmId) -> vmkeep_agent::hypervisor::ConsoleStream {
+    for _ in 0..100 {
+        match hv.console(vm).await {
+            Ok(console) => return console,
+            Err(HvError::Refused(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(e) => panic!("console: {e}"),
+        }
+    }
+    panic!("the console stays taken");
+}
+
+async fn live_changes(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let vm = running(stand, "l1").await;
+    let mut story = Story::begin(&hv, vm);
+    let nic = |link: &str| {
+        format!(
+            "<interface type='network'><mac address='52:54:00:aa:bb:cc'/><source network='{NETWORK}'/><model type='virtio'/>\
+             <link state='{link}'/><alias name='ua-nic-second'/></interface>"
+        )
+    };
+    hv.change(vm, LiveChange::AttachDevice(nic("up"))).await.expect("attach");
+    let live = hv.xml(vm, XmlKind::Live).await.expect("xml");
+    assert!(live.contains("ua-nic-second") && live.contains("52:54:00:aa:bb:cc"), "{live}");
+    let stored = hv.xml(vm, XmlKind::Inactive).await.expect("xml");
+    assert!(!stored.contains("ua-nic-second"), "only the running QEMU was to change");
+    let twice = hv.change(vm, LiveChange::AttachDevice(nic("up"))).await;
+    assert!(twice.is_err(), "the same device twice");
+    hv.change(vm, LiveChange::UpdateDevice(nic("down"))).await.expect("update");
+    assert!(hv.xml(vm, XmlKind::Live).await.expect("xml").contains("<link state='down'/>"));
+    hv.change(vm, LiveChange::DetachDevice(nic("down"))).await.expect("detach");
+    story.until("ua-nic-second removed").await;
+    assert!(!hv.xml(vm, XmlKind::Live).await.expect("xml").contains("ua-nic-second"));
+
+    hv.change(vm, LiveChange::MemoryKib(96 << 10)).await.expect("balloon");
+    for too_much in [LiveChange::MemoryKib(256 << 10), LiveChange::Vcpus(5), LiveChange::BlockResize("vdz".to_owned(), 1 << 30)] {
+        let refused = hv.change(vm, too_much.clone()).await;
+        assert!(matches!(refused, Err(HvError::Refused(_))), "{too_much:?}: {refused:?}");
+    }
+    hv.set_metadata(vm, Some(&metadata(7))).await.expect("metadata of a running domain");
+    assert_eq!(hv.find(vm).await.expect("find").metadata, Some(metadata(7)));
+    remove(&*hv, vm).await;
+}
+
+async fn looks(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let vm = running(stand, "s1").await;
+    let off = uuid();
+    hv.define(&domain_xml(stand, "s2", off)).await.expect("define");
+    let stats = hv.stats().await.expect("stats");
+    let [one] = &stats[..] else { panic!("only the running one has counters: {stats:?}") };
+    assert_eq!((one.uuid, one.vcpus, one.memory_kib), (Some(vm), 1, 128 << 10));
+    assert!(one.cpu_time_ns > 0 && one.rss_kib > 0, "{one:?}");
+
+    let began = Instant::now();
+    let lease = loop {
+        let found = hv.addresses(vm).await.expect("addresses");
+        match found.into_iter().find(|a| a.source == AddressSource::Lease) {
+            Some(lease) => break lease,
+            None if began.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(100)).await,
+            None => panic!("the guest got no address"),
+        }
+    };
+    assert!(lease.mac.starts_with("52:54:00") && lease.prefix == 24, "{lease:?}");
+
+    let picture = hv.screenshot(vm).await.expect("screenshot");
+    assert!(picture.mime.starts_with("image/") && !picture.bytes.is_empty(), "{}", picture.mime);
+    assert!(hv.vnc_socket(vm).await.expect("a display").is_absolute());
+    hv.send_keys(vm, vec![29, 56, 111]).await.expect("ctrl alt del");
+    let keys = hv.send_keys(vm, vec![1; 17]).await;
+    assert!(matches!(keys, Err(HvError::Refused(_))), "{keys:?}");
+    let agent = hv.agent_command(vm, r#"{"execute":"guest-ping"}"#.to_owned(), Duration::from_secs(1)).await;
+    assert!(matches!(&agent, Err(HvError::Refused(why)) if why.contains("not connected")), "{agent:?}");
+    remove(&*hv, vm).await;
+    remove(&*hv, off).await;
+}
+
+async fn transient(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    hv.define(&domain_xml(stand, "t1", vm)).await.expect("define");
+    hv.start(vm).await.expect("start");
+    hv.undefine(vm, UndefineKeep::Nothing).await.expect("undefine of a running domain");
+    let brief = hv.find(vm).await.expect("it still runs");
+    assert_eq!((brief.state, brief.persistent), (DomainState::Running, false));
+    is_wrong_state(hv.set_autostart(vm, true).await);
+    let mut story = Story::begin(&hv, vm);
+    hv.destroy(vm).await.expect("destroy");
+    story.until("stopped Destroyed (destroyed)").await;
+    assert_eq!(hv.find(vm).await, Err(HvError::NoDomain(vm)));
+}
+
+async fn libvirt_goes_and_comes(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let vm = running(stand, "b1").await;
+    for round in 0..2 {
+        let mut story = Story::begin(&hv, vm);
+        let mut console = open_console(&*hv, vm).await;
+        stand.break_libvirt();
+        story_is(story.until("disconnected").await, expect!["disconnected"]);
+        let began = Instant::now();
+        for refused in [hv.list().await.map(|_| ()), hv.start(vm).await, hv.console(vm).await.map(|_| ())] {
+            assert!(matches!(refused, Err(HvError::Disconnected(_))), "{refused:?}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "a call waited for a libvirt that is gone");
+        stand.mend_libvirt();
+        story.until("connected").await;
+        let brief = hv.find(vm).await.expect("the guest went on");
+        assert_eq!((brief.state, brief.metadata), (DomainState::Running, Some(metadata(1))), "round {round}");
+        // The fake's console is not libvirt's: it may go on.
+        drop(console.to_guest.clone());
+        console.from_guest.close();
+        drop(console);
+        let mut console = open_console(&*hv, vm).await;
+        greet(&mut console).await;
+        hv.suspend(vm).await.expect("suspend");
+        story.until("Suspended (paused)").await;
+        hv.resume(vm).await.expect("resume");
+    }
+    remove(&*hv, vm).await;
+}
+
+/// Whole lives, each with a console; nothing of them stays open. How many tells the stand, by its guest's weight.
+async fn leaks_nothing(stand: &dyn Stand) {
+    let hv = stand.hv();
+    let life = async |n: usize| {
+        let vm = uuid();
+        hv.define(&domain_xml(stand, &format!("n{n}"), vm)).await.expect("define");
+        hv.start(vm).await.expect("start");
+        let mut console = hv.console(vm).await.expect("console");
+        hv.stats().await.expect("stats");
+        hv.destroy(vm).await.expect("destroy");
+        while console.from_guest.recv().await.is_some() {}
+        remove(&*hv, vm).await;
+    };
+    life(0).await;
+    let before = open_files();
+    let lives = if stand.guest().is_empty() { 200 } else { 6 };
+    for n in 1..=lives {
+        life(n).await;
+    }
+    let began = Instant::now();
+    while open_files() > before && began.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(open_files() <= before, "{before} files before, {} after {lives} lives", open_files());
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+}
