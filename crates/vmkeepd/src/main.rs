@@ -1,1 +1,83 @@
-fn main() {}
+//! `vmkeepd`: the control plane and the node agent of one host, in one process beside libvirt.
+//!
+//! ```text
+//!  unix socket ─ peer credentials ─┐
+//!  TCP + TLS ── bearer token ──────┴► server router ─gate─► node router
+//!                                        │                     │
+//!                                      store ◄─ reconcile    agent runtime ─► libvirt
+//! ```
+//! Its end, orderly or not, never touches a VM: guests are libvirt's children and the next start goes on from the store and
+//! from what libvirt says.
+
+mod config;
+mod daemon;
+mod gate;
+mod guests;
+mod listen;
+mod log;
+mod notify;
+mod peer;
+mod tls;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use config::Config;
+
+#[derive(Debug, Parser)]
+#[command(name = "vmkeepd", version, about = "Keeps this host's virtual machines as they are wished for")]
+pub struct Args {
+    /// Configuration file; a missing one at the default place means all defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+enum Command {
+    /// Host shutdown (vmkeep-guests.service): stop restarts, shut all VMs down in order, kill what is left
+    GuestsShutdown {
+        /// Only when systemd says that the host is going down: a removed or upgraded package must stop no VM
+        #[arg(long)]
+        if_host_stops: bool,
+    },
+    /// Call a host shutdown off: VMs may start again
+    GuestsResume,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmkeepd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref())?;
+    if args.check_config {
+        println!("{}: fine", config.source.display());
+        return Ok(());
+    }
+    match args.command {
+        None => daemon::run(config),
+        Some(Command::GuestsShutdown { if_host_stops }) => {
+            if if_host_stops && !guests::host_is_stopping() {
+                println!("the host is not going down: VMs go on");
+                return Ok(());
+            }
+            guests::ask(&config.socket, "/n/guests/shutdown").context("VMs were not shut down")
+        }
+        Some(Command::GuestsResume) => guests::ask(&config.socket, "/n/guests/resume"),
+    }
+}

@@ -9,6 +9,7 @@ use vmkeep_types::error::Error;
 
 use super::NodeHttp;
 use super::answer::Answer;
+use crate::runtime;
 
 /// What the runtime does for a host that goes down.
 #[async_trait]
@@ -17,6 +18,17 @@ pub trait Guests: Send + Sync + 'static {
     async fn shutdown(&self) -> Result<(), Error>;
     /// A shutdown that was called off.
     async fn resume(&self) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl Guests for runtime::Handle {
+    async fn shutdown(&self) -> Result<(), Error> {
+        self.shutdown_guests().await
+    }
+    async fn resume(&self) -> Result<(), Error> {
+        self.resume_guests();
+        Ok(())
+    }
 }
 
 pub async fn shutdown(State(node): State<Arc<NodeHttp>>) -> Answer<Json<()>> {

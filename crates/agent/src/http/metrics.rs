@@ -17,8 +17,8 @@ use super::answer::Answer;
 use crate::domain::parse_metadata;
 use crate::hypervisor::{DomainBrief, DomainStats, HvError};
 
-/// The classic text format, which may be put together from several parts.
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// OpenMetrics: what the control plane adds its own to.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Our domains and what libvirt counted of those that run.
 async fn gather(node: &NodeHttp) -> Result<(BTreeMap<VmId, DomainBrief>, Vec<DomainStats>), HvError> {
@@ -62,6 +62,7 @@ pub async fn metrics(State(node): State<Arc<NodeHttp>>) -> Response {
     if let Ok((ours, stats)) = gathered {
         write_vms(&mut text, &ours, &stats);
     }
+    text.push_str("# EOF\n");
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
@@ -107,7 +108,9 @@ fn escaped(text: &str) -> String {
 }
 
 fn family(text: &mut String, name: &str, kind: &str, help: &str, rows: impl IntoIterator<Item = (String, String)>) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    // A counter's family is named without the ending of its samples.
+    let of = name.strip_suffix("_total").unwrap_or(name);
+    let _ = writeln!(text, "# HELP {of} {help}\n# TYPE {of} {kind}");
     for (labels, value) in rows {
         let _ = writeln!(text, "{name}{{{labels}}} {value}");
     }

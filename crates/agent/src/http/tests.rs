@@ -220,6 +220,7 @@ async fn what_is_not_there_is_told_in_our_own_form() {
         200 # HELP vmkeep_node_libvirt_up libvirt answers
         # TYPE vmkeep_node_libvirt_up gauge
         vmkeep_node_libvirt_up{node="node1"} 0
+        # EOF
     "#]],
     )
     .await;

@@ -1,0 +1,306 @@
+//! `/etc/vmkeep/vmkeepd.toml`: every key has a default, unknown keys are refused with the nearest known one, and all impossible
+//! values are told at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use vmkeep_types::name::Name;
+use vmkeep_types::nearest;
+use vmkeep_types::record::Role;
+
+pub const DEFAULT_FILE: &str = "/etc/vmkeep/vmkeepd.toml";
+
+/// A configuration is a page of text; more is a mistake.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where it was read from, for messages.
+    #[serde(skip)]
+    pub source: PathBuf,
+    pub node: Option<Name>,
+    pub roles: Vec<NodeRole>,
+    pub store: PathBuf,
+    pub socket: PathBuf,
+    pub socket_group: String,
+    pub socket_role: Role,
+    pub socket_users: BTreeMap<String, Role>,
+    pub hypervisor: HypervisorKind,
+    pub libvirt_uri: String,
+    pub pool: PathBuf,
+    pub serial_log_dir: PathBuf,
+    pub qemu_log_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub boot_id_file: PathBuf,
+    pub audit: Option<PathBuf>,
+    pub log: LogFormat,
+    pub log_filter: String,
+    pub tls: Option<Tls>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// API and planner.
+    Control,
+    /// VMs.
+    Compute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorKind {
+    Libvirt,
+    /// A simulation without QEMU, for benches and for trying the API.
+    Fake,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// journald when systemd started us, else text.
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub listen: SocketAddr,
+    #[serde(default = "default_cert")]
+    pub cert: PathBuf,
+    #[serde(default = "default_key")]
+    pub key: PathBuf,
+    /// Makes both when neither is there.
+    #[serde(default)]
+    pub self_signed: bool,
+    /// Names and addresses in a certificate that we make; the host's name and localhost are always in it.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+fn default_cert() -> PathBuf {
+    "/etc/vmkeep/tls.crt".into()
+}
+
+fn default_key() -> PathBuf {
+    "/etc/vmkeep/tls.key".into()
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            source: DEFAULT_FILE.into(),
+            node: None,
+            roles: vec![NodeRole::Control, NodeRole::Compute],
+            store: "/var/lib/vmkeep".into(),
+            socket: "/run/vmkeep/vmkeepd.sock".into(),
+            socket_group: "vmkeep".into(),
+            socket_role: Role::Admin,
+            socket_users: BTreeMap::new(),
+            hypervisor: HypervisorKind::Libvirt,
+            libvirt_uri: "qemu:///system".into(),
+            pool: "/var/lib/libvirt/images/vmkeep".into(),
+            serial_log_dir: "/var/log/libvirt/vmkeep".into(),
+            qemu_log_dir: "/var/log/libvirt/qemu".into(),
+            run_dir: "/run/vmkeep".into(),
+            boot_id_file: "/proc/sys/kernel/random/boot_id".into(),
+            audit: None,
+            log: LogFormat::Auto,
+            log_filter: "info".into(),
+            tls: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file that was named, or the default one if it is there.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match std::fs::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && file.is_none() => String::new(),
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => bail!("{} is larger than {FILE_BYTES_MAX} bytes", path.display()),
+            _ => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let mut config = Self::parse(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        config.source = path.to_owned();
+        Ok(config)
+    }
+
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| anyhow::anyhow!("{}", with_nearest(&e)))?;
+        let problems = config.problems();
+        if !problems.is_empty() {
+            bail!("{}", problems.join("\n"));
+        }
+        Ok(config)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let paths = [
+            ("store", &self.store),
+            ("socket", &self.socket),
+            ("pool", &self.pool),
+            ("serial_log_dir", &self.serial_log_dir),
+            ("qemu_log_dir", &self.qemu_log_dir),
+            ("run_dir", &self.run_dir),
+            ("boot_id_file", &self.boot_id_file),
+        ];
+        let tls_paths = self.tls.iter().flat_map(|tls| [("tls.cert", &tls.cert), ("tls.key", &tls.key)]);
+        for (key, path) in paths.into_iter().chain(tls_paths).chain(self.audit.iter().map(|path| ("audit", path))) {
+            if !path.is_absolute() {
+                problems.push(format!("{key} = \"{}\": write the whole path, beginning with /", path.display()));
+            }
+        }
+        if self.store.starts_with(&self.pool) || self.pool.starts_with(&self.store) {
+            problems.push("store and pool: one lies in the other; QEMU may read the pool, but must not get at the store".into());
+        }
+        if self.socket.as_os_str().len() > SOCKET_BYTES_MAX {
+            problems.push(format!("socket: a socket's path has at most {SOCKET_BYTES_MAX} bytes"));
+        }
+        for role in [NodeRole::Control, NodeRole::Compute] {
+            if !self.roles.contains(&role) {
+                problems.push("roles: a single host needs both \"control\" and \"compute\"".into());
+                break;
+            }
+        }
+        if self.log_filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            problems.push(format!("log_filter = \"{}\": write it like \"info\" or \"info,vmkeep_agent=debug\"", self.log_filter));
+        }
+        problems
+    }
+
+    /// The node's name: as configured, or the host's name up to the first dot.
+    pub fn node_name(&self) -> anyhow::Result<Name> {
+        if let Some(name) = &self.node {
+            return Ok(name.clone());
+        }
+        let host = nix::unistd::gethostname().context("cannot read the host's name")?;
+        let host = host.to_string_lossy().to_ascii_lowercase();
+        let first = host.split('.').next().unwrap_or_default();
+        first.parse().with_context(|| format!("the host's name cannot be the node's: set node = \"NAME\" in {}", self.source.display()))
+    }
+
+    pub fn audit_file(&self) -> PathBuf {
+        self.audit.clone().unwrap_or_else(|| self.store.join("audit.log"))
+    }
+}
+
+/// What sockaddr_un holds.
+const SOCKET_BYTES_MAX: usize = 107;
+
+/// toml's words with the nearest known key where a key is unknown.
+fn with_nearest(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    let Some((wrong, known)) = quoted.split_first().filter(|_| error.message().starts_with("unknown")) else {
+        return text.trim_end().into();
+    };
+    // The list of all keys is no help beside the nearest one.
+    let place = text.split_once("unknown").map_or("", |(place, _)| place);
+    format!("{place}there is no '{wrong}' here{}", nearest::hint(wrong, known))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(text: &str, expect: Expect) {
+        expect.assert_eq(&Config::parse(text).map_or_else(|e| e.to_string(), |c| format!("{c:#?}")));
+    }
+
+    #[test]
+    fn nothing_said_means_defaults() {
+        let config = Config::parse("").expect("an empty file is fine");
+        assert_eq!(config, Config::default());
+        assert_eq!(config.audit_file(), Path::new("/var/lib/vmkeep/audit.log"));
+        assert!(config.node_name().is_ok() || nix::unistd::gethostname().is_ok_and(|h| h.to_string_lossy().parse::<Name>().is_err()));
+    }
+
+    #[test]
+    fn keys_that_are_not_known() {
+        check(
+            "node = \"a\"\nsocket_gruop = \"kvm\"\n",
+            expect![[r#"
+                TOML parse error at line 2, column 1
+                  |
+                2 | socket_gruop = "kvm"
+                  | ^^^^^^^^^^^^
+                there is no 'socket_gruop' here; did you mean 'socket_group'?"#]],
+        );
+        check(
+            "[tls]\nlisten = \"0.0.0.0:8443\"\nselfsigned = true\n",
+            expect![[r#"
+                TOML parse error at line 3, column 1
+                  |
+                3 | selfsigned = true
+                  | ^^^^^^^^^^
+                there is no 'selfsigned' here; did you mean 'self_signed'?"#]],
+        );
+        check(
+            "hypervisor = \"xen\"",
+            expect![[r#"
+                TOML parse error at line 1, column 14
+                  |
+                1 | hypervisor = "xen"
+                  |              ^^^^^
+                there is no 'xen' here; known are libvirt and fake"#]],
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_be() {
+        check(
+            "node = \"Big.Host\"",
+            expect![[r#"
+                TOML parse error at line 1, column 8
+                  |
+                1 | node = "Big.Host"
+                  |        ^^^^^^^^^^
+                'Big.Host' is not a name: use lower case only"#]],
+        );
+        check(
+            "store = \"data\"\nroles = [\"control\"]\nlog_filter = \"a=b=c\"\n[tls]\nlisten = \"127.0.0.1:1\"\nkey = \"k\"",
+            expect![[r#"
+                store = "data": write the whole path, beginning with /
+                tls.key = "k": write the whole path, beginning with /
+                roles: a single host needs both "control" and "compute"
+                log_filter = "a=b=c": write it like "info" or "info,vmkeep_agent=debug""#]],
+        );
+        check(
+            "pool = \"/data\"\nstore = \"/data/store\"",
+            expect!["store and pool: one lies in the other; QEMU may read the pool, but must not get at the store"],
+        );
+        check(
+            "[tls]\nlisten = \"8443\"",
+            expect![[r#"
+                TOML parse error at line 2, column 10
+                  |
+                2 | listen = "8443"
+                  |          ^^^^^^
+                invalid socket address syntax"#]],
+        );
+    }
+
+    #[test]
+    fn the_packaged_file_is_valid_and_shows_the_defaults() {
+        let text = include_str!("../../../packaging/vmkeepd.toml");
+        assert_eq!(Config::parse(text).expect("it is valid"), Config::default());
+        // Each setting that is shown commented out is a real key with its real default.
+        let shown: String = text.lines().filter_map(|l| l.strip_prefix("#:")).map(|l| format!("{}\n", l.trim())).collect();
+        let mut config = Config::parse(&shown).expect("what is shown is valid");
+        let tls = config.tls.take().expect("[tls] is shown");
+        assert_eq!((tls.cert, tls.key), (default_cert(), default_key()));
+        (config.node, config.audit) = (None, None);
+        config.socket_users.clear();
+        assert_eq!(config, Config::default());
+    }
+}

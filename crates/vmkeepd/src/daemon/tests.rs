@@ -1,0 +1,118 @@
+//! The whole daemon on the fake hypervisor, spoken to by the real client.
+
+use std::time::Instant;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use vmkeep_api::body::{Accepted, HostCheck, VersionAnswer};
+use vmkeep_api::client::Client;
+use vmkeep_api::client::websocket::Message;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Running {
+    client: Client,
+    config: Config,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        let config = Config {
+            node: Some(Name::known("node1")),
+            store: at("store"),
+            socket: at("vmkeepd.sock"),
+            hypervisor: HypervisorKind::Fake,
+            pool: at("pool"),
+            serial_log_dir: at("logs"),
+            run_dir: at("run"),
+            ..Config::default()
+        };
+        let shutdown = CancellationToken::new();
+        let hangup = signal(SignalKind::hangup()).expect("signals");
+        let task = tokio::spawn(serve(config.clone(), Notify::from_env(), hangup, shutdown.clone()));
+        let running = Self { client: Client::unix(&config.socket), config, shutdown, task, _dir: dir };
+        running.until("the daemon answers", || async { running.client.call("version").answer::<VersionAnswer>().await.is_ok() }).await;
+        running
+    }
+
+    async fn until<F: Future<Output = bool>>(&self, what: &str, mut look: impl FnMut() -> F) {
+        let begin = Instant::now();
+        while !look().await {
+            assert!(begin.elapsed() < PATIENCE, "{what} did not come true");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn vm(&self, name: &str) -> Value {
+        self.client.call("vm.get").field("name", name).answer().await.expect("the VM")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_becomes_a_running_vm_with_a_console_and_the_daemons_end_leaves_it() {
+    let running = Running::new().await;
+    let wish =
+        json!({"name": "web", "memory": "64M", "firmware": "bios", "nics": [], "disks": [{"name": "root", "empty": true, "size": "1M"}]});
+    running.client.call("vm.create").json(&wish).answer::<Accepted>().await.expect("accepted");
+    running.until("it runs", || async { running.vm("web").await["status"]["phase"] == "running" }).await;
+
+    // Socket, server, gate, node router: the upgrade passes them all.
+    let mut console = running.client.call("vm.console").field("name", "web").websocket().await.expect("a console");
+    console.send(Message::binary(b"echo passed\r".to_vec())).await.expect("typed");
+    let mut heard = String::new();
+    while !heard.contains("passed\r\ntiny#") {
+        match tokio::time::timeout(PATIENCE, console.next()).await.expect("in time") {
+            Some(Ok(Message::Binary(bytes))) => heard += &String::from_utf8_lossy(&bytes),
+            other => panic!("{other:?} after {heard:?}"),
+        }
+    }
+    let check: HostCheck = running.client.call("host.check").answer().await.expect("a check");
+    assert!(check.rows.iter().any(|row| row.id == "kvm"));
+
+    // An open console does not hold the end up.
+    let begin = Instant::now();
+    running.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(!running.config.socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_shutdown_stops_vms_and_the_next_start_is_allowed_again() {
+    let running = Running::new().await;
+    let wish = json!({"name": "web", "memory": "64M", "firmware": "bios", "run": "always", "nics": [], "disks": [{"name": "root", "empty": true, "size": "1M"}]});
+    running.client.call("vm.create").json(&wish).answer::<Accepted>().await.expect("accepted");
+    running.until("it runs", || async { running.vm("web").await["status"]["phase"] == "running" }).await;
+    let socket = running.config.socket.clone();
+    let ask = |route: &'static str| {
+        let socket = socket.clone();
+        tokio::task::spawn_blocking(move || crate::guests::ask(&socket, route))
+    };
+    ask("/n/guests/shutdown").await.expect("no panic").expect("all are down");
+    running.until("it is off", || async { running.vm("web").await["status"]["phase"] != "running" }).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_ne!(running.vm("web").await["status"]["phase"], "running", "run: always does not fight a host that goes down");
+    ask("/n/guests/resume").await.expect("no panic").expect("called off");
+    running.until("it runs again", || async { running.vm("web").await["status"]["phase"] == "running" }).await;
+    assert!(ask("/n/guests/nothing").await.expect("no panic").is_err());
+    running.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_on_the_same_store_is_refused() {
+    let running = Running::new().await;
+    let hangup = signal(SignalKind::hangup()).expect("signals");
+    let second = Config { socket: running.config.socket.with_extension("2"), ..running.config.clone() };
+    let error = serve(second, Notify::from_env(), hangup, CancellationToken::new()).await.expect_err("the store is locked");
+    assert!(format!("{error:#}").contains("cannot open the store"), "{error:#}");
+    running.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
+}

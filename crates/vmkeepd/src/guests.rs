@@ -1,0 +1,35 @@
+//! `vmkeepd guests-shutdown`: asks the running daemon by its socket. Used by vmkeep-guests.service.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// systemd is on its way down: not when a package stops the service.
+pub fn host_is_stopping() -> bool {
+    let answer = Command::new("systemctl").arg("is-system-running").env("LC_ALL", "C.UTF-8").output();
+    answer.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).trim() == "stopping")
+}
+
+/// Posts to a node-local route and waits for its end, however long VMs take.
+pub fn ask(socket: &Path, route: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(post(socket, route))
+}
+
+async fn post(socket: &Path, route: &str) -> anyhow::Result<()> {
+    let stream = UnixStream::connect(socket).await.with_context(|| format!("vmkeepd does not answer on {}", socket.display()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = http::Request::post(route).header(http::header::HOST, "vmkeep").body(Empty::<hyper::body::Bytes>::new())?;
+    let response = sender.send_request(request).await.context("vmkeepd went away")?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let body = response.into_body().collect().await?.to_bytes();
+    bail!("{}", vmkeep_api::problem::read(status.as_u16(), &body))
+}

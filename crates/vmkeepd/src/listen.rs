@@ -1,0 +1,228 @@
+//! Serving connections of both kinds with one router: HTTP/1.1, upgrades, limits, and an end that does not wait for streams.
+//!
+//! ```text
+//!  unix: accept ─ peer credentials ─► Caller ─┐
+//!  tls:  accept ─ handshake ─ bearer token ───┴► router
+//! ```
+//! A connection that breaks, a bad handshake or a peer without a role harms nobody else.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use vmkeep_api::body::ProblemBody;
+use vmkeep_api::problem;
+use vmkeep_store::Store;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::record::Caller;
+
+use crate::peer::{Peer, Roles};
+
+/// Connections of one listener at once: 20 clients, their event streams and consoles, and room; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 512;
+/// A client that does not finish its request's head is gone.
+const HEAD_PATIENCE: Duration = Duration::from_secs(15);
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// After an error of accept (out of descriptors): others may close meanwhile.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// What all connections of the daemon share.
+#[derive(Clone)]
+pub struct Serve {
+    pub router: Router,
+    pub shutdown: CancellationToken,
+    pub connections: TaskTracker,
+}
+
+impl Serve {
+    /// Serves one connection until it ends or the daemon does; the request under way is finished.
+    async fn connection<S>(&self, stream: S, who: Who)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let (router, who) = (router.clone(), who.clone());
+            async move { Ok::<Response, std::convert::Infallible>(who.call(router, request.map(axum::body::Body::new)).await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
+        }
+    }
+}
+
+/// How a connection's requests are told apart.
+#[derive(Clone)]
+enum Who {
+    /// Known by the kernel.
+    Peer(Option<Caller>),
+    /// Each request brings its token.
+    Token(Arc<dyn Store>),
+}
+
+impl Who {
+    async fn call(&self, router: Router, mut request: Request) -> Response {
+        let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
+        match self.caller(authorization).await {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                router.oneshot(request).await.unwrap_or_else(|never| match never {})
+            }
+            Err(error) => refuse(error),
+        }
+    }
+
+    async fn caller(&self, authorization: Option<http::HeaderValue>) -> Result<Caller, Error> {
+        match self {
+            Self::Peer(Some(caller)) => Ok(caller.clone()),
+            Self::Peer(None) => {
+                Err(Error::new(Code::Forbidden, "you have no role here")
+                    .hint("root, the socket's group and socket_users in vmkeepd.toml have"))
+            }
+            Self::Token(store) => {
+                let bearer = authorization
+                    .as_ref()
+                    .and_then(|v| v.to_str().ok())
+                    .and_then(|v| v.split_once(' '))
+                    .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+                let missing = || {
+                    Error::new(Code::Unauthenticated, "a token is needed")
+                        .hint("make one on the host: vmkeep token create NAME --role operator")
+                };
+                let (_, token) = bearer.ok_or_else(missing)?;
+                vmkeep_server::auth::authenticate_token(store.as_ref(), token.trim()).await
+            }
+        }
+    }
+}
+
+pub fn refuse(error: Error) -> Response {
+    let status = http::StatusCode::from_u16(error.code.http_status()).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let unauthenticated = error.code == Code::Unauthenticated;
+    let mut response = (status, axum::Json(ProblemBody::from(error))).into_response();
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(problem::CONTENT_TYPE));
+    if unauthenticated {
+        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Binds the socket with its rights; one that another daemon still serves is refused, a dead one is replaced.
+pub fn bind_unix(path: &Path, roles: &Roles) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            bail!("another vmkeepd serves {}", path.display());
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot remove the old {}", path.display()))?;
+    }
+    // Nobody but us may connect before the rights are set.
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(old);
+    let listener = bound.with_context(|| format!("cannot listen on {}", path.display()))?;
+    match roles.group() {
+        Some(group) => {
+            nix::unistd::chown(path, None, Some(group)).with_context(|| format!("cannot give {} to its group", path.display()))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        }
+        None => tracing::warn!("the socket's group does not exist: only root may use {}", path.display()),
+    }
+    Ok(listener)
+}
+
+pub async fn unix(serve: Serve, listener: UnixListener, roles: Roles) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let accepted = tokio::select! {
+            () = serve.shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let peer = Peer::of(stream.as_fd()).map_err(|error| tracing::warn!(%error, "a peer without credentials")).ok();
+        let who = Who::Peer(peer.and_then(|peer| roles.caller(&peer)));
+        let one = serve.clone();
+        serve.connections.spawn(async move {
+            one.connection(stream, who).await;
+            drop(permit);
+        });
+    }
+}
+
+/// The TLS configuration that new connections get; exchanged on SIGHUP.
+pub type CurrentTls = Arc<Mutex<Arc<ServerConfig>>>;
+
+pub async fn bind_tls(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} (tls.listen)"))
+}
+
+pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Arc<dyn Store>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let accepted = tokio::select! {
+            () = serve.shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let acceptor = TlsAcceptor::from(tls.lock().expect("no panic holds this lock").clone());
+        let (one, who) = (serve.clone(), Who::Token(store.clone()));
+        serve.connections.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => one.connection(stream, who).await,
+                Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
