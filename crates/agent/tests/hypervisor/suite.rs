@@ -182,15 +182,20 @@ async fn guest_goes_down(stand: &dyn Stand) {
     tokio::time::timeout(PATIENCE, rest).await.expect("the console ends with the guest");
 
     hv.start(vm).await.expect("start");
-    hv.reset(vm).await.expect("reset");
+    let mut console = open_console(&*hv, vm).await;
+    greet(&mut console).await;
+    hv.reboot(vm).await.expect("reboot");
     story_is(
         story.until("rebooted").await,
         expect![[r#"
             agent Down
             Resumed (unpaused)
             Started (booted)
+            powerdown asked
             rebooted"#]],
     );
+    hv.reset(vm).await.expect("reset");
+    story.until("rebooted").await;
     remove(&*hv, vm).await;
 }
 
@@ -372,6 +377,6 @@ async fn leaks_nothing(stand: &dyn Stand) {
     assert!(open_files() <= before, "{before} files before, {} after {lives} lives", open_files());
 }
 
-fn open_files() -> usize {
+pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("procfs").count()
 }

@@ -37,12 +37,10 @@ impl Node {
                 Event::Empty(e) => top(&mut open)?.children.push(started(&e)?),
                 Event::End(_) => {
                     let mut done = open.pop().ok_or_else(|| bad(&"an end tag too many"))?;
-                    if !done.children.is_empty() {
-                        done.text.clear();
-                    }
+                    done.text = if done.children.is_empty() { done.text.trim().to_owned() } else { String::new() };
                     top(&mut open)?.children.push(done);
                 }
-                Event::Text(e) => top(&mut open)?.text.push_str(e.trim()),
+                Event::Text(e) => top(&mut open)?.text.push_str(&e),
                 Event::CData(e) => top(&mut open)?.text.push_str(&e),
                 Event::GeneralRef(e) => {
                     let entity = format!("&{};", &*e);
@@ -138,7 +136,7 @@ mod tests {
     #[test]
     fn what_is_read_is_written() {
         let node = Node::parse("<a x='1&amp;2'><!-- c --><b>t &lt; u</b><c y=\"'\"/></a>").expect("well-formed");
-        assert_eq!(node.child("b").expect("it has one").text, "t< u");
+        assert_eq!(node.child("b").expect("it has one").text, "t < u");
         assert_eq!(Node::parse(&node.render()).expect("well-formed"), node);
         for bad in ["", "<a>", "<a></b>", "text"] {
             assert!(Node::parse(bad).is_err(), "{bad}");

@@ -19,7 +19,6 @@ mod session;
 mod stats;
 mod stream;
 
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +32,9 @@ use self::conn::Conn;
 use self::domain::{Act, Domain};
 use self::pool::Pool;
 use self::session::{Link, Session};
-use super::{xml,
+use super::{
     ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, Screenshot, UndefineKeep,
-    XmlKind,
+    XmlKind, xml,
 };
 
 /// A look at libvirt; also long listings.
@@ -237,8 +236,7 @@ impl Hypervisor for LibvirtHypervisor {
 
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError> {
         let events = self.events();
-        let (console, ends) =
-            self.with_session("console", QUERY, move |conn| stream::console(conn, &domain::find(conn, uuid)?)).await?;
+        let (console, ends) = self.with_session("console", QUERY, move |conn| stream::console(conn, &domain::find(conn, uuid)?)).await?;
         tokio::spawn(console.run(events, self.pool.clone()));
         Ok(ends)
     }

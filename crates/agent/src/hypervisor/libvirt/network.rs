@@ -4,8 +4,8 @@ use virt_sys as sys;
 
 use super::conn::{Conn, c_string};
 use super::error::{check, last, said, take_text};
-use crate::hypervisor::xml;
 use crate::hypervisor::HvError;
+use crate::hypervisor::xml;
 
 struct Network(sys::virNetworkPtr);
 

@@ -179,7 +179,11 @@ mod tests {
         }
         let ran = Arc::new(AtomicBool::new(false));
         let flag = ran.clone();
-        let refused = pool.run("start", Duration::from_millis(50), move || Ok(flag.store(true, Ordering::SeqCst))).await;
+        let work = move || {
+            flag.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        let refused = pool.run("start", Duration::from_millis(50), work).await;
         assert!(matches!(refused, Err(HvError::Disconnected(_))), "{refused:?}");
         drop(release);
         assert_eq!(pool.run("after", Duration::from_secs(5), || Ok(())).await, Ok(()));
