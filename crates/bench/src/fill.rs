@@ -53,11 +53,11 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
             false => connection.json(Method::PUT, &path, Some(&halted(name))).await?,
         };
         latencies.push(sent.elapsed());
-        operations.extend(answer["operation"]["id"].as_str().map(str::to_owned));
+        operations.push(answer);
     }
     report.samples("accepted", Samples::new(latencies, begin.elapsed()));
-    for operation in &operations {
-        finish(&mut connection, operation, begin + PATIENCE).await?;
+    for accepted in &operations {
+        finish(&mut connection, accepted, begin + PATIENCE).await?;
     }
     report.number("all done after", begin.elapsed().as_secs_f64(), "s", None);
     Ok(report)
@@ -74,15 +74,18 @@ async fn made(connection: &mut Connection) -> anyhow::Result<Vec<String>> {
     items.iter().map(|vm| Ok(vm["spec"]["name"].as_str().context("a VM has a name")?.to_owned())).collect()
 }
 
-/// Waits until an operation is done.
-pub async fn finish(connection: &mut Connection, operation: &str, until: Instant) -> anyhow::Result<()> {
+/// Waits until the operation of a 202 answer is done. One that was over when it was answered (nothing changed) is not kept.
+pub async fn finish(connection: &mut Connection, accepted: &Value, until: Instant) -> anyhow::Result<()> {
+    let mut now = accepted["operation"].clone();
+    let id = now["id"].as_str().context("the answer names no operation")?.to_owned();
     loop {
-        let now = connection.json(Method::GET, &format!("/v1/operations/{operation}"), None).await?;
         match now["state"].as_str() {
             Some("done") => return Ok(()),
-            Some("failed" | "cancelled") => bail!("operation {operation}: {}: {}", now["state"], now["error"]),
-            _ if Instant::now() > until => bail!("operation {operation} does not end: {now}"),
-            _ => tokio::time::sleep(LOOK_EVERY).await,
+            Some("failed" | "cancelled") => bail!("operation {id}: {}: {}", now["state"], now["error"]),
+            _ if Instant::now() > until => bail!("operation {id} does not end: {now}"),
+            _ => {}
         }
+        tokio::time::sleep(LOOK_EVERY).await;
+        now = connection.json(Method::GET, &format!("/v1/operations/{id}"), None).await?;
     }
 }

@@ -89,8 +89,7 @@ async fn round(connection: &mut Connection, virsh: &Virsh, args: &Args, name: &s
 /// A call that answers an operation, until that is done.
 async fn call(connection: &mut Connection, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<()> {
     let answer = connection.json(method, path, body).await?;
-    let operation = answer["operation"]["id"].as_str().context("the answer names no operation")?.to_owned();
-    finish(connection, &operation, Instant::now() + PATIENCE).await
+    finish(connection, &answer, Instant::now() + PATIENCE).await
 }
 
 fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
