@@ -209,11 +209,14 @@ impl Host {
         })
     }
 
-    /// Applies a manifest and waits for its operations.
+    /// Applies a manifest and waits for its operations; what was told on the way.
     pub fn apply(&self, manifest: &str) -> String {
         let file = self.dir.path().join("manifest.yaml");
         std::fs::write(&file, manifest).expect("a manifest");
-        self.ok(["apply".as_ref(), "-f".as_ref(), file.as_os_str(), "--wait".as_ref()])
+        let out = self.vmkeep(["apply".as_ref(), "-f".as_ref(), file.as_os_str(), "--wait".as_ref()]);
+        let told = text(&out.stdout) + &text(&out.stderr);
+        assert!(out.status.success(), "apply: {told}\n-- daemon:\n{}", tail(&self.daemon_log()));
+        told
     }
 
     /// Pids of QEMU in this host.

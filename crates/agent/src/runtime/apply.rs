@@ -17,11 +17,11 @@ use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
 
 use super::claim;
-use super::node::Node;
+use super::node::{Look, Node};
 use super::report::State;
 use crate::domain::{self, BuildInput, DiskSource};
 use crate::hypervisor::{HvError, XmlKind};
-use crate::net::{self, NetAttach};
+use crate::net::NetAttach;
 use crate::seed;
 
 /// The domain XML that the wish asks for, and what went into it.
@@ -33,7 +33,7 @@ struct Wanted {
 /// Makes everything match the wish without starting anything.
 pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     prepare_volumes(node, state).await?;
-    let wanted = wanted(node, state).await?;
+    let wanted = wanted(node, state, Look::Fresh).await?;
     define(node, state, &wanted).await?;
     if state.domain.known().is_some_and(|d| d.state.is_live()) {
         change_live(node, state, &wanted).await?;
@@ -48,7 +48,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
 pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     let fresh = state.memory.applied < state.wish() || state.domain == Observed::Absent || !state.pending.is_empty();
     prepare_volumes(node, state).await?;
-    let wanted = wanted(node, state).await?;
+    let wanted = wanted(node, state, Look::Fresh).await?;
     if fresh {
         define(node, state, &wanted).await?;
     } else {
@@ -136,7 +136,7 @@ fn volume_words(order: &Order, volume: &VolumeRecord) -> String {
     }
 }
 
-async fn wanted(node: &Node, state: &mut State) -> Result<Wanted, Error> {
+async fn wanted(node: &Node, state: &mut State, look: Look) -> Result<Wanted, Error> {
     let profile = node.profile().await?;
     let mut disks = BTreeMap::new();
     for (disk, volume) in &state.order.volumes {
@@ -149,7 +149,7 @@ async fn wanted(node: &Node, state: &mut State) -> Result<Wanted, Error> {
     let mut nics: BTreeMap<Name, NetAttach> = BTreeMap::new();
     for nic in &state.order.spec.nics {
         let spec = state.order.networks.get(&nic.network).ok_or_else(|| Error::not_found("network", &nic.network))?;
-        nics.insert(nic.name.clone(), net::ensure(node.hv.as_ref(), spec).await?);
+        nics.insert(nic.name.clone(), node.network(spec, look).await?);
     }
     let seed = write_seed(node, &state.order).await?;
     let input = BuildInput {
@@ -302,7 +302,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
         return;
     }
     let before = state.drift.clone();
-    let outcome = match wanted(node, state).await {
+    let outcome = match wanted(node, state, Look::Kept).await {
         Ok(wanted) => note_difference(node, state, &wanted).await,
         Err(error) => Err(error),
     };

@@ -10,6 +10,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::{KvmState, NodeFacts};
 use vmkeep_types::ids::Epoch;
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::pool::PoolSpec;
 use vmkeep_types::units::ByteCount;
 
@@ -17,6 +18,7 @@ use super::boot::BootBoard;
 use super::clock::BootId;
 use crate::domain::HostProfile;
 use crate::hypervisor::Hypervisor;
+use crate::net::{self, NetAttach};
 use crate::pool::{self, Pool};
 
 /// Domains that libvirt is asked to start at once: more only queue inside it.
@@ -42,6 +44,15 @@ pub struct AgentConfig {
     pub kvm: KvmState,
 }
 
+/// Whether what was found out before is good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    Fresh,
+    Kept,
+}
+
+type Pools = BTreeMap<Name, (PoolSpec, Arc<dyn Pool>)>;
+
 pub struct Node {
     pub name: Name,
     pub store: Arc<dyn Store>,
@@ -55,7 +66,9 @@ pub struct Node {
     pub going_down: watch::Sender<Option<u16>>,
     epoch: Mutex<Epoch>,
     profile: tokio::sync::Mutex<Option<Arc<HostProfile>>>,
-    pools: Mutex<BTreeMap<Name, (PoolSpec, Arc<dyn Pool>)>>,
+    pools: Mutex<Pools>,
+    /// Networks that were ensured since libvirt was connected.
+    networks: Mutex<BTreeMap<Name, (NetworkSpec, NetAttach)>>,
 }
 
 /// How a node would die when it must; written before its first claim and never changed within an epoch.
@@ -93,6 +106,7 @@ impl Node {
             epoch: Mutex::new(Epoch(0)),
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
+            networks: Mutex::new(BTreeMap::new()),
             config,
         }))
     }
@@ -128,6 +142,7 @@ impl Node {
         let versions = self.hv.versions().await.ok();
         if versions.is_none() {
             *self.profile.lock().await = None;
+            self.networks.lock().expect("no panic holds this lock").clear();
         }
         let facts = NodeFacts {
             name: self.name.clone(),
@@ -158,6 +173,17 @@ impl Node {
         let profile = Arc::new(HostProfile::gather(self.hv.as_ref(), &self.config.kvm).await?);
         *kept = Some(profile.clone());
         Ok(profile)
+    }
+
+    /// What a NIC on this network plugs into. `Fresh` asks libvirt, which also starts a network that somebody stopped.
+    pub async fn network(&self, spec: &NetworkSpec, look: Look) -> Result<NetAttach, Error> {
+        let kept = self.networks.lock().expect("no panic holds this lock").get(&spec.name).filter(|(of, _)| of == spec).map(|(_, attach)| attach.clone());
+        if let (Look::Kept, Some(attach)) = (look, kept) {
+            return Ok(attach);
+        }
+        let attach = net::ensure(self.hv.as_ref(), spec).await?;
+        self.networks.lock().expect("no panic holds this lock").insert(spec.name.clone(), (spec.clone(), attach.clone()));
+        Ok(attach)
     }
 
     /// The driver of a pool; kept while its spec is the same.

@@ -33,6 +33,8 @@ pub struct State {
     pub name_there: Option<String>,
     /// From the last stop event, for a libvirt that forgot.
     pub exit_hint: Option<ExitCause>,
+    /// We asked the guest to stop, or killed it; what its stop event is told as.
+    pub asked_stop: bool,
     pub doing: Option<Doing>,
     pub error: Option<Error>,
     pub steps: Vec<String>,
@@ -60,6 +62,7 @@ impl State {
             ours: true,
             name_there: None,
             exit_hint: None,
+            asked_stop: false,
             doing: None,
             error: None,
             steps: Vec::new(),

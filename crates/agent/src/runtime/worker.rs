@@ -197,6 +197,7 @@ async fn act(node: &Node, state: &mut State, act: Act) -> bool {
         state.fail(Error::new(Code::Conflict, format!("libvirt has a domain with the UUID {id} that vmkeep did not make")).hint(hint));
         return false;
     }
+    state.asked_stop |= matches!(act, Act::AskDown | Act::Kill);
     match act {
         Act::Nothing => true,
         Act::Apply => {
@@ -249,6 +250,7 @@ async fn start(node: &Node, state: &mut State) {
     let why = state.memory.last_failure.clone().unwrap_or_default();
     match apply::start(node, state).await {
         Ok(()) => {
+            state.asked_stop = false;
             let mut memory = state.memory.clone();
             vm::started(&mut memory, &state.order);
             state.memory = memory;
@@ -284,7 +286,11 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
             HvEvent::Lifecycle { what: Lifecycle::Crashed, detail, .. } => state.event(Level::Error, "vm.panicked", format!("the guest panicked: {detail}")),
             HvEvent::Lifecycle { .. } => {}
             HvEvent::PowerdownAsked(_) => vm::asked_down_outside(&mut state.memory, boottime_ms()),
-            HvEvent::Rebooted(_) => state.event(Level::Info, "vm.rebooted", "the guest rebooted"),
+            HvEvent::Rebooted(_) => {
+                // libvirt asks for a power-down on the way to a reboot: that was no stop.
+                state.memory.asked_outside_ms = None;
+                state.event(Level::Info, "vm.rebooted", "the guest rebooted");
+            }
             HvEvent::Watchdog(_, action) => state.event(Level::Warn, "vm.watchdog", format!("the guest's watchdog fired: {action}")),
             HvEvent::IoError { device, reason, .. } => state.event(Level::Error, "vm.io-error", format!("I/O error on {device}: {reason}")),
             HvEvent::Agent { connected: crate::hypervisor::AgentLink::Up, .. } => node.board.agent_answers(state.order.vm),
@@ -297,7 +303,7 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
 }
 
 fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
-    let ordered = state.memory.stopping.is_some();
+    let ordered = state.asked_stop;
     let (level, code, message) = match cause {
         ExitCause::Shutdown if ordered => (Level::Info, "vm.stopped", "stopped".to_owned()),
         ExitCause::Destroyed if ordered => (Level::Warn, "vm.killed", "killed".to_owned()),
