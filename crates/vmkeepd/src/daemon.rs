@@ -94,6 +94,8 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     let node_name = config.node_name()?;
     let store = open_store(&config).await?;
     let parts = Parts::assemble(&config, &node_name, store.clone()).await?;
+    // Before the first request: a wish on an empty store must find the node that is to have it.
+    parts.node.join().await.context("the node cannot join its store")?;
     let connections = TaskTracker::new();
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
 
@@ -140,7 +142,9 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     shutdown.cancel();
     connections.close();
     let orderly = async {
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            tracing::debug!(part = ended.unwrap_or("a part that panicked"), "ended");
+        }
         connections.wait().await;
     };
     if tokio::time::timeout(STOP_PATIENCE, orderly).await.is_err() {
