@@ -21,8 +21,8 @@ use super::remove;
 use super::report::State;
 use crate::hypervisor::{HvError, HvEvent, Lifecycle};
 
-/// Looks without a reason, to find what no event told: drift, mostly.
-const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// Looks without a reason, to find what no event told: `virsh setmem --config` changes a description silently.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Decisions in a row before the worker lets others have the thread and looks at its inbox again.
 const ACTS_IN_A_ROW: u32 = 20;
 /// Events kept for a busy worker; older ones are dropped, because a look finds out the same.

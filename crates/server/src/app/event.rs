@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+use vmkeep_store::typed::Stored;
 use vmkeep_store::{Store, StoreError, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::Event;
@@ -12,11 +14,22 @@ use super::{op, store_error};
 /// Events kept of one object.
 const KEEP_PER_OBJECT: usize = 200;
 
+/// An event and its place in a page: its time stamp, then its object, so that two of one moment are told apart.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Row {
+    pub event: Event,
+    #[serde(skip)]
+    pub place: String,
+}
+
 /// Events under a prefix, oldest first.
-pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Event>, Error> {
-    let mut events: Vec<Event> = typed::list_json::<Event>(store, prefix).await.map_err(store_error)?.into_iter().map(|s| s.value).collect();
-    events.sort_by_key(|e| e.at);
-    Ok(events)
+pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Row>, Error> {
+    let stored = typed::list_json::<Event>(store, prefix).await.map_err(store_error)?;
+    let row = |s: Stored<Event>| Row { place: format!("{}/{}", s.key.rsplit('/').next().unwrap_or_default(), s.value.resource.uid), event: s.value };
+    let mut rows: Vec<Row> = stored.into_iter().map(row).collect();
+    rows.sort_by(|a, b| a.place.cmp(&b.place));
+    Ok(rows)
 }
 
 pub fn all(project: &Name) -> String {

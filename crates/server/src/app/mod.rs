@@ -26,6 +26,9 @@ use vmkeep_types::record::Caller;
 /// Tries of a change that somebody else's write overtook.
 pub const TRIES_MAX: u32 = 5;
 
+/// One key per node that ever joined.
+const ALL_EPOCHS: &str = "epoch/";
+
 /// A store's error at the border.
 pub fn store_error(error: StoreError) -> Error {
     match error {
@@ -92,10 +95,14 @@ pub fn done(mut op: Operation) -> Operation {
     op
 }
 
-/// All nodes that have joined.
+/// All nodes that have joined, in order of name. Found by their epochs, because under `n/` lie the orders of every VM too.
 pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
-    let all = store.list(keys::ALL_NODES).await.map_err(store_error)?.items;
-    all.iter().filter(|kv| kv.key.ends_with("/facts")).map(|kv| typed::decode(kv).map_err(store_error)).collect()
+    let mut facts = Vec::new();
+    for epoch in store.list(ALL_EPOCHS).await.map_err(store_error)?.items {
+        let Ok(name) = epoch.key[ALL_EPOCHS.len()..].parse::<Name>() else { continue };
+        facts.extend(get::<NodeFacts>(store, &keys::facts(&name)).await?.map(|found| found.value));
+    }
+    Ok(facts)
 }
 
 /// What every store begins with: the directory pool, the NAT network, the format level. Once; later calls change nothing.

@@ -44,8 +44,12 @@ pub async fn cancel(store: &dyn Store, project: &Name, id: &str) -> Result<Opera
     commit(store, txn).await?.map(|_| over).ok_or_else(|| Error::conflict("the operation moved on meanwhile; look again"))
 }
 
-/// A cancelled import leaves no image behind.
+/// A cancelled import or creation leaves no record behind.
 async fn drop_half_made(store: &dyn Store, op: &Operation) -> Result<Vec<Op>, Error> {
+    if op.kind == "volume.create" {
+        let id = vmkeep_types::ids::VolumeId(op.resource.uid);
+        return Ok([keys::volume(&op.project, id), keys::name("volume", &op.project, &op.resource.name)].map(Op::Delete).to_vec());
+    }
     if op.kind != "image.import" {
         return Ok(Vec::new());
     }
@@ -65,6 +69,23 @@ pub(super) async fn expire(store: &dyn Store) -> Result<(), StoreError> {
         let count = of_object.entry(stored.value.resource.uid).or_default();
         *count += 1;
         if ended < oldest || *count > KEEP_PER_OBJECT {
+            gone.push(stored.key);
+        }
+    }
+    delete_all(store, gone).await?;
+    forget_repeats(store).await
+}
+
+/// An Idempotency-Key lives as long as its operation.
+async fn forget_repeats(store: &dyn Store) -> Result<(), StoreError> {
+    let mut gone = Vec::new();
+    for stored in typed::list_json::<OperationId>(store, super::vm::ALL_REPEATS).await? {
+        let project = stored.key.split('/').nth(1).and_then(|p| p.parse::<Name>().ok());
+        let kept = match project {
+            Some(project) => store.get(&keys::op(&project, stored.value)).await?.is_some(),
+            None => false,
+        };
+        if !kept {
             gone.push(stored.key);
         }
     }

@@ -44,6 +44,11 @@ pub fn resource(record: &VmRecord) -> ResourceRef {
 /// One of the verbs of `POST …/actions/{action}`.
 pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wish: ActionRequest) -> Result<Operation, Error> {
     match action {
+        _ if wish.timeout.is_some() => {
+            let hint = format!("vmkeep vm set {name} stop_timeout=…");
+            Err(Error::invalid("`timeout` is not taken here; how long a stop may last is the VM's stop_timeout").hint(hint))
+        }
+        _ if wish.name.is_some() && !matches!(action, "rename" | "clone") => Err(Error::invalid(format!("'{action}' takes no `name`"))),
         "start" => command(store, ask, name, action, PowerWish::On).await,
         "stop" => command(store, ask, name, action, PowerWish::Off).await,
         "kill" => command(store, ask, name, action, PowerWish::Killed).await,
@@ -57,7 +62,7 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         "release" => leave(store, ask, name, "vm.release", Leaving::Release).await,
         other => {
             let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release";
-            Err(Error::not_found("action", other).hint(hint))
+            Err(Error::not_found("action", other).hint(format!("known are {hint}")))
         }
     }
 }
@@ -74,6 +79,9 @@ pub async fn command(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, want
             return Err(Error::conflict(format!("'{name}' has run: halted")).hint(format!("vmkeep vm set {name} run=on-failure")));
         }
         let key = keys::power(found.value.id);
+        if found.value.leaving.is_some() {
+            return Err(Error::conflict(format!("'{name}' is being deleted")));
+        }
         let Some(old) = get::<Power>(store, &key).await? else { return Err(Error::not_found("vm", name)) };
         let held = matches!(want, PowerWish::Off | PowerWish::Killed).then(|| Hold { by: ask.caller.name.clone(), at: jiff::Timestamp::now() });
         let new = Power { want, cycle: old.value.cycle + 1, held };
@@ -190,6 +198,11 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: Stri
     }
 }
 
+/// A pool names a volume's file after its id; such a file stays vmkeep's to delete.
+fn is_own_file(path: &str, id: VolumeId) -> bool {
+    std::path::Path::new(path).file_stem().is_some_and(|stem| stem.to_string_lossy() == id.to_string())
+}
+
 /// Accepts the disk chains that are there now.
 pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &std::collections::BTreeMap<Name, String>) -> Result<Operation, Error> {
     let found = record(store, &ask.project, name).await?;
@@ -197,6 +210,9 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &std:
     for (disk, id) in &found.value.volumes {
         let key = keys::volume(&ask.project, *id);
         let (Some(path), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };
+        if is_own_file(path, *id) {
+            continue;
+        }
         let accepted = VolumeRecord { foreign_path: Some(path.clone()), ..volume.value };
         txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &accepted));
     }
@@ -206,11 +222,22 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &std:
 
 /// The id under which an operation of a repeated POST is found again.
 pub fn idempotency_key(project: &Name, key: &str) -> String {
-    format!("idem/{project}/{key}")
+    format!("{ALL_REPEATS}{project}/{key}")
 }
 
-/// The operation that a POST with this key began before.
-pub async fn repeated(store: &dyn Store, project: &Name, key: &str) -> Result<Option<Operation>, Error> {
+/// Keys of POSTs that may be repeated.
+pub const ALL_REPEATS: &str = "idem/";
+
+/// The operation that a POST with this key began before, for the same VM.
+///
+/// # Errors
+/// `Conflict` when the key was used for another VM.
+pub async fn repeated(store: &dyn Store, project: &Name, key: &str, vm: &Name) -> Result<Option<Operation>, Error> {
     let Some(id) = get::<OperationId>(store, &idempotency_key(project, key)).await? else { return Ok(None) };
-    Ok(get::<Operation>(store, &keys::op(project, id.value)).await?.map(|s| s.value))
+    let Some(op) = get::<Operation>(store, &keys::op(project, id.value)).await?.map(|s| s.value) else { return Ok(None) };
+    if op.resource.name != *vm {
+        let hint = "a new request takes a new key";
+        return Err(Error::conflict(format!("this Idempotency-Key was used to create '{}'", op.resource.name)).hint(hint));
+    }
+    Ok(Some(op))
 }

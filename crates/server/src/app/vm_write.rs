@@ -137,7 +137,9 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     restore_secrets(&mut spec, &old.value.spec);
     if spec == old.value.spec && !guard.again {
         let op = operation(ask, "vm.update", resource(&old.value), Wanted::Vm { spec_revision: old.modified, power_cycle: 0 });
-        return Ok(Some(Written { op: done(op), changed: Changed::Nothing }));
+        let op = done(op);
+        commit(store, Txn::default().then(put_op(&op))).await?;
+        return Ok(Some(Written { op, changed: Changed::Nothing }));
     }
     let refusals = change::refusals(&old.value.spec, &spec);
     if !refusals.is_empty() {
