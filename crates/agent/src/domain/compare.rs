@@ -2,63 +2,102 @@
 
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::{FirmwareChoice, VmChoices};
 
 use super::Comparison;
-use super::facts::{Facts, facts};
+use super::build::{family, target_key};
+use super::diff::{self, Difference, View, differences};
 use super::tree::{self, Element};
+use super::{field, metadata};
 
-/// The field under which a domain without our aliases differs as a whole.
-pub const FOREIGN: &str = "hardware description";
-
-/// Drift and conflicts: how `actual` (libvirt's) differs from `wanted` (ours).
+/// Drift and conflicts: how `actual` (libvirt's stored description) differs from `wanted` (ours).
+///
+/// A domain that vmkeep took over and has not written yet differs in many settings that the manifest does not name; they
+/// become vmkeep's with the next change, and are no drift.
+///
+/// # Errors
+/// One of them does not parse.
 pub fn compare(wanted: &str, actual: &str) -> Result<Comparison, Error> {
     let (wanted, actual) = (tree::parse(wanted)?, tree::parse(actual)?);
-    if is_foreign(&actual) {
-        let change = FieldChange { field: FOREIGN.into(), from: "as it was adopted".into(), to: "as vmkeep writes it".into() };
-        return Ok(Comparison { drift: vec![change], conflicts: Vec::new() });
-    }
+    let foreign = diff::is_foreign(&actual);
     let mut comparison = Comparison::default();
-    for change in differences(&facts(&wanted), &facts(&actual)) {
-        let of_data = (change.field.starts_with("disks[") && change.field.ends_with(".source") && change.from != "-" && change.to != "-") || change.field == "tpm" && change.to == "-";
-        if of_data { comparison.conflicts.push(change) } else { comparison.drift.push(change) }
+    for difference in differences(&wanted, &actual, View::Stored) {
+        let change = field::change(&difference);
+        if is_conflict(&difference, &actual) {
+            comparison.conflicts.push(change);
+        } else if !(foreign && is_detail(&change.field)) {
+            comparison.drift.push(change);
+        }
     }
     Ok(comparison)
 }
 
-fn is_foreign(domain: &Element) -> bool {
-    !domain.find("devices").into_iter().flat_map(|d| &d.children).any(|d| d.alias().is_some_and(|a| a.starts_with("ua-")))
+/// Not told by the manifest, or told in another way there.
+pub fn is_detail(field: &str) -> bool {
+    field.starts_with("xml:") || field.starts_with("boot[") || field == "serial.log"
 }
 
-/// Every field that differs, from what is there to what is wished; `-` = not there.
-pub fn differences(wanted: &Facts, actual: &Facts) -> Vec<FieldChange> {
-    let fields: std::collections::BTreeSet<&String> = wanted.keys().chain(actual.keys()).collect();
-    let value = |facts: &Facts, field: &String| facts.get(field).cloned().unwrap_or_else(|| "-".into());
-    let differs = |field: &&String| wanted.get(*field) != actual.get(*field);
-    fields.into_iter().filter(differs).map(|f| FieldChange { field: f.clone(), from: value(actual, f), to: value(wanted, f) }).collect()
+/// Data and state that redefining would lose: somebody changed where they lie.
+fn is_conflict(difference: &Difference<'_>, actual: &Element) -> bool {
+    let (Some(from), Some(to)) = (&difference.from, &difference.to) else { return false };
+    match (difference.device, difference.path.as_str()) {
+        (None, "os/nvram") => true,
+        (Some(device), path) if device.name == "tpm" => path.starts_with("backend"),
+        (Some(device), path) if device.name == "disk" && path.starts_with("source") => {
+            // What vmkeep wrote last and nobody touched is changed by the wish (a rebuild), not behind our back.
+            let Some(name) = device.alias().and_then(|a| a.strip_prefix("ua-disk-")) else { return false };
+            from != to && metadata::written_disks(actual).get(name) != Some(&from.as_str())
+        }
+        _ => false,
+    }
 }
 
-/// Adds what libvirt chose and nobody wrote down yet: addresses by alias, the versioned machine, the firmware.
+/// Adds what libvirt chose and nobody wrote down yet: addresses and targets by alias, the versioned machine, CPU, firmware.
+///
+/// # Errors
+/// The XML does not parse.
 pub fn choices_from(xml: &str, kept: &VmChoices) -> Result<VmChoices, Error> {
     let domain = tree::parse(xml)?;
     let mut choices = kept.clone();
-    for device in domain.find("devices").into_iter().flat_map(|d| &d.children) {
-        if let (Some(alias), Some(address)) = (device.alias(), device.find("address"))
-            && alias.starts_with("ua-")
-            && address.get("type").is_some_and(|t| matches!(t, "pci" | "drive" | "usb"))
-        {
-            choices.addresses.entry(alias.to_owned()).or_insert_with(|| address.write().trim().to_owned());
+    for device in domain.devices() {
+        let Some(alias) = device.alias().filter(|a| a.starts_with("ua-")) else { continue };
+        // A drive's address follows from its target.
+        let keeps = |a: &&Element| a.get("type").is_some_and(|t| matches!(t, "pci" | "usb" | "virtio-serial"));
+        if let Some(address) = device.find("address").filter(keeps) {
+            choices.addresses.entry(alias.to_owned()).or_insert_with(|| flat(address));
+        }
+        if let Some(target) = device.attr_at("target", "dev").filter(|_| device.name == "disk" && alias != "ua-seed") {
+            choices.addresses.entry(target_key(alias)).or_insert_with(|| target.to_owned());
         }
     }
-    choices.machine = choices.machine.or_else(|| domain.attr_at("os/type", "machine").map(str::to_owned));
+    let machine = domain.attr_at("os/type", "machine").filter(|m| !matches!(*m, "q35" | "pc"));
+    if diff::is_foreign(&domain) || machine.is_none_or(|m| family(m).is_none()) {
+        return Ok(choices);
+    }
+    choices.machine = choices.machine.or_else(|| machine.map(str::to_owned));
     choices.domain_type = choices.domain_type.or_else(|| domain.get("type").map(str::to_owned));
     choices.firmware = choices.firmware.or_else(|| Some(firmware(&domain)));
+    choices.cpu_xml = choices.cpu_xml.or_else(|| chosen_cpu(&domain));
     Ok(choices)
 }
 
-fn firmware(domain: &Element) -> FirmwareChoice {
-    let Some(loader) = domain.at("os/loader") else { return FirmwareChoice::Bios };
+fn flat(element: &Element) -> String {
+    element.write().trim().to_owned()
+}
+
+/// The CPU as it was before topology and `cpu.features` were laid over it.
+fn chosen_cpu(domain: &Element) -> Option<String> {
+    let mut cpu = domain.find("cpu").filter(|_| metadata::cpu_is_chosen(domain))?.clone();
+    cpu.children.retain(|c| c.name != "topology");
+    for (name, before) in metadata::overlaid_features(domain) {
+        cpu.children.retain(|c| !(c.name == "feature" && c.get("name") == Some(name)));
+        cpu.children.extend(before.map(|policy| tree::el("feature").attr("policy", policy).attr("name", name)));
+    }
+    Some(flat(&cpu))
+}
+
+pub fn firmware(domain: &Element) -> FirmwareChoice {
+    let Some(loader) = domain.at("os/loader").filter(|l| l.get("type") == Some("pflash")) else { return FirmwareChoice::Bios };
     FirmwareChoice::Uefi {
         loader: loader.text.trim().to_owned(),
         loader_format: loader.get("format").unwrap_or("raw").to_owned(),
@@ -67,10 +106,16 @@ fn firmware(domain: &Element) -> FirmwareChoice {
     }
 }
 
-/// `vda` of the disk `root` in a running domain.
+/// `vda` of the disk `root` in a running domain; of an adopted one, disks are named by their target.
+///
+/// # Errors
+/// The XML does not parse.
 pub fn disk_target(live: &str, disk: &Name) -> Result<Option<String>, Error> {
     let domain = tree::parse(live)?;
     let alias = format!("ua-disk-{disk}");
-    let device = domain.find("devices").into_iter().flat_map(|d| d.all("disk")).find(|d| d.alias() == Some(&alias));
+    let disks = || domain.devices().filter(|d| d.name == "disk");
+    let by_target =
+        || disks().find(|d| d.alias().is_none_or(|a| !a.starts_with("ua-")) && d.attr_at("target", "dev") == Some(disk.as_str()));
+    let device = disks().find(|d| d.alias() == Some(&alias)).or_else(by_target);
     Ok(device.and_then(|d| d.attr_at("target", "dev")).map(str::to_owned))
 }

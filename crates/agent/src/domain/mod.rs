@@ -10,11 +10,16 @@
 mod adopt;
 mod build;
 mod compare;
-mod facts;
+mod diff;
+mod field;
 mod live;
 mod metadata;
 mod patch;
 mod profile;
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 
 use std::collections::BTreeMap;
@@ -25,7 +30,6 @@ use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::order::Order;
 
-
 use crate::hypervisor::LiveChange;
 use crate::net::NetAttach;
 
@@ -34,7 +38,7 @@ pub use build::build;
 pub use compare::{choices_from, compare, disk_target};
 pub use live::live_plan;
 pub use metadata::{Meta, metadata, parse_metadata};
-pub use profile::{HostProfile, Loader};
+pub use profile::{HostFacts, HostProfile, Loader};
 
 /// What a disk opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,10 @@ pub fn serial_log(run_dir: &Path, order: &Order) -> PathBuf {
     run_dir.join(format!("{}.log", order.vm))
 }
 
+/// Where a VM's UEFI variables lie, unless it was adopted with a place of its own.
+fn nvram_path(vm: vmkeep_types::ids::VmId) -> String {
+    format!("/var/lib/libvirt/qemu/nvram/{vm}_VARS.fd")
+}
 
 /// libvirt's XML did not make sense.
 fn odd(what: impl std::fmt::Display) -> Error {

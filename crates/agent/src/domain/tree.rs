@@ -10,6 +10,8 @@ use super::odd;
 const XML_BYTES_MAX: usize = 4 << 20;
 /// libvirt's own nesting is below 12.
 const DEPTH_MAX: usize = 64;
+/// Elements of one document: an element takes more memory than its four bytes `<a/>`.
+const ELEMENTS_MAX: usize = 50_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
@@ -73,6 +75,20 @@ impl Element {
         self.children.iter().find(|c| c.name == name)
     }
 
+    /// The first child of that name, made when there is none.
+    pub fn child_mut(&mut self, name: &str) -> &mut Element {
+        let at = self.children.iter().position(|c| c.name == name).unwrap_or_else(|| {
+            self.children.push(el(name));
+            self.children.len() - 1
+        });
+        &mut self.children[at]
+    }
+
+    /// What stands in `<devices>`.
+    pub fn devices(&self) -> impl Iterator<Item = &Element> {
+        self.find("devices").into_iter().flat_map(|d| &d.children)
+    }
+
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
         self.children.iter().filter(move |c| c.name == name)
     }
@@ -109,14 +125,14 @@ impl Element {
         out.push('<');
         out.push_str(&self.name);
         for (key, value) in &self.attributes {
-            out.push_str(&format!(" {key}='{}'", quick_xml::escape::escape(value.as_str())));
+            out.push_str(&format!(" {key}='{}'", escaped(value, Place::Attribute)));
         }
         if self.children.is_empty() && self.text.is_empty() {
             out.push_str("/>\n");
             return;
         }
         out.push('>');
-        out.push_str(&quick_xml::escape::escape(self.text.as_str()));
+        out.push_str(&escaped(&self.text, Place::Text));
         if !self.children.is_empty() {
             out.push('\n');
             self.children.iter().for_each(|c| c.write_into(out, depth + 1));
@@ -126,7 +142,35 @@ impl Element {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Attribute,
+    Text,
+}
+
+/// Markup and what a reader would normalise becomes references; what XML cannot hold at all becomes U+FFFD.
+fn escaped(value: &str, place: Place) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '\'' if place == Place::Attribute => out.push_str("&apos;"),
+            '"' if place == Place::Attribute => out.push_str("&quot;"),
+            '\n' | '\t' if place == Place::Text => out.push(c),
+            '\n' | '\t' | '\r' => out.push_str(&format!("&#{};", u32::from(c))),
+            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Reads one document.
+///
+/// # Errors
+/// XML that is not well-formed, too large, too deep, or brings a document type.
 pub fn parse(xml: &str) -> Result<Element, Error> {
     if xml.len() > XML_BYTES_MAX {
         return Err(odd(format!("{} bytes, the limit is {XML_BYTES_MAX}", xml.len())));
@@ -134,15 +178,20 @@ pub fn parse(xml: &str) -> Result<Element, Error> {
     let mut reader = Reader::from_str(xml);
     let mut open: Vec<Element> = Vec::new();
     let mut root = None;
+    let mut count = 0;
     loop {
         match reader.read_event().map_err(odd)? {
             Event::Start(e) => {
                 if open.len() >= DEPTH_MAX {
                     return Err(odd(format!("deeper than {DEPTH_MAX} elements")));
                 }
+                count += 1;
                 open.push(begin(&e)?);
             }
-            Event::Empty(e) => close(begin(&e)?, &mut open, &mut root)?,
+            Event::Empty(e) => {
+                count += 1;
+                close(begin(&e)?, &mut open, &mut root)?;
+            }
             Event::End(_) => {
                 let done = open.pop().ok_or_else(|| odd("an end without a beginning"))?;
                 close(done, &mut open, &mut root)?;
@@ -153,6 +202,9 @@ pub fn parse(xml: &str) -> Result<Element, Error> {
             Event::Eof => break,
             Event::DocType(_) => return Err(odd("a document type is not accepted")),
             Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
+        }
+        if count > ELEMENTS_MAX {
+            return Err(odd(format!("more than {ELEMENTS_MAX} elements")));
         }
     }
     if !open.is_empty() {
@@ -178,7 +230,8 @@ fn add_text(open: &mut [Element], text: &str) {
 }
 
 fn close(mut element: Element, open: &mut [Element], root: &mut Option<Element>) -> Result<(), Error> {
-    if element.text.trim().is_empty() {
+    // Between elements text is layout; in an element of its own it is data, blanks too.
+    if element.text.trim().is_empty() || !element.children.is_empty() {
         element.text.clear();
     }
     match open.last_mut() {
@@ -195,14 +248,25 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let tree = el("a").attr("k", "it's <&> \"x\"").child(el("b").text("1 < 2 & 3")).child(el("c"));
+        let tree = el("a")
+            .attr("k", "it's <&> \"x\"\n\t\r")
+            .child(el("b").text("1 < 2 & 3\n\tnext \"line\""))
+            .child(el("c").child(el("d").attr("empty", "")));
         assert_eq!(parse(&tree.write()).expect("well-formed"), tree);
     }
 
     #[test]
+    fn characters_that_xml_cannot_hold_do_not_break_it() {
+        let tree = parse(&el("a").attr("k", "\0\u{b}").text("\u{1}x").write()).expect("well-formed");
+        assert_eq!((tree.get("k"), tree.text.as_str()), (Some("\u{fffd}\u{fffd}"), "\u{fffd}x"));
+    }
+
+    #[test]
     fn garbage_is_an_error() {
-        for bad in ["", "<a>", "</a>", "<a/><b/>", "<a k=1/>", "<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>", "<a>&nope;</a>", &"<a>".repeat(1000)] {
-            assert!(parse(bad).is_err(), "{bad}");
+        let bomb = format!("<a>{}</a>", "<b/>".repeat(ELEMENTS_MAX));
+        let entities = "<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>";
+        for bad in ["", "<a>", "</a>", "<a/><b/>", "<a k=1/>", "<a k='1' k='2'/>", entities, "<a>&nope;</a>", &"<a>".repeat(1000), &bomb] {
+            assert!(parse(bad).is_err(), "{}", &bad[..bad.len().min(80)]);
         }
     }
 }

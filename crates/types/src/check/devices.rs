@@ -261,6 +261,9 @@ fn patch(patch: &XmlPatch, found: &mut Found) {
         }
     };
     let attribute = steps.last().is_some_and(|s| s.starts_with('@'));
+    if steps.is_empty() {
+        patch_of_domain(patch, found);
+    }
     if let Some(first) = steps.first().filter(|s| OURS.contains(&element(s))) {
         found.add("path", format!("<{}> belongs to vmkeep and is not patched", element(first)));
     }
@@ -282,6 +285,18 @@ fn patch(patch: &XmlPatch, found: &mut Found) {
     }
 }
 
+/// `.` is the domain itself: elements are added to it, and that is all.
+fn patch_of_domain(patch: &XmlPatch, found: &mut Found) {
+    if patch.op != XmlOp::Add {
+        found.add("path", "the domain itself is neither replaced nor removed");
+    }
+    let value = patch.value.as_deref().unwrap_or_default().trim().trim_start_matches('<');
+    let tag = value.split(|c: char| c.is_whitespace() || c == '/' || c == '>').next().unwrap_or_default();
+    if OURS.contains(&tag) {
+        found.add("value", format!("<{tag}> belongs to vmkeep and is not patched"));
+    }
+}
+
 fn element(step: &str) -> &str {
     step.split('[').next().unwrap_or(step)
 }
@@ -290,9 +305,12 @@ fn element(step: &str) -> &str {
 const XML_STEPS_MAX: usize = 16;
 
 /// `devices/disk[@alias=ua-disk-root]/driver/@cache`: steps below `<domain>`, each with at most one condition
-/// (`[@attribute=value]` or `[number]`, from 1); an attribute may be the last step.
+/// (`[@attribute=value]` or `[number]`, from 1); an attribute may be the last step. `.` is the domain itself, without steps.
 fn xml_path(path: &str) -> Result<Vec<&str>, String> {
     const FORM: &str = "write it like devices/disk[@alias=ua-disk-root]/driver/@cache";
+    if path == "." {
+        return Ok(Vec::new());
+    }
     if path.is_empty() || path.starts_with('/') || path.ends_with('/') {
         return Err(format!("the path goes down from <domain> without a '/' at its ends; {FORM}"));
     }

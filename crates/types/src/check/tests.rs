@@ -379,6 +379,9 @@ fn xml_patches() {
             {"op": "remove", "path": "devices/disk[0]"},
             {"op": "remove", "path": "devices/disk[@x]"},
             {"op": "remove", "path": "a//b"},
+            {"op": "add", "path": ".", "value": "<cputune/>"},
+            {"op": "add", "path": ".", "value": "<uuid>x</uuid>"},
+            {"op": "replace", "path": ".", "value": "<domain/>"},
         ]}),
         expect![[r#"
             libvirt_xml[3].path: the path goes down from <domain> without a '/' at its ends; write it like devices/disk[@alias=ua-disk-root]/driver/@cache
@@ -393,6 +396,8 @@ fn xml_patches() {
             libvirt_xml[11].path: 'disk[0]' is no step of a path; write it like devices/disk[@alias=ua-disk-root]/driver/@cache
             libvirt_xml[12].path: 'disk[@x]' is no step of a path; write it like devices/disk[@alias=ua-disk-root]/driver/@cache
             libvirt_xml[13].path: '' is no step of a path; write it like devices/disk[@alias=ua-disk-root]/driver/@cache
+            libvirt_xml[15].value: <uuid> belongs to vmkeep and is not patched
+            libvirt_xml[16].path: the domain itself is neither replaced nor removed
         "#]],
     );
 }

@@ -1,170 +1,169 @@
-//! Everything that is no disk.
+//! Everything that is neither disk nor NIC.
 
 use vmkeep_types::error::Error;
-use vmkeep_types::vm::{AutoU32, Display, Link, Listen, Nic, NicModel, OsFamily, Video, WatchdogAction, WatchdogModel};
+use vmkeep_types::record::FirmwareChoice;
+use vmkeep_types::vm::{Display, GuestWatchdog, Listen, MachineFamily, Memory, OsFamily, Share, Video, WatchdogAction, WatchdogModel};
 
-use super::disks::{alias, boot_order};
-use super::has_kvm;
+use super::alias;
 use crate::domain::tree::{Element, el};
 use crate::domain::{BuildInput, serial_log};
 
-/// More queues than this help no guest and cost interrupts.
-const NIC_QUEUES_MAX: u32 = 8;
+/// What `vmkeep top` shows of a guest's memory is at most this old.
+const BALLOON_STATS_SECONDS: u32 = 10;
 
-pub fn devices(input: &BuildInput<'_>) -> Result<Vec<Element>, Error> {
+pub fn devices(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Result<Vec<Element>, Error> {
     let spec = &input.order.spec;
-    let mut all = vec![el("controller").attr("type", "usb").attr("index", 0).attr("model", "qemu-xhci").child(alias("ua-usb"))];
-    if spec.machine == vmkeep_types::vm::MachineFamily::Q35 {
-        all.insert(0, el("controller").attr("type", "pci").attr("index", 0).attr("model", "pcie-root"));
-    }
-    for nic in &spec.nics {
-        all.push(interface(input, nic)?);
-    }
-    all.extend(serial(input));
+    let mut all = vec![usb_controller(spec.machine), serial(input)];
     if spec.agent {
-        all.push(el("controller").attr("type", "virtio-serial").attr("index", 0).child(alias("ua-virtio-serial")));
-        let target = el("target").attr("type", "virtio").attr("name", "org.qemu.guest_agent.0");
-        all.push(el("channel").attr("type", "unix").child(target).child(alias("ua-agent")));
+        all.extend(agent());
     }
-    if let Some(display) = &spec.display {
-        all.extend(screen(spec.os, display));
-    } else {
-        all.push(el("video").child(el("model").attr("type", "none")));
-    }
-    if spec.rng {
-        let rng = el("rng").attr("model", "virtio").child(el("backend").attr("model", "random").text("/dev/urandom"));
-        all.push(rng.child(alias("ua-rng")));
-    }
-    all.push(balloon(spec.memory.balloon));
-    if let Some(dog) = &spec.watchdog {
-        let (model, action) = (watchdog_model(dog.model), watchdog_action(dog.action));
-        all.push(el("watchdog").attr("model", model).attr("action", action).child(alias("ua-watchdog")));
-    }
+    all.extend(screen(input)?);
+    all.extend(spec.rng.then(rng));
+    all.push(balloon(&spec.memory));
+    all.extend(spec.watchdog.as_ref().map(watchdog));
+    all.extend((spec.os == OsFamily::Linux).then(|| el("panic").attr("model", "isa").child(alias("ua-panic"))));
     if spec.tpm() {
-        all.push(tpm(input)?);
+        all.push(tpm(input, firmware)?);
     }
     for share in &spec.shares {
-        let mut fs = el("filesystem").attr("type", "mount").attr("accessmode", "passthrough").child(el("driver").attr("type", "virtiofs"));
-        fs = fs.child(el("source").attr("dir", &share.path)).child(el("target").attr("dir", &share.name));
-        all.push(fs.children(share.read_only.then(|| el("readonly"))).child(alias(&format!("ua-share-{}", share.name))));
+        all.push(self::share(input, share)?);
     }
-    for (n, pci) in spec.devices.pci.iter().enumerate() {
-        all.push(pci_device(pci)?.child(alias(&format!("ua-pci-{n}"))));
+    for pci in &spec.devices.pci {
+        all.push(pci_device(pci)?);
     }
-    for (n, usb) in spec.devices.usb.iter().enumerate() {
-        all.push(usb_device(usb)?.child(alias(&format!("ua-usbdev-{n}"))));
+    for usb in &spec.devices.usb {
+        all.push(usb_device(usb)?);
     }
     Ok(all)
 }
 
-fn interface(input: &BuildInput<'_>, nic: &Nic) -> Result<Element, Error> {
-    let spec = &input.order.spec;
-    let attach = input.nics.get(&nic.name).ok_or_else(|| Error::internal(format!("NIC {} has no network", nic.name)))?;
-    let (kind, source) = match (&attach.libvirt_network, &attach.bridge) {
-        (Some(network), _) => ("network", el("source").attr("network", network)),
-        (None, Some(bridge)) => ("bridge", el("source").attr("bridge", bridge)),
-        (None, None) => return Err(Error::internal(format!("NIC {} is attached to nothing", nic.name))),
-    };
-    let model = match nic.model(spec.os) {
-        NicModel::Virtio => "virtio",
-        NicModel::E1000e => "e1000e",
-        NicModel::Rtl8139 => "rtl8139",
-    };
-    let chosen = input.order.choices.macs.get(&nic.name).map(String::as_str);
-    let mac = if nic.mac == "auto" { chosen } else { Some(nic.mac.as_str()) };
-    let mut element = el("interface").attr("type", kind).children(mac.map(|m| el("mac").attr("address", m))).child(source);
-    element = element.child(el("model").attr("type", model));
-    let queues = match nic.queues {
-        AutoU32::Is(n) => n,
-        AutoU32::Auto => spec.cpus.max().min(NIC_QUEUES_MAX),
-    };
-    // Several queues need vhost or a multiqueue tap; without KVM one queue is all that pays.
-    if model == "virtio" && queues > 1 && has_kvm(input.host) && input.host.vhost_net {
-        element = element.child(el("driver").attr("name", "vhost").attr("queues", queues));
+/// `pc` is for guests that know nothing newer.
+fn usb_controller(machine: MachineFamily) -> Element {
+    let usb = el("controller").attr("type", "usb").attr("index", 0);
+    match machine {
+        MachineFamily::Q35 => usb.attr("model", "qemu-xhci").attr("ports", 15).child(alias("ua-usb")),
+        MachineFamily::Pc => usb.attr("model", "piix3-uhci").child(alias("ua-usb")),
     }
-    let mtu = match nic.mtu {
-        AutoU32::Is(n) => Some(n),
-        AutoU32::Auto => attach.mtu,
-    };
-    element = element.children(mtu.map(|n| el("mtu").attr("size", n)));
-    element = element.child(el("link").attr("state", if nic.link == Link::Up { "up" } else { "down" }));
-    let boot = boot_order(spec, &nic.name).map(|n| el("boot").attr("order", n));
-    Ok(element.children(boot).child(alias(&format!("ua-nic-{}", nic.name))))
 }
 
-fn serial(input: &BuildInput<'_>) -> [Element; 2] {
+/// libvirt makes the console of it.
+fn serial(input: &BuildInput<'_>) -> Element {
     let logged = input.order.spec.serial.log.bytes() > 0;
-    let log = || logged.then(|| el("log").attr("file", serial_log(input.run_dir, input.order).display()).attr("append", "on"));
+    let log = logged.then(|| el("log").attr("file", serial_log(input.run_dir, input.order).display()).attr("append", "on"));
     let target = el("target").attr("type", "isa-serial").attr("port", 0).child(el("model").attr("name", "isa-serial"));
-    let serial = el("serial").attr("type", "pty").children(log()).child(target).child(alias("ua-serial"));
-    let console = el("console").attr("type", "pty").children(log()).child(el("target").attr("type", "serial").attr("port", 0));
-    [serial, console.child(alias("ua-serial"))]
+    el("serial").attr("type", "pty").children(log).child(target).child(alias("ua-serial"))
 }
 
-fn screen(os: OsFamily, display: &Display) -> Vec<Element> {
-    let listen = match display.listen {
-        Listen::Socket => el("listen").attr("type", "socket"),
-        Listen::Tcp => el("listen").attr("type", "address").attr("address", "0.0.0.0"),
+fn agent() -> [Element; 2] {
+    let controller = el("controller").attr("type", "virtio-serial").attr("index", 0).child(alias("ua-virtio-serial"));
+    let target = el("target").attr("type", "virtio").attr("name", "org.qemu.guest_agent.0");
+    [controller, el("channel").attr("type", "unix").child(target).child(alias("ua-agent"))]
+}
+
+fn screen(input: &BuildInput<'_>) -> Result<Vec<Element>, Error> {
+    let spec = &input.order.spec;
+    let Some(display) = &spec.display else {
+        return Ok(vec![el("video").child(el("model").attr("type", "none"))]);
     };
-    let mut graphics = el("graphics").attr("type", "vnc");
-    if display.listen == Listen::Tcp {
-        graphics = graphics.attr("autoport", "yes").attr_if("passwd", display.password.as_ref());
+    let (video, known) = (video_model(spec.os, display.video), &input.host.video_models);
+    if !known.is_empty() && !known.contains(video) {
+        let message = format!("display.video: QEMU on this host has no {video} card");
+        return Err(Error::refused(message).hint("leave it at auto; qxl needs QEMU's SPICE package"));
     }
-    let video = match display.video {
-        Video::Virtio => "virtio",
-        Video::Vga => "vga",
-        Video::Qxl => "qxl",
-        Video::Auto if os == OsFamily::Linux => "virtio",
-        Video::Auto => "vga",
-    };
-    vec![
-        graphics.child(listen),
-        el("video").child(el("model").attr("type", video)).child(alias("ua-video")),
-        el("input").attr("type", "tablet").attr("bus", "usb").child(alias("ua-tablet")),
-    ]
+    let video = el("video").child(el("model").attr("type", video)).child(alias("ua-video"));
+    let tablet = el("input").attr("type", "tablet").attr("bus", "usb").child(alias("ua-tablet"));
+    Ok(vec![graphics(display), video, tablet])
 }
 
-fn balloon(wanted: bool) -> Element {
-    if !wanted {
+/// The socket lies in the domain's own folder of libvirt, where AppArmor expects it, and belongs to QEMU's user.
+fn graphics(display: &Display) -> Element {
+    let vnc = el("graphics").attr("type", "vnc");
+    match display.listen {
+        Listen::Socket => vnc.child(el("listen").attr("type", "socket")),
+        Listen::Tcp => {
+            let listen = el("listen").attr("type", "address").attr("address", "0.0.0.0");
+            vnc.attr("port", -1).attr("autoport", "yes").attr_if("passwd", display.password.as_ref()).child(listen)
+        }
+    }
+}
+
+fn video_model(os: OsFamily, video: Video) -> &'static str {
+    match (video, os) {
+        (Video::Virtio, _) | (Video::Auto, OsFamily::Linux) => "virtio",
+        (Video::Vga, _) | (Video::Auto, OsFamily::Windows | OsFamily::Other) => "vga",
+        (Video::Qxl, _) => "qxl",
+    }
+}
+
+fn rng() -> Element {
+    el("rng").attr("model", "virtio").child(el("backend").attr("model", "random").text("/dev/urandom")).child(alias("ua-rng"))
+}
+
+/// Free page reporting gives back what the guest does not use; the balloon deflating by itself would break `memory.size`.
+fn balloon(memory: &Memory) -> Element {
+    if !memory.balloon {
         return el("memballoon").attr("model", "none");
     }
-    el("memballoon").attr("model", "virtio").attr("freePageReporting", "on").child(el("stats").attr("period", 10)).child(alias("ua-balloon"))
+    let stats = el("stats").attr("period", BALLOON_STATS_SECONDS);
+    el("memballoon").attr("model", "virtio").attr("freePageReporting", "on").child(stats).child(alias("ua-balloon"))
 }
 
-fn watchdog_model(model: WatchdogModel) -> &'static str {
-    match model {
+fn watchdog(dog: &GuestWatchdog) -> Element {
+    let model = match dog.model {
         WatchdogModel::I6300esb => "i6300esb",
         WatchdogModel::Itco => "itco",
-    }
-}
-
-fn watchdog_action(action: WatchdogAction) -> &'static str {
-    match action {
+    };
+    let action = match dog.action {
         WatchdogAction::Reset => "reset",
         WatchdogAction::Poweroff => "poweroff",
         WatchdogAction::Pause => "pause",
         WatchdogAction::None => "none",
-    }
+    };
+    el("watchdog").attr("model", model).attr("action", action).child(alias("ua-watchdog"))
 }
 
-fn tpm(input: &BuildInput<'_>) -> Result<Element, Error> {
+fn tpm(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Result<Element, Error> {
     if !input.host.swtpm {
-        return Err(Error::refused("this host cannot emulate a TPM").hint("apt-get install swtpm swtpm-tools, then restart libvirtd"));
+        let hint = "apt-get install swtpm swtpm-tools and restart libvirtd, or set tpm: false";
+        return Err(Error::refused("tpm: this host cannot emulate one").hint(hint));
     }
+    // Only UEFI knows the newer register interface.
+    let model = match firmware {
+        FirmwareChoice::Uefi { .. } => "tpm-crb",
+        FirmwareChoice::Bios => "tpm-tis",
+    };
     let backend = el("backend").attr("type", "emulator").attr("version", "2.0");
-    Ok(el("tpm").attr("model", "tpm-crb").child(backend).child(alias("ua-tpm")))
+    Ok(el("tpm").attr("model", model).child(backend).child(alias("ua-tpm")))
 }
 
+fn share(input: &BuildInput<'_>, share: &Share) -> Result<Element, Error> {
+    if !input.host.virtiofs {
+        let hint = "apt-get install virtiofsd, or take the share out";
+        return Err(Error::refused(format!("shares[{}]: QEMU and libvirt on this host have no virtiofs", share.name)).hint(hint));
+    }
+    let fs = el("filesystem").attr("type", "mount").attr("accessmode", "passthrough").child(el("driver").attr("type", "virtiofs"));
+    let fs = fs.child(el("source").attr("dir", &share.path)).child(el("target").attr("dir", &share.name));
+    Ok(fs.children(share.read_only.then(|| el("readonly"))).child(alias(&format!("ua-share-{}", share.name))))
+}
+
+/// Aliases carry the device's own address: entries of a list have no names, and their order may change.
 fn pci_device(address: &str) -> Result<Element, Error> {
+    let address = address.to_ascii_lowercase();
     let parts: Vec<&str> = address.split([':', '.']).collect();
-    let [domain, bus, slot, function] = parts[..] else { return Err(Error::invalid(format!("'{address}' is not a PCI address like 0000:03:00.0"))) };
+    let [domain, bus, slot, function] = parts[..] else {
+        return Err(Error::invalid(format!("devices.pci: '{address}' is not a PCI address like 0000:03:00.0")));
+    };
     let hex = |n: &str| format!("0x{n}");
     let from = el("address").attr("domain", hex(domain)).attr("bus", hex(bus)).attr("slot", hex(slot)).attr("function", hex(function));
-    Ok(el("hostdev").attr("mode", "subsystem").attr("type", "pci").attr("managed", "yes").child(el("source").child(from)))
+    let hostdev = el("hostdev").attr("mode", "subsystem").attr("type", "pci").attr("managed", "yes");
+    Ok(hostdev.child(el("source").child(from)).child(alias(&format!("ua-pci-{}", parts.join("-")))))
 }
 
 fn usb_device(id: &str) -> Result<Element, Error> {
-    let (vendor, product) = id.split_once(':').ok_or_else(|| Error::invalid(format!("'{id}' is not vendor:product")))?;
+    let id = id.to_ascii_lowercase();
+    let (vendor, product) =
+        id.split_once(':').ok_or_else(|| Error::invalid(format!("devices.usb: '{id}' is not vendor:product like 1d6b:0002")))?;
     let source = el("source").child(el("vendor").attr("id", format!("0x{vendor}"))).child(el("product").attr("id", format!("0x{product}")));
-    Ok(el("hostdev").attr("mode", "subsystem").attr("type", "usb").attr("managed", "yes").child(source))
+    let hostdev = el("hostdev").attr("mode", "subsystem").attr("type", "usb").attr("managed", "yes");
+    Ok(hostdev.child(source).child(alias(&format!("ua-usb-{vendor}-{product}"))))
 }

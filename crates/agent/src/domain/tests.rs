@@ -1,0 +1,67 @@
+//! The matrix of wishes against libvirt's schema, and against what libvirt 11.3 made of them (`testdata/golden`).
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use vmkeep_types::observed::FieldChange;
+
+use super::testkit::{built, matrix};
+use super::{choices_from, compare, live_plan};
+
+fn validate(name: &str, xml: &str) {
+    let mut file = tempfile::NamedTempFile::with_suffix(".xml").expect("a file");
+    file.write_all(xml.as_bytes()).expect("written");
+    let out = Command::new("virt-xml-validate").arg(file.path()).arg("domain").output().expect("package libvirt-clients");
+    assert!(out.status.success(), "{name}: {}{}\n{xml}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn everything_built_is_valid_by_libvirts_schema() {
+    for (name, order, host) in matrix() {
+        validate(&name, &built(&order, &host));
+    }
+}
+
+fn golden(name: &str, view: &str) -> Option<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/domain/testdata/golden").join(format!("{name}.{view}.xml"));
+    std::fs::read_to_string(path).ok()
+}
+
+fn words(list: &[FieldChange]) -> String {
+    list.iter().map(|c| format!("{}: {} -> {}\n", c.field, c.from, c.to)).collect()
+}
+
+#[test]
+fn what_libvirt_stores_is_no_drift() {
+    for (name, mut order, host) in matrix() {
+        let stored = golden(&name, "stored").expect("each wish has its dump");
+        let fresh = built(&order, &host);
+        let first = compare(&fresh, &stored).expect("both parse");
+        assert_eq!((words(&first.drift), words(&first.conflicts)), (String::new(), String::new()), "{name}, as first written");
+        // From the choices the same description comes again, addresses and all.
+        order.choices = choices_from(&stored, &order.choices).expect("it parses");
+        let again = built(&order, &host);
+        validate(&name, &again);
+        let second = compare(&again, &stored).expect("both parse");
+        assert_eq!((words(&second.drift), words(&second.conflicts)), (String::new(), String::new()), "{name}, from its choices");
+        assert_eq!(choices_from(&stored, &order.choices).expect("it parses"), order.choices, "{name}: nothing is chosen twice");
+    }
+}
+
+#[test]
+fn what_runs_is_as_wished() {
+    let mut seen = 0;
+    for (name, mut order, host) in matrix() {
+        let Some(live) = golden(&name, "live") else { continue };
+        seen += 1;
+        for from in ["the wish", "its choices"] {
+            let mut plan = live_plan(&built(&order, &host), &live).expect("both parse");
+            // No guest was there to hear the balloon.
+            plan.changes.retain(|(change, _)| !(name == "tcg-secure" && change.field == "memory.size"));
+            assert_eq!((words(&plan.pending), plan.changes), (String::new(), Vec::new()), "{name}, from {from}");
+            order.choices = choices_from(&golden(&name, "stored").expect("dump"), &order.choices).expect("it parses");
+        }
+    }
+    assert!(seen >= 12, "{seen} dumps of running domains");
+}
