@@ -31,7 +31,18 @@ impl Guest {
     pub fn boot(image: &Path, firmware: Firmware, memory_mib: u32, disks: &[&Path], dir: &Path) -> Self {
         let (console, monitor) = (dir.join("console"), dir.join("monitor"));
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-display", "none", "-nodefaults", "-no-reboot", "-m", &memory_mib.to_string()]);
+        qemu.args([
+            "-machine",
+            "q35,accel=tcg",
+            "-cpu",
+            "max",
+            "-display",
+            "none",
+            "-nodefaults",
+            "-no-reboot",
+            "-m",
+            &memory_mib.to_string(),
+        ]);
         qemu.args(["-device", "virtio-rng-pci", "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-vga"]);
         for (name, path) in [("serial", &console), ("monitor", &monitor)] {
             qemu.args([format!("-{name}"), format!("unix:{},server=on,wait=off", path.display())]);

@@ -37,7 +37,9 @@ fn host_release(etc: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(&path).map_err(|e| Error::refused(format!("cannot read {}: {e}", path.display())))?;
     let named = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
     let hint = "images are built on Debian hosts, from their own apt sources";
-    named.map(|n| n.trim_matches('"').to_owned()).ok_or_else(|| Error::refused("this host does not tell which Debian release it is").hint(hint))
+    named
+        .map(|n| n.trim_matches('"').to_owned())
+        .ok_or_else(|| Error::refused("this host does not tell which Debian release it is").hint(hint))
 }
 
 fn read_all(apt: &Path) -> Result<Vec<Source>, Error> {
@@ -92,7 +94,9 @@ fn stanza(text: &str) -> Vec<Source> {
     }
     // A key written into the stanza itself is left out: apt then takes the trusted keyring of the host.
     let signed_by = field("Signed-By").into_iter().next().filter(|k| k.starts_with('/'));
-    let each = |uri: &String| field("Suites").into_iter().map(|suite| Source { uri: uri.clone(), suite, signed_by: signed_by.clone() }).collect::<Vec<_>>();
+    let each = |uri: &String| {
+        field("Suites").into_iter().map(|suite| Source { uri: uri.clone(), suite, signed_by: signed_by.clone() }).collect::<Vec<_>>()
+    };
     field("URIs").iter().flat_map(each).collect()
 }
 
@@ -126,21 +130,31 @@ mod tests {
         let modern = "# a comment\nTypes: deb deb-src\nURIs: http://one.example/debian\nSuites: bookworm bookworm-updates\n bookworm-backports\n\
             Components: main contrib\nSigned-By: /usr/share/keyrings/k.gpg\n\nTypes: deb\nURIs: http://two.example/debian-security\n\
             Suites: bookworm-security\n\nEnabled: no\nTypes: deb\nURIs: http://off.example\nSuites: bookworm\n";
-        check("sources.list.d/debian.sources", modern, "trixie", expect![[r#"
+        check(
+            "sources.list.d/debian.sources",
+            modern,
+            "trixie",
+            expect![[r#"
             deb [signed-by=/usr/share/keyrings/k.gpg] http://one.example/debian trixie main
             deb [signed-by=/usr/share/keyrings/k.gpg] http://one.example/debian trixie-updates main
             deb http://two.example/debian-security trixie-security main
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn old_lists_are_read_too() {
         let old = "#deb http://off.example bookworm main\ndeb cdrom:[Debian]/ bookworm main\ndeb http://one.example/debian bookworm main\n\
             deb-src http://one.example/debian bookworm main\ndeb [arch=amd64 signed-by=/k.gpg] http://one.example/debian stable-security main\n";
-        check("sources.list", old, "bookworm", expect![[r#"
+        check(
+            "sources.list",
+            old,
+            "bookworm",
+            expect![[r#"
             deb http://one.example/debian bookworm main
             deb [signed-by=/k.gpg] http://one.example/debian bookworm-security main
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! shim. A first boot makes machine-id and host keys, grows root and reads the seed (cloud-init); without a seed it takes DHCP.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use vmkeep_types::error::Error;
@@ -25,27 +24,55 @@ const ROOT_SECTOR: u64 = 128 * MIB / SECTOR;
 const ROOT_BYTES: u64 = DISK_BYTES - 129 * MIB;
 
 const PACKAGES: [&str; 28] = [
-    "systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "dbus", "udev", "init", "linux-image-cloud-amd64", "initramfs-tools",
-    "grub-cloud-amd64", "cloud-init", "cloud-guest-utils", "fdisk", "netplan.io", "qemu-guest-agent", "openssh-server", "sudo", "ca-certificates", "iproute2",
-    "iputils-ping", "less", "vim-tiny", "procps", "kmod", "e2fsprogs", "debian-archive-keyring", "bash-completion", "netbase",
+    "systemd-sysv",
+    "systemd-resolved",
+    "systemd-timesyncd",
+    "libpam-systemd",
+    "dbus",
+    "udev",
+    "init",
+    "linux-image-cloud-amd64",
+    "initramfs-tools",
+    "grub-cloud-amd64",
+    "cloud-init",
+    "cloud-guest-utils",
+    "fdisk",
+    "netplan.io",
+    "qemu-guest-agent",
+    "openssh-server",
+    "sudo",
+    "ca-certificates",
+    "iproute2",
+    "iputils-ping",
+    "less",
+    "vim-tiny",
+    "procps",
+    "kmod",
+    "e2fsprogs",
+    "debian-archive-keyring",
+    "bash-completion",
+    "netbase",
 ];
 
 /// Files of ours, over what the packages brought. GRUB's script of grub-cloud looks for `enable_cloud`.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 7] = [
     ("etc/hostname", "debian\n"),
     ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n"),
     ("etc/machine-id", ""),
     ("etc/grub.d/enable_cloud", ""),
-    ("etc/default/grub.d/50_vmkeep.cfg", "GRUB_TIMEOUT=1\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200\"\nGRUB_TERMINAL=\"console serial\"\n"),
-    ("etc/cloud/cloud.cfg.d/50_vmkeep.cfg", "# A seed of vmkeep, a config drive, or none: then DHCP and a grown root.\ndatasource_list: [NoCloud, ConfigDrive, None]\n"),
-    ("etc/netplan/10-vmkeep.yaml", DHCP),
+    (
+        "etc/default/grub.d/50_vmkeep.cfg",
+        "GRUB_TIMEOUT=1\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200\"\nGRUB_TERMINAL=\"console serial\"\n",
+    ),
+    (
+        "etc/cloud/cloud.cfg.d/50_vmkeep.cfg",
+        "# A seed of vmkeep, a config drive, or none: then DHCP and a grown root.\ndatasource_list: [NoCloud, ConfigDrive, None]\nlocale: C.UTF-8\n",
+    ),
     ("etc/apt/apt.conf.d/50vmkeep", "APT::Install-Recommends \"true\";\n"),
 ];
-/// Counts until cloud-init writes its own, which sorts later and wins.
-const DHCP: &str = "network:\n  version: 2\n  ethernets:\n    any:\n      match: {name: \"e*\"}\n      dhcp4: true\n      optional: true\n";
 /// What a first boot makes anew, and what only the build needed.
-const LEFT_OUT: [&str; 5] =
-    ["var/lib/dbus/machine-id", "var/lib/systemd/random-seed", "etc/apt/apt.conf.d/99mmdebstrap", "etc/ssh/ssh_host_rsa_key", "var/log/bootstrap.log"];
+const LEFT_OUT: [&str; 4] =
+    ["var/lib/dbus/machine-id", "var/lib/systemd/random-seed", "etc/apt/apt.conf.d/99mmdebstrap", "var/log/bootstrap.log"];
 
 pub async fn build(release: &str, work: &Path, raw: &Path, sink: &ProgressSink) -> Result<(), Error> {
     sink(None, &format!("installing Debian {release} with mmdebstrap"));
@@ -75,7 +102,18 @@ async fn install(release: &str, tree: &Path, work: &Path) -> Result<(), Error> {
     let list = work.join("sources.list");
     fs::write(&list, apt::sources_for(release, Path::new("/etc"))?).map_err(io)?;
     let include = format!("--include={}", PACKAGES.join(","));
-    let fixed = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"];
+    let fixed = [
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation=private",
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+    ];
     let mut args: Vec<&std::ffi::OsStr> = fixed.iter().map(std::ffi::OsStr::new).collect();
     args.extend([include.as_ref(), release.as_ref(), tree.as_os_str(), list.as_os_str()]);
     tool::run("unshare", args, work).await.map(drop)
@@ -100,7 +138,6 @@ fn finish_tree(tree: &Path, root_id: &str, esp_id: &str) -> Result<(), Error> {
     for (path, text) in FILES {
         put(tree, path, text)?;
     }
-    fs::set_permissions(tree.join("etc/netplan/10-vmkeep.yaml"), fs::Permissions::from_mode(0o600)).map_err(io)?;
     put(tree, "etc/fstab", &format!("UUID={root_id} / ext4 errors=remount-ro 0 1\nUUID={esp_id} /boot/efi vfat umask=0077,nofail 0 1\n"))?;
     for path in LEFT_OUT {
         remove(&tree.join(path))?;
@@ -123,8 +160,13 @@ fn finish_tree(tree: &Path, root_id: &str, esp_id: &str) -> Result<(), Error> {
 
 /// Until the guest's first update-grub. The newest kernel alone: there is one.
 fn menu(tree: &Path, root_id: &str) -> Result<String, Error> {
-    let kernel = fs::read_dir(tree.join("boot")).map_err(io)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).find(|n| n.starts_with("vmlinuz-"));
-    let release = kernel.as_deref().and_then(|n| n.strip_prefix("vmlinuz-")).ok_or_else(|| Error::refused("the installed system has no kernel"))?;
+    let kernel = fs::read_dir(tree.join("boot"))
+        .map_err(io)?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .find(|n| n.starts_with("vmlinuz-"));
+    let release =
+        kernel.as_deref().and_then(|n| n.strip_prefix("vmlinuz-")).ok_or_else(|| Error::refused("the installed system has no kernel"))?;
     Ok(format!(
         "serial --unit=0 --speed=115200\nterminal_input console serial\nterminal_output console serial\nset timeout=1\n\
          search --no-floppy --fs-uuid --set=root {root_id}\n\
@@ -162,7 +204,8 @@ fn esp_id() -> String {
 /// Debian's signed GRUB reads `EFI/debian/grub.cfg`; the removable path starts it without boot entries.
 async fn esp(tree: &Path, root_id: &str, esp_id: &str, work: &Path) -> Result<PathBuf, Error> {
     let config = work.join("esp-grub.cfg");
-    fs::write(&config, format!("search.fs_uuid {root_id} root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n")).map_err(io)?;
+    fs::write(&config, format!("search.fs_uuid {root_id} root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"))
+        .map_err(io)?;
     let shim = tree.join("usr/lib/shim/shimx64.efi.signed");
     let manager = tree.join("usr/lib/shim/mmx64.efi.signed");
     let signed = tree.join("usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed");

@@ -25,7 +25,12 @@ pub async fn run<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = 
 }
 
 /// The same with something to read.
-pub async fn run_with_input<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>, dir: &Path, input: &[u8]) -> Result<String, Error> {
+pub async fn run_with_input<A: AsRef<OsStr>>(
+    program: &str,
+    args: impl IntoIterator<Item = A>,
+    dir: &Path,
+    input: &[u8],
+) -> Result<String, Error> {
     let mut child = command(program, dir).args(args).stdin(Stdio::piped()).spawn().map_err(|e| missing(program, &e))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     // A tool that ends early says why on stderr; a broken pipe says nothing more.
