@@ -61,7 +61,8 @@ pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String
     let view = |a: GuestAddress| AddressView {
         nic: nics.get(&a.mac.to_ascii_lowercase()).cloned(),
         source: source(&a, &stale).into(),
-        address: format!("{}/{}", a.address, a.prefix),
+        // The neighbour table knows no prefix.
+        address: if a.prefix == 0 { a.address } else { format!("{}/{}", a.address, a.prefix) },
         mac: a.mac,
     };
     Ok(Json(best(found).into_iter().map(view).collect()))
