@@ -1,13 +1,23 @@
 //! What every request may use.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use vmkeep_api::body::BODY_BYTES_MAX;
 use vmkeep_store::Store;
 use vmkeep_types::name::Name;
 
 use crate::audit::Audit;
+use crate::cache::Cache;
 use crate::gate::NodeGate;
 use crate::metrics::Metrics;
+
+/// Room for the bodies of all requests under way, in KiB: eight of the largest. More wait; that bounds the daemon's memory.
+const BODIES_KIB_MAX: usize = 8 * BODY_BYTES_MAX / 1024;
+
+/// Shows that a quiet stream lives, well within the patience of proxies, and moves its token on.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(15);
 
 pub struct Server {
     pub store: Arc<dyn Store>,
@@ -16,10 +26,18 @@ pub struct Server {
     pub node: Name,
     pub audit: Audit,
     pub metrics: Metrics,
+    pub cache: Cache,
+    /// Permits are KiB.
+    pub bodies: Arc<Semaphore>,
+    /// Between two bookmarks of an event stream.
+    pub bookmark_every: Duration,
 }
 
 impl Server {
+    /// Called within a runtime: the cache follows the store as long as the server lives.
     pub fn new(store: Arc<dyn Store>, gate: Arc<dyn NodeGate>, node: Name, audit: Audit) -> Arc<Self> {
-        Arc::new(Self { store, gate, node, audit, metrics: Metrics::default() })
+        let cache = Cache::follow(store.clone());
+        let bodies = Arc::new(Semaphore::new(BODIES_KIB_MAX));
+        Arc::new(Self { store, gate, node, audit, metrics: Metrics::default(), cache, bodies, bookmark_every: BOOKMARK_EVERY })
     }
 }

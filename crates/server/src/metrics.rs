@@ -1,13 +1,16 @@
-//! The daemon's own numbers, as Prometheus text (Prometheus exposition format 0.0.4).
+//! The daemon's own numbers, in OpenMetrics text 1.0.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use vmkeep_types::ids::Revision;
 
 /// Seconds; from a read of one VM to a slow transaction.
 const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
@@ -18,20 +21,38 @@ pub struct RouteLabels {
     status: u16,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct KindLabels {
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PhaseLabels {
+    phase: String,
+}
+
+type Counts<L> = Family<L, Counter<u64, AtomicU64>>;
+
 pub struct Metrics {
     registry: Registry,
-    requests: Family<RouteLabels, Counter<u64, AtomicU64>>,
+    requests: Counts<RouteLabels>,
     seconds: Histogram,
+    operations: Counts<KindLabels>,
+    vms: Family<PhaseLabels, Gauge>,
+    revision: Gauge,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vmkeep");
-        let requests = Family::<RouteLabels, Counter<u64, AtomicU64>>::default();
-        let seconds = Histogram::new(BUCKETS);
+        let (requests, operations, vms) = (Counts::default(), Counts::default(), Family::default());
+        let (seconds, revision) = (Histogram::new(BUCKETS), Gauge::default());
         registry.register("api_requests", "Requests by route and status", requests.clone());
-        registry.register("api_seconds", "Time to answer a request", seconds.clone());
-        Self { registry, requests, seconds }
+        registry.register("api_seconds", "Time to the head of the answer", seconds.clone());
+        registry.register("operations", "Operations begun, by kind", operations.clone());
+        registry.register("vms", "VMs of project default by phase", vms.clone());
+        registry.register("store_revision", "Newest revision of the store", revision.clone());
+        Self { registry, requests, seconds, operations, vms, revision }
     }
 }
 
@@ -41,7 +62,17 @@ impl Metrics {
         self.seconds.observe(elapsed.as_secs_f64());
     }
 
-    pub fn text(&self) -> String {
+    pub fn operation(&self, kind: &str) {
+        self.operations.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+    }
+
+    /// The numbers as they are now.
+    pub fn text(&self, revision: Revision, phases: BTreeMap<String, i64>) -> String {
+        self.revision.set(i64::try_from(revision.0).unwrap_or(i64::MAX));
+        self.vms.clear();
+        for (phase, count) in phases {
+            self.vms.get_or_create(&PhaseLabels { phase }).set(count);
+        }
         let mut out = String::new();
         encode(&mut out, &self.registry).expect("a string takes all");
         out

@@ -1,10 +1,14 @@
 //! Records as they are shown. A status is computed from the agent's word each time and stored nowhere.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
 use vmkeep_api::body::{VmPhase, VmStatus, VmView};
+use vmkeep_types::error::Problem;
 use vmkeep_types::ids::Revision;
 use vmkeep_types::observed::{Doing, DomainState, Observed, RestartCount, Seen};
 use vmkeep_types::record::{Owner, Power, PowerWish, VmChoices, VmRecord};
-use vmkeep_types::vm::RunPolicy;
+use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 /// What a secret looks like in every answer.
 const HIDDEN: &str = "********";
@@ -27,27 +31,48 @@ pub fn vm(parts: VmParts) -> VmView {
     VmView { id: record.id, project: record.project, spec, spec_revision, origin: record.origin, created_at: record.created_at, choices, status }
 }
 
-/// Passwords leave the server for the node only.
-fn hide_secrets(spec: &mut vmkeep_types::vm::VmSpec) {
-    let display = spec.display.as_mut().and_then(|d| d.password.as_mut());
-    let console = spec.cloud_init.as_mut().and_then(|c| c.password.as_mut());
-    for secret in display.into_iter().chain(console) {
-        HIDDEN.clone_into(secret);
+/// Fields of a cloud-init user that hold a password.
+const USER_SECRETS: [&str; 3] = ["passwd", "hashed_passwd", "plain_text_passwd"];
+
+/// Every password of a wish with its path. Text in which people may have put one (`user_data`) is not looked into.
+fn secrets(spec: &mut VmSpec) -> Vec<(String, &mut String)> {
+    let display = spec.display.as_mut().and_then(|d| d.password.as_mut()).map(|p| ("display.password".to_owned(), p));
+    let mut found: Vec<_> = display.into_iter().collect();
+    let Some(cloud_init) = spec.cloud_init.as_mut() else { return found };
+    found.extend(cloud_init.password.as_mut().map(|p| ("cloud_init.password".to_owned(), p)));
+    for (n, user) in cloud_init.users.iter_mut().enumerate() {
+        let who = user.get("name").and_then(Value::as_str).map_or_else(|| n.to_string(), str::to_owned);
+        let Value::Object(fields) = user else { continue };
+        for (field, value) in fields {
+            if let (true, Value::String(secret)) = (USER_SECRETS.contains(&field.as_str()), value) {
+                found.push((format!("cloud_init.users[{who}].{field}"), secret));
+            }
+        }
     }
+    found
+}
+
+/// Passwords leave the server for the node only.
+fn hide_secrets(spec: &mut VmSpec) {
+    secrets(spec).into_iter().for_each(|(_, secret)| HIDDEN.clone_into(secret));
 }
 
 /// A wish that was read, edited and sent back keeps the secrets it could not see.
-pub fn restore_secrets(new: &mut vmkeep_types::vm::VmSpec, old: &vmkeep_types::vm::VmSpec) {
-    if let (Some(new), Some(old)) = (new.display.as_mut(), old.display.as_ref())
-        && new.password.as_deref() == Some(HIDDEN)
-    {
-        new.password.clone_from(&old.password);
+pub fn restore_secrets(new: &mut VmSpec, old: &VmSpec) {
+    let mut old = old.clone();
+    let kept: BTreeMap<String, &mut String> = secrets(&mut old).into_iter().collect();
+    for (path, secret) in secrets(new).into_iter().filter(|(_, secret)| *secret == HIDDEN) {
+        if let Some(kept) = kept.get(&path) {
+            secret.clone_from(kept);
+        }
     }
-    if let (Some(new), Some(old)) = (new.cloud_init.as_mut(), old.cloud_init.as_ref())
-        && new.password.as_deref() == Some(HIDDEN)
-    {
-        new.password.clone_from(&old.password);
-    }
+}
+
+/// Stars where a secret is wanted, and nothing to put in their place: the guest would get them as its password.
+pub fn unrestored_secrets(spec: &VmSpec) -> Vec<Problem> {
+    let mut spec = spec.clone();
+    let hidden = secrets(&mut spec).into_iter().filter(|(_, secret)| *secret == HIDDEN);
+    hidden.map(|(field, _)| Problem { field, message: "vmkeep does not show passwords; write the real one here".into() }).collect()
 }
 
 fn status(parts: &VmParts) -> VmStatus {

@@ -48,8 +48,8 @@ impl Code {
             Self::Unauthenticated => 401,
             Self::Forbidden => 403,
             Self::NotFound => 404,
-            Self::Conflict | Self::Cancelled | Self::Refused => 409,
-            Self::Stale => 412,
+            // Stale is RFC 9110's 412 by the letter, but clients were promised one answer for "somebody else was first": 409.
+            Self::Conflict | Self::Stale | Self::Cancelled | Self::Refused => 409,
             Self::TooLarge => 413,
             Self::NoCapacity => 507,
             Self::Unavailable => 503,

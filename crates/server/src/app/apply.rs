@@ -1,11 +1,14 @@
 //! `POST /v1/apply`: plan or carry out several manifests; nothing is written while anything is wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen, PlannedChange};
 use vmkeep_core::change::{self, Effect};
 use vmkeep_store::Store;
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
 use vmkeep_types::manifest::{self, Manifest};
+use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::{PowerWish, Role};
 use vmkeep_types::vm::VmSpec;
@@ -22,23 +25,70 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
         return Err(Error::new(Code::TooLarge, format!("{} manifests; the limit is {MANIFESTS_MAX}", request.manifests.len())));
     }
     let manifests = read_all(request.manifests)?;
+    let networks = manifests.iter().filter(|m| matches!(m, Manifest::Network(_))).map(|m| m.name().clone()).collect();
     let mut results = Vec::new();
-    let mut problems = Vec::new();
+    let mut problems = each_once(&manifests);
+    let mut code = Code::Invalid;
     for (n, manifest) in manifests.iter().enumerate() {
-        match plan_one(store, ask, manifest).await {
+        match plan_one(store, ask, manifest, &networks).await {
             Ok(result) => results.push(result),
-            Err(error) => problems.extend(at(n, error)),
+            Err(error) => {
+                // The one code that a program treats differently from a wrong manifest.
+                code = if error.code == Code::Forbidden { Code::Forbidden } else { code };
+                problems.extend(at(n, error));
+            }
         }
     }
     if !problems.is_empty() {
-        return Err(manifest::refused("the manifests", problems));
+        return Err(Error { code, ..manifest::refused("the list of manifests", problems) });
     }
     if !request.dry_run {
-        for (manifest, result) in manifests.into_iter().zip(&mut results) {
-            carry_out(store, ask, manifest, result, request.restart).await?;
-        }
+        carry_out_all(store, ask, manifests, &mut results, request.restart).await?;
     }
     Ok(ApplyAnswer { results })
+}
+
+/// Networks first, because VMs of the same request may be on them.
+async fn carry_out_all(store: &dyn Store, ask: &Ask, manifests: Vec<Manifest>, results: &mut [ApplyResult], restart: bool) -> Result<(), Error> {
+    let (first, then): (Vec<_>, Vec<_>) = manifests.into_iter().zip(results).partition(|(m, _)| matches!(m, Manifest::Network(_)));
+    let mut written = Vec::new();
+    for (manifest, result) in first.into_iter().chain(then) {
+        let (kind, name) = (manifest.kind(), manifest.name().clone());
+        let said = |error: Error| {
+            let rest = if written.is_empty() { "nothing was written".to_owned() } else { format!("written before: {}", written.join(", ")) };
+            Error { message: format!("{kind} {name}: {}; {rest}", error.message), ..error }
+        };
+        carry_out(store, ask, manifest, result, restart).await.map_err(said)?;
+        if result.action != ApplyAction::Unchanged {
+            written.push(format!("{kind} {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// What two manifests of one request both claim: a name, a MAC, a volume. What others have is looked up later.
+fn each_once(manifests: &[Manifest]) -> Vec<Problem> {
+    let mut seen: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (n, manifest) in manifests.iter().enumerate() {
+        let mut claims = vec![(manifest.kind(), "name".to_owned(), manifest.name().to_string())];
+        if let Manifest::Vm(spec) = manifest {
+            let macs = spec.nics.iter().filter(|nic| nic.mac != "auto");
+            claims.extend(macs.map(|nic| ("MAC", format!("nics[{}].mac", nic.name), nic.mac.to_lowercase())));
+            let volumes = spec.disks.iter().filter_map(|disk| Some((disk, disk.volume.as_ref()?)));
+            claims.extend(volumes.map(|(disk, volume)| ("volume", format!("disks[{}].volume", disk.name), volume.to_string())));
+        }
+        for (what, field, value) in claims {
+            let message = |other: &usize| format!("{what} '{value}' is in manifests[{other}] too");
+            match seen.get(&(what, value.clone())) {
+                Some(other) if *other != n => problems.push(Problem { field: format!("manifests[{n}].{field}"), message: message(other) }),
+                // Twice in one manifest is told by its own check.
+                Some(_) => {}
+                None => drop(seen.insert((what, value), n)),
+            }
+        }
+    }
+    problems
 }
 
 fn read_all(values: Vec<serde_json::Value>) -> Result<Vec<Manifest>, Error> {
@@ -53,7 +103,7 @@ fn read_all(values: Vec<serde_json::Value>) -> Result<Vec<Manifest>, Error> {
             Err(error) => problems.extend(at(n, error)),
         }
     }
-    if problems.is_empty() { Ok(manifests) } else { Err(manifest::refused("the manifests", problems)) }
+    if problems.is_empty() { Ok(manifests) } else { Err(manifest::refused("the list of manifests", problems)) }
 }
 
 /// An error of one manifest as problems of the request.
@@ -65,7 +115,7 @@ fn at(n: usize, error: Error) -> Vec<Problem> {
     error.problems.into_iter().map(|p| Problem { field: format!("manifests[{n}].{}", p.field), ..p }).collect()
 }
 
-async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest) -> Result<ApplyResult, Error> {
+async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, networks: &BTreeSet<Name>) -> Result<ApplyResult, Error> {
     let mut result = ApplyResult {
         kind: manifest.kind().into(),
         name: manifest.name().clone(),
@@ -75,7 +125,7 @@ async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest) -> Result<A
         operation: None,
     };
     match manifest {
-        Manifest::Vm(spec) => plan_vm(store, ask, spec, &mut result).await?,
+        Manifest::Vm(spec) => plan_vm(store, ask, spec, networks, &mut result).await?,
         Manifest::Network(spec) => {
             if ask.caller.role < Role::Admin {
                 return Err(Error::new(Code::Forbidden, "only admins may change networks"));
@@ -101,9 +151,9 @@ fn found<T>(looked: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, result: &mut ApplyResult) -> Result<(), Error> {
+async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, networks: &BTreeSet<Name>, result: &mut ApplyResult) -> Result<(), Error> {
     let Some(old) = found(vm_parts::record(store, &ask.project, &spec.name).await)? else {
-        super::vm_write::check_only(store, ask, spec, None).await?;
+        super::vm_write::check_only(store, ask, spec, None, networks).await?;
         return Ok(());
     };
     if old.value.leaving.is_some() {
@@ -115,7 +165,7 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, result: &mut Apply
     if !refusals.is_empty() {
         return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
     }
-    super::vm_write::check_only(store, ask, &wish, Some(&old.value)).await?;
+    super::vm_write::check_only(store, ask, &wish, Some(&old.value), networks).await?;
     let parts = vm_parts::parts(store, &ask.project, old.value.id).await?;
     let seen = parts.and_then(|p| p.seen);
     let live = seen.as_ref().and_then(|s| s.domain.known()).is_some_and(|d| d.is_live());
@@ -135,6 +185,13 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, result: &mut Apply
     Ok(())
 }
 
+/// An earlier change still waits for a cold start.
+async fn waits_for_restart(store: &dyn Store, ask: &Ask, name: &Name) -> Result<bool, Error> {
+    let record = vm_parts::record(store, &ask.project, name).await?.value;
+    let seen = vm_parts::parts(store, &ask.project, record.id).await?.and_then(|parts| parts.seen);
+    Ok(seen.is_some_and(|seen| !seen.pending.is_empty()))
+}
+
 async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mut ApplyResult, restart: bool) -> Result<(), Error> {
     match manifest {
         Manifest::Vm(spec) => {
@@ -144,8 +201,12 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
             if written.changed != Changed::Nothing {
                 result.operation = Some(written.op);
             }
-            let needs_restart = result.changes.iter().any(|c| c.when == ChangeWhen::Restart);
-            if restart && needs_restart && written.changed == Changed::Updated {
+            let needs_restart = match written.changed {
+                Changed::Created => false,
+                Changed::Updated => result.changes.iter().any(|c| c.when == ChangeWhen::Restart),
+                Changed::Nothing => restart && waits_for_restart(store, ask, &name).await?,
+            };
+            if restart && needs_restart {
                 result.operation = Some(vm::command(store, ask, &name, "restart", PowerWish::Restart).await?);
             }
         }

@@ -79,8 +79,8 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let image = find(store, &ask.project, name).await?;
     let users = users(store, &image).await?;
-    if let Some(first) = users.first() {
-        return Err(Error::conflict(format!("image '{name}' is in use by {} objects, '{first}' among them", users.len())));
+    if let Some(users) = super::some_of(&users) {
+        return Err(Error::conflict(format!("image '{name}' is in use by {users}")));
     }
     if image.facts.is_none() {
         return Err(Error::conflict(format!("image '{name}' is still being made")).hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));

@@ -7,8 +7,9 @@ pub mod network;
 pub mod op;
 pub mod pool;
 pub mod vm;
+pub mod vm_copy;
 pub mod volume;
-mod vm_parts;
+pub mod vm_parts;
 pub mod vm_write;
 
 use serde::de::DeserializeOwned;
@@ -86,6 +87,17 @@ pub fn operation(ask: &Ask, kind: &str, resource: ResourceRef, wanted: Wanted) -
 
 pub fn put_op(op: &Operation) -> vmkeep_store::Op {
     typed::put(keys::op(&op.project, op.id), op)
+}
+
+/// "'a', 'b' and 3 more"; None when there is nobody.
+pub fn some_of(users: &[Name]) -> Option<String> {
+    let told = match users {
+        [] => return None,
+        [one] => format!("'{one}'"),
+        [one, two] => format!("'{one}' and '{two}'"),
+        [one, two, more @ ..] => format!("'{one}', '{two}' and {} more", more.len()),
+    };
+    Some(told)
 }
 
 /// The same operation as it is told when there was nothing to do.

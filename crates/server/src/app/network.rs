@@ -67,8 +67,8 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<Netw
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let record = find(store, &ask.project, name).await?;
     let users = users(store, &ask.project, name).await?;
-    if let Some(vm) = users.first() {
-        return Err(Error::conflict(format!("network '{name}' is used by {} VMs, '{vm}' among them", users.len())));
+    if let Some(users) = super::some_of(&users) {
+        return Err(Error::conflict(format!("network '{name}' is in use by {users}")));
     }
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let resource = ResourceRef { kind: "network".into(), project: ask.project.clone(), name: name.clone(), uid: record.id.0 };

@@ -57,8 +57,8 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         "reset" => node_task(store, ask, name, action, |vm| Work::Reset { vm }).await,
         "pause" => node_task(store, ask, name, action, |vm| Work::Pause { vm }).await,
         "resume" => node_task(store, ask, name, action, |vm| Work::Resume { vm }).await,
-        "rename" => super::vm_write::rename(store, ask, name, new_name(wish)?).await,
-        "clone" => super::vm_write::clone(store, ask, name, new_name(wish)?).await,
+        "rename" => super::vm_copy::rename(store, ask, name, new_name(wish)?).await,
+        "clone" => super::vm_copy::clone(store, ask, name, new_name(wish)?).await,
         "release" => leave(store, ask, name, "vm.release", Leaving::Release).await,
         other => {
             let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release";
@@ -210,10 +210,11 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &std:
     for (disk, id) in &found.value.volumes {
         let key = keys::volume(&ask.project, *id);
         let (Some(path), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };
-        if is_own_file(path, *id) {
+        let foreign_path = (!is_own_file(path, *id)).then(|| path.clone());
+        if foreign_path == volume.value.foreign_path {
             continue;
         }
-        let accepted = VolumeRecord { foreign_path: Some(path.clone()), ..volume.value };
+        let accepted = VolumeRecord { foreign_path, ..volume.value };
         txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &accepted));
     }
     let op = operation(ask, "vm.adopt", resource(&found.value), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });

@@ -1,26 +1,25 @@
 //! Writing a VM's wish: every name resolved, every problem told at once, volumes and index in the same transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vmkeep_core::change;
 use vmkeep_store::typed::Stored;
-use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
+use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
-use vmkeep_types::ids::{ImageId, OperationId, Revision, VmId, VolumeId};
+use vmkeep_types::ids::{ImageId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
-use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::{Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord};
+use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Disk, DiskFormat, Nic, RunPolicy, VmSpec};
 
-use super::network::task;
 use super::vm::{busy, idempotency_key, resource};
 use super::{Ask, TRIES_MAX, commit, done, get, image, network, nodes, operation, pool, put_op, volume};
-use crate::view::restore_secrets;
+use crate::view::{restore_secrets, unrestored_secrets};
 
 /// Random bytes of a MAC, behind QEMU's prefix.
 const MAC_RANDOM_BYTES: usize = 3;
@@ -39,11 +38,20 @@ pub enum Changed {
     Nothing,
 }
 
+/// The condition of an `If-Match` header (RFC 9110, 13.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMatch {
+    /// `*`: the VM is there.
+    Exists,
+    /// The revision the caller read.
+    At(Revision),
+}
+
 /// What a caller asks of the write beyond the wish.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
-    /// The revision the caller read; another one is refused.
-    pub if_match: Option<Revision>,
+    /// What the caller says is there; anything else is refused.
+    pub if_match: Option<IfMatch>,
     /// Key of a POST that may be repeated.
     pub idempotency: Option<String>,
     /// Write the wish again although it is the same: drift is mended so.
@@ -58,7 +66,8 @@ pub fn volume_name(vm: &Name, disk: &Name) -> Name {
 /// A new VM; a taken name is a conflict.
 pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> Result<Written, Error> {
     let spec = check::normalize(spec);
-    let mut resolved = resolve(store, ask, &spec, None).await?;
+    let mut resolved = resolve(store, ask, &spec, None, &BTreeSet::new()).await?;
+    let taken = taken_macs(store).await?;
     let id = VmId(uuid::Uuid::new_v4());
     let record = VmRecord {
         id,
@@ -76,7 +85,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
-        .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default())))
+        .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken)))
         .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None }))
         .then(put_op(&op));
     if let Some(key) = &guard.idempotency {
@@ -86,7 +95,14 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
     txn = resolved.write(ask, id, txn);
     match commit(store, txn).await? {
         Some(_) => Ok(Written { op, changed: Changed::Created }),
-        None => Err(why_not(store, ask, &record.spec).await),
+        None => match &guard.idempotency {
+            // Two of one key at once: the second gets the first one's operation.
+            Some(key) => match super::vm::repeated(store, &ask.project, key, &record.spec.name).await? {
+                Some(op) => Ok(Written { op, changed: Changed::Nothing }),
+                None => Err(why_not(store, ask, &record.spec).await),
+            },
+            None => Err(why_not(store, ask, &record.spec).await),
+        },
     }
 }
 
@@ -112,7 +128,7 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> R
                 if let Some(written) = update(store, ask, &old, spec.clone(), guard).await? {
                     return Ok(written);
                 }
-                if guard.if_match.is_some() {
+                if matches!(guard.if_match, Some(IfMatch::At(_))) {
                     return Err(stale(&spec.name, super::vm::record(store, &ask.project, &spec.name).await?.modified));
                 }
             }
@@ -127,7 +143,7 @@ fn stale(name: &Name, now: Revision) -> Error {
 
 /// None: somebody else wrote in between.
 async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSpec, guard: &Guard) -> Result<Option<Written>, Error> {
-    if guard.if_match.is_some_and(|wanted| wanted != old.modified) {
+    if guard.if_match.is_some_and(|wanted| wanted != IfMatch::Exists && wanted != IfMatch::At(old.modified)) {
         return Err(stale(&spec.name, old.modified));
     }
     if old.value.leaving.is_some() {
@@ -145,7 +161,7 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     if !refusals.is_empty() {
         return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
     }
-    let mut resolved = resolve(store, ask, &spec, Some(&old.value)).await?;
+    let mut resolved = resolve(store, ask, &spec, Some(&old.value), &BTreeSet::new()).await?;
     let mut record = VmRecord { spec, ..old.value.clone() };
     record.volumes = resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect();
     let kept = get::<VmChoices>(store, &keys::choices(record.id)).await?;
@@ -153,7 +169,7 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     let op = operation(ask, "vm.update", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     let mut txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key.clone(), &record)).then(put_op(&op));
     if let Some(kept) = kept {
-        let new = choices(&record.spec, kept.value.clone());
+        let new = choices(&record.spec, kept.value.clone(), &taken_macs(store).await?);
         if new != kept.value {
             txn = txn.when(Compare::ModifiedAt(choices_key.clone(), kept.modified)).then(typed::put(choices_key, &new));
         }
@@ -170,15 +186,27 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
 }
 
 /// MACs and serials for what has none yet.
-fn choices(spec: &VmSpec, mut choices: VmChoices) -> VmChoices {
+pub(super) fn choices(spec: &VmSpec, mut choices: VmChoices, taken: &BTreeSet<String>) -> VmChoices {
     for nic in spec.nics.iter().filter(|nic| nic.mac == "auto") {
-        choices.macs.entry(nic.name.clone()).or_insert_with(random_mac);
+        let free = || std::iter::repeat_with(random_mac).find(|mac| !taken.contains(mac)).expect("an endless supply ends at the first that is free");
+        choices.macs.entry(nic.name.clone()).or_insert_with(free);
     }
     for disk in spec.disks.iter().filter(|disk| disk.serial == "auto") {
         // What a guest sees in /dev/disk/by-id: 20 characters at most (virtio).
         choices.serials.entry(disk.name.clone()).or_insert_with(|| uuid::Uuid::new_v4().simple().to_string()[..20].to_owned());
     }
     choices
+}
+
+/// MACs that were chosen for VMs, of whatever project: with a thousand of them, two alike would be no rarity.
+pub(super) async fn taken_macs(store: &dyn Store) -> Result<BTreeSet<String>, Error> {
+    /// Only what is looked for; the rest of the value is not read.
+    #[derive(serde::Deserialize)]
+    struct Macs {
+        macs: BTreeMap<Name, String>,
+    }
+    let all = super::list::<Macs>(store, keys::ALL_CHOICES).await?;
+    Ok(all.into_iter().flat_map(|stored| stored.value.macs.into_values()).collect())
 }
 
 /// 52:54:00 is QEMU's prefix of locally administered addresses.
@@ -213,9 +241,10 @@ impl Resolved {
 }
 
 /// Everything that is wrong with the wish, here and now, at once; else its records.
-async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRecord>) -> Result<Resolved, Error> {
+async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRecord>, coming: &BTreeSet<Name>) -> Result<Resolved, Error> {
     let mut problems = check::vm(spec);
     problems.extend(check::unread_files(spec));
+    problems.extend(unrestored_secrets(spec));
     let admin_only = check::admin_only(spec);
     if !admin_only.is_empty() && ask.caller.role < Role::Admin {
         let unchanged = old.is_some_and(|old| check::admin_only(&old.spec) == admin_only && old.spec.libvirt_xml == spec.libvirt_xml && old.spec.devices == spec.devices && old.spec.shares == spec.shares);
@@ -227,8 +256,8 @@ async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRec
     if let [only] = &nodes[..] {
         problems.extend(check::vm_on_host(spec, only));
     }
-    macs(store, ask, spec, old, &mut problems).await?;
-    for (n, nic) in spec.nics.iter().enumerate() {
+    macs(store, spec, old, &mut problems).await?;
+    for (n, nic) in spec.nics.iter().enumerate().filter(|(_, nic)| !coming.contains(&nic.network)) {
         missing(network::find(store, &ask.project, &nic.network).await, &nic_field(n, nic), &mut problems)?;
     }
     for cdrom in spec.cdroms.iter() {
@@ -244,9 +273,9 @@ async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRec
     if problems.is_empty() { Ok(resolved) } else { Err(manifest::refused(&format!("vm {}", spec.name), problems)) }
 }
 
-/// All that `put` would refuse, without writing.
-pub async fn check_only(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRecord>) -> Result<(), Error> {
-    resolve(store, ask, &check::normalize(spec.clone()), old).await.map(drop)
+/// All that `put` would refuse, without writing; `coming` are the networks that will be there by then.
+pub async fn check_only(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRecord>, coming: &BTreeSet<Name>) -> Result<(), Error> {
+    resolve(store, ask, &check::normalize(spec.clone()), old, coming).await.map(drop)
 }
 
 fn nic_field(n: usize, nic: &Nic) -> String {
@@ -265,17 +294,20 @@ fn missing<T>(found: Result<T, Error>, field: &str, problems: &mut Vec<Problem>)
     }
 }
 
-async fn macs(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRecord>, problems: &mut Vec<Problem>) -> Result<(), Error> {
+async fn macs(store: &dyn Store, spec: &VmSpec, old: Option<&VmRecord>, problems: &mut Vec<Problem>) -> Result<(), Error> {
     let wished: Vec<&Nic> = spec.nics.iter().filter(|nic| nic.mac != "auto").collect();
     if wished.is_empty() {
         return Ok(());
     }
+    let mut choices: BTreeMap<String, VmChoices> =
+        super::list::<VmChoices>(store, keys::ALL_CHOICES).await?.into_iter().map(|s| (s.key, s.value)).collect();
     let mut taken: BTreeMap<String, Name> = BTreeMap::new();
-    for other in super::list::<VmRecord>(store, &keys::vms(&ask.project)).await? {
+    // Of all projects: they share the host's networks.
+    for other in super::list::<VmRecord>(store, keys::ALL_VMS).await? {
         if old.is_some_and(|old| old.id == other.value.id) {
             continue;
         }
-        let chosen = get::<VmChoices>(store, &keys::choices(other.value.id)).await?.map(|c| c.value.macs).unwrap_or_default();
+        let chosen = choices.remove(&keys::choices(other.value.id)).map(|c| c.macs).unwrap_or_default();
         let fixed = other.value.spec.nics.iter().filter(|n| n.mac != "auto").map(|n| n.mac.to_lowercase());
         taken.extend(chosen.into_values().chain(fixed).map(|mac| (mac, other.value.spec.name.clone())));
     }
@@ -302,6 +334,12 @@ async fn disk(
     if let Some(id) = old.and_then(|old| old.volumes.get(&wish.name))
         && let Some(there) = get::<VolumeRecord>(store, &keys::volume(&ask.project, *id)).await?
     {
+        if let (Some(now), Some(to)) = (size_now(store, &there.value).await?, wish.size)
+            && to < now
+        {
+            let message = format!("{to} is smaller than the disk is ({}); a disk can only grow", now.human());
+            problems.push(Problem { field: field("size"), message });
+        }
         let grown = VolumeRecord { size: wish.size.or(there.value.size), ..there.value.clone() };
         if grown != there.value {
             resolved.writes.push((Compare::ModifiedAt(there.key, there.modified), grown.clone()));
@@ -331,6 +369,16 @@ async fn disk(
     resolved.writes.push((guard, volume.clone()));
     resolved.volumes.insert(wish.name.clone(), volume);
     Ok(())
+}
+
+/// What a volume has at least: its own size, or that of the image it was cloned from.
+async fn size_now(store: &dyn Store, volume: &VolumeRecord) -> Result<Option<ByteCount>, Error> {
+    if volume.size.is_some() {
+        return Ok(volume.size);
+    }
+    let Some(image) = volume.image else { return Ok(None) };
+    let image = get::<ImageRecord>(store, &keys::image(&volume.project, image)).await?;
+    Ok(image.and_then(|i| i.value.facts).map(|facts| facts.virtual_size))
 }
 
 fn check_image(image: &ImageRecord, wish: &Disk, problems: &mut Vec<Problem>) {
@@ -364,9 +412,19 @@ async fn attach(store: &dyn Store, ask: &Ask, wish: &Disk, volume: VolumeRecord,
     let field = format!("disks[{}].volume", wish.name);
     let twice = resolved.volumes.values().any(|v| v.id == volume.id);
     if twice || volume.attached.is_some() {
-        let message = if twice { "it is in this VM twice".into() } else { format!("volume '{}' is a disk of another VM", volume.name) };
+        let message = match (twice, volume::is_free(&volume)) {
+            (true, _) => "it is in this VM twice".into(),
+            (false, true) => format!("volume '{}' is being deleted", volume.name),
+            (false, false) => format!("volume '{}' is a disk of another VM", volume.name),
+        };
         problems.push(Problem { field, message });
         return Ok(());
+    }
+    if let (Some(now), Some(to)) = (size_now(store, &volume).await?, wish.size)
+        && to < now
+    {
+        let message = format!("{to} is smaller than volume '{}' ({}); a disk can only grow", volume.name, now.human());
+        problems.push(Problem { field: format!("disks[{}].size", wish.name), message });
     }
     let key = keys::volume(&ask.project, volume.id);
     let Some(there) = get::<VolumeRecord>(store, &key).await? else { return Ok(()) };
@@ -375,75 +433,4 @@ async fn attach(store: &dyn Store, ask: &Ask, wish: &Disk, volume: VolumeRecord,
     resolved.writes.push((Compare::ModifiedAt(key, there.modified), taken.clone()));
     resolved.volumes.insert(wish.name.clone(), taken);
     Ok(())
-}
-
-/// Another name, the same VM.
-pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
-    let old = super::vm::record(store, &ask.project, name).await?;
-    let mut record = old.value.clone();
-    record.spec.name = new.clone();
-    let op = operation(ask, "vm.rename", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    let (from, to) = (keys::name("vm", &ask.project, name), keys::name("vm", &ask.project, &new));
-    let txn = Txn::default()
-        .when(Compare::Absent(to.clone()))
-        .when(Compare::ModifiedAt(old.key.clone(), old.modified))
-        .then(Op::Delete(from))
-        .then(typed::put(to, &record.id))
-        .then(typed::put(old.key, &record))
-        .then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
-}
-
-/// A full copy of a stopped VM, with a new uuid, new MACs and serials.
-pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
-    let source = super::vm::show(store, &ask.project, name).await?;
-    if source.status.phase != vmkeep_api::body::VmPhase::Stopped {
-        return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", source.status.text)).hint(format!("vmkeep vm stop {name}")));
-    }
-    let old = super::vm::record(store, &ask.project, name).await?.value;
-    let id = VmId(uuid::Uuid::new_v4());
-    let mut record = VmRecord { id, volumes: BTreeMap::new(), created_at: jiff::Timestamp::now(), origin: VmOrigin::Created, ..old.clone() };
-    record.spec.name = new.clone();
-    record.spec.nics.iter_mut().for_each(|nic| nic.mac = "auto".into());
-    record.spec.run = if old.spec.run == RunPolicy::Halted { RunPolicy::Halted } else { RunPolicy::Manual };
-    let mut txn = Txn::default();
-    for disk in &mut record.spec.disks {
-        let Some(from_id) = old.volumes.get(&disk.name) else { continue };
-        let from = get::<VolumeRecord>(store, &keys::volume(&ask.project, *from_id)).await?.ok_or_else(|| Error::not_found("volume", from_id))?.value;
-        let pool = pool::find(store, &from.pool).await?.spec;
-        let to = VolumeRecord {
-            id: VolumeId(uuid::Uuid::new_v4()),
-            name: volume_name(&new, &disk.name),
-            image: None,
-            foreign_path: None,
-            format: if from.format == DiskFormat::Auto { DiskFormat::Qcow2 } else { from.format },
-            attached: Some(Attachment { vm: id, disk: disk.name.clone() }),
-            created_at: record.created_at,
-            ..from.clone()
-        };
-        record.volumes.insert(disk.name.clone(), to.id);
-        let node = from.node.clone();
-        let copy = OperationId(uuid::Uuid::now_v7());
-        let copy_op = Operation { id: copy, ..operation(ask, "volume.copy", volume_resource(ask, &to), Wanted::Task) };
-        txn = txn
-            .when(Compare::Absent(keys::name("volume", &ask.project, &to.name)))
-            .then(typed::put(keys::name("volume", &ask.project, &to.name), &to.id))
-            .then(typed::put(keys::volume(&ask.project, to.id), &to))
-            .then(put_op(&copy_op))
-            .then(task(&node, &ask.project, copy, Work::CopyVolume { from, from_pool: pool.clone(), to, to_pool: pool }));
-    }
-    let op = operation(ask, "vm.clone", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    let name_key = keys::name("vm", &ask.project, &new);
-    let txn = txn
-        .when(Compare::Absent(name_key.clone()))
-        .then(typed::put(name_key, &id))
-        .then(typed::put(keys::vm(&ask.project, id), &record))
-        .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default())))
-        .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None }))
-        .then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("'{new}' or one of its volumes is taken")))
-}
-
-fn volume_resource(ask: &Ask, volume: &VolumeRecord) -> vmkeep_types::operation::ResourceRef {
-    vmkeep_types::operation::ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: volume.name.clone(), uid: volume.id.0 }
 }

@@ -3,19 +3,32 @@
 use vmkeep_api::body::{VolumeCreate, VolumeView};
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::ids::{VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::{ImageBrief, Work};
-use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::VmRecord;
 use vmkeep_types::units::ByteCount;
 
 use super::network::task;
-use super::{Ask, commit, get, nodes, operation, pool, put_op, uid_of};
+use super::{Ask, commit, get, image, nodes, operation, pool, put_op, uid_of};
+
+/// The disk name under which a volume that is being deleted is attached to nobody: no VM can take it meanwhile, and a deletion
+/// that failed can be asked for again.
+const DELETING: &str = "deleting";
+
+/// Nobody's, or somebody's until its deletion is through.
+pub fn is_free(volume: &VolumeRecord) -> bool {
+    volume.attached.as_ref().is_none_or(is_mark)
+}
+
+fn is_mark(attached: &Attachment) -> bool {
+    attached.vm.0.is_nil() && attached.disk.as_str() == DELETING
+}
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<VolumeRecord, Error> {
     let id: VolumeId = uid_of(store, "volume", project, name).await?;
@@ -28,7 +41,7 @@ pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView,
         None => None,
     };
     let (mut vm, mut seen) = (None, None);
-    if let Some(attached) = &volume.attached {
+    if let Some(attached) = volume.attached.as_ref().filter(|a| !is_mark(a)) {
         vm = get::<VmRecord>(store, &keys::vm(&volume.project, attached.vm)).await?.map(|v| v.value.spec.name);
         seen = get::<Seen>(store, &keys::seen(&volume.node, attached.vm)).await?.and_then(|s| s.value.volumes.get(&volume.id).copied());
     }
@@ -42,7 +55,7 @@ pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView,
         size: seen.map(|s| ByteCount::from_bytes(s.size_bytes)).or(volume.size),
         allocated: seen.map(|s| ByteCount::from_bytes(s.allocated_bytes)),
         image,
-        attached: volume.attached,
+        attached: volume.attached.filter(|a| !is_mark(a)),
         vm,
     })
 }
@@ -63,12 +76,13 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     }
     let pool = pool::find(store, &wish.pool).await?;
     let image = match &wish.image {
-        Some(name) => {
-            let id: ImageId = uid_of(store, "image", &ask.project, name).await?;
-            get::<ImageRecord>(store, &keys::image(&ask.project, id)).await?.map(|i| i.value)
-        }
+        Some(name) => Some(image::find(store, &ask.project, name).await?),
         None => None,
     };
+    if let Some(image) = image.as_ref().filter(|i| i.facts.is_none()) {
+        return Err(Error::conflict(format!("image '{}' is not ready yet", image.spec.name)).hint("vmkeep op list shows how far it is"));
+    }
+    let guard = image.as_ref().map(|i| Compare::Present(keys::name("image", &ask.project, &i.spec.name)));
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let volume = VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
@@ -87,7 +101,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     let op = operation(ask, "volume.create", resource, Wanted::Task);
     let brief = image.map(|i| ImageBrief { name: i.spec.name, pool: i.spec.pool, facts: i.facts });
     let name_key = keys::name("volume", &ask.project, &wish.name);
-    let txn = Txn::default()
+    let txn = Txn { compare: guard.into_iter().collect(), ..Txn::default() }
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &volume.id))
         .then(typed::put(keys::volume(&ask.project, volume.id), &volume))
@@ -98,7 +112,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
 
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let volume = find(store, &ask.project, name).await?;
-    if let Some(attached) = &volume.attached {
+    if let Some(attached) = volume.attached.as_ref().filter(|_| !is_free(&volume)) {
         let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm)).await?.map_or_else(|| attached.vm.to_string(), |v| v.value.spec.name.to_string());
         return Err(Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first"));
     }
@@ -107,7 +121,16 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let op = operation(ask, "volume.delete", resource, Wanted::Task);
     let key = keys::volume(&ask.project, volume.id);
     let seen = get::<VolumeRecord>(store, &key).await?.ok_or_else(|| Error::not_found("volume", name))?;
+    if seen.value.foreign_path.is_some() {
+        return Err(Error::conflict(format!("volume '{name}' is a file that was there before vmkeep; it is not deleted")).hint("vmkeep vm release gives it back"));
+    }
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
-    let txn = Txn::default().when(Compare::ModifiedAt(key, seen.modified)).then(put_op(&op)).then(task(&volume.node, &ask.project, op.id, work));
+    let node = volume.node.clone();
+    let marked = VolumeRecord { attached: Some(Attachment { vm: VmId(uuid::Uuid::nil()), disk: Name::known(DELETING) }), ..volume };
+    let txn = Txn::default()
+        .when(Compare::ModifiedAt(key.clone(), seen.modified))
+        .then(typed::put(key, &marked))
+        .then(put_op(&op))
+        .then(task(&node, &ask.project, op.id, work));
     commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))
 }

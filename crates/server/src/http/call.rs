@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::RequestPartsExt;
 use axum::body::{Body, Bytes};
@@ -10,6 +11,7 @@ use axum::http::request::Parts;
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use vmkeep_api::body::BODY_BYTES_MAX;
 use vmkeep_api::routes::Route;
 use vmkeep_store::Store;
@@ -20,7 +22,11 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::Caller;
 
 use crate::app::Ask;
+use crate::app::vm_write::IfMatch;
 use crate::context::Server;
+
+/// A client that sends its body so slowly is gone, or means harm.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Call {
     pub server: Arc<Server>,
@@ -29,6 +35,8 @@ pub struct Call {
     fields: BTreeMap<String, String>,
     query: BTreeMap<String, String>,
     parts: Parts,
+    /// The body's share of the room for all bodies, as long as the request is worked on.
+    room: Option<OwnedSemaphorePermit>,
     /// Behind a lock only because a body alone may not be shared between threads.
     body: Mutex<Body>,
 }
@@ -41,7 +49,7 @@ impl Call {
         let query = parse_query(parts.uri.query().unwrap_or_default());
         let project = fields.get("project").map_or("default", String::as_str);
         let project = project.parse().map_err(|e| Error::invalid(format!("project: {e}")))?;
-        Ok(Self { server, route, ask: Ask { project, caller }, fields, query, parts, body: Mutex::new(body) })
+        Ok(Self { server, route, ask: Ask { project, caller }, fields, query, parts, room: None, body: Mutex::new(body) })
     }
 
     pub fn store(&self) -> &dyn Store {
@@ -69,10 +77,19 @@ impl Call {
         self.parts.headers.get(name).and_then(|v| v.to_str().ok())
     }
 
-    pub fn if_match(&self) -> Result<Option<Revision>, Error> {
-        let Some(tag) = self.header("if-match") else { return Ok(None) };
-        let number = tag.trim().trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {tag} is no ETag of ours")))?;
-        Ok(Some(Revision(number)))
+    pub fn if_match(&self) -> Result<Option<IfMatch>, Error> {
+        let Some(tag) = self.header("if-match").map(str::trim) else { return Ok(None) };
+        if tag == "*" {
+            return Ok(Some(IfMatch::Exists));
+        }
+        let number = tag.trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {} is no ETag of ours", tag.escape_debug())))?;
+        Ok(Some(IfMatch::At(Revision(number))))
+    }
+
+    /// The labels of `?label=a=b,c=d`.
+    pub fn labels(&self) -> Vec<(&str, &str)> {
+        let pairs = self.query("label").unwrap_or_default().split(',').filter(|pair| !pair.is_empty());
+        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect()
     }
 
     /// The query as it came, with its `?`.
@@ -81,18 +98,28 @@ impl Call {
     }
 
     /// The request as it came, for a node: body, upgrade and all.
-    pub fn into_request(self) -> Request {
+    pub fn into_request(mut self) -> Request {
+        // Who asks was settled here; the secret is not the node's business.
+        self.parts.headers.remove(axum::http::header::AUTHORIZATION);
         Request::from_parts(self.parts, self.body.into_inner().expect("no panic holds this lock"))
     }
 
-    /// The body, at most [`BODY_BYTES_MAX`].
+    /// The body, at most [`BODY_BYTES_MAX`], within [`BODY_PATIENCE`], when there is room for it.
     pub async fn body(&mut self) -> Result<Bytes, Error> {
+        let late = |_| Error::new(Code::Unavailable, format!("the body did not arrive within {} s", BODY_PATIENCE.as_secs()));
+        tokio::time::timeout(BODY_PATIENCE, self.read_body()).await.map_err(late)?
+    }
+
+    async fn read_body(&mut self) -> Result<Bytes, Error> {
         let body = std::mem::take(self.body.get_mut().expect("no panic holds this lock"));
         let too_large = || Error::new(Code::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"));
         let claimed = self.header("content-length").and_then(|v| v.parse::<usize>().ok());
         if claimed.is_some_and(|n| n > BODY_BYTES_MAX) {
             return Err(too_large());
         }
+        let kib = claimed.unwrap_or(BODY_BYTES_MAX).div_ceil(1024);
+        let room = self.server.bodies.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await;
+        self.room = Some(room.expect("the room is never closed"));
         let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
         collected.map(|c| c.to_bytes()).map_err(|e| if e.is::<http_body_util::LengthLimitError>() { too_large() } else { Error::invalid(format!("the body broke off: {e}")) })
     }

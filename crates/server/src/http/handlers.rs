@@ -1,13 +1,14 @@
 //! One function per group of routes: read, ask `app`, answer.
 
+use std::collections::BTreeMap;
+
 use axum::http::Uri;
 use axum::response::Response;
 use vmkeep_api::body::{
-    AdoptRequest, AdoptionProposal, ApplyRequest, NodeView, TokenCreate, VersionAnswer, VmStats, VmView, VolumeCreate,
+    AdoptRequest, AdoptionProposal, ApplyRequest, NodeView, TokenCreate, VersionAnswer, VmPhase, VmStats, VolumeCreate,
 };
 use vmkeep_store::keys;
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::event::Event;
 use vmkeep_types::ids::Revision;
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
@@ -19,6 +20,7 @@ use super::call::Call;
 use super::{respond, watch};
 use crate::app::{self, apply, event, image, network, op, pool, vm, vm_write, volume};
 use crate::auth;
+use crate::cache::Wanted;
 
 type Answer = Result<Response, Error>;
 
@@ -43,16 +45,17 @@ fn no_handler(call: &Call) -> Error {
 
 async fn vms(mut call: Call) -> Answer {
     match call.route.id {
-        "vm.list" if call.flag("watch") => watch::vms(call).await,
+        "vm.list" if call.flag("watch") => watch::follow(call, watch::What::Vms).await,
         "vm.list" => vm_list(&call).await,
         "vm.create" => {
             let spec = manifest::vm_from_json(call.value().await?)?;
             vm_create(&call, spec).await
         }
         "vm.get" => {
-            let view = vm::show(call.store(), &call.ask.project, &call.name()?).await?;
-            let revision = view.spec_revision;
-            Ok(respond::tagged(&view, revision))
+            let ready = call.server.cache.vm(call.store(), &call.ask.project, &call.name()?).await?;
+            let mut response = respond::ready(ready.json.clone());
+            respond::etag(&mut response, ready.spec_revision);
+            Ok(response)
         }
         "vm.put" => {
             let name = call.name()?;
@@ -61,15 +64,22 @@ async fn vms(mut call: Call) -> Answer {
                 return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`"));
             }
             let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
-            Ok(respond::accepted(vm::put(call.store(), &call.ask, spec, &guard).await?.op))
+            match vm::put(call.store(), &call.ask, spec, &guard).await {
+                Ok(written) => accepted(&call, written.op),
+                Err(error) if error.code == Code::Stale => {
+                    let now = vm::record(call.store(), &call.ask.project, &name).await?.modified;
+                    Ok(respond::stale(error, now))
+                }
+                Err(error) => Err(error),
+            }
         }
         "vm.delete" => {
             let leaving = if call.flag("keep_disks") { Leaving::DeleteKeepDisks } else { Leaving::Delete };
-            Ok(respond::accepted(vm::leave(call.store(), &call.ask, &call.name()?, "vm.delete", leaving).await?))
+            accepted(&call, vm::leave(call.store(), &call.ask, &call.name()?, "vm.delete", leaving).await?)
         }
         "vm.action" => {
             let wish = call.json().await?;
-            Ok(respond::accepted(vm::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?))
+            accepted(&call, vm::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?)
         }
         "vm.adopt" => adopt(call).await,
         "vm.events" => {
@@ -83,12 +93,14 @@ async fn vms(mut call: Call) -> Answer {
 }
 
 async fn vm_list(call: &Call) -> Answer {
-    let (revision, mut views) = vm::list(call.store(), &call.ask.project).await?;
-    if let Some(labels) = call.query("label") {
-        let wanted: Vec<(&str, &str)> = labels.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
-        views.retain(|v| wanted.iter().all(|(k, value)| v.spec.labels.get(*k).is_some_and(|have| have == value)));
-    }
-    respond::page(call, views, revision, |v: &VmView| v.spec.name.to_string())
+    let wanted = Wanted { labels: call.labels(), after: call.query("after"), limit: respond::limit(call)? };
+    Ok(respond::vm_page(&call.server.cache.list(call.store(), &call.ask.project, &wanted).await?))
+}
+
+/// An operation was begun.
+fn accepted(call: &Call, op: Operation) -> Answer {
+    call.server.metrics.operation(&op.kind);
+    Ok(respond::accepted(op))
 }
 
 async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
@@ -98,12 +110,12 @@ async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
         if !fine {
             return Err(Error::invalid("Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"));
         }
-        if let Some(op) = vm::repeated(call.store(), &call.ask.project, key).await? {
+        if let Some(op) = vm::repeated(call.store(), &call.ask.project, key, &spec.name).await? {
             return Ok(respond::accepted(op));
         }
     }
     let guard = vm_write::Guard { idempotency, ..Default::default() };
-    Ok(respond::accepted(vm::create(call.store(), &call.ask, spec, &guard).await?.op))
+    accepted(call, vm::create(call.store(), &call.ask, spec, &guard).await?.op)
 }
 
 async fn adopt(mut call: Call) -> Answer {
@@ -117,7 +129,7 @@ async fn adopt(mut call: Call) -> Answer {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
         return Ok(respond::accepted(vm::adopt_disks(call.store(), &call.ask, &name, &proposal.disks).await?));
     }
-    Ok(respond::accepted(vm::adopt(call.store(), &call.ask, proposal, wish.name).await?))
+    accepted(&call, vm::adopt(call.store(), &call.ask, proposal, wish.name).await?)
 }
 
 /// Something of the node's, as JSON.
@@ -160,7 +172,7 @@ async fn to_node_at(call: Call, node: &Name, uri: &str) -> Answer {
 async fn images(mut call: Call) -> Answer {
     let node = call.server.node.clone();
     match call.route.id {
-        "image.list" if call.flag("watch") => watch::list(call, keys::ALL_IMAGES).await,
+        "image.list" if call.flag("watch") => watch::follow(call, watch::What::Images).await,
         "image.list" => {
             let rows = image::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
@@ -168,13 +180,13 @@ async fn images(mut call: Call) -> Answer {
         }
         "image.create" => {
             let spec = manifest::image_from_json(call.value().await?)?;
-            Ok(respond::accepted(image::create(call.store(), &call.ask, spec).await?))
+            accepted(&call, image::create(call.store(), &call.ask, spec).await?)
         }
         "image.get" => {
             let record = image::find(call.store(), &call.ask.project, &call.name()?).await?;
             Ok(respond::json(&image::view(call.store(), record).await?))
         }
-        "image.delete" => Ok(respond::accepted(image::delete(call.store(), &call.ask, &call.name()?).await?)),
+        "image.delete" => accepted(&call, image::delete(call.store(), &call.ask, &call.name()?).await?),
         "image.export" => {
             let record = image::find(call.store(), &call.ask.project, &call.name()?).await?;
             let uri = format!("/n/images/{}/content?pool={}", record.id, record.spec.pool);
@@ -195,7 +207,7 @@ async fn revision(call: &Call) -> Result<Revision, Error> {
 
 async fn volumes(mut call: Call) -> Answer {
     match call.route.id {
-        "volume.list" if call.flag("watch") => watch::list(call, keys::ALL_VOLUMES).await,
+        "volume.list" if call.flag("watch") => watch::follow(call, watch::What::Volumes).await,
         "volume.list" => {
             let rows = volume::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
@@ -203,20 +215,20 @@ async fn volumes(mut call: Call) -> Answer {
         }
         "volume.create" => {
             let wish: VolumeCreate = call.json().await?;
-            Ok(respond::accepted(volume::create(call.store(), &call.ask, wish).await?))
+            accepted(&call, volume::create(call.store(), &call.ask, wish).await?)
         }
         "volume.get" => {
             let record = volume::find(call.store(), &call.ask.project, &call.name()?).await?;
             Ok(respond::json(&volume::view(call.store(), record).await?))
         }
-        "volume.delete" => Ok(respond::accepted(volume::delete(call.store(), &call.ask, &call.name()?).await?)),
+        "volume.delete" => accepted(&call, volume::delete(call.store(), &call.ask, &call.name()?).await?),
         _ => Err(no_handler(&call)),
     }
 }
 
 async fn networks(mut call: Call) -> Answer {
     match call.route.id {
-        "network.list" if call.flag("watch") => watch::list(call, keys::ALL_NETWORKS).await,
+        "network.list" if call.flag("watch") => watch::follow(call, watch::What::Networks).await,
         "network.list" => {
             let rows = network::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
@@ -234,7 +246,7 @@ async fn networks(mut call: Call) -> Answer {
             let record = network::find(call.store(), &call.ask.project, &call.name()?).await?;
             Ok(respond::json(&network::view(call.store(), record).await?))
         }
-        "network.delete" => Ok(respond::accepted(network::delete(call.store(), &call.ask, &call.name()?).await?)),
+        "network.delete" => accepted(&call, network::delete(call.store(), &call.ask, &call.name()?).await?),
         "pool.list" => {
             let rows = pool::list(call.store()).await?;
             let revision = revision(&call).await?;
@@ -252,7 +264,7 @@ async fn history(call: Call) -> Answer {
     match call.route.id {
         "op.list" if call.flag("watch") => {
             let prefix = keys::ops(&call.ask.project);
-            watch::list(call, &prefix).await
+            watch::follow(call, watch::What::Stored(prefix)).await
         }
         "op.list" => {
             let mut rows: Vec<Operation> = app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
@@ -273,11 +285,11 @@ async fn history(call: Call) -> Answer {
 
 async fn events(call: Call, prefix: &str) -> Answer {
     if call.flag("watch") {
-        return watch::list(call, prefix).await;
+        return watch::follow(call, watch::What::Stored(prefix.to_owned())).await;
     }
     let rows = event::list(call.store(), prefix).await?;
     let revision = revision(&call).await?;
-    respond::page(&call, rows, revision, |e: &Event| format!("{:020}", e.at.as_nanosecond()))
+    respond::page(&call, rows, revision, |row| row.place.clone())
 }
 
 async fn tokens(mut call: Call) -> Answer {
@@ -335,10 +347,20 @@ async fn stats(call: &Call) -> Answer {
     Ok(respond::json(&named))
 }
 
+/// `running`, as the API writes it.
+fn phase_word(phase: VmPhase) -> String {
+    serde_json::to_value(phase).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 async fn metrics(call: Call, node: &Name) -> Answer {
     use http_body_util::BodyExt;
-    let own = call.server.metrics.text();
     let server = call.server.clone();
+    let mut phases: BTreeMap<String, i64> = BTreeMap::new();
+    let everything = Wanted { limit: usize::MAX, ..Wanted::default() };
+    for row in &server.cache.list(call.store(), &call.ask.project, &everything).await?.rows {
+        *phases.entry(phase_word(row.phase)).or_default() += 1;
+    }
+    let own = server.metrics.text(revision(&call).await?, phases);
     let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
     let theirs = server.gate.call(node, request).await;
     let theirs = if theirs.status().is_success() {

@@ -1,6 +1,6 @@
 //! Answers.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
@@ -11,6 +11,7 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::operation::Operation;
 
 use super::call::Call;
+use crate::cache::Rendered;
 
 fn body(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(bytes));
@@ -29,16 +30,37 @@ pub fn json<T: Serialize>(value: &T) -> Response {
     body(StatusCode::OK, "application/json", serde_json::to_vec(value).expect("bodies are plain data"))
 }
 
-/// With an ETag.
-pub fn tagged<T: Serialize>(value: &T, revision: Revision) -> Response {
-    let mut response = json(value);
-    let tag = HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes");
-    response.headers_mut().insert(header::ETAG, tag);
+pub fn text(kind: &'static str, text: String) -> Response {
+    body(StatusCode::OK, kind, text.into_bytes())
+}
+
+/// JSON that is there already.
+pub fn ready(bytes: Bytes) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-pub fn text(kind: &'static str, text: String) -> Response {
-    body(StatusCode::OK, kind, text.into_bytes())
+/// The `ETag` of a revision.
+pub fn etag(response: &mut Response, revision: Revision) {
+    let tag = HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes");
+    response.headers_mut().insert(header::ETAG, tag);
+}
+
+/// A problem that HTTP has a status of its own for.
+pub fn problem_as(status: StatusCode, error: Error) -> Response {
+    let body_of = ProblemBody { status: status.as_u16(), ..ProblemBody::from(error) };
+    body(status, CONTENT_TYPE, serde_json::to_vec(&body_of).expect("problems are plain data"))
+}
+
+/// Somebody else was first: what is there now is in the ETag and in `extra.revision`.
+pub fn stale(error: Error, now: Revision) -> Response {
+    let mut told = ProblemBody::from(error);
+    told.extra.insert("revision".into(), now.0.into());
+    let status = StatusCode::from_u16(told.status).unwrap_or(StatusCode::CONFLICT);
+    let mut response = body(status, CONTENT_TYPE, serde_json::to_vec(&told).expect("problems are plain data"));
+    etag(&mut response, now);
+    response
 }
 
 pub fn nothing() -> Response {
@@ -52,12 +74,31 @@ pub fn accepted(operation: Operation) -> Response {
     body(status, "application/json", serde_json::to_vec(&answer).expect("bodies are plain data"))
 }
 
+/// Rows that the caller wants at most.
+pub fn limit(call: &Call) -> Result<usize, Error> {
+    let Some(text) = call.query("limit") else { return Ok(PAGE_MAX) };
+    let number = text.parse::<usize>().ok().filter(|n| (1..=PAGE_MAX).contains(n));
+    number.ok_or_else(|| Error::invalid(format!("limit '{}' is not between 1 and {PAGE_MAX}", text.escape_debug())))
+}
+
+/// A page of VMs, whose rows are JSON already.
+pub fn vm_page(rendered: &Rendered) -> Response {
+    let size: usize = rendered.rows.iter().map(|row| row.json.len() + 1).sum();
+    let mut out = Vec::with_capacity(size + 128);
+    out.extend_from_slice(b"{\"items\":[");
+    for (n, row) in rendered.rows.iter().enumerate() {
+        out.extend_from_slice(if n == 0 { b"" } else { b"," });
+        out.extend_from_slice(&row.json);
+    }
+    let next = rendered.rows.last().filter(|_| rendered.more).map(|row| row.name.as_str());
+    let next = serde_json::to_string(&next).expect("a name is plain data");
+    out.extend_from_slice(format!("],\"next\":{next},\"revision\":{}}}", rendered.revision).as_bytes());
+    body(StatusCode::OK, "application/json", out)
+}
+
 /// One page of a sorted list; `id` gives each row's place, `?after=` the last one seen.
 pub fn page<T: Serialize>(call: &Call, rows: Vec<T>, revision: Revision, id: impl Fn(&T) -> String) -> Result<Response, Error> {
-    let limit = match call.query("limit") {
-        Some(text) => text.parse::<usize>().ok().filter(|n| (1..=PAGE_MAX).contains(n)).ok_or_else(|| Error::invalid(format!("limit '{text}' is not between 1 and {PAGE_MAX}")))?,
-        None => PAGE_MAX,
-    };
+    let limit = limit(call)?;
     let after = call.query("after").map(str::to_owned);
     let mut rest = rows.into_iter().skip_while(|row| after.as_ref().is_some_and(|after| id(row) <= *after));
     let items: Vec<T> = rest.by_ref().take(limit).collect();

@@ -2,18 +2,26 @@
 //!
 //! An event's `id` is the watch token `STORE:REVISION`. A reader that comes back with `Last-Event-ID` gets what it missed,
 //! or 410 when the history is compacted or the store is another one. A bookmark every 15 s moves the token on and shows that
-//! the line lives.
+//! the line lives. Objects are sent as the list shows them.
+//!
+//! How it fails: a reader that takes nothing for [`LINE_PATIENCE`], or a watch that fell behind, ends the stream; the reader
+//! comes back with its token.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures_util::stream;
+use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use uuid::Uuid;
 use vmkeep_api::body::WatchEvent;
-use vmkeep_store::{Change, Store, StoreError, Watch, WatchBatch, keys};
+use vmkeep_store::{Change, KeyValue, Store, StoreError, Watch, WatchBatch, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{Revision, VmId};
 use vmkeep_types::name::Name;
@@ -21,47 +29,76 @@ use vmkeep_types::operation::Operation;
 
 use super::call::Call;
 use super::respond;
-use crate::app::{self, op, vm};
+use crate::app::{self, image, network, op, vm, volume};
+use crate::cache::{has_labels, vm_of};
 
-const BOOKMARK_EVERY: Duration = Duration::from_secs(15);
-/// Events that wait for a slow reader; then the line is closed and the reader resumes.
+/// Events that wait for a slow reader.
 const LINE_MAX: usize = 256;
+/// A reader that takes nothing for so long is gone.
+const LINE_PATIENCE: Duration = Duration::from_secs(30);
 
-type Line = mpsc::Sender<Result<Bytes, std::convert::Infallible>>;
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    Vms,
+    Images,
+    Volumes,
+    Networks,
+    /// Stored objects under a prefix, sent as they lie there: operations, events.
+    Stored(String),
+}
+
+impl What {
+    fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Vms => Some("vm"),
+            Self::Images => Some("image"),
+            Self::Volumes => Some("volume"),
+            Self::Networks => Some("network"),
+            Self::Stored(_) => None,
+        }
+    }
+
+    /// The keys by which it changes. A VM has several; the others' names are needed when they are gone.
+    fn prefix(&self) -> &str {
+        match self {
+            Self::Stored(prefix) => prefix,
+            Self::Vms | Self::Images | Self::Volumes | Self::Networks => "",
+        }
+    }
+}
+
+fn gone(why: impl Into<String>) -> Response {
+    respond::problem_as(StatusCode::GONE, Error::new(Code::Stale, why).hint("list again and watch from there"))
+}
 
 /// Where a reader wants to go on; `Ok(None)` = from now.
 fn token(call: &Call) -> Result<Option<Revision>, Box<Response>> {
     let Some(text) = call.header("last-event-id").or_else(|| call.query("since")) else { return Ok(None) };
-    let gone = || {
-        let mut answer = respond::problem(Error::new(Code::Stale, "the watch token is of another store or too old").hint("list again and watch from there"));
-        *answer.status_mut() = StatusCode::GONE;
-        Box::new(answer)
-    };
-    let (store, revision) = text.rsplit_once(':').ok_or_else(gone)?;
+    let other = || Box::new(gone("the watch token is of another store"));
+    let (store, revision) = text.rsplit_once(':').ok_or_else(other)?;
     if store != call.store().id().0 {
-        return Err(gone());
+        return Err(other());
     }
-    revision.parse().map(|n| Some(Revision(n))).map_err(|_| gone())
+    revision.parse().map(|n| Some(Revision(n))).map_err(|_| other())
 }
 
 async fn begin(call: &Call, prefix: &str) -> Result<(Watch, Revision), Box<Response>> {
-    let refused = |e: StoreError| {
-        let compacted = matches!(e, StoreError::Compacted { .. });
-        let mut answer = respond::problem(app::store_error(e));
-        if compacted {
-            *answer.status_mut() = StatusCode::GONE;
-        }
-        Box::new(answer)
+    let refused = |e: StoreError| match e {
+        StoreError::Compacted { .. } => Box::new(gone(format!("the watch token is too old: {e}"))),
+        other => Box::new(respond::problem(app::store_error(other))),
     };
+    let newest = call.store().revision().await.map_err(refused)?;
     let from = match token(call)? {
+        Some(seen) if seen > newest => return Err(Box::new(gone("the watch token is from the future of this store"))),
         Some(seen) => seen,
-        None => call.store().revision().await.map_err(refused)?,
+        None => newest,
     };
     let watch = call.store().watch(prefix, from.next()).await.map_err(refused)?;
     Ok((watch, from))
 }
 
-fn event(store: &dyn Store, revision: Revision, event: &WatchEvent) -> Bytes {
+fn frame(store: &dyn Store, revision: Revision, event: &WatchEvent) -> Bytes {
     let kind = match event {
         WatchEvent::Put { .. } => "put",
         WatchEvent::Deleted { .. } => "deleted",
@@ -71,131 +108,205 @@ fn event(store: &dyn Store, revision: Revision, event: &WatchEvent) -> Bytes {
     Bytes::from(format!("id: {}:{revision}\nevent: {kind}\ndata: {data}\n\n", store.id().0))
 }
 
-fn answer(line: mpsc::Receiver<Result<Bytes, std::convert::Infallible>>) -> Response {
-    let body = stream::unfold(line, |mut line| async move { line.recv().await.map(|bytes| (bytes, line)) });
-    let mut response = Response::new(Body::from_stream(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+/// The way to one reader.
+struct Line {
+    queue: mpsc::Sender<Result<Bytes, Infallible>>,
+    bookmarks: Interval,
 }
 
-/// What came of waiting for the next batch.
+/// The reader is gone.
+struct Hung;
+
+/// What came first.
 enum Next {
     Batch(WatchBatch),
-    Quiet,
-    Over,
+    Bookmark,
 }
 
-async fn next(watch: &mut Watch, line: &Line) -> Next {
-    tokio::select! {
-        () = line.closed() => Next::Over,
-        batch = watch.recv() => batch.and_then(Result::ok).map_or(Next::Over, Next::Batch),
-        () = tokio::time::sleep(BOOKMARK_EVERY) => Next::Quiet,
+impl Line {
+    fn open(bookmark_every: Duration) -> (Self, Response) {
+        let (queue, lines) = mpsc::channel(LINE_MAX);
+        let body = stream::unfold(lines, |mut lines: mpsc::Receiver<Result<Bytes, Infallible>>| async move {
+            lines.recv().await.map(|bytes| (bytes, lines))
+        });
+        let mut response = Response::new(Body::from_stream(body));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let mut bookmarks = tokio::time::interval_at(Instant::now() + bookmark_every, bookmark_every);
+        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        (Self { queue, bookmarks }, response)
+    }
+
+    async fn send(&self, store: &dyn Store, revision: Revision, event: &WatchEvent) -> Result<(), Hung> {
+        let sent = tokio::time::timeout(LINE_PATIENCE, self.queue.send(Ok(frame(store, revision, event)))).await;
+        sent.map_err(|_| Hung)?.map_err(|_| Hung)
+    }
+
+    async fn next(&mut self, watch: &mut Watch) -> Result<Next, Hung> {
+        tokio::select! {
+            () = self.queue.closed() => Err(Hung),
+            batch = watch.recv() => batch.and_then(Result::ok).map(Next::Batch).ok_or(Hung),
+            _ = self.bookmarks.tick() => Ok(Next::Bookmark),
+        }
     }
 }
 
-/// Stored objects under a prefix, as they are.
-pub async fn list(call: Call, prefix: &str) -> Result<Response, Error> {
-    let (mut watch, mut at) = match begin(&call, prefix).await {
+/// Changes of what `call` lists, from now or from its token.
+pub async fn follow(call: Call, what: What) -> Result<Response, Error> {
+    let (watch, at) = match begin(&call, what.prefix()).await {
         Ok(begun) => begun,
         Err(answer) => return Ok(*answer),
     };
-    let (line, lines) = mpsc::channel(LINE_MAX);
-    let project = call.ask.project.clone();
-    tokio::spawn(async move {
-        loop {
-            let events = match next(&mut watch, &line).await {
-                Next::Over => return,
-                Next::Quiet => vec![WatchEvent::Bookmark],
-                Next::Batch(batch) => {
-                    at = batch.revision;
-                    batch.changes.into_iter().filter(|c| in_project(c, &project)).filter_map(told).collect()
-                }
-            };
-            for told in events {
-                if line.try_send(Ok(event(call.store(), at, &told))).is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    Ok(answer(lines))
+    let names = match what.kind() {
+        Some(kind) => names(call.store(), &call.ask.project, kind).await?,
+        None => BTreeMap::new(),
+    };
+    let (line, response) = Line::open(call.server.bookmark_every);
+    tokio::spawn(Feed { call, what, names, left: BTreeSet::new(), at }.run(watch, line));
+    Ok(response)
 }
 
-fn in_project(change: &Change, project: &Name) -> bool {
-    let key = match change {
+/// Names by uid, for those that will be gone.
+async fn names(store: &dyn Store, project: &Name, kind: &str) -> Result<BTreeMap<Uuid, Name>, Error> {
+    let prefix = format!("name/{kind}/{project}/");
+    let index = app::list::<Uuid>(store, &prefix).await?;
+    Ok(index.into_iter().filter_map(|entry| Some((entry.value, entry.key[prefix.len()..].parse().ok()?))).collect())
+}
+
+struct Feed {
+    call: Call,
+    what: What,
+    names: BTreeMap<Uuid, Name>,
+    /// VMs whose labels are not the wanted ones.
+    left: BTreeSet<VmId>,
+    at: Revision,
+}
+
+impl Feed {
+    async fn run(mut self, mut watch: Watch, mut line: Line) {
+        while let Ok(next) = line.next(&mut watch).await {
+            let told = match next {
+                Next::Batch(batch) => self.tell(batch, &line).await,
+                Next::Bookmark => self.bookmark(&mut watch, &line).await,
+            };
+            if told.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn tell(&mut self, batch: WatchBatch, line: &Line) -> Result<(), Hung> {
+        self.at = batch.revision;
+        for event in self.events(&batch).await {
+            line.send(self.call.store(), self.at, &event).await?;
+        }
+        Ok(())
+    }
+
+    /// The token moves on although nothing of ours changed. What is published up to this revision is in the queue already.
+    async fn bookmark(&mut self, watch: &mut Watch, line: &Line) -> Result<(), Hung> {
+        let Ok(newest) = self.call.store().revision().await else { return Err(Hung) };
+        while let Ok(batch) = watch.try_recv() {
+            self.tell(batch.map_err(|_| Hung)?, line).await?;
+        }
+        self.at = self.at.max(newest);
+        line.send(self.call.store(), self.at, &WatchEvent::Bookmark).await
+    }
+
+    async fn events(&mut self, batch: &WatchBatch) -> Vec<WatchEvent> {
+        let mut events = Vec::new();
+        if self.what == What::Vms {
+            for id in batch.changes.iter().filter_map(|c| vm_of(key_of(c))).collect::<BTreeSet<_>>() {
+                events.extend(self.vm(id, batch).await);
+            }
+            return events;
+        }
+        for change in &batch.changes {
+            events.extend(self.object(change, batch).await);
+        }
+        events
+    }
+
+    async fn vm(&mut self, id: VmId, batch: &WatchBatch) -> Option<WatchEvent> {
+        let (store, project) = (self.call.store(), &self.call.ask.project);
+        let Some(view) = vm::show_by_id(store, project, id).await.ok()? else {
+            let key = keys::vm(project, id);
+            let deleted = batch.changes.iter().any(|c| matches!(c, Change::Deleted { key: k, .. } if *k == key));
+            return deleted.then(|| self.deleted(id.0, batch));
+        };
+        self.names.insert(id.0, view.spec.name.clone());
+        if has_labels(&view.spec.labels, &self.call.labels()) {
+            self.left.remove(&id);
+            return put(&view);
+        }
+        // For this reader it is not in the list; said once, because it may have been.
+        self.left.insert(id).then_some(WatchEvent::Deleted { name: view.spec.name, id: id.0 })
+    }
+
+    async fn object(&mut self, change: &Change, batch: &WatchBatch) -> Option<WatchEvent> {
+        let key = key_of(change);
+        let mut parts = key.split('/');
+        let ours = match (&self.what, self.what.kind()) {
+            (What::Stored(prefix), _) => key.starts_with(prefix),
+            (_, kind) => parts.next() == kind && parts.next() == Some(self.call.ask.project.as_str()),
+        };
+        match change {
+            _ if !ours => None,
+            Change::Put(kv) => self.put(kv).await,
+            Change::Deleted { key, .. } => {
+                let id = key.rsplit('/').next()?.parse().ok()?;
+                Some(self.deleted(id, batch))
+            }
+        }
+    }
+
+    async fn put(&mut self, kv: &KeyValue) -> Option<WatchEvent> {
+        let store = self.call.store();
+        match &self.what {
+            What::Images => {
+                let view = image::view(store, typed::decode(kv).ok()?).await.ok()?;
+                self.names.insert(view.id.0, view.spec.name.clone());
+                put(&view)
+            }
+            What::Volumes => {
+                let view = volume::view(store, typed::decode(kv).ok()?).await.ok()?;
+                self.names.insert(view.id.0, view.name.clone());
+                put(&view)
+            }
+            What::Networks => {
+                let view = network::view(store, typed::decode(kv).ok()?).await.ok()?;
+                self.names.insert(view.id.0, view.spec.name.clone());
+                put(&view)
+            }
+            What::Vms | What::Stored(_) => Some(WatchEvent::Put { object: typed::decode::<Value>(kv).ok()? }),
+        }
+    }
+
+    fn deleted(&mut self, id: Uuid, batch: &WatchBatch) -> WatchEvent {
+        let name = self.names.remove(&id).or_else(|| self.only_name_deleted(batch));
+        WatchEvent::Deleted { name: name.unwrap_or_else(|| Name::known("unknown")), id }
+    }
+
+    /// A replay tells of objects that were gone before it began; their names went in the same transaction.
+    fn only_name_deleted(&self, batch: &WatchBatch) -> Option<Name> {
+        let prefix = format!("name/{}/{}/", self.what.kind()?, self.call.ask.project);
+        let mut deleted = batch.changes.iter().filter_map(|change| match change {
+            Change::Deleted { key, .. } => key.strip_prefix(&prefix)?.parse().ok(),
+            Change::Put(_) => None,
+        });
+        let first = deleted.next()?;
+        deleted.next().is_none().then_some(first)
+    }
+}
+
+fn put<T: Serialize>(view: &T) -> Option<WatchEvent> {
+    Some(WatchEvent::Put { object: serde_json::to_value(view).ok()? })
+}
+
+fn key_of(change: &Change) -> &str {
+    match change {
         Change::Put(kv) => &kv.key,
         Change::Deleted { key, .. } => key,
-    };
-    key.split('/').nth(1) == Some(project.as_str())
-}
-
-/// A stored change as it is sent; an object that is gone has only its id.
-fn told(change: Change) -> Option<WatchEvent> {
-    match change {
-        Change::Put(kv) => serde_json::from_slice::<Value>(&kv.value).ok().map(|object| WatchEvent::Put { object }),
-        Change::Deleted { key, .. } => {
-            let id = key.rsplit('/').next()?.parse().ok()?;
-            Some(WatchEvent::Deleted { name: Name::known("unknown"), id })
-        }
-    }
-}
-
-/// VMs as `GET /v1/vms` shows them, whenever any of their keys changes.
-pub async fn vms(call: Call) -> Result<Response, Error> {
-    let (mut watch, mut at) = match begin(&call, "").await {
-        Ok(begun) => begun,
-        Err(answer) => return Ok(*answer),
-    };
-    let (line, lines) = mpsc::channel(LINE_MAX);
-    tokio::spawn(async move {
-        loop {
-            let mut events = Vec::new();
-            match next(&mut watch, &line).await {
-                Next::Over => return,
-                Next::Quiet => events.push(WatchEvent::Bookmark),
-                Next::Batch(batch) => {
-                    at = batch.revision;
-                    for id in touched(&batch) {
-                        events.extend(vm_event(&call, id, &batch).await);
-                    }
-                }
-            }
-            for told in events {
-                if line.try_send(Ok(event(call.store(), at, &told))).is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    Ok(answer(lines))
-}
-
-/// VMs that a batch is about.
-fn touched(batch: &WatchBatch) -> std::collections::BTreeSet<VmId> {
-    let keys = batch.changes.iter().map(|c| match c {
-        Change::Put(kv) => kv.key.as_str(),
-        Change::Deleted { key, .. } => key.as_str(),
-    });
-    let of = |key: &str| {
-        let parts: Vec<&str> = key.split('/').collect();
-        match parts[..] {
-            ["vm", _, id] | ["power" | "owner" | "choices", id] | ["n", _, "seen", id] => id.parse().ok(),
-            _ => None,
-        }
-    };
-    keys.filter_map(of).collect()
-}
-
-async fn vm_event(call: &Call, id: VmId, batch: &WatchBatch) -> Option<WatchEvent> {
-    match vm::show_by_id(call.store(), &call.ask.project, id).await {
-        Ok(Some(view)) => Some(WatchEvent::Put { object: serde_json::to_value(view).ok()? }),
-        Ok(None) => {
-            let key = keys::vm(&call.ask.project, id);
-            let gone = batch.changes.iter().any(|c| matches!(c, Change::Deleted { key: k, .. } if *k == key));
-            gone.then(|| WatchEvent::Deleted { name: Name::known("unknown"), id: id.0 })
-        }
-        Err(_) => None,
     }
 }
 
@@ -204,36 +315,36 @@ pub async fn operation(call: Call) -> Result<Response, Error> {
     let first = op::find(call.store(), &call.ask.project, call.field("id")).await?;
     let key = keys::op(&call.ask.project, first.id);
     let from = call.store().revision().await.map_err(app::store_error)?;
-    let mut watch = call.store().watch(&key, from.next()).await.map_err(app::store_error)?;
+    let watch = call.store().watch(&key, from.next()).await.map_err(app::store_error)?;
     // Read again: what changed between the two reads must not be lost.
     let now = op::find(call.store(), &call.ask.project, call.field("id")).await?;
-    let (line, lines) = mpsc::channel(LINE_MAX);
-    tokio::spawn(async move {
-        let (mut at, mut current) = (from, now);
-        loop {
-            let object = serde_json::to_value(&current).expect("operations are plain data");
-            if line.try_send(Ok(event(call.store(), at, &WatchEvent::Put { object }))).is_err() || current.state.is_over() {
-                return;
-            }
-            current = loop {
-                match next(&mut watch, &line).await {
-                    Next::Over => return,
-                    Next::Quiet => {
-                        if line.try_send(Ok(event(call.store(), at, &WatchEvent::Bookmark))).is_err() {
-                            return;
-                        }
-                    }
-                    Next::Batch(batch) => {
-                        at = batch.revision;
-                        if let Some(op) = newest(batch) {
-                            break op;
-                        }
+    let (line, response) = Line::open(call.server.bookmark_every);
+    tokio::spawn(follow_operation(call, watch, line, from, now));
+    Ok(response)
+}
+
+async fn follow_operation(call: Call, mut watch: Watch, mut line: Line, mut at: Revision, mut current: Operation) {
+    while let Some(event) = put(&current) {
+        if line.send(call.store(), at, &event).await.is_err() || current.state.is_over() {
+            return;
+        }
+        current = loop {
+            match line.next(&mut watch).await {
+                Err(Hung) => return,
+                Ok(Next::Bookmark) => {
+                    if line.send(call.store(), at, &WatchEvent::Bookmark).await.is_err() {
+                        return;
                     }
                 }
-            };
-        }
-    });
-    Ok(answer(lines))
+                Ok(Next::Batch(batch)) => {
+                    at = batch.revision;
+                    if let Some(op) = newest(batch) {
+                        break op;
+                    }
+                }
+            }
+        };
+    }
 }
 
 fn newest(batch: WatchBatch) -> Option<Operation> {

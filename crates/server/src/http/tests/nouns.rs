@@ -1,0 +1,164 @@
+//! Images, volumes, networks, pools, tokens, operations, nodes, adopted domains.
+
+use vmkeep_types::ids::OperationId;
+use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{VmOrigin, VmRecord};
+
+use super::*;
+
+#[tokio::test]
+async fn images() {
+    let bed = Bed::new().await;
+    let build = json!({"name": "deb", "source": {"from": "build", "recipe": "debian-13"}});
+    bed.check("POST /v1/images", build.clone(), expect!["202 image.import deb pending"]).await;
+    bed.check("POST /v1/images", build, expect![[r#"
+        409 conflict: there is an image 'deb' already
+          hint: choose another --name, or delete the old one first"#]]).await;
+    bed.check("POST /v1/images", json!({"name": "x", "source": {"from": "url", "url": "file:///etc/passwd", "sha256": null}}), expect![[r#"
+        422 invalid: the manifest has 1 problem
+          source.url: 'file:///etc/passwd' is no http:// or https:// address"#]]).await;
+    bed.check("POST /v1/vms", json!({"name": "web1", "image": "deb"}), expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[root].image: image 'deb' is not ready yet"#]]).await;
+    bed.check("DELETE /v1/images/deb", Value::Null, expect![[r#"
+        409 conflict: image 'deb' is still being made
+          hint: cancel its operation: vmkeep op list, vmkeep op cancel ID"#]]).await;
+    bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny"})).await;
+    bed.check("DELETE /v1/images/tiny", Value::Null, expect!["409 conflict: image 'tiny' is in use by 'web1-root'"]).await;
+    bed.check("GET /v1/images", Value::Null, expect!["200 [deb tiny] next null"]).await;
+    assert_eq!(bed.get("/v1/images/tiny").await["used_by"], json!(["web1-root"]));
+}
+
+#[tokio::test]
+async fn a_cancelled_import_leaves_nothing() {
+    let bed = Bed::new().await;
+    let begun = bed.call("POST /v1/images", json!({"name": "deb", "source": {"from": "build", "recipe": "debian-13"}})).await.json();
+    let id = word(&begun["operation"]["id"]);
+    let cancelled = bed.call(&format!("DELETE /v1/operations/{id}"), Value::Null).await.json();
+    assert_eq!(cancelled["state"], json!("cancelled"));
+    bed.check("GET /v1/images/deb", Value::Null, expect!["404 not_found: there is no image 'deb'"]).await;
+    assert!(bed.store.list(&keys::tasks(&Name::known("node1"))).await.expect("a list").items.is_empty());
+    let again = bed.call(&format!("DELETE /v1/operations/{id}"), Value::Null).await;
+    assert_eq!(again.status, 409, "{}", again.body);
+    bed.vm("web1").await;
+    let ops = bed.get("/v1/operations").await;
+    let wish = ops["items"].as_array().expect("items").iter().find(|op| op["kind"] == "vm.create").expect("one").clone();
+    bed.check(&format!("DELETE /v1/operations/{}", word(&wish["id"])), Value::Null, expect![[r#"
+        409 conflict: this operation only reports how a wish is carried out; it cannot be cancelled
+          hint: change the wish instead: stop, apply or delete"#]]).await;
+    let begun = bed.call("POST /v1/volumes", json!({"name": "v", "size": "1G"})).await.json();
+    bed.call(&format!("DELETE /v1/operations/{}", word(&begun["operation"]["id"])), Value::Null).await;
+    bed.check("GET /v1/volumes/v", Value::Null, expect!["404 not_found: there is no volume 'v'"]).await;
+}
+
+#[tokio::test]
+async fn volumes() {
+    let bed = Bed::new().await;
+    bed.check("POST /v1/volumes", json!({"name": "data", "size": "1G"}), expect!["202 volume.create data pending"]).await;
+    bed.check("POST /v1/volumes", json!({"name": "data", "size": "1G"}), expect!["409 conflict: there is a volume 'data' already"]).await;
+    bed.check("POST /v1/volumes", json!({"name": "none"}), expect![[r#"
+        422 invalid: volume none has 1 problem
+          size: an empty volume needs a size, like 20G"#]]).await;
+    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "no-image"}), expect!["404 not_found: there is no image 'no-image'"]).await;
+    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "tiny", "pool": "fast"}), expect!["404 not_found: there is no pool 'fast'"]).await;
+    bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
+    // From now on nobody takes it, and the deletion may be asked for again.
+    bed.check("POST /v1/vms", json!({"name": "web1", "disks": [{"name": "d", "volume": "data"}]}), expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[d].volume: volume 'data' is being deleted"#]]).await;
+    bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
+    assert_eq!(bed.get("/v1/volumes/data").await["attached"], Value::Null);
+}
+
+#[tokio::test]
+async fn networks_and_pools() {
+    let bed = Bed::new().await;
+    assert_eq!(bed.call("PUT /v1/networks/lan", json!({"name": "lan", "mode": "bridge", "bridge": "br0"})).await.status, 200);
+    bed.check("PUT /v1/networks/lan", json!({"name": "wan"}), expect!["422 invalid: the body names 'wan', the path 'lan'"]).await;
+    bed.check("PUT /v1/networks/lan", json!({"name": "lan", "mode": "bridge"}), expect![[r#"
+        422 invalid: the manifest has 1 problem
+          bridge: mode: bridge needs the name of an existing bridge of the host"#]]).await;
+    bed.call("POST /v1/vms", json!({"name": "web1", "nics": [{"name": "lan", "network": "lan"}]})).await;
+    bed.check("DELETE /v1/networks/lan", Value::Null, expect!["409 conflict: network 'lan' is in use by 'web1'"]).await;
+    bed.check("GET /v1/networks", Value::Null, expect!["200 [default lan] next null"]).await;
+    bed.check("GET /v1/pools", Value::Null, expect!["200 [default] next null"]).await;
+    bed.check("GET /v1/pools/fast", Value::Null, expect!["404 not_found: there is no pool 'fast'"]).await;
+    assert_eq!(bed.get("/v1/pools/default").await["spec"]["path"], json!("/pool"));
+    let nodes = bed.get("/v1/nodes").await;
+    assert_eq!(nodes["items"][0]["facts"]["name"], json!("node1"));
+}
+
+#[tokio::test]
+async fn a_token_is_shown_once() {
+    let bed = Bed::new().await;
+    let made = bed.call("POST /v1/tokens", json!({"name": "ci", "role": "operator", "expires_in": "30d"})).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    let secret = word(&made.json()["secret"]);
+    let caller = crate::auth::authenticate_token(bed.store.as_ref(), &secret).await.expect("valid");
+    assert_eq!((caller.name.as_str(), caller.role), ("ci", Role::Operator));
+    let list = bed.get("/v1/tokens").await;
+    assert!(!list.to_string().contains(&secret[17..]), "{list}");
+    let id = word(&list[0]["id"]);
+    assert_eq!(bed.call(&format!("DELETE /v1/tokens/{id}"), Value::Null).await.status, 204);
+    assert!(crate::auth::authenticate_token(bed.store.as_ref(), &secret).await.is_err());
+    bed.check("DELETE /v1/tokens/0", Value::Null, expect!["404 not_found: there is no token '0'"]).await;
+}
+
+#[tokio::test]
+async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
+    let bed = Bed::new().await;
+    let uuid = uuid::Uuid::from_u128(7);
+    let mut spec = serde_json::to_value(vmkeep_types::vm::VmSpec::named(Name::known("old"))).expect("plain data");
+    spec["disks"] = json!([{"name": "vda", "volume": "vda"}]);
+    let proposal = json!({"uuid": uuid, "name": "old", "spec": spec, "choices": {"macs": {"lan": "52:54:00:01:02:03"}, "serials": {}},
+        "disks": {"vda": "/srv/old.qcow2"}, "running": true, "warnings": []});
+    bed.node.answers.lock().expect("lock").push(("/n/domains/old/adoption", proposal));
+    bed.check("POST /v1/adopt", json!({"domain": "../x"}), expect![[r#"
+        422 invalid: '../x' is no libvirt domain name that can be taken over
+          hint: give its UUID instead"#]]).await;
+    bed.check("POST /v1/adopt", json!({"domain": "old", "name": "web1"}), expect!["202 vm.adopt web1 pending"]).await;
+    assert_eq!(bed.vm_id("web1").await, VmId(uuid));
+    let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(uuid))).await;
+    assert_eq!(record.origin, VmOrigin::Adopted);
+    let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known("vda")])).await;
+    assert_eq!(volume.foreign_path.as_deref(), Some("/srv/old.qcow2"));
+    bed.check("POST /v1/adopt", json!({"domain": "old"}), expect![[r#"
+        409 conflict: 'old' or one of its volumes is in vmkeep already
+          hint: choose another name with --name"#]]).await;
+    bed.by(Role::Operator).check("POST /v1/adopt", json!({"domain": "old"}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"]).await;
+}
+
+#[tokio::test]
+async fn old_operations_and_events_are_forgotten() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let id = bed.vm_id("web1").await;
+    let first: Operation = serde_json::from_value(bed.get("/v1/operations").await["items"][0].clone()).expect("an operation");
+    let over = |days: i64, uid: u128| {
+        let ended = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+        let id = OperationId(uuid::Uuid::now_v7());
+        let mut op = Operation { id, state: OpState::Done, ended_at: Some(ended), ..first.clone() };
+        op.resource.uid = uuid::Uuid::from_u128(uid);
+        crate::app::put_op(&op)
+    };
+    bed.put_all((0..30).map(|_| over(1, 1)).chain([over(8, 2), over(6, 3)]).collect()).await;
+    let event = json!({"at": "2026-01-01T00:00:00Z", "resource": {"kind": "vm", "project": "default", "name": "web1", "uid": id}, "level": "info", "code": "vm.started", "message": "started", "node": null});
+    for part in 0..3 {
+        bed.put_all((0..100).map(|n| typed::put(keys::event(&default(), "vm", id, format!("{:020}-0", part * 100 + n)), &event)).collect()).await;
+    }
+    crate::app::housekeeping(bed.store.as_ref()).await.expect("swept");
+    let ops = bed.get("/v1/operations").await;
+    assert_eq!(ops["items"].as_array().map(Vec::len), Some(1 + 20 + 1), "the open one, the newest 20 of an object, the one of 6 days");
+    let events = bed.get("/v1/vms/web1/events").await;
+    assert_eq!(events["items"].as_array().map(Vec::len), Some(200));
+    // All of one moment, and yet each page goes on where the last one ended.
+    let (mut after, mut count) = (String::new(), 0);
+    loop {
+        let page = bed.get(&format!("/v1/events?limit=70&after={after}")).await;
+        count += page["items"].as_array().expect("items").len();
+        let Some(next) = page["next"].as_str() else { break };
+        after = next.to_owned();
+    }
+    assert_eq!(count, 200);
+}

@@ -1,0 +1,242 @@
+//! VMs: written, changed by two, repeated, commanded, copied, deleted.
+
+use vmkeep_types::order::{NodeTask, Work};
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{Leaving, Power, PowerWish, VmRecord};
+
+use super::*;
+
+#[tokio::test]
+async fn a_vm_is_one_transaction_of_all_its_records() {
+    let bed = Bed::new().await;
+    let before = bed.store.revision().await.expect("a revision");
+    bed.check("POST /v1/vms", json!({"name": "web1", "image": "tiny", "disks": [{"name": "root", "size": "2G"}, {"name": "data", "empty": true, "size": "1G"}]}), expect!["202 vm.create web1 pending"]).await;
+    assert_eq!(bed.store.revision().await.expect("a revision"), before.next(), "one revision");
+    let id = bed.vm_id("web1").await;
+    let record: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
+    for disk in ["root", "data"] {
+        let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known(disk)])).await;
+        assert_eq!((volume.name.as_str(), volume.attached.map(|a| a.vm)), (format!("web1-{disk}").as_str(), Some(id)));
+        assert_eq!(volume.image.is_some(), disk == "root");
+    }
+    let power: Power = bed.stored(&keys::power(id)).await;
+    assert_eq!((power.want, power.cycle), (PowerWish::On, 1));
+    let view = bed.get("/v1/vms/web1").await;
+    assert!(word(&view["choices"]["macs"]["lan"]).starts_with("52:54:00:"), "{view}");
+    assert_eq!(word(&view["choices"]["serials"]["root"]).len(), 20);
+    assert_eq!((&view["status"]["phase"], &view["status"]["text"]), (&json!("pending"), &json!("waiting for a node")));
+}
+
+#[tokio::test]
+async fn who_only_stays_off_is_off() {
+    let bed = Bed::new().await;
+    for (name, run, want) in [("a", "always", PowerWish::On), ("b", "on-failure", PowerWish::On), ("c", "manual", PowerWish::Off), ("d", "halted", PowerWish::Off)] {
+        assert_eq!(bed.call("POST /v1/vms", json!({"name": name, "run": run})).await.status, 202);
+        let id = bed.vm_id(Box::leak(name.to_owned().into_boxed_str())).await;
+        assert_eq!(bed.stored::<Power>(&keys::power(id)).await.want, want, "{run}");
+    }
+}
+
+#[tokio::test]
+async fn the_second_of_two_writers_learns_the_newer_revision() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let read = bed.call("GET /v1/vms/web1", Value::Null).await;
+    let tag = read.headers["etag"].to_str().expect("text").to_owned();
+    assert_eq!(tag, format!("\"{}\"", read.json()["spec_revision"]));
+    let write = |description: &str| {
+        let mut spec = read.json()["spec"].clone();
+        spec["description"] = json!(description);
+        bed.reply(Request::builder().method("PUT").uri("/v1/vms/web1").header("if-match", &tag), spec.to_string())
+    };
+    let (first, second) = tokio::join!(write("one"), write("two"));
+    let (won, lost) = if first.status == 202 { (first, second) } else { (second, first) };
+    assert_eq!((won.status, lost.status), (202, 409), "{} {}", won.body, lost.body);
+    let now = bed.get("/v1/vms/web1").await["spec_revision"].clone();
+    assert_eq!((&lost.json()["extra"]["revision"], &lost.json()["code"]), (&now, &json!("stale")));
+    assert_eq!(lost.headers["etag"], format!("\"{now}\"").as_str());
+    assert!(lost.body.contains(&format!("it has revision {now} now")), "{}", lost.body);
+    let any = |name: &str| bed.reply(Request::builder().method("PUT").uri(format!("/v1/vms/{name}")).header("if-match", "*"), json!({"name": name, "description": "any"}).to_string());
+    assert_eq!(any("web1").await.status, 202);
+    expect!["404 not_found: there is no vm 'web2'"].assert_eq(&any("web2").await.words());
+}
+
+#[tokio::test]
+async fn without_if_match_both_get_through() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let write = |n: u32| {
+        let bed = &bed;
+        async move { bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "description": n.to_string()})).await.status }
+    };
+    assert_eq!(tokio::join!(write(1), write(2), write(3)), (202, 202, 202));
+}
+
+#[tokio::test]
+async fn the_same_wish_again_changes_nothing() {
+    let bed = Bed::new().await;
+    let wish = json!({"name": "web1", "image": "tiny", "cloud_init": {"password": "hunter2", "users": [{"name": "bob", "passwd": "$6$x"}]}, "display": {"password": "12345678"}});
+    bed.check("PUT /v1/vms/web1", wish.clone(), expect!["202 vm.create web1 pending"]).await;
+    let before = bed.get("/v1/vms/web1").await["spec_revision"].clone();
+    bed.check("PUT /v1/vms/web1", wish, expect!["200 vm.update web1 done"]).await;
+    // Read, and sent back as it was read: secrets are not shown, and not lost.
+    let read = bed.by(Role::Viewer).get("/v1/vms/web1").await;
+    assert!(!read.to_string().contains("hunter2") && !read.to_string().contains("12345678") && !read.to_string().contains("$6$x"), "{read}");
+    bed.check("PUT /v1/vms/web1", read["spec"].clone(), expect!["200 vm.update web1 done"]).await;
+    assert_eq!(bed.get("/v1/vms/web1").await["spec_revision"], before, "the wish was not written again");
+    let id = bed.vm_id("web1").await;
+    let record: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
+    assert_eq!(record.spec.cloud_init.expect("a seed").password.as_deref(), Some("hunter2"));
+}
+
+#[tokio::test]
+async fn a_repeated_post_is_one_vm() {
+    let bed = Bed::new().await;
+    let post = |key: &str, name: &str| bed.reply(Request::builder().method("POST").uri("/v1/vms").header("idempotency-key", key), json!({"name": name, "run": "manual"}).to_string());
+    let (first, second) = tokio::join!(post("k1", "web1"), post("k1", "web1"));
+    assert_eq!((first.status, second.status), (202, 202), "{} {}", first.body, second.body);
+    assert_eq!(first.json()["operation"]["id"], second.json()["operation"]["id"]);
+    assert_eq!(post("k1", "web1").await.json()["operation"]["id"], first.json()["operation"]["id"]);
+    expect![[r#"
+        409 conflict: this Idempotency-Key was used to create 'web1'
+          hint: a new request takes a new key"#]].assert_eq(&post("k1", "web2").await.words());
+    expect!["409 conflict: there is a VM 'web1' already"].assert_eq(&post("k2", "web1").await.words());
+    expect!["422 invalid: Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"].assert_eq(&post("a b", "web1").await.words());
+    // The key is forgotten with its operation.
+    let op = keys::op(&default(), word(&first.json()["operation"]["id"]).parse().expect("an id"));
+    bed.put_all(vec![Op::Delete(op)]).await;
+    crate::app::housekeeping(bed.store.as_ref()).await.expect("swept");
+    assert!(bed.store.list("idem/").await.expect("a list").items.is_empty());
+}
+
+#[tokio::test]
+async fn commands_are_power_wishes_and_holds() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let id = bed.vm_id("web1").await;
+    let mut story = String::new();
+    for verb in ["start", "stop", "kill", "restart", "start"] {
+        let words = bed.call(&format!("POST /v1/vms/web1/actions/{verb}"), Value::Null).await.words();
+        let power: Power = bed.stored(&keys::power(id)).await;
+        let _ = writeln!(story, "{words}: {:?} at {}, held by {:?}", power.want, power.cycle, power.held.map(|h| h.by));
+    }
+    expect![[r#"
+        202 vm.start web1 pending: On at 2, held by None
+        202 vm.stop web1 pending: Off at 3, held by Some("alice")
+        202 vm.kill web1 pending: Killed at 4, held by Some("alice")
+        202 vm.restart web1 pending: Restart at 5, held by None
+        202 vm.start web1 pending: On at 6, held by None
+    "#]].assert_eq(&story);
+    bed.check("POST /v1/vms/web1/actions/fly", Value::Null, expect![[r#"
+        404 not_found: there is no action 'fly'
+          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release"#]]).await;
+    bed.check("POST /v1/vms/web1/actions/start", json!({"name": "x"}), expect!["422 invalid: 'start' takes no `name`"]).await;
+    bed.check("POST /v1/vms/web1/actions/stop", json!({"timeout": "5s"}), expect![[r#"
+        422 invalid: `timeout` is not taken here; how long a stop may last is the VM's stop_timeout
+          hint: vmkeep vm set web1 stop_timeout=…"#]]).await;
+    bed.check("POST /v1/vms/web1/actions/stop", json!({"tiemout": "5s"}), expect![[r#"
+        422 invalid: the request has 1 problem
+          tiemout: there is no field 'tiemout'; did you mean 'timeout'?"#]]).await;
+    bed.call("POST /v1/vms", json!({"name": "never", "run": "halted"})).await;
+    bed.check("POST /v1/vms/never/actions/start", Value::Null, expect![[r#"
+        409 conflict: 'never' has run: halted
+          hint: vmkeep vm set never run=on-failure"#]]).await;
+}
+
+#[tokio::test]
+async fn tasks_go_to_the_node_that_has_the_vm() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    bed.check("POST /v1/vms/web1/actions/reboot", Value::Null, expect!["409 conflict: 'web1' has no node yet"]).await;
+    let id = bed.vm_id("web1").await;
+    watched::owned(&bed, id).await;
+    for verb in ["reboot", "reset", "pause", "resume"] {
+        let reply = bed.call(&format!("POST /v1/vms/web1/actions/{verb}"), Value::Null).await;
+        let op = word(&reply.json()["operation"]["id"]).parse().expect("an id");
+        let task: NodeTask = bed.stored(&keys::task(&Name::known("node1"), op)).await;
+        let fits = matches!((verb, task.work), ("reboot", Work::Reboot { vm }) | ("reset", Work::Reset { vm }) | ("pause", Work::Pause { vm }) | ("resume", Work::Resume { vm }) if vm == id);
+        assert!(fits, "{verb}");
+    }
+}
+
+#[tokio::test]
+async fn renamed_it_is_the_same_vm() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    bed.vm("web2").await;
+    let id = bed.vm_id("web1").await;
+    bed.check("POST /v1/vms/web1/actions/rename", Value::Null, expect![[r#"
+        422 invalid: the new name is missing
+          hint: send {"name": "…"}"#]]).await;
+    bed.check("POST /v1/vms/web1/actions/rename", json!({"name": "web2"}), expect!["409 conflict: there is a VM 'web2' already, or 'web1' changed meanwhile"]).await;
+    bed.check("POST /v1/vms/web1/actions/rename", json!({"name": "web9"}), expect!["202 vm.rename web9 pending"]).await;
+    assert_eq!(bed.vm_id("web9").await, id);
+    bed.check("GET /v1/vms/web1", Value::Null, expect!["404 not_found: there is no vm 'web1'"]).await;
+    bed.check("GET /v1/vms", Value::Null, expect!["200 [web2 web9] next null"]).await;
+}
+
+#[tokio::test]
+async fn a_clone_has_its_own_identity_and_volumes() {
+    let bed = Bed::new().await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "disks": [{"name": "root"}, {"name": "data", "volume": "data"}], "run": "manual"})).await;
+    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect![[r#"
+        409 conflict: 'web1' is waiting for a node; a clone of a running disk would be torn
+          hint: vmkeep vm stop web1"#]]).await;
+    let id = bed.vm_id("web1").await;
+    watched::seen_off(&bed, id).await;
+    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["202 vm.clone web2 pending"]).await;
+    let (one, two) = (bed.get("/v1/vms/web1").await, bed.get("/v1/vms/web2").await);
+    assert_ne!(one["id"], two["id"]);
+    assert_ne!(one["choices"]["macs"]["lan"], two["choices"]["macs"]["lan"]);
+    assert_ne!(one["choices"]["serials"]["root"], two["choices"]["serials"]["root"]);
+    assert_eq!(two["spec"]["disks"][1]["volume"], json!("web2-data"));
+    bed.check("GET /v1/volumes", Value::Null, expect!["200 [data web1-root web2-data web2-root] next null"]).await;
+    let copies = bed.store.list(&keys::tasks(&Name::known("node1"))).await.expect("a list").items;
+    let copies = copies.iter().filter(|kv| matches!(typed::decode::<NodeTask>(kv).expect("a task").work, Work::CopyVolume { .. })).count();
+    assert_eq!(copies, 2);
+    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["409 conflict: 'web2' or one of its volumes is taken"]).await;
+}
+
+#[tokio::test]
+async fn deletion_is_asked_once_and_refused_when_protected() {
+    let bed = Bed::new().await;
+    bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "protect": true})).await;
+    bed.check("DELETE /v1/vms/web1", Value::Null, expect![[r#"
+        409 conflict: 'web1' is protected from deletion
+          hint: vmkeep vm set web1 protect=false"#]]).await;
+    bed.call("PUT /v1/vms/web1", json!({"name": "web1", "image": "tiny"})).await;
+    bed.check("DELETE /v1/vms/web1?keep_disks=true", Value::Null, expect!["202 vm.delete web1 pending"]).await;
+    let id = bed.vm_id("web1").await;
+    assert_eq!(bed.stored::<VmRecord>(&keys::vm(&default(), id)).await.leaving, Some(Leaving::DeleteKeepDisks));
+    bed.check("DELETE /v1/vms/web1", Value::Null, expect!["409 conflict: 'web1' is being deleted already"]).await;
+    bed.check("PUT /v1/vms/web1", json!({"name": "web1"}), expect!["409 conflict: 'web1' is being deleted"]).await;
+    bed.check("POST /v1/vms/web1/actions/start", Value::Null, expect!["409 conflict: 'web1' is being deleted"]).await;
+    bed.check("DELETE /v1/vms/nobody", Value::Null, expect!["404 not_found: there is no vm 'nobody'"]).await;
+    assert_eq!(bed.get("/v1/vms/web1").await["status"]["phase"], json!("deleting"));
+}
+
+#[tokio::test]
+async fn disks_grow_go_and_come() {
+    let bed = Bed::new().await;
+    let with = |disks: Value| json!({"name": "web1", "run": "manual", "disks": disks});
+    bed.call("POST /v1/vms", with(json!([{"name": "root", "image": "tiny"}, {"name": "data", "empty": true, "size": "1G"}]))).await;
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "512M"}, {"name": "data", "empty": true, "size": "1G"}])), expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[root].size: 512M is smaller than the disk is (1G); a disk can only grow"#]]).await;
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])), expect!["202 vm.update web1 pending"]).await;
+    assert_eq!(bed.get("/v1/volumes/web1-root").await["size"], json!("3G"));
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}])), expect!["202 vm.update web1 pending"]).await;
+    let kept = bed.get("/v1/volumes/web1-data").await;
+    assert_eq!((&kept["attached"], &kept["vm"]), (&Value::Null, &Value::Null), "kept, nobody's");
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])), expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[data].name: there is a volume 'web1-data' already, perhaps kept from a deleted VM; use it (volume: web1-data) or delete it"#]]).await;
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data", "size": "512M"}])), expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[more].size: 512M is smaller than volume 'web1-data' (1G); a disk can only grow"#]]).await;
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data"}])), expect!["202 vm.update web1 pending"]).await;
+    bed.check("DELETE /v1/volumes/web1-data", Value::Null, expect![[r#"
+        409 conflict: volume 'web1-data' is disk 'more' of VM 'web1'
+          hint: drop the disk from the VM first"#]]).await;
+}
