@@ -12,7 +12,7 @@ use super::LivePlan;
 use super::compare::is_detail;
 use super::diff::{self, Difference, View, differences};
 use super::field;
-use super::tree::{self, Element, el};
+use super::tree::{self, Element};
 use crate::hypervisor::LiveChange;
 
 /// Changes for the running domain in the order they are to be made, and what waits for a cold start.
@@ -114,10 +114,7 @@ impl Planner<'_> {
                 updated.children.retain(|c| !matches!(c.name.as_str(), "source" | "backingStore"));
                 updated.children.extend(device.find("source").cloned());
             }
-            ("disk", "limits.bandwidth" | "limits.iops") => {
-                updated.children.retain(|c| c.name != "iotune");
-                updated.children.push(device.find("iotune").cloned().unwrap_or_else(|| el("iotune").child(el("total_bytes_sec").text(0))));
-            }
+            ("disk", "limits.bandwidth" | "limits.iops") => return io_limits(device, running),
             _ => return None,
         }
         self.updated.insert(key, updated.clone());
@@ -144,6 +141,12 @@ impl Planner<'_> {
 
 fn is_pluggable_disk(device: &Element) -> bool {
     device.get("device") == Some("disk") && matches!(device.attr_at("target", "bus"), Some("virtio" | "scsi"))
+}
+
+fn io_limits(wanted: &Element, running: &Element) -> Option<LiveChange> {
+    let limit = |name| wanted.find("iotune").and_then(|t| t.text_at(name)).map_or(Some(0), |n| n.parse().ok());
+    let target = running.attr_at("target", "dev")?.to_owned();
+    Some(LiveChange::IoLimits { target, bytes: limit("total_bytes_sec")?, iops: limit("total_iops_sec")? })
 }
 
 /// Only what vmkeep attached: a device that somebody else plugged into the running domain goes by itself at its next start.

@@ -60,8 +60,10 @@ pub enum LiveChange {
     Vcpus(u32),
     AttachDevice(String),
     DetachDevice(String),
-    /// cdrom media, link state, network of a NIC, I/O limits.
+    /// cdrom media, link state, network of a NIC.
     UpdateDevice(String),
+    /// Of a disk's target name (`vda`), per second; 0 = unlimited. libvirt does not change them by an update of the device.
+    IoLimits { target: String, bytes: u64, iops: u64 },
     /// Target name (`vda`) and the new size in bytes.
     BlockResize(String, u64),
 }

@@ -31,9 +31,16 @@ pub async fn import_file(pool: &dyn Pool, id: ImageId, file: &Path, sha256: Opti
     }
     let work = tempfile::Builder::new().prefix("import-").tempdir_in(pool.staging()).map_err(|e| staging_error(pool, &e))?;
     let format = detect::format(file)?;
-    let (source, format) = if format == Format::Ova { ova::disk(file, work.path())? } else { (file.to_owned(), format) };
+    let (source, format) = if format == Format::Ova { unpacked(file, work.path()).await? } else { (file.to_owned(), format) };
     let facts = if format == Format::Iso { take_iso(pool, id, &source, work.path()).await? } else { take_disk(pool, id, &source, format, work.path(), sink).await? };
     Ok(ImageFacts { sha256: Some(sum), ..facts })
+}
+
+/// On a thread of its own: an archive takes minutes to read.
+async fn unpacked(ova: &Path, work: &Path) -> Result<(PathBuf, Format), Error> {
+    let (ova, work) = (ova.to_owned(), work.to_owned());
+    let unpacked = tokio::task::spawn_blocking(move || ova::disk(&ova, &work)).await;
+    unpacked.map_err(|e| Error::internal(format!("unpacking the OVA: {e}")))?
 }
 
 /// A copy of a stopped VM's disk, flattened.

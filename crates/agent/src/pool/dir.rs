@@ -63,15 +63,17 @@ impl DirPool {
         Error::new(code, format!("cannot {what} {}: {error}", path.display()))
     }
 
-    /// Into place under its final name, durable before it is reported.
-    fn settle(&self, fresh: &Path, path: &Path, mode: u32) -> Result<(), Error> {
-        let settle = || {
-            std::fs::set_permissions(fresh, Permissions::from_mode(mode))?;
-            File::open(fresh)?.sync_all()?;
-            std::fs::rename(fresh, path)?;
-            File::open(path.parent().expect("a file in a folder"))?.sync_all()
+    /// Into place under its final name, durable before it is reported. Syncing gigabytes takes long: on a thread for that.
+    async fn settle(&self, fresh: &Path, path: &Path, mode: u32) -> Result<(), Error> {
+        let (fresh, target) = (fresh.to_owned(), path.to_owned());
+        let settle = move || {
+            std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
+            File::open(&fresh)?.sync_all()?;
+            std::fs::rename(&fresh, &target)?;
+            File::open(target.parent().expect("a file in a folder"))?.sync_all()
         };
-        settle().map_err(|e| self.io("put into place", path, &e))
+        let settled = tokio::task::spawn_blocking(settle).await.map_err(|e| Error::internal(format!("putting {} into place: {e}", path.display())))?;
+        settled.map_err(|e| self.io("put into place", path, &e))
     }
 
     async fn make(&self, volume: &VolumeRecord, fresh: &Path) -> Result<(), Error> {
@@ -169,7 +171,10 @@ impl Pool for DirPool {
         self.check_space(0)?;
         let path = self.volume_path(volume);
         let fresh = self.fresh(&path);
-        let made = self.make(volume, &fresh).await.and_then(|()| self.settle(&fresh, &path, 0o600));
+        let made = match self.make(volume, &fresh).await {
+            Ok(()) => self.settle(&fresh, &path, 0o600).await,
+            Err(error) => Err(error),
+        };
         if made.is_err() {
             let _ = std::fs::remove_file(&fresh);
         }
@@ -211,7 +216,10 @@ impl Pool for DirPool {
         let source_format = if from.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
         let format = format_of(to.format == DiskFormat::Raw);
         let args = ["convert".as_ref(), "-p".as_ref(), "-f".as_ref(), source_format.as_ref(), "-O".as_ref(), format.as_ref(), from.as_os_str(), fresh.as_os_str()];
-        let copied = qemu_img::run_with_progress(args, "copying", progress).await.and_then(|()| self.settle(&fresh, &path, 0o600));
+        let copied = match qemu_img::run_with_progress(args, "copying", progress).await {
+            Ok(()) => self.settle(&fresh, &path, 0o600).await,
+            Err(error) => Err(error),
+        };
         if copied.is_err() {
             let _ = std::fs::remove_file(&fresh);
         }
@@ -226,7 +234,7 @@ impl Pool for DirPool {
         self.ensure().await?;
         let suffix = if file.extension().is_some_and(|e| e == "iso") { "iso" } else { "qcow2" };
         let path = self.root.join("images").join(format!("{image}.{suffix}"));
-        self.settle(file, &path, 0o444)
+        self.settle(file, &path, 0o444).await
     }
 
     fn staging(&self) -> PathBuf {

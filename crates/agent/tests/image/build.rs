@@ -5,14 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vmkeep_agent::image;
-use vmkeep_agent::pool::{self, Pool};
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::image::{BuildRecipe, Found, ImageFacts};
-use vmkeep_types::name::Name;
 use vmkeep_types::order::Progress;
-use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 use crate::boot::{Firmware, Guest};
+use crate::stand::{pool_in, run};
 
 const DATA_BYTES: u64 = 4 << 20;
 
@@ -33,12 +31,6 @@ async fn built(recipe: BuildRecipe, dir: &Path) -> (PathBuf, ImageFacts) {
     (pool.image_path(id), facts)
 }
 
-fn pool_in(dir: &Path) -> std::sync::Arc<dyn Pool> {
-    let spec =
-        PoolSpec { name: Name::known("default"), description: String::new(), driver: PoolDriver::Dir { path: dir.display().to_string() } };
-    pool::open(&spec).expect("a pool")
-}
-
 fn data_disk(dir: &Path) -> PathBuf {
     let path = dir.join("data.raw");
     std::fs::File::create(&path).and_then(|f| f.set_len(DATA_BYTES)).expect("a data disk");
@@ -52,9 +44,9 @@ async fn tiny_boots_for_real_by_both_firmwares() {
     assert_eq!((facts.virtio, facts.cloud_init, facts.warnings.len()), (Found::Yes, Found::No, 0));
     // GRUB for UEFI needs the larger memory.
     for (firmware, memory_mib, within) in [(Firmware::Bios, 128, 60), (Firmware::Uefi, 256, 120)] {
-        let run = tempfile::tempdir().expect("a folder");
-        let data = data_disk(run.path());
-        let mut guest = Guest::boot(&image, firmware, memory_mib, &[&data], run.path());
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = data_disk(folder.path());
+        let mut guest = Guest::boot(&image, firmware, memory_mib, &[&data], folder.path());
         let hello = guest.expect("vmkeep: hello from tiny", Duration::from_secs(within));
         println!("{firmware:?}: hello {hello:.1?} after the start");
         guest.expect("tiny has 10.0.2.15 on eth0", Duration::from_secs(within + 10));
@@ -82,13 +74,8 @@ fn seed(dir: &Path) -> PathBuf {
     std::fs::write(dir.join("user-data"), USER_DATA).expect("written");
     std::fs::write(dir.join("meta-data"), "instance-id: one\nlocal-hostname: web1\n").expect("written");
     std::fs::File::create(&path).and_then(|f| f.set_len(1 << 20)).expect("a seed");
-    let run = |program: &str, args: &[&str]| {
-        let status =
-            std::process::Command::new(program).args(args).current_dir(dir).stdout(std::process::Stdio::null()).status().expect(program);
-        assert!(status.success(), "{program}");
-    };
-    run("mkfs.vfat", &["-n", "CIDATA", "seed.img"]);
-    run("mcopy", &["-i", "seed.img", "user-data", "meta-data", "::/"]);
+    run("mkfs.vfat", &["-n", "CIDATA", "seed.img"], dir);
+    run("mcopy", &["-i", "seed.img", "user-data", "meta-data", "::/"], dir);
     path
 }
 
@@ -99,17 +86,16 @@ async fn debian_12_boots_for_real_with_cloud_init_by_both_firmwares() {
     let (image, facts) = built(BuildRecipe::Debian12, dir.path()).await;
     assert_eq!((facts.virtio, facts.cloud_init, facts.guest_agent, facts.warnings.len()), (Found::Yes, Found::Yes, Found::Yes, 0));
     let grown = dir.path().join("grown.qcow2");
-    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
-    let status = std::process::Command::new("qemu-img").args(create).args([&image, &grown]).arg("8G").status().expect("qemu-img");
-    assert!(status.success());
-    let run = tempfile::tempdir().expect("a folder");
-    let mut guest = Guest::boot(&grown, Firmware::Uefi, 1024, &[&seed(run.path())], run.path());
+    let names = [&image, &grown].map(|p| p.display().to_string());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &names[0], &names[1], "8G"], dir.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut guest = Guest::boot(&grown, Firmware::Uefi, 1024, &[&seed(folder.path())], folder.path());
     println!("UEFI: first boot done {:.0?} after the start", guest.expect("REPORT-END", Duration::from_secs(420)));
     for words in ["REPORT web1 root=   8G keys=3 ssh=active address=10.0.2.15", "failed=0 user=1 firmware=/sys/firmware/efi"] {
         guest.expect(words, Duration::from_secs(420));
     }
     drop(guest);
-    let run = tempfile::tempdir().expect("a folder");
-    let mut guest = Guest::boot(&image, Firmware::Bios, 512, &[], run.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut guest = Guest::boot(&image, Firmware::Bios, 512, &[], folder.path());
     println!("BIOS: login {:.0?} after the start", guest.expect("login:", Duration::from_secs(300)));
 }

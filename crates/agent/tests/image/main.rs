@@ -2,3 +2,6 @@
 
 mod boot;
 mod build;
+mod import;
+mod server;
+mod stand;

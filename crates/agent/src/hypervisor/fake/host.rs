@@ -271,6 +271,7 @@ impl Host {
                 }
                 devices.children[at] = device;
             }
+            LiveChange::IoLimits { target, bytes, iops } => limit_io(live.ensure("devices"), target, *bytes, *iops)?,
             LiveChange::BlockResize(target, _) => {
                 if !live.ensure("devices").children.iter().any(|d| d.child_get("target", "dev") == Some(target)) {
                     return refused(&format!("invalid argument: invalid path {target} not assigned to domain"));
@@ -330,6 +331,19 @@ impl Domain {
             console: None,
         }
     }
+}
+
+fn limit_io(devices: &mut Node, target: &str, bytes: u64, iops: u64) -> Result<(), HvError> {
+    let Some(disk) = devices.children.iter_mut().find(|d| d.child_get("target", "dev") == Some(target)) else {
+        return Err(HvError::Refused(format!("invalid argument: disk '{target}' was not found in the domain config")));
+    };
+    disk.children.retain(|c| c.name != "iotune");
+    let limits = [("total_bytes_sec", bytes), ("total_iops_sec", iops)].into_iter().filter(|(_, value)| *value > 0);
+    let children: Vec<Node> = limits.map(|(name, value)| Node::leaf(name, &value.to_string())).collect();
+    if !children.is_empty() {
+        disk.children.push(Node { children, ..Node::new("iotune", &[]) });
+    }
+    Ok(())
 }
 
 fn position(devices: &Node, wanted: &Node) -> Option<usize> {

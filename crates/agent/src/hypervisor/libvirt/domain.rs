@@ -245,8 +245,26 @@ impl Domain<'_> {
                 LiveChange::BlockResize(target, bytes) => {
                     sys::virDomainBlockResize(self.ptr, c_string(target)?.as_ptr(), *bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
                 }
+                LiveChange::IoLimits { target, bytes, iops } => return self.limit_io(target, *bytes, *iops),
             }
         })
+    }
+
+    fn limit_io(&self, target: &str, bytes: u64, iops: u64) -> Result<(), HvError> {
+        let target = c_string(target)?;
+        let limits = [(sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_BYTES_SEC, bytes), (sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_IOPS_SEC, iops)];
+        let (mut list, mut count, mut room) = (std::ptr::null_mut(), 0, 0);
+        for (name, value) in limits {
+            // SAFETY: libvirt makes and grows the list; names are C strings.
+            let added = unsafe { sys::virTypedParamsAddULLong(&raw mut list, &raw mut count, &raw mut room, name.as_ptr(), value) };
+            self.check(added)?;
+        }
+        // SAFETY: our handle, a C string, the list as libvirt made it.
+        let done = unsafe { sys::virDomainSetBlockIoTune(self.ptr, target.as_ptr(), list, count, sys::VIR_DOMAIN_AFFECT_LIVE) };
+        let answer = self.check(done);
+        // SAFETY: nobody else has the list.
+        unsafe { sys::virTypedParamsFree(list, count) };
+        answer
     }
 
     pub fn send_keys(&self, mut codes: Vec<u32>) -> Result<(), HvError> {

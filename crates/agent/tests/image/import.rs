@@ -1,0 +1,166 @@
+//! What is taken in keeps its content; what could make us read other files, or is damaged, leaves nothing.
+
+use std::path::{Path, PathBuf};
+
+use expect_test::{Expect, expect};
+use vmkeep_agent::image;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ids::ImageId;
+use vmkeep_types::image::{ImageFacts, ImageKind};
+
+use crate::server::{First, serve};
+use crate::stand::{files_below, pool_in, run, silent};
+
+const DISK_BYTES: usize = 3 << 20;
+const ID: ImageId = ImageId(uuid::Uuid::from_u128(7));
+
+/// A raw disk with something to recognise.
+fn disk(dir: &Path) -> Vec<u8> {
+    let mut bytes = vec![0; DISK_BYTES];
+    for (n, byte) in bytes.iter_mut().enumerate().skip(1 << 20).take(1 << 20) {
+        *byte = (n * 7 % 251) as u8;
+    }
+    std::fs::write(dir.join("disk.raw"), &bytes).expect("written");
+    bytes
+}
+
+async fn import(dir: &Path, file: &str, sha256: Option<&str>) -> Result<(PathBuf, ImageFacts), Error> {
+    let pool = pool_in(&dir.join("pool"));
+    let facts = image::import_file(&*pool, ID, &dir.join(file), sha256, &silent).await?;
+    Ok((pool.image_path(ID), facts))
+}
+
+/// The guest's view of an image.
+fn content(image: &Path, dir: &Path) -> Vec<u8> {
+    run("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &image.display().to_string(), "back.raw"], dir);
+    std::fs::read(dir.join("back.raw")).expect("converted")
+}
+
+#[tokio::test]
+async fn every_format_keeps_its_content() {
+    for (format, options) in [
+        ("raw", ""),
+        ("qcow2", ""),
+        ("qcow2", "compat=0.10"),
+        ("vmdk", ""),
+        ("vmdk", "subformat=streamOptimized"),
+        ("vhdx", ""),
+        ("vpc", "force_size=on"),
+        ("vdi", ""),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let bytes = disk(dir.path());
+        let options: &[&str] = if options.is_empty() { &[] } else { &["-o", options] };
+        run("qemu-img", &[&["convert", "-f", "raw", "-O", format], options, &["disk.raw", "disk.img"]].concat(), dir.path());
+        let (image, facts) = import(dir.path(), "disk.img", None).await.unwrap_or_else(|e| panic!("{format} {options:?}: {e}"));
+        assert_eq!(facts.virtual_size.bytes() as usize, bytes.len(), "{format}");
+        assert!(content(&image, dir.path()) == bytes, "{format} {options:?}");
+        assert!(std::fs::metadata(&image).expect("an image").permissions().readonly(), "{format}");
+        assert_eq!(files_below(&dir.path().join("pool")), [image], "{format}: nothing else stays");
+    }
+}
+
+#[tokio::test]
+async fn an_ova_gives_its_first_disk_and_a_cd_stays_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let bytes = disk(dir.path());
+    run("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", "disk.raw", "vm-disk1.vmdk"], dir.path());
+    std::fs::write(dir.path().join("vm.ovf"), "<Envelope/>").expect("written");
+    run("tar", &["--format=ustar", "-cf", "vm.ova", "vm.ovf", "vm-disk1.vmdk"], dir.path());
+    let (image, _) = import(dir.path(), "vm.ova", None).await.expect("imported");
+    assert!(content(&image, dir.path()) == bytes);
+
+    std::fs::create_dir(dir.path().join("cd")).expect("a folder");
+    run("genisoimage", &["-quiet", "-o", "cd.iso", "cd"], dir.path());
+    let (image, facts) = import(dir.path(), "cd.iso", None).await.expect("imported");
+    assert_eq!((facts.kind, image.extension().and_then(|e| e.to_str())), (ImageKind::Iso, Some("iso")));
+}
+
+/// Makes a file with `make`, imports it, and compares the refusal.
+async fn refused(make: impl FnOnce(&Path), expected: Expect) {
+    let dir = tempfile::tempdir().expect("a folder");
+    disk(dir.path());
+    std::fs::write(dir.path().join("secret"), vec![0x53; 1 << 20]).expect("written");
+    make(dir.path());
+    let error = import(dir.path(), "bad.img", None).await.expect_err("it is refused");
+    expected.assert_eq(&error.message.replace(&dir.path().display().to_string(), "DIR"));
+    assert_eq!(files_below(&dir.path().join("pool")), [] as [PathBuf; 0], "nothing of it stays");
+}
+
+#[tokio::test]
+async fn what_points_elsewhere_is_refused() {
+    let qcow2 = |dir: &Path, args: &[&str]| run("qemu-img", &[&["create", "-q", "-f", "qcow2"], args].concat(), dir);
+    refused(|dir| qcow2(dir, &["-b", "secret", "-F", "raw", "bad.img"]), expect!["the image has a backing file ('secret'); it would be read with the daemon's rights"]).await;
+    refused(
+        |dir| qcow2(dir, &["-u", "-b", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}", "-F", "raw", "bad.img", "1M"]),
+        expect![[r#"the image has a backing file ('json:{"driver":"file","filename":"/etc/shadow"}'); it would be read with the daemon's rights"#]],
+    )
+    .await;
+    refused(|dir| qcow2(dir, &["-o", "data_file=secret,data_file_raw=on", "bad.img", "1M"]), expect!["the image has an external data file ('secret'); it would be read with the daemon's rights"]).await;
+    refused(
+        |dir| run("qemu-img", &["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "bad.img", "1M"], dir),
+        expect!["a VMDK descriptor names other files, which would be read with the daemon's rights"],
+    )
+    .await;
+    refused(|dir| vmdk_with_extent(dir, "RW 2048 FLAT \"secret\" 0"), expect![[""]]).await;
+}
+
+/// A sparse VMDK whose own descriptor names another file.
+fn vmdk_with_extent(dir: &Path, extent: &str) {
+    run("qemu-img", &["create", "-q", "-f", "vmdk", "bad.img", "1M"], dir);
+    let mut bytes = std::fs::read(dir.join("bad.img")).expect("a vmdk");
+    let at = bytes.windows(4).position(|w| w == b"RW 2").expect("an extent line");
+    let end = at + bytes[at..].iter().position(|b| *b == b'\n').expect("its end");
+    let line = format!("{extent:<width$}", width = end - at);
+    bytes[at..at + line.len()].copy_from_slice(line.as_bytes());
+    std::fs::write(dir.join("bad.img"), bytes).expect("written");
+}
+
+#[tokio::test]
+async fn what_is_damaged_compressed_or_absurd_is_refused() {
+    refused(|dir| std::fs::write(dir.join("bad.img"), b"").expect("written"), expect!["DIR/bad.img is empty"]).await;
+    refused(|dir| std::fs::write(dir.join("bad.img"), b"\x1f\x8b\x08").expect("written"), expect!["the file is compressed"]).await;
+    refused(|dir| run("qemu-img", &["create", "-q", "-f", "qcow2", "bad.img", "20T"], dir), expect!["the image claims 20T; the limit is 16T"]).await;
+    let cut = |dir: &Path| {
+        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "disk.raw", "bad.img"], dir);
+        std::fs::File::options().write(true).open(dir.join("bad.img")).and_then(|f| f.set_len(400_000)).expect("cut");
+    };
+    refused(cut, expect![[""]]).await;
+}
+
+#[tokio::test]
+async fn a_checksum_is_held_against_the_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    disk(dir.path());
+    let wrong = import(dir.path(), "disk.raw", Some(&"0".repeat(64))).await.expect_err("another checksum");
+    assert!(wrong.message.starts_with("the checksum is "), "{wrong}");
+    let right = wrong.message.split_whitespace().nth(3).expect("the checksum").trim_end_matches(',').to_uppercase();
+    let (_, facts) = import(dir.path(), "disk.raw", Some(&right)).await.expect("imported");
+    assert_eq!(facts.sha256, Some(right.to_lowercase()));
+}
+
+#[tokio::test]
+async fn a_broken_download_goes_on_where_it_stopped() {
+    for (first, resumed) in [(First::Breaks, true), (First::BreaksAndChanges, false)] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let before = disk(dir.path());
+        let after: Vec<u8> = before.iter().map(|b| b.wrapping_add(1)).collect();
+        let server = serve(before.clone(), after.clone(), first);
+        let pool = pool_in(&dir.path().join("pool"));
+        image::fetch(&*pool, ID, &server.url, None, &silent).await.expect("fetched");
+        let ranges = server.ranges.lock().expect("ranges").clone();
+        assert_eq!((ranges.len(), ranges[0].as_str()), (2, ""), "{ranges:?}");
+        assert!(ranges[1].starts_with("bytes=") && ranges[1] != "bytes=0-", "the second request asks for the rest: {ranges:?}");
+        assert!(content(&pool.image_path(ID), dir.path()) == if resumed { before } else { after }, "{first:?}");
+        assert_eq!(files_below(&pool.staging()), [] as [PathBuf; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_or_answers_no_is_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pool = pool_in(dir.path());
+    let closed = image::fetch(&*pool, ID, "http://127.0.0.1:1/x", None, &silent).await.expect_err("nobody listens");
+    assert_eq!(closed.code, Code::Unavailable);
+    assert!(closed.message.contains("refused"), "{closed}");
+}
