@@ -91,8 +91,10 @@ async fn take_disk(pool: &dyn Pool, id: ImageId, source: &Path, format: Format, 
     convert(pool, id, source, format.qemu(), work, sink).await
 }
 
+/// qemu-img names every cluster that is wrong; the first says enough.
 fn damaged(error: &Error) -> Error {
-    Error::invalid(format!("the image is damaged: {}", error.message)).hint("download or export it again; qemu-img check shows more")
+    let first = error.message.lines().next().unwrap_or_default();
+    Error::invalid(format!("the image is damaged: {first}")).hint("download or export it again; qemu-img check shows more")
 }
 
 /// A hostile image must not make us read other files.

@@ -16,9 +16,11 @@ pub fn xml(spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<Stri
     let present = present.map(tree::parse).transpose()?;
     let bridge = spec.bridge.clone().or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned)).unwrap_or_else(|| bridge_name(spec));
     let (gateway, prefix) = gateway(spec, present.as_ref())?;
+    // libvirt's own default, written out: it shows in the running network only, and would look like a change.
+    let ports = el("nat").child(el("port").attr("start", "1024").attr("end", "65535"));
     let mut network = el("network")
         .child(el("name").text(name))
-        .child(el("forward").attr("mode", "nat"))
+        .child(el("forward").attr("mode", "nat").child(ports))
         .child(el("bridge").attr("name", &bridge).attr("stp", "on").attr("delay", "0"));
     if let Some(mtu) = spec.mtu {
         network = network.child(el("mtu").attr("size", mtu));
@@ -75,7 +77,11 @@ mod tests {
         expect![[r#"
             <network>
               <name>vmkeep-default</name>
-              <forward mode='nat'/>
+              <forward mode='nat'>
+                <nat>
+                  <port start='1024' end='65535'/>
+                </nat>
+              </forward>
               <bridge name='vmk0' stp='on' delay='0'/>
               <mtu size='9000'/>
               <domain name='vmk' localOnly='yes'/>

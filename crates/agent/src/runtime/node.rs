@@ -69,6 +69,8 @@ pub struct Node {
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected.
     networks: Mutex<BTreeMap<Name, (NetworkSpec, NetAttach)>>,
+    /// Held while a network is made.
+    network_turn: tokio::sync::Mutex<()>,
 }
 
 /// How a node would die when it must; written before its first claim and never changed within an epoch.
@@ -107,6 +109,7 @@ impl Node {
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
             networks: Mutex::new(BTreeMap::new()),
+            network_turn: tokio::sync::Mutex::new(()),
             config,
         }))
     }
@@ -181,6 +184,8 @@ impl Node {
         if let (Look::Kept, Some(attach)) = (look, kept) {
             return Ok(attach);
         }
+        // Two VMs that come at once would both define it, and libvirt refuses the second.
+        let _turn = self.network_turn.lock().await;
         let attach = net::ensure(self.hv.as_ref(), spec).await?;
         self.networks.lock().expect("no panic holds this lock").insert(spec.name.clone(), (spec.clone(), attach.clone()));
         Ok(attach)

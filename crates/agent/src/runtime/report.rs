@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vmkeep_core::vm::{Decision, DomainNow, Why};
+use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
 use vmkeep_store::{Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
@@ -222,6 +222,8 @@ pub fn doing(decision: &Decision, memory: &VmMemory) -> Option<Doing> {
     let reason = || memory.last_failure.clone().unwrap_or_else(|| "it was down".into());
     match decision.why {
         Why::AsWished | Why::Unknown => None,
+        // It failed and waits for another try: the error says so, and the domain is what it is.
+        Why::ToApply if decision.act == Act::Nothing => None,
         Why::ToApply => Some(Doing::Preparing { what: "applying the wish".into() }),
         Why::ToStart => Some(Doing::Starting),
         Why::WaitingTurn => Some(Doing::Preparing { what: "waiting for earlier start orders".into() }),

@@ -198,9 +198,11 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: Stri
     }
 }
 
-/// A pool names a volume's file after its id; such a file stays vmkeep's to delete.
+/// A pool names a volume's file after its id and format; such a file stays vmkeep's to delete. An overlay that virsh made of
+/// it begins with the id too, but ends otherwise.
 fn is_own_file(path: &str, id: VolumeId) -> bool {
-    std::path::Path::new(path).file_stem().is_some_and(|stem| stem.to_string_lossy() == id.to_string())
+    let name = std::path::Path::new(path).file_name().unwrap_or_default();
+    [format!("{id}.qcow2"), format!("{id}.raw")].iter().any(|own| name == own.as_str())
 }
 
 /// Accepts the disk chains that are there now.
