@@ -3,6 +3,7 @@
 mod adopt;
 mod bad_input;
 mod crash;
+mod debian;
 mod hello;
 mod kept_running;
 mod live_changes;
