@@ -1,6 +1,6 @@
 //! The cloud-init seed (NoCloud): a small FAT image labelled CIDATA with user-data, meta-data and network-config.
 //!
-//! The instance id is the VM's UUID, so that a guest applies it once in its life. The file holds keys and perhaps a password:
+//! The instance id is the VM's UUID, so that a guest applies it once in its life, and again after `vm reinit`. The file holds keys and perhaps a password:
 //! mode 0600, written beside and renamed over, never logged. A seed that would be the same is left alone.
 
 use std::fs::File;
@@ -52,7 +52,11 @@ fn text(value: &Value) -> String {
 
 fn meta_data(order: &Order, wish: &CloudInit) -> String {
     let hostname = wish.hostname.clone().unwrap_or_else(|| order.spec.name.to_string());
-    text(&json!({"instance-id": order.vm, "local-hostname": hostname}))
+    let instance = match order.instance {
+        0 => order.vm.to_string(),
+        again => format!("{}-{again}", order.vm),
+    };
+    text(&json!({"instance-id": instance, "local-hostname": hostname}))
 }
 
 fn user_data(wish: &CloudInit) -> Result<String, Error> {

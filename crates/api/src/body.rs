@@ -175,6 +175,8 @@ pub struct ActionRequest {
     pub timeout: Option<Seconds>,
     /// rename, clone: the new name.
     pub name: Option<Name>,
+    /// rebuild: the image that the root disk is made from; default: the one it was made from.
+    pub image: Option<Name>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -93,3 +93,22 @@ fn operation_error(op: &Operation) -> Error {
         (None, _) => Error::internal(format!("cannot {what}: the server does not say why")).hint(format!("see 'vmkeep op show {id}'")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_codes_are_these() {
+        let page = include_str!("../../../docs/errors/README.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let wanted = Code::ALL.map(|code| {
+            let exit = Failure::Error(Error::new(code, "")).exit_code();
+            format!("| `{}` | {} | {exit} |", code.as_str(), code.http_status())
+        });
+        assert_eq!(rows.len(), wanted.len());
+        for (row, begin) in rows.iter().zip(wanted) {
+            assert!(row.starts_with(&begin), "{row}\n{begin}");
+        }
+    }
+}

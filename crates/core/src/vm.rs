@@ -337,7 +337,8 @@ fn stop(s: &Situation<'_>, mut memory: VmMemory, manner: Manner) -> Decision {
         memory.stopping.get_or_insert(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms });
         return act(memory, Act::Kill, Why::Stopping { kill_at_ms: Some(s.now_ms) });
     }
-    ask_or_kill(s, memory, s.order.spec.stop_timeout.millis())
+    let patience = s.order.power.stop_timeout.unwrap_or(s.order.spec.stop_timeout);
+    ask_or_kill(s, memory, patience.millis())
 }
 
 /// Asks, asks again, and kills at the time-out (0 = never).

@@ -34,6 +34,22 @@ pub enum Code {
 }
 
 impl Code {
+    /// In the order of docs/errors.
+    pub const ALL: [Self; 12] = [
+        Self::Invalid,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Stale,
+        Self::TooLarge,
+        Self::NoCapacity,
+        Self::Refused,
+        Self::Unavailable,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
     pub fn retryable(self) -> bool {
         match self {
             Self::Unavailable => true,

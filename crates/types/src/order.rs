@@ -28,6 +28,9 @@ pub struct Order {
     pub power: Power,
     pub origin: VmOrigin,
     pub leaving: Option<Leaving>,
+    /// As in the record.
+    #[serde(default)]
+    pub instance: u32,
     /// Disk name to its volume.
     pub volumes: BTreeMap<Name, VolumeRecord>,
     /// Volumes detached from this VM that are to be deleted or kept are orders of their own (`NodeTask`).

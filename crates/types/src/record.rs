@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Generation, VmId, VolumeId};
 use crate::name::Name;
+use crate::units::Seconds;
 use crate::vm::VmSpec;
 
 /// The wish. Its key's revision is the VM's `spec_revision` and ETag.
@@ -24,6 +25,9 @@ pub struct VmRecord {
     pub origin: VmOrigin,
     /// Set once; the VM is going away and nothing else about it is obeyed.
     pub leaving: Option<Leaving>,
+    /// How often the guest was told to take itself for a new one; its cloud-init then runs a first boot again.
+    #[serde(default)]
+    pub instance: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,6 +89,9 @@ pub struct Power {
     pub cycle: u64,
     /// Who stopped it on purpose; kept over boots and daemon restarts, ended by `start`, not by `apply`.
     pub held: Option<Hold>,
+    /// For this stop, instead of the wish's `stop_timeout`.
+    #[serde(default)]
+    pub stop_timeout: Option<Seconds>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, Observed, QemuFacts};
+use vmkeep_types::observed::{Doing, Observed};
 use vmkeep_types::order::Order;
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
 
 use super::claim;
 use super::node::{Look, Node};
+use super::qemu;
 use super::report::State;
 use crate::domain::{self, BuildInput, DiskSource};
 use crate::hypervisor::{HvError, XmlKind};
@@ -70,9 +71,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     state.pending.clear();
     state.error = None;
     state.step("started");
-    let version = node.hv.versions().await.ok().map(|v| v.qemu);
-    let accel = state.choices.domain_type.clone().unwrap_or_else(|| "qemu".into());
-    state.qemu = Some(QemuFacts { pid: None, version, outdated: false, accel });
+    qemu::started(node, state).await;
     Ok(())
 }
 
@@ -301,6 +300,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
     if state.order.leaving.is_some() || state.domain.known().is_none() || !state.ours {
         return;
     }
+    qemu::look(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
         Ok(wanted) => note_difference(node, state, &wanted).await,

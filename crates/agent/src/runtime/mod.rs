@@ -15,6 +15,7 @@ pub mod boot;
 pub mod claim;
 pub mod clock;
 pub mod node;
+mod qemu;
 pub mod remove;
 pub mod report;
 pub mod task;

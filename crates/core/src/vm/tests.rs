@@ -33,9 +33,10 @@ impl Story {
             generation: Generation(1),
             epoch: Epoch(1),
             choices: VmChoices::default(),
-            power: Power { want: PowerWish::On, cycle: 1, held: None },
+            power: Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None },
             origin: VmOrigin::Created,
             leaving: None,
+            instance: 0,
             volumes: BTreeMap::new(),
             images: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -126,6 +127,10 @@ impl Story {
             }
             ["wait", ms] => self.now_ms += ms.parse::<u64>().expect("milliseconds"),
             ["vm", verb] => self.command(verb),
+            ["vm", verb, "within", seconds] => {
+                self.order.power.stop_timeout = Some(vmkeep_types::units::Seconds::new(seconds.parse().expect("seconds")));
+                self.command(verb);
+            }
             ["edit"] => self.order.spec_revision = self.order.spec_revision.next(),
             ["delete"] => self.order.leaving = Some(Leaving::Delete),
             ["release"] => self.order.leaving = Some(Leaving::Release),
@@ -142,7 +147,8 @@ impl Story {
             "restart" => PowerWish::Restart,
             _ => panic!("no verb {verb}"),
         };
-        self.order.power = Power { want, cycle: self.order.power.cycle + 1, held: None };
+        let stop_timeout = self.order.power.stop_timeout.take();
+        self.order.power = Power { want, cycle: self.order.power.cycle + 1, held: None, stop_timeout };
     }
 }
 
@@ -152,6 +158,20 @@ fn check(run: &str, script: &[&str], story: Expect) {
         s.when(line);
     }
     story.assert_eq(&s.told);
+}
+
+#[test]
+fn a_stop_may_have_a_time_of_its_own() {
+    check("on-failure", &["look", "vm stop within 5", "wait 5000"], expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop within 5
+          AskDown (Stopping { kill_at_ms: Some(5000) }, again in 5000 ms)
+        wait 5000
+          Kill (Stopping { kill_at_ms: Some(5000) })
+          Nothing (AsWished)
+    "#]]);
 }
 
 #[test]

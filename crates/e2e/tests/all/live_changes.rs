@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vmkeep_e2e::host::text;
+
 use super::hello::{BOOT, host_with_tiny, manifest, serial_says};
 
 #[test]
@@ -75,4 +77,27 @@ fn a_foreign_overlay_is_a_conflict_and_never_lost() {
     host.ok(["vm", "start", "a"]);
     serial_says(&host, "a", "hello from a");
     assert!(host.virsh(["domblklist", "a"]).contains(".backup"), "accepted as it is");
+}
+
+#[test]
+fn a_rebuilt_vm_has_a_fresh_root_disk_and_nothing_of_the_old_one() {
+    let host = host_with_tiny("rebuild");
+    host.apply(&manifest("a", "disks: [{name: root, image: tiny}]\nrun: manual\n"));
+    let volumes = || host.json(["volume", "list", "-o", "json"]);
+    let files = || text(&host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-maxdepth", "1", "-name", "*.qcow2"]).stdout);
+    let (old, mac) = (volumes()[0]["id"].clone(), host.vm("a")["choices"]["macs"].clone());
+    let refused = host.vmkeep(["vm", "rebuild", "a", "--yes"]);
+    assert!(text(&refused.stderr).contains("only a stopped VM"), "{}", text(&refused.stderr));
+    host.ok(["vm", "stop", "a", "--timeout", "3s"]);
+    host.ok(["vm", "rebuild", "a", "--yes"]);
+    vmkeep_e2e::wait::until("the old volume is gone", Duration::from_secs(30), || {
+        let (volumes, files) = (volumes(), files());
+        let gone = volumes.as_array().map(Vec::len) == Some(1) && volumes[0]["id"] != old && files.lines().count() == 1;
+        if gone { Ok(()) } else { Err(format!("{volumes} {files}")) }
+    });
+    host.ok(["vm", "start", "a"]);
+    serial_says(&host, "a", "hello from a");
+    let vm = host.vm("a");
+    assert_eq!((vm["choices"]["macs"].clone(), vm["status"]["conflicts"].as_array().map(Vec::len)), (mac, Some(0)));
+    host.ok(["vm", "reinit", "a"]);
 }

@@ -207,7 +207,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
                 Changed::Nothing => restart && waits_for_restart(store, ask, &name).await?,
             };
             if restart && needs_restart {
-                result.operation = Some(vm::command(store, ask, &name, "restart", PowerWish::Restart).await?);
+                result.operation = Some(vm::command(store, ask, &name, "restart", PowerWish::Restart, None).await?);
             }
         }
         Manifest::Network(spec) => {

@@ -10,6 +10,7 @@ pub mod vm;
 pub mod vm_copy;
 pub mod volume;
 pub mod vm_parts;
+pub mod vm_renew;
 pub mod vm_write;
 
 use serde::de::DeserializeOwned;

@@ -10,6 +10,7 @@ use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::{Hold, Leaving, Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::units::Seconds;
 use vmkeep_types::vm::{DiskFormat, RunPolicy};
 
 use super::network::task;
@@ -44,24 +45,24 @@ pub fn resource(record: &VmRecord) -> ResourceRef {
 /// One of the verbs of `POST …/actions/{action}`.
 pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wish: ActionRequest) -> Result<Operation, Error> {
     match action {
-        _ if wish.timeout.is_some() => {
-            let hint = format!("vmkeep vm set {name} stop_timeout=…");
-            Err(Error::invalid("`timeout` is not taken here; how long a stop may last is the VM's stop_timeout").hint(hint))
-        }
+        _ if wish.timeout.is_some() && !matches!(action, "stop" | "restart") => Err(Error::invalid(format!("'{action}' takes no `timeout`"))),
         _ if wish.name.is_some() && !matches!(action, "rename" | "clone") => Err(Error::invalid(format!("'{action}' takes no `name`"))),
-        "start" => command(store, ask, name, action, PowerWish::On).await,
-        "stop" => command(store, ask, name, action, PowerWish::Off).await,
-        "kill" => command(store, ask, name, action, PowerWish::Killed).await,
-        "restart" => command(store, ask, name, action, PowerWish::Restart).await,
+        _ if wish.image.is_some() && action != "rebuild" => Err(Error::invalid(format!("'{action}' takes no `image`"))),
+        "start" => command(store, ask, name, action, PowerWish::On, None).await,
+        "stop" => command(store, ask, name, action, PowerWish::Off, wish.timeout).await,
+        "kill" => command(store, ask, name, action, PowerWish::Killed, None).await,
+        "restart" => command(store, ask, name, action, PowerWish::Restart, wish.timeout).await,
         "reboot" => node_task(store, ask, name, action, |vm| Work::Reboot { vm }).await,
         "reset" => node_task(store, ask, name, action, |vm| Work::Reset { vm }).await,
         "pause" => node_task(store, ask, name, action, |vm| Work::Pause { vm }).await,
         "resume" => node_task(store, ask, name, action, |vm| Work::Resume { vm }).await,
         "rename" => super::vm_copy::rename(store, ask, name, new_name(wish)?).await,
         "clone" => super::vm_copy::clone(store, ask, name, new_name(wish)?).await,
+        "reinit" => super::vm_renew::reinit(store, ask, name).await,
+        "rebuild" => super::vm_renew::rebuild(store, ask, name, wish.image).await,
         "release" => leave(store, ask, name, "vm.release", Leaving::Release).await,
         other => {
-            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release";
+            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release";
             Err(Error::not_found("action", other).hint(format!("known are {hint}")))
         }
     }
@@ -72,7 +73,14 @@ fn new_name(wish: ActionRequest) -> Result<Name, Error> {
 }
 
 /// A person's command; it wins over whatever happened before.
-pub async fn command(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, want: PowerWish) -> Result<Operation, Error> {
+pub async fn command(
+    store: &dyn Store,
+    ask: &Ask,
+    name: &Name,
+    verb: &str,
+    want: PowerWish,
+    stop_timeout: Option<Seconds>,
+) -> Result<Operation, Error> {
     for _ in 0..TRIES_MAX {
         let found = record(store, &ask.project, name).await?;
         if found.value.spec.run == RunPolicy::Halted && matches!(want, PowerWish::On | PowerWish::Restart) {
@@ -84,7 +92,7 @@ pub async fn command(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, want
         }
         let Some(old) = get::<Power>(store, &key).await? else { return Err(Error::not_found("vm", name)) };
         let held = matches!(want, PowerWish::Off | PowerWish::Killed).then(|| Hold { by: ask.caller.name.clone(), at: jiff::Timestamp::now() });
-        let new = Power { want, cycle: old.value.cycle + 1, held };
+        let new = Power { want, cycle: old.value.cycle + 1, held, stop_timeout };
         let wanted = Wanted::Vm { spec_revision: found.modified, power_cycle: new.cycle };
         let op = operation(ask, &format!("vm.{verb}"), resource(&found.value), wanted);
         let txn = Txn::default()
@@ -152,6 +160,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         created_at,
         origin: VmOrigin::Adopted,
         leaving: None,
+        instance: 0,
     };
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
     let key = keys::vm(&ask.project, record.id);
@@ -176,7 +185,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         .then(typed::put(name_key, &record.id))
         .then(typed::put(key, &record))
         .then(typed::put(keys::choices(record.id), &proposal.choices))
-        .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None }))
+        .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }))
         .then(put_op(&op));
     let taken = || Error::conflict(format!("'{}' or one of its volumes is in vmkeep already", record.spec.name)).hint("choose another name with --name");
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)

@@ -45,7 +45,7 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
     }
     let old = super::vm::record(store, &ask.project, name).await?.value;
     let id = VmId(uuid::Uuid::new_v4());
-    let mut record = VmRecord { id, volumes: BTreeMap::new(), created_at: jiff::Timestamp::now(), origin: VmOrigin::Created, ..old.clone() };
+    let mut record = VmRecord { id, volumes: BTreeMap::new(), created_at: jiff::Timestamp::now(), origin: VmOrigin::Created, instance: 0, ..old.clone() };
     record.spec.name = new.clone();
     record.spec.nics.iter_mut().for_each(|nic| nic.mac = "auto".into());
     record.spec.run = if old.spec.run == RunPolicy::Halted { RunPolicy::Halted } else { RunPolicy::Manual };
@@ -61,12 +61,12 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken_macs(store).await?)))
-        .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None }))
+        .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }))
         .then(put_op(&op));
     commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("'{new}' or one of its volumes is taken")))
 }
 
-fn volume_resource(ask: &Ask, volume: &VolumeRecord) -> ResourceRef {
+pub(super) fn volume_resource(ask: &Ask, volume: &VolumeRecord) -> ResourceRef {
     ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: volume.name.clone(), uid: volume.id.0 }
 }
 

@@ -77,6 +77,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
         created_at: jiff::Timestamp::now(),
         origin: VmOrigin::Created,
         leaving: None,
+        instance: 0,
     };
     let want = if matches!(record.spec.run, RunPolicy::Always | RunPolicy::OnFailure) { PowerWish::On } else { PowerWish::Off };
     let op = operation(ask, "vm.create", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 1 });
@@ -86,7 +87,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken)))
-        .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None }))
+        .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None, stop_timeout: None }))
         .then(put_op(&op));
     if let Some(key) = &guard.idempotency {
         let key = idempotency_key(&ask.project, key);

@@ -26,6 +26,11 @@ pub fn is_free(volume: &VolumeRecord) -> bool {
     volume.attached.as_ref().is_none_or(is_mark)
 }
 
+/// The volume as it is until its deletion is through.
+pub fn going(volume: VolumeRecord) -> VolumeRecord {
+    VolumeRecord { attached: Some(Attachment { vm: VmId(uuid::Uuid::nil()), disk: Name::known(DELETING) }), ..volume }
+}
+
 fn is_mark(attached: &Attachment) -> bool {
     attached.vm.0.is_nil() && attached.disk.as_str() == DELETING
 }
@@ -126,7 +131,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     }
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
     let node = volume.node.clone();
-    let marked = VolumeRecord { attached: Some(Attachment { vm: VmId(uuid::Uuid::nil()), disk: Name::known(DELETING) }), ..volume };
+    let marked = going(volume);
     let txn = Txn::default()
         .when(Compare::ModifiedAt(key.clone(), seen.modified))
         .then(typed::put(key, &marked))

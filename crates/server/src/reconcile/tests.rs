@@ -37,7 +37,7 @@ fn now() -> jiff::Timestamp {
 
 fn record(leaving: Option<Leaving>) -> VmRecord {
     let spec = VmSpec { nics: Vec::new(), ..VmSpec::named(Name::known("web1")) };
-    VmRecord { id: VM, project: project(), spec, volumes: BTreeMap::new(), created_at: now(), origin: VmOrigin::Created, leaving }
+    VmRecord { id: VM, project: project(), spec, volumes: BTreeMap::new(), created_at: now(), origin: VmOrigin::Created, leaving, instance: 0 }
 }
 
 fn operation(wanted: Wanted) -> Operation {
@@ -76,7 +76,7 @@ fn facts(memory: ByteCount) -> NodeFacts {
 /// A wish as `app` writes it, on a cluster of one node.
 async fn begin(memory: ByteCount) -> EmbeddedStore {
     let store = EmbeddedStore::in_memory().expect("memory");
-    let power = Power { want: PowerWish::On, cycle: 1, held: None };
+    let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
     let txn = Txn::default()
         .then(typed::put(keys::facts(&node()), &facts(memory)))
         .then(typed::put(keys::vm(&project(), VM), &record(None)))

@@ -150,7 +150,7 @@ fn follow_outside_start(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn
     if !started_outside || power.value.want == PowerWish::On {
         return None;
     }
-    let value = Power { want: PowerWish::On, cycle: power.value.cycle, held: None };
+    let value = Power { want: PowerWish::On, cycle: power.value.cycle, held: None, stop_timeout: None };
     Some(Txn::default().when(Compare::ModifiedAt(keys::power(id), power.modified)).then(typed::put(keys::power(id), &value)))
 }
 
@@ -179,6 +179,7 @@ fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -
         power,
         origin: vm.origin,
         leaving: vm.leaving,
+        instance: vm.instance,
         networks: networks.map(|n| (n.value.spec.name.clone(), n.value.spec.clone())).collect(),
         pools: pools.map(|p| (p.value.spec.name.clone(), p.value.spec.clone())).collect(),
         volumes,

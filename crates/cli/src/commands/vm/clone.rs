@@ -25,13 +25,13 @@ pub struct CloneArgs {
 }
 
 pub async fn rename(ctx: &Ctx, args: RenameArgs) -> Result<(), Failure> {
-    let request = ActionRequest { timeout: None, name: Some(args.new_name.clone()) };
+    let request = ActionRequest { name: Some(args.new_name.clone()), ..ActionRequest::default() };
     let call = action(ctx, &args.name, "rename", &request)?;
     ctx.change(&format!("rename vm '{}' to '{}'", args.name, args.new_name), call).await
 }
 
 pub async fn clone(ctx: &Ctx, args: CloneArgs) -> Result<(), Failure> {
-    let request = ActionRequest { timeout: None, name: Some(args.new_name.clone()) };
+    let request = ActionRequest { name: Some(args.new_name.clone()), ..ActionRequest::default() };
     let call = action(ctx, &args.name, "clone", &request)?;
     ctx.change(&format!("clone vm '{}' as '{}'", args.name, args.new_name), call).await
 }

@@ -100,7 +100,7 @@ pub enum VmCommand {
     /// Have cloud-init run anew at the next boot
     Reinit(power::Names),
     /// Make the root disk anew from its image; its data is lost
-    Rebuild(power::Names),
+    Rebuild(power::RebuildArgs),
 }
 
 pub async fn run(ctx: &Ctx, command: VmCommand) -> Result<(), Failure> {
@@ -137,7 +137,7 @@ pub async fn run(ctx: &Ctx, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Adopt(args) => adopt::run(ctx, args).await,
         VmCommand::Release(names) => power::release(ctx, &names.names).await,
         VmCommand::Reinit(names) => power::each(ctx, "reinit", &names.names).await,
-        VmCommand::Rebuild(names) => power::rebuild(ctx, &names.names).await,
+        VmCommand::Rebuild(args) => power::rebuild(ctx, args).await,
     }
 }
 

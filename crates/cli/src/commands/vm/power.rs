@@ -88,7 +88,7 @@ pub async fn stop(ctx: &Ctx, args: StopArgs) -> Result<(), Failure> {
     if args.force {
         return each(ctx, "kill", &args.names).await;
     }
-    all(ctx, "stop", &args.names, &ActionRequest { timeout: ctx.global.timeout, name: None }).await
+    all(ctx, "stop", &args.names, &ActionRequest { timeout: ctx.global.timeout, ..ActionRequest::default() }).await
 }
 
 pub async fn restart(ctx: &Ctx, args: RestartArgs) -> Result<(), Failure> {
@@ -126,7 +126,18 @@ pub async fn release(ctx: &Ctx, names: &[Name]) -> Result<(), Failure> {
     each(ctx, "release", names).await
 }
 
-pub async fn rebuild(ctx: &Ctx, names: &[Name]) -> Result<(), Failure> {
+#[derive(Debug, Args)]
+pub struct RebuildArgs {
+    /// VMs; they must be off
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<Name>,
+    /// Image to make the root disk from; default: the one it was made from
+    #[arg(long)]
+    image: Option<Name>,
+}
+
+pub async fn rebuild(ctx: &Ctx, args: RebuildArgs) -> Result<(), Failure> {
+    let names = &args.names;
     for name in names {
         let view = super::get(ctx, name).await?;
         if view.spec.protect {
@@ -136,5 +147,5 @@ pub async fn rebuild(ctx: &Ctx, names: &[Name]) -> Result<(), Failure> {
         }
     }
     ctx.confirm(&format!("Rebuild {}? Everything on the root disk is lost.", joined(names)))?;
-    each(ctx, "rebuild", names).await
+    all(ctx, "rebuild", names, &ActionRequest { image: args.image, ..ActionRequest::default() }).await
 }

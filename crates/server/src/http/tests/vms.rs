@@ -129,11 +129,9 @@ async fn commands_are_power_wishes_and_holds() {
     "#]].assert_eq(&story);
     bed.check("POST /v1/vms/web1/actions/fly", Value::Null, expect![[r#"
         404 not_found: there is no action 'fly'
-          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release"#]]).await;
+          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release"#]]).await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"name": "x"}), expect!["422 invalid: 'start' takes no `name`"]).await;
-    bed.check("POST /v1/vms/web1/actions/stop", json!({"timeout": "5s"}), expect![[r#"
-        422 invalid: `timeout` is not taken here; how long a stop may last is the VM's stop_timeout
-          hint: vmkeep vm set web1 stop_timeout=…"#]]).await;
+    bed.check("POST /v1/vms/web1/actions/stop", json!({"timeout": "5s"}), expect!["202 vm.stop web1 pending"]).await;
     bed.check("POST /v1/vms/web1/actions/stop", json!({"tiemout": "5s"}), expect![[r#"
         422 invalid: the request has 1 problem
           tiemout: there is no field 'tiemout'; did you mean 'timeout'?"#]]).await;
@@ -239,4 +237,45 @@ async fn disks_grow_go_and_come() {
     bed.check("DELETE /v1/volumes/web1-data", Value::Null, expect![[r#"
         409 conflict: volume 'web1-data' is disk 'more' of VM 'web1'
           hint: drop the disk from the VM first"#]]).await;
+}
+
+#[tokio::test]
+async fn a_guest_is_made_a_new_instance() {
+    let bed = Bed::new().await;
+    bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "cloud_init": null})).await;
+    bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["409 conflict: 'web1' has no cloud_init: no first boot was ever prepared for it"]).await;
+    bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "cloud_init": {"hostname": "w"}})).await;
+    bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["202 vm.reinit web1 pending"]).await;
+    let record: VmRecord = bed.stored(&keys::vm(&default(), bed.vm_id("web1").await)).await;
+    assert_eq!(record.instance, 1);
+}
+
+#[tokio::test]
+async fn a_root_disk_is_made_anew_from_another_image() {
+    let bed = Bed::new().await;
+    let mut next = image("next");
+    next.facts.as_mut().expect("facts").virtual_size = ByteCount::from_gib(3);
+    bed.put_all(vec![typed::put(keys::name("image", &default(), &next.spec.name), &next.id), typed::put(keys::image(&default(), next.id), &next)]).await;
+    bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "run": "manual", "protect": true})).await;
+    let id = bed.vm_id("web1").await;
+    let root = Name::known("root");
+    let old: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
+    let path = "POST /v1/vms/web1/actions/rebuild";
+    bed.check(path, Value::Null, expect![[r#"
+        409 conflict: 'web1' is waiting for a node; only a stopped VM is rebuilt
+          hint: vmkeep vm stop web1"#]]).await;
+    watched::seen_off(&bed, id).await;
+    bed.check(path, Value::Null, expect![[r#"
+        409 conflict: 'web1' is protected
+          hint: vmkeep vm set web1 protect=false"#]]).await;
+    bed.call("PUT /v1/vms/web1", json!({"name": "web1", "image": "tiny", "run": "manual"})).await;
+    bed.check(path, json!({"image": "none"}), expect!["404 not_found: there is no image 'none'"]).await;
+    bed.check("POST /v1/vms/web1/actions/start", json!({"image": "next"}), expect!["422 invalid: 'start' takes no `image`"]).await;
+    bed.check(path, json!({"image": "next"}), expect!["202 vm.rebuild web1 pending"]).await;
+    let new: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
+    assert_ne!(new.volumes[&root], old.volumes[&root]);
+    let volume: VolumeRecord = bed.stored(&keys::volume(&default(), new.volumes[&root])).await;
+    assert_eq!((volume.name.as_str(), volume.size.map(|s| s.to_string())), ("web1-root", Some("3G".to_owned())));
+    let gone: VolumeRecord = bed.stored(&keys::volume(&default(), old.volumes[&root])).await;
+    assert_eq!(gone.name.to_string(), format!("replaced-{}", gone.id), "it waits for its deletion under a name of its own");
 }

@@ -1,0 +1,88 @@
+//! First boots once more, and root disks made anew.
+
+use vmkeep_api::body::VmPhase;
+use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::{Revision, VolumeId};
+use vmkeep_types::name::Name;
+use vmkeep_types::operation::{Operation, Wanted};
+use vmkeep_types::order::Work;
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{Power, VmRecord};
+
+use super::network::task;
+use super::vm::{busy, resource};
+use super::vm_copy::volume_resource;
+use super::{Ask, commit, get, image, operation, pool, put_op, volume};
+
+/// The guest's cloud-init takes itself for a new instance at its next start.
+pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
+    let old = super::vm::record(store, &ask.project, name).await?;
+    if old.value.leaving.is_some() {
+        return Err(Error::conflict(format!("'{name}' is being deleted")));
+    }
+    if old.value.spec.cloud_init.is_none() {
+        return Err(Error::conflict(format!("'{name}' has no cloud_init: no first boot was ever prepared for it")));
+    }
+    let record = VmRecord { instance: old.value.instance + 1, ..old.value };
+    let op = operation(ask, "vm.reinit", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    let txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key, &record)).then(put_op(&op));
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+}
+
+/// The first disk that was made from an image is made again, from that image or another; what was on it is lost.
+pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Name>) -> Result<Operation, Error> {
+    let view = super::vm::show(store, &ask.project, name).await?;
+    if view.status.phase != VmPhase::Stopped {
+        return Err(Error::conflict(format!("'{name}' is {}; only a stopped VM is rebuilt", view.status.text)).hint(format!("vmkeep vm stop {name}")));
+    }
+    let old = super::vm::record(store, &ask.project, name).await?;
+    let mut record = old.value.clone();
+    if record.spec.protect {
+        return Err(Error::conflict(format!("'{name}' is protected")).hint(format!("vmkeep vm set {name} protect=false")));
+    }
+    let no_image = || Error::conflict(format!("no disk of '{name}' was made from an image"));
+    let wish = record.spec.disks.iter_mut().find(|disk| disk.image.is_some()).ok_or_else(no_image)?;
+    let disk = wish.name.clone();
+    let image = image::find(store, &ask.project, from.as_ref().or(wish.image.as_ref()).expect("it was found by its image")).await?;
+    let Some(facts) = &image.facts else { return Err(Error::conflict(format!("image '{}' is not ready yet", image.spec.name))) };
+    wish.image = Some(image.spec.name.clone());
+    let id = *record.volumes.get(&disk).ok_or_else(no_image)?;
+    let there = get::<VolumeRecord>(store, &keys::volume(&ask.project, id)).await?.ok_or_else(|| Error::not_found("volume", id))?;
+    if there.value.foreign_path.is_some() {
+        return Err(Error::conflict(format!("disk '{disk}' of '{name}' is a file that vmkeep did not make; it is not replaced")));
+    }
+    let size = there.value.size.map_or(facts.virtual_size, |size| size.max(facts.virtual_size));
+    wish.size = wish.size.map(|_| size);
+    let fresh = VolumeRecord { id: VolumeId(uuid::Uuid::new_v4()), image: Some(image.id), size: Some(size), created_at: jiff::Timestamp::now(), ..there.value.clone() };
+    record.volumes.insert(disk, fresh.id);
+    let op = operation(ask, "vm.rebuild", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    let power = keys::power(record.id);
+    let stopped = get::<Power>(store, &power).await?.ok_or_else(|| Error::not_found("vm", name))?;
+    let txn = Txn::default()
+        .when(Compare::ModifiedAt(old.key.clone(), old.modified))
+        // Nobody started it meanwhile.
+        .when(Compare::ModifiedAt(power, stopped.modified))
+        .when(Compare::ModifiedAt(there.key, there.modified))
+        .when(Compare::Present(keys::name("image", &ask.project, &image.spec.name)))
+        .then(typed::put(old.key, &record))
+        .then(typed::put(keys::name("volume", &ask.project, &fresh.name), &fresh.id))
+        .then(typed::put(keys::volume(&ask.project, fresh.id), &fresh))
+        .then(put_op(&op));
+    let txn = discard(store, ask, there.value, txn).await?;
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+}
+
+/// The old volume leaves under a name of its own, because the new one has its name.
+async fn discard(store: &dyn Store, ask: &Ask, old: VolumeRecord, txn: Txn) -> Result<Txn, Error> {
+    let pool = pool::find(store, &old.pool).await?.spec;
+    let name = format!("replaced-{}", old.id).parse().expect("a word and a uuid make a name");
+    let going = volume::going(VolumeRecord { name, ..old });
+    let op = operation(ask, "volume.delete", volume_resource(ask, &going), Wanted::Task);
+    let work = Work::DeleteVolume { volume: going.id, pool };
+    Ok(txn
+        .then(typed::put(keys::name("volume", &ask.project, &going.name), &going.id))
+        .then(typed::put(keys::volume(&ask.project, going.id), &going))
+        .then(put_op(&op))
+        .then(task(&going.node, &ask.project, op.id, work)))
+}
