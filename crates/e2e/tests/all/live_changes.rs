@@ -82,7 +82,7 @@ fn a_foreign_overlay_is_a_conflict_and_never_lost() {
 #[test]
 fn a_rebuilt_vm_has_a_fresh_root_disk_and_nothing_of_the_old_one() {
     let host = host_with_tiny("rebuild");
-    host.apply(&manifest("a", "disks: [{name: root, image: tiny}]\nrun: manual\n"));
+    host.apply(&manifest("a", "disks: [{name: root, image: tiny}]\n"));
     let volumes = || host.json(["volume", "list", "-o", "json"]);
     let files = || text(&host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-maxdepth", "1", "-name", "*.qcow2"]).stdout);
     let (old, mac) = (volumes()[0]["id"].clone(), host.vm("a")["choices"]["macs"].clone());
