@@ -149,9 +149,9 @@ impl Cache {
             self.make_all(store, project).await?;
         }
         let mut rows = Vec::with_capacity(ids.len());
-        for (id, _) in ids {
-            let kept = self.shared.lock().by_id.get(&id).and_then(|row| row.ready.clone());
-            rows.extend(match kept {
+        for (id, ready) in ids {
+            let made = || self.shared.lock().by_id.get(&id).and_then(|row| row.ready.clone());
+            rows.extend(match ready.or_else(made) {
                 Some(ready) => Some(ready),
                 // Gone meanwhile: not listed.
                 None => self.make(store, project, id).await?,

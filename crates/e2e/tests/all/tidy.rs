@@ -111,3 +111,21 @@ fn nothing_unfinished_and_no_shell() {
         .collect();
     assert_none("unfinished, switched off, or through a shell", &found);
 }
+
+#[test]
+fn links_in_the_docs_lead_somewhere() {
+    let listed = std::process::Command::new("git").args(["ls-files", "*.md"]).current_dir(root()).output().expect("git runs");
+    let pages = String::from_utf8(listed.stdout).expect("names");
+    let mut broken = Vec::new();
+    for page in pages.lines() {
+        let text = std::fs::read_to_string(root().join(page)).expect("a page");
+        let here = root().join(page).parent().expect("a folder").to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !link.is_empty() && !link.contains("://") && !here.join(link).exists() {
+                broken.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(pages.lines().count() > 8, "{pages}");
+    assert_none("broken links", &broken);
+}

@@ -35,7 +35,8 @@ const ALL_EPOCHS: &str = "epoch/";
 pub fn store_error(error: StoreError) -> Error {
     match error {
         StoreError::TooLarge(_) => Error::new(Code::TooLarge, error.to_string()),
-        StoreError::Corrupt(_) | StoreError::Newer(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
+        StoreError::Newer(_) => Error::refused(error.to_string()),
+        StoreError::Corrupt(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
         StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => Error::new(Code::Unavailable, error.to_string()),
     }
 }
@@ -137,11 +138,7 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> 
         .then(typed::put(keys::name("network", &project, &default), &network.id))
         .then(typed::put(keys::network(&project, network.id), &network));
     commit(store, txn).await?;
-    let level = get::<u64>(store, keys::LEVEL).await?.map_or(0, |l| l.value);
-    if level > keys::LEVEL_NOW {
-        return Err(Error::new(Code::Refused, format!("the store has format level {level}; this vmkeep writes {}", keys::LEVEL_NOW)));
-    }
-    Ok(())
+    typed::agree_on_level(store).await.map(drop).map_err(store_error)
 }
 
 /// Removes what is older than its retention: operations after 7 days, and the events of each object beyond the newest 200.
