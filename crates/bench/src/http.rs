@@ -18,6 +18,8 @@ use crate::report::Samples;
 
 /// A server that says nothing for so long is broken, not slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Read at once: a large list should cost the server, not the client that measures it.
+const READ_BYTES: usize = 1 << 20;
 
 pub struct Connection {
     requests: SendRequest<Full<Bytes>>,
@@ -27,7 +29,7 @@ pub struct Connection {
 impl Connection {
     pub async fn open(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (requests, connection) = http1::Builder::new().read_buf_exact_size(Some(READ_BYTES)).handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Self { requests, socket: socket.to_owned() })
     }

@@ -49,6 +49,8 @@ pub struct Cache {
 
 struct Shared {
     rows: Mutex<Rows>,
+    /// The last whole list that was asked for: consoles ask for it again and again.
+    page: Mutex<Option<Page>>,
     /// What the index is at; 0 = it cannot be relied on.
     at: watch::Sender<Revision>,
 }
@@ -67,6 +69,14 @@ struct Row {
     /// + 1 with every change: JSON made from older keys is not kept.
     changes: u64,
     ready: Option<Arc<Ready>>,
+}
+
+/// The answer to a list without labels, from its beginning.
+struct Page {
+    project: Name,
+    limit: usize,
+    revision: Revision,
+    json: Bytes,
 }
 
 /// A row and its JSON if that is made.
@@ -90,7 +100,7 @@ pub struct Rendered {
 impl Cache {
     /// Follows `store` until it is dropped. Called within a runtime.
     pub fn follow(store: Arc<dyn Store>) -> Self {
-        let shared = Arc::new(Shared { rows: Mutex::default(), at: watch::Sender::new(Revision(0)) });
+        let shared = Arc::new(Shared { rows: Mutex::default(), page: Mutex::default(), at: watch::Sender::new(Revision(0)) });
         let stop = CancellationToken::new();
         let (follower, stopped) = (shared.clone(), stop.clone());
         tokio::spawn(async move { stopped.run_until_cancelled_owned(follower.follow(store)).await });
@@ -134,6 +144,27 @@ impl Cache {
         Ok(Some(ready))
     }
 
+    /// The wanted VMs of a project in order of name, as the body of an answer.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn page(&self, store: &dyn Store, project: &Name, wanted: &Wanted<'_>) -> Result<Bytes, Error> {
+        let from_begin = wanted.labels.is_empty() && wanted.after.is_none();
+        if from_begin && self.fresh(store).await? {
+            let now = *self.shared.at.borrow();
+            let fits = |page: &&Page| page.revision == now && page.limit == wanted.limit && page.project == *project;
+            if let Some(page) = self.shared.page().as_ref().filter(fits) {
+                return Ok(page.json.clone());
+            }
+        }
+        let rendered = self.list(store, project, wanted).await?;
+        let json = rendered.body();
+        if from_begin {
+            *self.shared.page() = Some(Page { project: project.clone(), limit: wanted.limit, revision: rendered.revision, json: json.clone() });
+        }
+        Ok(json)
+    }
+
     /// The wanted VMs of a project in order of name.
     ///
     /// # Errors
@@ -172,6 +203,22 @@ impl Cache {
     }
 }
 
+impl Rendered {
+    fn body(&self) -> Bytes {
+        let size: usize = self.rows.iter().map(|row| row.json.len() + 1).sum();
+        let mut out = Vec::with_capacity(size + 128);
+        out.extend_from_slice(b"{\"items\":[");
+        for (n, row) in self.rows.iter().enumerate() {
+            out.extend_from_slice(if n == 0 { b"" } else { b"," });
+            out.extend_from_slice(&row.json);
+        }
+        let next = self.rows.last().filter(|_| self.more).map(|row| row.name.as_str());
+        let next = serde_json::to_string(&next).expect("a name is plain data");
+        out.extend_from_slice(format!("],\"next\":{next},\"revision\":{}}}", self.revision).as_bytes());
+        out.into()
+    }
+}
+
 fn render(parts: VmParts) -> Arc<Ready> {
     let view = view::vm(parts);
     let json = Bytes::from(serde_json::to_vec(&view).expect("views are plain data"));
@@ -198,6 +245,10 @@ pub fn has_labels(labels: &BTreeMap<String, String>, wanted: &[(&str, &str)]) ->
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Rows> {
         self.rows.lock().expect("no panic holds this lock")
+    }
+
+    fn page(&self) -> MutexGuard<'_, Option<Page>> {
+        self.page.lock().expect("no panic holds this lock")
     }
 
     async fn follow(self: Arc<Self>, store: Arc<dyn Store>) {

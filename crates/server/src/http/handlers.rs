@@ -94,7 +94,7 @@ async fn vms(mut call: Call) -> Answer {
 
 async fn vm_list(call: &Call) -> Answer {
     let wanted = Wanted { labels: call.labels(), after: call.query("after"), limit: respond::limit(call)? };
-    Ok(respond::vm_page(&call.server.cache.list(call.store(), &call.ask.project, &wanted).await?))
+    Ok(respond::ready(call.server.cache.page(call.store(), &call.ask.project, &wanted).await?))
 }
 
 /// An operation was begun.

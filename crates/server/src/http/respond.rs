@@ -11,7 +11,6 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::operation::Operation;
 
 use super::call::Call;
-use crate::cache::Rendered;
 
 fn body(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(bytes));
@@ -79,21 +78,6 @@ pub fn limit(call: &Call) -> Result<usize, Error> {
     let Some(text) = call.query("limit") else { return Ok(PAGE_MAX) };
     let number = text.parse::<usize>().ok().filter(|n| (1..=PAGE_MAX).contains(n));
     number.ok_or_else(|| Error::invalid(format!("limit '{}' is not between 1 and {PAGE_MAX}", text.escape_debug())))
-}
-
-/// A page of VMs, whose rows are JSON already.
-pub fn vm_page(rendered: &Rendered) -> Response {
-    let size: usize = rendered.rows.iter().map(|row| row.json.len() + 1).sum();
-    let mut out = Vec::with_capacity(size + 128);
-    out.extend_from_slice(b"{\"items\":[");
-    for (n, row) in rendered.rows.iter().enumerate() {
-        out.extend_from_slice(if n == 0 { b"" } else { b"," });
-        out.extend_from_slice(&row.json);
-    }
-    let next = rendered.rows.last().filter(|_| rendered.more).map(|row| row.name.as_str());
-    let next = serde_json::to_string(&next).expect("a name is plain data");
-    out.extend_from_slice(format!("],\"next\":{next},\"revision\":{}}}", rendered.revision).as_bytes());
-    body(StatusCode::OK, "application/json", out)
 }
 
 /// One page of a sorted list; `id` gives each row's place, `?after=` the last one seen.
