@@ -14,7 +14,7 @@ use vmkeep_types::record::{PowerWish, Role};
 use vmkeep_types::vm::VmSpec;
 
 use super::vm_write::{Changed, Guard};
-use super::{Ask, image, network, vm, vm_parts};
+use super::{Ask, image, network, vm, vm_parts, vm_write};
 use crate::view;
 
 /// Manifests in one request.
@@ -197,7 +197,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
         Manifest::Vm(spec) => {
             let guard = Guard { again: result.action == ApplyAction::Mend, ..Guard::default() };
             let name = spec.name.clone();
-            let written = vm::put(store, ask, spec, &guard).await?;
+            let written = vm_write::put(store, ask, spec, &guard).await?;
             if written.changed != Changed::Nothing {
                 result.operation = Some(written.op);
             }

@@ -7,6 +7,7 @@ pub mod network;
 pub mod op;
 pub mod pool;
 pub mod vm;
+pub mod vm_adopt;
 pub mod vm_copy;
 pub mod volume;
 pub mod vm_parts;

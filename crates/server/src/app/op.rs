@@ -79,7 +79,7 @@ pub(super) async fn expire(store: &dyn Store) -> Result<(), StoreError> {
 /// An Idempotency-Key lives as long as its operation.
 async fn forget_repeats(store: &dyn Store) -> Result<(), StoreError> {
     let mut gone = Vec::new();
-    for stored in typed::list_json::<OperationId>(store, super::vm::ALL_REPEATS).await? {
+    for stored in typed::list_json::<OperationId>(store, super::vm_write::ALL_REPEATS).await? {
         let project = stored.key.split('/').nth(1).and_then(|p| p.parse::<Name>().ok());
         let kept = match project {
             Some(project) => store.get(&keys::op(&project, stored.value)).await?.is_some(),

@@ -1,46 +1,20 @@
-//! VMs: shown, wished, commanded, deleted.
+//! VMs: commanded and deleted.
 
-use vmkeep_api::body::{ActionRequest, AdoptionProposal, VmView};
+use vmkeep_api::body::ActionRequest;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
-use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ids::{OperationId, Revision, VmId, VolumeId};
+use vmkeep_types::error::Error;
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
-use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
+use vmkeep_types::operation::{Operation, Wanted};
 use vmkeep_types::order::Work;
-use vmkeep_types::pool::{Attachment, VolumeRecord};
-use vmkeep_types::record::{Hold, Leaving, Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::record::{Hold, Leaving, Owner, Power, PowerWish, VmRecord};
 use vmkeep_types::units::Seconds;
-use vmkeep_types::vm::{DiskFormat, RunPolicy};
+use vmkeep_types::vm::RunPolicy;
 
 use super::network::task;
-use super::vm_parts;
-use super::{Ask, TRIES_MAX, commit, get, nodes, operation, put_op};
-use crate::view;
-
-pub use super::vm_parts::record;
-pub use super::vm_write::{Written, create, put};
-
-pub async fn show(store: &dyn Store, project: &Name, name: &Name) -> Result<VmView, Error> {
-    let id = super::uid_of(store, "vm", project, name).await?;
-    vm_parts::parts(store, project, id).await?.map(view::vm).ok_or_else(|| Error::not_found("vm", name))
-}
-
-pub async fn show_by_id(store: &dyn Store, project: &Name, id: VmId) -> Result<Option<VmView>, Error> {
-    Ok(vm_parts::parts(store, project, id).await?.map(view::vm))
-}
-
-/// All VMs in order of name, and the revision they were read at.
-pub async fn list(store: &dyn Store, project: &Name) -> Result<(Revision, Vec<VmView>), Error> {
-    let (revision, parts) = vm_parts::all(store, project).await?;
-    let mut views: Vec<VmView> = parts.into_iter().map(view::vm).collect();
-    views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-    Ok((revision, views))
-}
-
-pub fn resource(record: &VmRecord) -> ResourceRef {
-    ResourceRef { kind: "vm".into(), project: record.project.clone(), name: record.spec.name.clone(), uid: record.id.0 }
-}
+use super::vm_parts::{busy, record, resource};
+use super::{Ask, TRIES_MAX, commit, get, operation, put_op};
 
 /// One of the verbs of `POST …/actions/{action}`.
 pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wish: ActionRequest) -> Result<Operation, Error> {
@@ -107,10 +81,6 @@ pub async fn command(
     Err(busy(name))
 }
 
-pub fn busy(name: &Name) -> Error {
-    Error::new(Code::Unavailable, format!("'{name}' is changed by others all the time; try again"))
-}
-
 /// Something for the node to do now.
 async fn node_task(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, work: impl FnOnce(VmId) -> Work) -> Result<Operation, Error> {
     let found = record(store, &ask.project, name).await?.value;
@@ -142,114 +112,4 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         }
     }
     Err(busy(name))
-}
-
-/// Takes over a domain that a node proposes.
-pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
-    let mut spec = proposal.spec;
-    if let Some(name) = name {
-        spec.name = name;
-    }
-    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
-    let created_at = jiff::Timestamp::now();
-    let mut record = VmRecord {
-        id: proposal.uuid,
-        project: ask.project.clone(),
-        spec,
-        volumes: std::collections::BTreeMap::new(),
-        created_at,
-        origin: VmOrigin::Adopted,
-        leaving: None,
-        instance: 0,
-    };
-    let name_key = keys::name("vm", &ask.project, &record.spec.name);
-    let key = keys::vm(&ask.project, record.id);
-    let mut txn = Txn::default().when(Compare::Absent(name_key.clone())).when(Compare::Absent(key.clone()));
-    for (disk, path) in proposal.disks {
-        let volume = foreign_volume(ask, &record, &node, &disk, path);
-        let volume_name = keys::name("volume", &ask.project, &volume.name);
-        if let Some(wish) = record.spec.disks.iter_mut().find(|d| d.name == disk) {
-            wish.volume = Some(volume.name.clone());
-        }
-        record.volumes.insert(disk, volume.id);
-        txn = txn
-            .when(Compare::Absent(volume_name.clone()))
-            .then(typed::put(volume_name, &volume.id))
-            .then(typed::put(keys::volume(&ask.project, volume.id), &volume));
-    }
-    let want = if proposal.running { PowerWish::On } else { PowerWish::Off };
-    // Cycle 0 is no command: the domain stays as it is found.
-    let wanted = Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 };
-    let op = operation(ask, "vm.adopt", resource(&record), wanted);
-    let txn = txn
-        .then(typed::put(name_key, &record.id))
-        .then(typed::put(key, &record))
-        .then(typed::put(keys::choices(record.id), &proposal.choices))
-        .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }))
-        .then(put_op(&op));
-    let taken = || Error::conflict(format!("'{}' or one of its volumes is in vmkeep already", record.spec.name)).hint("choose another name with --name");
-    commit(store, txn).await?.map(|_| op).ok_or_else(taken)
-}
-
-fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: String) -> VolumeRecord {
-    VolumeRecord {
-        id: VolumeId(uuid::Uuid::new_v4()),
-        project: ask.project.clone(),
-        name: super::vm_write::volume_name(&vm.spec.name, disk),
-        pool: Name::known("default"),
-        node: node.clone(),
-        size: None,
-        format: DiskFormat::Auto,
-        image: None,
-        foreign_path: Some(path),
-        attached: Some(Attachment { vm: vm.id, disk: disk.clone() }),
-        created_at: vm.created_at,
-    }
-}
-
-/// A pool names a volume's file after its id and format; such a file stays vmkeep's to delete. An overlay that virsh made of
-/// it begins with the id too, but ends otherwise.
-fn is_own_file(path: &str, id: VolumeId) -> bool {
-    let name = std::path::Path::new(path).file_name().unwrap_or_default();
-    [format!("{id}.qcow2"), format!("{id}.raw")].iter().any(|own| name == own.as_str())
-}
-
-/// Accepts the disk chains that are there now.
-pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &std::collections::BTreeMap<Name, String>) -> Result<Operation, Error> {
-    let found = record(store, &ask.project, name).await?;
-    let mut txn = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &found.value));
-    for (disk, id) in &found.value.volumes {
-        let key = keys::volume(&ask.project, *id);
-        let (Some(path), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };
-        let foreign_path = (!is_own_file(path, *id)).then(|| path.clone());
-        if foreign_path == volume.value.foreign_path {
-            continue;
-        }
-        let accepted = VolumeRecord { foreign_path, ..volume.value };
-        txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &accepted));
-    }
-    let op = operation(ask, "vm.adopt", resource(&found.value), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    commit(store, txn.then(put_op(&op))).await?.map(|_| op).ok_or_else(|| busy(name))
-}
-
-/// The id under which an operation of a repeated POST is found again.
-pub fn idempotency_key(project: &Name, key: &str) -> String {
-    format!("{ALL_REPEATS}{project}/{key}")
-}
-
-/// Keys of POSTs that may be repeated.
-pub const ALL_REPEATS: &str = "idem/";
-
-/// The operation that a POST with this key began before, for the same VM.
-///
-/// # Errors
-/// `Conflict` when the key was used for another VM.
-pub async fn repeated(store: &dyn Store, project: &Name, key: &str, vm: &Name) -> Result<Option<Operation>, Error> {
-    let Some(id) = get::<OperationId>(store, &idempotency_key(project, key)).await? else { return Ok(None) };
-    let Some(op) = get::<Operation>(store, &keys::op(project, id.value)).await?.map(|s| s.value) else { return Ok(None) };
-    if op.resource.name != *vm {
-        let hint = "a new request takes a new key";
-        return Err(Error::conflict(format!("this Idempotency-Key was used to create '{}'", op.resource.name)).hint(hint));
-    }
-    Ok(Some(op))
 }

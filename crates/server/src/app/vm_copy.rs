@@ -13,13 +13,13 @@ use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
 use vmkeep_types::vm::{DiskFormat, RunPolicy};
 
 use super::network::task;
-use super::vm::resource;
+use super::vm_parts::resource;
 use super::vm_write::{choices, taken_macs, volume_name};
 use super::{Ask, commit, get, operation, pool, put_op};
 
 /// Another name, the same VM.
 pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
-    let old = super::vm::record(store, &ask.project, name).await?;
+    let old = super::vm_parts::record(store, &ask.project, name).await?;
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
@@ -39,11 +39,11 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
 
 /// A full copy of a stopped VM, with a new uuid, new MACs and serials.
 pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
-    let source = super::vm::show(store, &ask.project, name).await?;
+    let source = super::vm_parts::show(store, &ask.project, name).await?;
     if source.status.phase != vmkeep_api::body::VmPhase::Stopped {
         return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", source.status.text)).hint(format!("vmkeep vm stop {name}")));
     }
-    let old = super::vm::record(store, &ask.project, name).await?.value;
+    let old = super::vm_parts::record(store, &ask.project, name).await?.value;
     let id = VmId(uuid::Uuid::new_v4());
     let mut record = VmRecord { id, volumes: BTreeMap::new(), created_at: jiff::Timestamp::now(), origin: VmOrigin::Created, instance: 0, ..old.clone() };
     record.spec.name = new.clone();

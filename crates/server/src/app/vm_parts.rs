@@ -1,18 +1,20 @@
-//! A VM's keys, read together.
+//! A VM's keys, read together; what all verbs say of it.
 
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
+use vmkeep_api::body::VmView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{KeyValue, Store, keys, typed};
-use vmkeep_types::error::Error;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::Seen;
+use vmkeep_types::operation::ResourceRef;
 use vmkeep_types::record::{Owner, VmRecord};
 
 use super::{get, store_error, uid_of};
-use crate::view::VmParts;
+use crate::view::{self, VmParts};
 
 /// The wish by name.
 pub async fn record(store: &dyn Store, project: &Name, name: &Name) -> Result<Stored<VmRecord>, Error> {
@@ -56,4 +58,21 @@ pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids
 
 fn find<T: DeserializeOwned>(by_key: &BTreeMap<&str, &KeyValue>, key: &str) -> Result<Option<T>, Error> {
     by_key.get(key).map(|kv| typed::decode(kv).map_err(store_error)).transpose()
+}
+
+pub async fn show(store: &dyn Store, project: &Name, name: &Name) -> Result<VmView, Error> {
+    let id = super::uid_of(store, "vm", project, name).await?;
+    parts(store, project, id).await?.map(view::vm).ok_or_else(|| Error::not_found("vm", name))
+}
+
+pub async fn show_by_id(store: &dyn Store, project: &Name, id: VmId) -> Result<Option<VmView>, Error> {
+    Ok(parts(store, project, id).await?.map(view::vm))
+}
+
+pub fn resource(record: &VmRecord) -> ResourceRef {
+    ResourceRef { kind: "vm".into(), project: record.project.clone(), name: record.spec.name.clone(), uid: record.id.0 }
+}
+
+pub fn busy(name: &Name) -> Error {
+    Error::new(Code::Unavailable, format!("'{name}' is changed by others all the time; try again"))
 }

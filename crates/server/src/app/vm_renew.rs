@@ -11,13 +11,13 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Power, VmRecord};
 
 use super::network::task;
-use super::vm::{busy, resource};
+use super::vm_parts::{busy, resource};
 use super::vm_copy::volume_resource;
 use super::{Ask, commit, get, image, operation, pool, put_op, volume};
 
 /// The guest's cloud-init takes itself for a new instance at its next start.
 pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
-    let old = super::vm::record(store, &ask.project, name).await?;
+    let old = super::vm_parts::record(store, &ask.project, name).await?;
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
@@ -32,11 +32,11 @@ pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
 
 /// The first disk that was made from an image is made again, from that image or another; what was on it is lost.
 pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Name>) -> Result<Operation, Error> {
-    let view = super::vm::show(store, &ask.project, name).await?;
+    let view = super::vm_parts::show(store, &ask.project, name).await?;
     if view.status.phase != VmPhase::Stopped {
         return Err(Error::conflict(format!("'{name}' is {}; only a stopped VM is rebuilt", view.status.text)).hint(format!("vmkeep vm stop {name}")));
     }
-    let old = super::vm::record(store, &ask.project, name).await?;
+    let old = super::vm_parts::record(store, &ask.project, name).await?;
     let mut record = old.value.clone();
     if record.spec.protect {
         return Err(Error::conflict(format!("'{name}' is protected")).hint(format!("vmkeep vm set {name} protect=false")));

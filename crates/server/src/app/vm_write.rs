@@ -7,7 +7,7 @@ use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
-use vmkeep_types::ids::{ImageId, Revision, VmId, VolumeId};
+use vmkeep_types::ids::{ImageId, OperationId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
@@ -17,7 +17,7 @@ use vmkeep_types::record::{Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Disk, DiskFormat, Nic, RunPolicy, VmSpec};
 
-use super::vm::{busy, idempotency_key, resource};
+use super::vm_parts::{self, busy, resource};
 use super::{Ask, TRIES_MAX, commit, done, get, image, network, nodes, operation, pool, put_op, volume};
 use crate::view::{restore_secrets, unrestored_secrets};
 
@@ -98,7 +98,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
         Some(_) => Ok(Written { op, changed: Changed::Created }),
         None => match &guard.idempotency {
             // Two of one key at once: the second gets the first one's operation.
-            Some(key) => match super::vm::repeated(store, &ask.project, key, &record.spec.name).await? {
+            Some(key) => match repeated(store, &ask.project, key, &record.spec.name).await? {
                 Some(op) => Ok(Written { op, changed: Changed::Nothing }),
                 None => Err(why_not(store, ask, &record.spec).await),
             },
@@ -119,7 +119,7 @@ async fn why_not(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Error {
 /// Creates or replaces a wish.
 pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> Result<Written, Error> {
     for _ in 0..TRIES_MAX {
-        match super::vm::record(store, &ask.project, &spec.name).await {
+        match vm_parts::record(store, &ask.project, &spec.name).await {
             Err(e) if e.code == Code::NotFound && guard.if_match.is_none() => match create(store, ask, spec.clone(), guard).await {
                 Err(e) if e.code == Code::Conflict => continue,
                 other => return other,
@@ -130,7 +130,7 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> R
                     return Ok(written);
                 }
                 if matches!(guard.if_match, Some(IfMatch::At(_))) {
-                    return Err(stale(&spec.name, super::vm::record(store, &ask.project, &spec.name).await?.modified));
+                    return Err(stale(&spec.name, vm_parts::record(store, &ask.project, &spec.name).await?.modified));
                 }
             }
         }
@@ -434,4 +434,26 @@ async fn attach(store: &dyn Store, ask: &Ask, wish: &Disk, volume: VolumeRecord,
     resolved.writes.push((Compare::ModifiedAt(key, there.modified), taken.clone()));
     resolved.volumes.insert(wish.name.clone(), taken);
     Ok(())
+}
+
+/// The id under which an operation of a repeated POST is found again.
+pub fn idempotency_key(project: &Name, key: &str) -> String {
+    format!("{ALL_REPEATS}{project}/{key}")
+}
+
+/// Keys of POSTs that may be repeated.
+pub const ALL_REPEATS: &str = "idem/";
+
+/// The operation that a POST with this key began before, for the same VM.
+///
+/// # Errors
+/// `Conflict` when the key was used for another VM.
+pub async fn repeated(store: &dyn Store, project: &Name, key: &str, vm: &Name) -> Result<Option<Operation>, Error> {
+    let Some(id) = get::<OperationId>(store, &idempotency_key(project, key)).await? else { return Ok(None) };
+    let Some(op) = get::<Operation>(store, &keys::op(project, id.value)).await?.map(|s| s.value) else { return Ok(None) };
+    if op.resource.name != *vm {
+        let hint = "a new request takes a new key";
+        return Err(Error::conflict(format!("this Idempotency-Key was used to create '{}'", op.resource.name)).hint(hint));
+    }
+    Ok(Some(op))
 }

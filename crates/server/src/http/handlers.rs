@@ -18,7 +18,7 @@ use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
 use super::{respond, watch};
-use crate::app::{self, apply, event, image, network, op, pool, vm, vm_write, volume};
+use crate::app::{self, apply, event, image, network, op, pool, vm, vm_adopt, vm_parts, vm_write, volume};
 use crate::auth;
 use crate::cache::Wanted;
 
@@ -64,10 +64,10 @@ async fn vms(mut call: Call) -> Answer {
                 return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`"));
             }
             let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
-            match vm::put(call.store(), &call.ask, spec, &guard).await {
+            match vm_write::put(call.store(), &call.ask, spec, &guard).await {
                 Ok(written) => accepted(&call, written.op),
                 Err(error) if error.code == Code::Stale => {
-                    let now = vm::record(call.store(), &call.ask.project, &name).await?.modified;
+                    let now = vm_parts::record(call.store(), &call.ask.project, &name).await?.modified;
                     Ok(respond::stale(error, now))
                 }
                 Err(error) => Err(error),
@@ -83,7 +83,7 @@ async fn vms(mut call: Call) -> Answer {
         }
         "vm.adopt" => adopt(call).await,
         "vm.events" => {
-            let record = vm::record(call.store(), &call.ask.project, &call.name()?).await?.value;
+            let record = vm_parts::record(call.store(), &call.ask.project, &call.name()?).await?.value;
             let prefix = keys::events_of(&call.ask.project, "vm", record.id);
             events(call, &prefix).await
         }
@@ -110,12 +110,12 @@ async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
         if !fine {
             return Err(Error::invalid("Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"));
         }
-        if let Some(op) = vm::repeated(call.store(), &call.ask.project, key, &spec.name).await? {
+        if let Some(op) = vm_write::repeated(call.store(), &call.ask.project, key, &spec.name).await? {
             return Ok(respond::accepted(op));
         }
     }
     let guard = vm_write::Guard { idempotency, ..Default::default() };
-    accepted(call, vm::create(call.store(), &call.ask, spec, &guard).await?.op)
+    accepted(call, vm_write::create(call.store(), &call.ask, spec, &guard).await?.op)
 }
 
 async fn adopt(mut call: Call) -> Answer {
@@ -127,9 +127,9 @@ async fn adopt(mut call: Call) -> Answer {
     let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption", wish.domain)).await?;
     if wish.disks {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
-        return Ok(respond::accepted(vm::adopt_disks(call.store(), &call.ask, &name, &proposal.disks).await?));
+        return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal.disks).await?));
     }
-    accepted(&call, vm::adopt(call.store(), &call.ask, proposal, wish.name).await?)
+    accepted(&call, vm_adopt::adopt(call.store(), &call.ask, proposal, wish.name).await?)
 }
 
 /// Something of the node's, as JSON.
@@ -150,7 +150,7 @@ async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Re
 /// The whole request, handed to the VM's node.
 async fn to_vm(call: Call) -> Answer {
     let name = call.name()?;
-    let record = vm::record(call.store(), &call.ask.project, &name).await?.value;
+    let record = vm_parts::record(call.store(), &call.ask.project, &name).await?.value;
     let owner = app::get::<Owner>(call.store(), &keys::owner(record.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?;
     let what = call.route.path.rsplit('/').next().unwrap_or_default();
     let path = format!("/n/vms/{}/{what}", record.id);

@@ -29,7 +29,7 @@ use vmkeep_types::operation::Operation;
 
 use super::call::Call;
 use super::respond;
-use crate::app::{self, image, network, op, vm, volume};
+use crate::app::{self, image, network, op, vm_parts, volume};
 use crate::cache::{has_labels, vm_of};
 
 /// Events that wait for a slow reader.
@@ -229,7 +229,7 @@ impl Feed {
 
     async fn vm(&mut self, id: VmId, batch: &WatchBatch) -> Option<WatchEvent> {
         let (store, project) = (self.call.store(), &self.call.ask.project);
-        let Some(view) = vm::show_by_id(store, project, id).await.ok()? else {
+        let Some(view) = vm_parts::show_by_id(store, project, id).await.ok()? else {
             let key = keys::vm(project, id);
             let deleted = batch.changes.iter().any(|c| matches!(c, Change::Deleted { key: k, .. } if *k == key));
             return deleted.then(|| self.deleted(id.0, batch));

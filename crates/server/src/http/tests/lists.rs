@@ -44,7 +44,7 @@ async fn a_read_sees_every_write_before_it() {
             2 => watched::seen_running(&bed, id, json!({})).await,
             _ => watched::seen_off(&bed, id).await,
         }
-        let truth = serde_json::to_value(crate::app::vm::show(bed.store.as_ref(), &default(), &Name::known(name)).await.expect("there")).expect("plain data");
+        let truth = serde_json::to_value(crate::app::vm_parts::show(bed.store.as_ref(), &default(), &Name::known(name)).await.expect("there")).expect("plain data");
         assert_eq!(bed.get(&format!("/v1/vms/{name}")).await, truth, "round {round}");
         let list = bed.get("/v1/vms").await;
         let row = list["items"].as_array().expect("items").iter().find(|vm| vm["spec"]["name"] == name).expect("listed");
