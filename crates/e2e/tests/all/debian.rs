@@ -12,14 +12,23 @@ const FIRST_BOOT: Duration = Duration::from_secs(540);
 
 #[test]
 fn debian_12_is_built_launched_and_reached_by_ssh() {
-    let image = built("debian-12");
+    launched_and_reached("debian-12");
+}
+
+#[test]
+fn debian_13_boots_for_real_and_is_reached_by_ssh() {
+    launched_and_reached("debian-13");
+}
+
+fn launched_and_reached(recipe: &str) {
+    let image = built(recipe);
     let host = Host::new("debian");
-    host.ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), "debian-12".as_ref()]);
+    host.ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), recipe.as_ref()]);
     let key = host.path("id");
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().expect("ssh-keygen");
     assert!(made.success());
     let public = host.path("id.pub").display().to_string();
-    host.ok(["launch", "debian-12", "web", "--cpus", "2", "--memory", "1GiB", "--disk", "4GiB", "--ssh-key", &public]);
+    host.ok(["launch", recipe, "web", "--cpus", "2", "--memory", "1GiB", "--disk", "4GiB", "--ssh-key", &public]);
     assert!(host.virsh(["dumpxml", "web"]).contains("OVMF"), "UEFI is the default");
 
     let mut inside = String::new();

@@ -8,4 +8,5 @@ mod hello;
 mod kept_running;
 mod live_changes;
 mod many;
+mod remote;
 mod tidy;
