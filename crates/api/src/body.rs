@@ -155,6 +155,8 @@ pub enum ChangeWhen {
     Live,
     /// At the next cold start.
     Restart,
+    /// In a first boot only: `vm reinit`, then a restart.
+    Reinit,
     /// Changed behind our back; apply puts it back.
     Drift,
     /// Changed behind our back and never mended by apply; `vm adopt --disks`.

@@ -22,6 +22,8 @@ pub enum Effect {
     Live,
     /// Done at the next cold start.
     Restart,
+    /// The guest looks at it in its first boot only: `vmkeep vm reinit`, then a restart.
+    Reinit,
 }
 
 /// What stands for a field or device that is not there.
@@ -109,10 +111,9 @@ fn source(disk: &Disk) -> Source<'_> {
     }
 }
 
-/// Fields whose change the guest sees only when cloud-init looks at its seed again: `vmkeep vm reinit`.
-pub fn needs_reinit(old: &VmSpec, new: &VmSpec) -> Vec<String> {
-    let first_boot = |field: &str| field.starts_with("cloud_init") || nic_field(field).is_some_and(|(_, f)| SEED_ONLY.contains(&top(f)));
-    changes(old, new).into_iter().map(|(c, _)| c.field).filter(|f| first_boot(f)).collect()
+/// What only the seed carries into the guest. A seed where there was none is new to it, and seen at the next start.
+fn is_first_boots(field: &str) -> bool {
+    field.starts_with("cloud_init.") || nic_field(field).is_some_and(|(_, f)| SEED_ONLY.contains(&top(f)))
 }
 
 /// Fields of a NIC that only the seed carries into the guest.
@@ -122,6 +123,9 @@ const SEED_ONLY: [&str; 3] = ["addresses", "gateway", "dns"];
 const POLICY: [&str; 9] = ["description", "labels", "protect", "run", "start", "stop_timeout", "restart", "ha", "image"];
 
 fn effect(field: &str, old: &VmSpec, new: &VmSpec) -> Effect {
+    if is_first_boots(field) {
+        return Effect::Reinit;
+    }
     let live = match top(field) {
         first if POLICY.contains(&first) => true,
         "cpus" => field == "cpus.count" && (old.cpus.count..=old.cpus.max()).contains(&new.cpus.count),

@@ -124,6 +124,7 @@ fn lines(ctx: &Ctx, result: &ApplyResult) -> Vec<String> {
         let when = match c.when {
             ChangeWhen::Live => "live",
             ChangeWhen::Restart => "after restart",
+            ChangeWhen::Reinit => "in a first boot only: 'vmkeep vm reinit', then a restart",
             ChangeWhen::Drift => "changed outside of vmkeep; put back",
             ChangeWhen::Conflict => "changed outside of vmkeep; kept, see 'vmkeep vm adopt --disks'",
         };

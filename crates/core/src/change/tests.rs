@@ -13,8 +13,7 @@ fn check(old: Value, new: Value, expect: Expect) {
     let (old, new) = (spec(old), spec(new));
     let lines = changes(&old, &new).into_iter().map(|(c, e)| format!("{}: {} -> {} ({e:?})\n", c.field, c.from, c.to));
     let refused = refusals(&old, &new).into_iter().map(|p| format!("REFUSED {}: {}\n", p.field, p.message));
-    let reinit = needs_reinit(&old, &new).into_iter().map(|f| format!("needs reinit: {f}\n"));
-    expect.assert_eq(&lines.chain(refused).chain(reinit).collect::<String>());
+    expect.assert_eq(&lines.chain(refused).collect::<String>());
 }
 
 #[test]
@@ -162,12 +161,11 @@ fn nics_and_cdroms() {
         expect![[r#"
             cdroms[cd0].image: a -> none (Live)
             cdroms[cd1]: none -> {image: none, name: cd1} (Restart)
-            nics[lan].addresses: [dhcp] -> [10.0.0.5/24] (Restart)
+            nics[lan].addresses: [dhcp] -> [10.0.0.5/24] (Reinit)
             nics[lan].link: up -> down (Live)
             nics[lan].mtu: auto -> 9000 (Restart)
             nics[lan].network: default -> dmz (Live)
             nics[wan]: none -> {all defaults} (Live)
-            needs reinit: nics[lan].addresses
         "#]],
     );
 }
@@ -178,21 +176,18 @@ fn secrets_are_named_and_not_shown() {
         json!({"cloud_init": {"password": "hunter2"}}),
         json!({"cloud_init": {"password": "hunter3", "user_data": "#cloud-config\n"}, "display": {"password": "abc", "listen": "tcp"}}),
         expect![[r#"
-            cloud_init.password: (secret) -> (secret) (Restart)
-            cloud_init.user_data: none -> (secret) (Restart)
+            cloud_init.password: (secret) -> (secret) (Reinit)
+            cloud_init.user_data: none -> (secret) (Reinit)
             display.listen: socket -> tcp (Restart)
             display.password: none -> (secret) (Restart)
-            needs reinit: cloud_init.password
-            needs reinit: cloud_init.user_data
         "#]],
     );
     check(
         json!({"cloud_init": null}),
         json!({"cloud_init": {"password": "x"}}),
         expect![[r#"
-        cloud_init: none -> {hostname: none, locale: none, network_data: none, packages: [], password: (secret), ssh_keys: [], timezone: none, user: none, user_data: none, users: []} (Restart)
-        needs reinit: cloud_init
-    "#]],
+            cloud_init: none -> {hostname: none, locale: none, network_data: none, packages: [], password: (secret), ssh_keys: [], timezone: none, user: none, user_data: none, users: []} (Restart)
+        "#]],
     );
 }
 

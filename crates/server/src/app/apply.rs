@@ -168,9 +168,14 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, networks: &BTreeSe
     super::vm_write::check_only(store, ask, &wish, Some(&old.value), networks).await?;
     let parts = vm_parts::parts(store, &ask.project, old.value.id).await?;
     let seen = parts.and_then(|p| p.seen);
-    let live = seen.as_ref().and_then(|s| s.domain.known()).is_some_and(|d| d.is_live());
+    let domain = seen.as_ref().and_then(|s| s.domain.known());
+    let live = domain.is_some_and(|d| d.is_live());
     for (change, effect) in change::changes(&old.value.spec, &wish) {
-        let when = if live && effect == Effect::Restart { ChangeWhen::Restart } else { ChangeWhen::Live };
+        let when = match effect {
+            Effect::Restart if live => ChangeWhen::Restart,
+            Effect::Reinit if domain.is_some() => ChangeWhen::Reinit,
+            Effect::Live | Effect::Restart | Effect::Reinit => ChangeWhen::Live,
+        };
         result.changes.push(PlannedChange { change, when });
     }
     result.action = if result.changes.is_empty() { ApplyAction::Unchanged } else { ApplyAction::Update };
