@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use vmkeep_core::vm::{self, Act, Decision, DomainNow, HostPhase, Situation, Turn, Why};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
-use vmkeep_types::observed::{ExitCause, Observed, Rest, Seen};
+use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Seen};
 use vmkeep_types::order::Order;
 
 use super::apply;
 use super::clock::boottime_ms;
+use super::guest_clock;
 use super::node::Node;
 use super::remove;
 use super::report::State;
@@ -100,6 +101,9 @@ pub async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, sto
             inspect |= state.take_order(order);
         }
         node.board.note_order(id, &state.order.spec);
+        if was_resumed(&state, &inbox.events) {
+            guest_clock::set(&node, id).await;
+        }
         inspect |= take_events(&node, &mut state, inbox.events);
         let wake = settle(&node, &mut state, std::mem::take(&mut inspect)).await;
         tokio::select! {
@@ -271,6 +275,12 @@ async fn start(node: &Node, state: &mut State) {
             state.fail(error);
         }
     }
+}
+
+/// Paused when it was last seen, and running since: by us, by virsh, or after the disk was full.
+fn was_resumed(state: &State, events: &[HvEvent]) -> bool {
+    let paused = state.domain.known().is_some_and(|d| matches!(d.state, DomainState::Paused | DomainState::Suspended));
+    paused && events.iter().any(|event| matches!(event, HvEvent::Lifecycle { what: Lifecycle::Resumed, .. }))
 }
 
 /// What events tell beyond "look again". True when the stored description may have changed.

@@ -10,6 +10,9 @@ use vmkeep_e2e::wait::until;
 /// systemd, cloud-init and sshd under TCG on a busy machine: minutes.
 const FIRST_BOOT: Duration = Duration::from_secs(540);
 
+/// How long the guest stands still; without help its clock stays so far behind.
+const PAUSE: Duration = Duration::from_secs(30);
+
 #[test]
 fn debian_12_is_built_launched_and_reached_by_ssh() {
     launched_and_reached("debian-12");
@@ -45,6 +48,15 @@ fn launched_and_reached(recipe: &str) {
 
     let echo = host.ok(["vm", "exec", "web", "--", "uname", "-s"]);
     assert_eq!(echo.trim(), "Linux", "the guest agent runs programs");
+
+    host.ok(["vm", "pause", "web"]);
+    std::thread::sleep(PAUSE);
+    host.ok(["vm", "resume", "web"]);
+    until("the guest has the time again", Duration::from_secs(60), || {
+        let guest: u64 = text(&host.vmkeep(["vm", "exec", "web", "--", "date", "+%s"]).stdout).trim().parse().unwrap_or_default();
+        let missed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs().saturating_sub(guest);
+        if missed < PAUSE.as_secs() / 2 { Ok(()) } else { Err(format!("{missed} s behind")) }
+    });
 }
 
 fn last_words(host: &Host) -> String {
