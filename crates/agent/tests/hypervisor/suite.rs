@@ -215,8 +215,8 @@ async fn console(stand: &dyn Stand) {
     let vm = running(stand, "c1").await;
     let mut console = open_console(&*hv, vm).await;
     console.to_guest.send(b"echo one; echo two\n".to_vec()).await.expect("typed");
-    let said = heard(&mut console, "tiny# ", 1, PATIENCE).await.expect("an answer");
-    assert!(said.contains("two\r\n"), "{said:?}");
+    // Its echo and its answer; the prompt after an earlier answer may still be on its way, so no prompt is waited for.
+    heard(&mut console, "two\r\n", 2, PATIENCE).await.expect("an answer");
     let second = hv.console(vm).await.map(|_| ());
     assert!(matches!(&second, Err(HvError::Refused(why)) if why.contains("Active console")), "{second:?}");
     drop(console);
