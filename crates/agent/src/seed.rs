@@ -24,7 +24,8 @@ const USER_DATA_BYTES_MAX: usize = 768 << 10;
 /// The data do not fit, or the file cannot be written.
 pub fn write(order: &Order, path: &Path) -> Result<(), Error> {
     let Some(wish) = &order.spec.cloud_init else { return Ok(()) };
-    let image = image(&[("meta-data", meta_data(order, wish)), ("user-data", user_data(wish)?), ("network-config", network_config(order, wish))])?;
+    let image =
+        image(&[("meta-data", meta_data(order, wish)), ("user-data", user_data(wish)?), ("network-config", network_config(order, wish))])?;
     if std::fs::read(path).is_ok_and(|old| old == image) {
         return Ok(());
     }
@@ -66,7 +67,10 @@ fn user_data(wish: &CloudInit) -> Result<String, Error> {
         Some(raw) => multipart(&ours, raw),
     };
     if whole.len() > USER_DATA_BYTES_MAX {
-        return Err(Error::new(Code::TooLarge, format!("cloud_init has {} bytes of user-data, the limit is {USER_DATA_BYTES_MAX}", whole.len())));
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("cloud_init has {} bytes of user-data, the limit is {USER_DATA_BYTES_MAX}", whole.len()),
+        ));
     }
     Ok(whole)
 }
@@ -124,7 +128,10 @@ fn multipart(ours: &str, theirs: &str) -> String {
         boundary.push('=');
     }
     let part = |text: &str| {
-        format!("--{boundary}\nContent-Type: {}; charset=\"utf-8\"\nMerge-Type: list(append)+dict(recurse_array,no_replace)+str()\n\n{text}\n", kind(text))
+        format!(
+            "--{boundary}\nContent-Type: {}; charset=\"utf-8\"\nMerge-Type: list(append)+dict(recurse_array,no_replace)+str()\n\n{text}\n",
+            kind(text)
+        )
     };
     format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n", part(theirs), part(ours))
 }

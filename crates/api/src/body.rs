@@ -407,8 +407,13 @@ pub struct Accepted {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum WatchEvent {
-    Put { object: serde_json::Value },
-    Deleted { name: Name, id: uuid::Uuid },
+    Put {
+        object: serde_json::Value,
+    },
+    Deleted {
+        name: Name,
+        id: uuid::Uuid,
+    },
     /// Nothing happened; the token moved on.
     Bookmark,
 }

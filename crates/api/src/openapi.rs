@@ -217,7 +217,10 @@ fn parameters(route: &Route) -> Vec<Value> {
     }
     match route.id {
         "vm.create" => parameters.push(header("Idempotency-Key", "The same key within a day answers the same operation")),
-        "vm.put" => parameters.push(header("If-Match", "Revision that is replaced; 409 `stale` with the newer revision when it has changed. `*`: must exist")),
+        "vm.put" => parameters.push(header(
+            "If-Match",
+            "Revision that is replaced; 409 `stale` with the newer revision when it has changed. `*`: must exist",
+        )),
         _ => {}
     }
     parameters

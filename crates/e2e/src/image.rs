@@ -12,7 +12,8 @@ pub fn tiny() -> PathBuf {
 
 /// A qcow2 of a recipe.
 pub fn built(recipe: &str) -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"), PathBuf::from);
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"), PathBuf::from);
     let cache = cache.join("vmkeep/images");
     std::fs::create_dir_all(&cache).expect("a cache folder");
     let lock = File::create(cache.join("lock")).expect("a lock file");

@@ -23,7 +23,9 @@ struct TokenRecord {
 /// # Errors
 /// `Unauthenticated` for anything but a valid token; the words never tell which part was wrong.
 pub async fn authenticate_token(store: &dyn Store, bearer: &str) -> Result<Caller, Error> {
-    let refused = || Error::new(Code::Unauthenticated, "the token is not valid").hint("make one on the host: vmkeep token create NAME --role operator");
+    let refused = || {
+        Error::new(Code::Unauthenticated, "the token is not valid").hint("make one on the host: vmkeep token create NAME --role operator")
+    };
     let (id, secret) = bearer.strip_prefix("vmk_").and_then(|rest| rest.split_once('_')).ok_or_else(refused)?;
     if id.is_empty() || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(refused());
@@ -51,7 +53,8 @@ pub async fn create(store: &dyn Store, wish: TokenCreate) -> Result<TokenCreated
     let secret = URL_SAFE_NO_PAD.encode(Sha256::digest(&random));
     let created_at = jiff::Timestamp::now();
     let lasts = wish.expires_in.map(|s| jiff::SignedDuration::from_secs(i64::try_from(s.get()).unwrap_or(i64::MAX)));
-    let expires_at = lasts.map(|lasts| created_at.checked_add(lasts)).transpose().map_err(|_| Error::invalid("expires_in is too far away"))?;
+    let expires_at =
+        lasts.map(|lasts| created_at.checked_add(lasts)).transpose().map_err(|_| Error::invalid("expires_in is too far away"))?;
     let view = TokenView { id: id.clone(), name: wish.name, role: wish.role, created_at, expires_at };
     let record = TokenRecord { view: view.clone(), hash: hash(&secret) };
     let txn = Txn::default().when(Compare::Absent(keys::token(&id))).then(typed::put(keys::token(&id), &record));

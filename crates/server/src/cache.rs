@@ -160,7 +160,8 @@ impl Cache {
         let rendered = self.list(store, project, wanted).await?;
         let json = rendered.body();
         if from_begin {
-            *self.shared.page() = Some(Page { project: project.clone(), limit: wanted.limit, revision: rendered.revision, json: json.clone() });
+            *self.shared.page() =
+                Some(Page { project: project.clone(), limit: wanted.limit, revision: rendered.revision, json: json.clone() });
         }
         Ok(json)
     }

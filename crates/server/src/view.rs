@@ -28,7 +28,16 @@ pub fn vm(parts: VmParts) -> VmView {
     let VmParts { record, spec_revision, choices, .. } = parts;
     let mut spec = record.spec;
     hide_secrets(&mut spec);
-    VmView { id: record.id, project: record.project, spec, spec_revision, origin: record.origin, created_at: record.created_at, choices, status }
+    VmView {
+        id: record.id,
+        project: record.project,
+        spec,
+        spec_revision,
+        origin: record.origin,
+        created_at: record.created_at,
+        choices,
+        status,
+    }
 }
 
 /// Fields of a cloud-init user that hold a password.

@@ -53,7 +53,9 @@ impl Code {
     pub fn retryable(self) -> bool {
         match self {
             Self::Unavailable => true,
-            Self::Invalid | Self::Unauthenticated | Self::Forbidden | Self::NotFound | Self::Conflict | Self::Stale | Self::TooLarge => false,
+            Self::Invalid | Self::Unauthenticated | Self::Forbidden | Self::NotFound | Self::Conflict | Self::Stale | Self::TooLarge => {
+                false
+            }
             Self::NoCapacity | Self::Refused | Self::Cancelled | Self::Internal => false,
         }
     }

@@ -29,7 +29,9 @@ pub struct NodeFacts {
 pub enum KvmState {
     Usable,
     /// TCG is used instead, and this is why.
-    Unusable { why: String },
+    Unusable {
+        why: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

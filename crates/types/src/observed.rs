@@ -94,13 +94,24 @@ pub struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Doing {
-    Preparing { what: String },
+    Preparing {
+        what: String,
+    },
     Starting,
-    Stopping { kill_at: Option<jiff::Timestamp> },
+    Stopping {
+        kill_at: Option<jiff::Timestamp>,
+    },
     /// Down after a failure; started again at `at`.
-    Backoff { at: jiff::Timestamp, attempt: u32, max: u32, reason: String },
+    Backoff {
+        at: jiff::Timestamp,
+        attempt: u32,
+        max: u32,
+        reason: String,
+    },
     /// Down; no further start without a person.
-    GaveUp { reason: String },
+    GaveUp {
+        reason: String,
+    },
     Deleting,
 }
 

@@ -61,21 +61,65 @@ pub struct NodeTask {
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Work {
     /// Ask the guest to reboot (ACPI or agent).
-    Reboot { vm: VmId },
+    Reboot {
+        vm: VmId,
+    },
     /// Pull the reset line.
-    Reset { vm: VmId },
-    Pause { vm: VmId },
-    Resume { vm: VmId },
-    Fetch { image: ImageId, pool: PoolSpec, url: String, sha256: Option<String> },
-    ImportUpload { image: ImageId, pool: PoolSpec, upload: uuid::Uuid, sha256: Option<String> },
-    Build { image: ImageId, pool: PoolSpec, recipe: BuildRecipe },
-    ImageFromVolume { image: ImageId, pool: PoolSpec, volume: VolumeRecord, volume_pool: PoolSpec },
-    DeleteImage { image: ImageId, pool: PoolSpec },
-    CreateVolume { volume: VolumeRecord, pool: PoolSpec, image: Option<ImageBrief> },
+    Reset {
+        vm: VmId,
+    },
+    Pause {
+        vm: VmId,
+    },
+    Resume {
+        vm: VmId,
+    },
+    Fetch {
+        image: ImageId,
+        pool: PoolSpec,
+        url: String,
+        sha256: Option<String>,
+    },
+    ImportUpload {
+        image: ImageId,
+        pool: PoolSpec,
+        upload: uuid::Uuid,
+        sha256: Option<String>,
+    },
+    Build {
+        image: ImageId,
+        pool: PoolSpec,
+        recipe: BuildRecipe,
+    },
+    ImageFromVolume {
+        image: ImageId,
+        pool: PoolSpec,
+        volume: VolumeRecord,
+        volume_pool: PoolSpec,
+    },
+    DeleteImage {
+        image: ImageId,
+        pool: PoolSpec,
+    },
+    CreateVolume {
+        volume: VolumeRecord,
+        pool: PoolSpec,
+        image: Option<ImageBrief>,
+    },
     /// Full copy, for `vm clone`; the source's VM must be off or its agent frozen.
-    CopyVolume { from: VolumeRecord, from_pool: PoolSpec, to: VolumeRecord, to_pool: PoolSpec },
-    DeleteVolume { volume: VolumeId, pool: PoolSpec },
-    DeleteNetwork { network: NetworkSpec },
+    CopyVolume {
+        from: VolumeRecord,
+        from_pool: PoolSpec,
+        to: VolumeRecord,
+        to_pool: PoolSpec,
+    },
+    DeleteVolume {
+        volume: VolumeId,
+        pool: PoolSpec,
+    },
+    DeleteNetwork {
+        network: NetworkSpec,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

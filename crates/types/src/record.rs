@@ -148,4 +148,3 @@ pub enum Role {
     /// Also host paths, raw XML, devices, networks, pools, tokens.
     Admin,
 }
-

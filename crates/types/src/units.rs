@@ -48,7 +48,11 @@ impl ByteCount {
         for (size, unit) in UNITS {
             if self.0 >= size && size > 1 {
                 let tenths = (self.0 as u128 * 10 / size as u128) as u64;
-                return if tenths.is_multiple_of(10) { format!("{}{unit}", tenths / 10) } else { format!("{}.{}{unit}", tenths / 10, tenths % 10) };
+                return if tenths.is_multiple_of(10) {
+                    format!("{}{unit}", tenths / 10)
+                } else {
+                    format!("{}.{}{unit}", tenths / 10, tenths % 10)
+                };
             }
         }
         format!("{}B", self.0)

@@ -535,7 +535,11 @@ impl JsonSchema for AutoU32 {
 impl Short for AutoU32 {
     const EXPECT: &'static str = "auto or a number";
     fn from_short(text: &str) -> Result<Self, String> {
-        if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Is).map_err(|_| format!("'{text}' is neither 'auto' nor a number")) }
+        if text == "auto" {
+            Ok(Self::Auto)
+        } else {
+            text.parse().map(Self::Is).map_err(|_| format!("'{text}' is neither 'auto' nor a number"))
+        }
     }
 }
 

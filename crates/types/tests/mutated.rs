@@ -247,7 +247,9 @@ fn mutated_json() {
 /// Paths of everything in a value, as JSON pointers.
 fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
-        Value::Object(map) => map.iter().for_each(|(k, v)| pointers(v, &format!("{at}/{}", k.replace('~', "~0").replace('/', "~1")), found)),
+        Value::Object(map) => {
+            map.iter().for_each(|(k, v)| pointers(v, &format!("{at}/{}", k.replace('~', "~0").replace('/', "~1")), found))
+        }
         Value::Array(items) => items.iter().enumerate().for_each(|(n, v)| pointers(v, &format!("{at}/{n}"), found)),
         _ => {}
     }

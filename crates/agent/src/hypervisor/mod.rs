@@ -63,7 +63,11 @@ pub enum LiveChange {
     /// cdrom media, link state, network of a NIC.
     UpdateDevice(String),
     /// Of a disk's target name (`vda`), per second; 0 = unlimited. libvirt does not change them by an update of the device.
-    IoLimits { target: String, bytes: u64, iops: u64 },
+    IoLimits {
+        target: String,
+        bytes: u64,
+        iops: u64,
+    },
     /// Target name (`vda`) and the new size in bytes.
     BlockResize(String, u64),
 }
@@ -94,7 +98,9 @@ impl HvEvent {
     /// The domain it is about.
     pub fn vm(&self) -> Option<VmId> {
         match self {
-            Self::Lifecycle { uuid, .. } | Self::IoError { uuid, .. } | Self::Agent { uuid, .. } | Self::DeviceRemoved { uuid, .. } => Some(*uuid),
+            Self::Lifecycle { uuid, .. } | Self::IoError { uuid, .. } | Self::Agent { uuid, .. } | Self::DeviceRemoved { uuid, .. } => {
+                Some(*uuid)
+            }
             Self::PowerdownAsked(uuid) | Self::Rebooted(uuid) | Self::Watchdog(uuid, _) => Some(*uuid),
             Self::Connected | Self::Disconnected => None,
         }

@@ -41,7 +41,16 @@ pub async fn build(pool: &dyn Pool, id: ImageId, recipe: BuildRecipe, sink: &Pro
         BuildRecipe::Debian13 => debian::build("trixie", work.path(), &raw, sink).await?,
     }
     let image = work.path().join("image.qcow2");
-    let args = ["convert".as_ref(), "-p".as_ref(), "-f".as_ref(), "raw".as_ref(), "-O".as_ref(), "qcow2".as_ref(), raw.as_os_str(), image.as_os_str()];
+    let args = [
+        "convert".as_ref(),
+        "-p".as_ref(),
+        "-f".as_ref(),
+        "raw".as_ref(),
+        "-O".as_ref(),
+        "qcow2".as_ref(),
+        raw.as_os_str(),
+        image.as_os_str(),
+    ];
     qemu_img::run_with_progress(args, "converting", sink).await?;
     qemu_img::run(["check".as_ref(), "-q".as_ref(), image.as_os_str()], Trust::Ours).await?;
     let facts = ImageFacts {

@@ -43,7 +43,9 @@ pub fn format(path: &Path) -> Result<Format, Error> {
     }
     let starts = |magic: &[u8]| head.starts_with(magic);
     if starts(b"\x1f\x8b") || starts(b"\xfd7zXZ") || starts(b"(\xb5/\xfd") || starts(b"BZh") || starts(b"PK\x03\x04") {
-        return Err(Error::invalid("the file is compressed").hint("unpack it first (gunzip, unxz, unzstd) and import the disk image inside"));
+        return Err(
+            Error::invalid("the file is compressed").hint("unpack it first (gunzip, unxz, unzstd) and import the disk image inside")
+        );
     }
     if starts(b"# Disk DescriptorFile") {
         let why = "a VMDK descriptor names other files, which would be read with the daemon's rights";
@@ -64,7 +66,9 @@ pub fn format(path: &Path) -> Result<Format, Error> {
 
 fn bytes_at(path: &Path, offset: u64, count: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; count];
-    let read = File::open(path).and_then(|f| f.read_at(&mut bytes, offset)).map_err(|e| Error::refused(format!("cannot read {}: {e}", path.display())))?;
+    let read = File::open(path)
+        .and_then(|f| f.read_at(&mut bytes, offset))
+        .map_err(|e| Error::refused(format!("cannot read {}: {e}", path.display())))?;
     bytes.truncate(read);
     Ok(bytes)
 }

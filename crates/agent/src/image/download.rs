@@ -56,11 +56,9 @@ pub async fn fetch(pool: &dyn Pool, id: ImageId, url: &str, sha256: Option<&str>
 fn client() -> Result<reqwest::Client, Error> {
     // One provider for the process; an error means that it is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
-        .read_timeout(SILENCE_MAX)
-        .build()
-        .map_err(|e| Error::refused(format!("no HTTP client: {}", chain(&e))).hint("the host's certificates are in the package ca-certificates"))
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX)).read_timeout(SILENCE_MAX).build().map_err(|e| {
+        Error::refused(format!("no HTTP client: {}", chain(&e))).hint("the host's certificates are in the package ca-certificates")
+    })
 }
 
 /// reqwest's own words leave the cause out.
@@ -135,7 +133,13 @@ async fn download(client: &reqwest::Client, url: &str, part: &Part, sink: &Progr
         return Err(too_large(url));
     }
     std::fs::write(&part.tag, tag(answer.headers())).map_err(|e| disk(&part.tag, &e))?;
-    let mut file = tokio::fs::File::options().write(true).append(from > 0).truncate(from == 0).open(&part.path).await.map_err(|e| disk(&part.path, &e))?;
+    let mut file = tokio::fs::File::options()
+        .write(true)
+        .append(from > 0)
+        .truncate(from == 0)
+        .open(&part.path)
+        .await
+        .map_err(|e| disk(&part.path, &e))?;
     let mut stream = answer.bytes_stream();
     let mut done = from;
     let mut broken = None;
@@ -158,7 +162,9 @@ async fn download(client: &reqwest::Client, url: &str, part: &Part, sink: &Progr
     file.flush().await.map_err(|e| disk(&part.path, &e))?;
     match (broken, total) {
         (Some(error), _) => Err(error),
-        (None, Some(total)) if done < total => Err(Error::new(Code::Unavailable, format!("the download of {url} ended after {done} bytes"))),
+        (None, Some(total)) if done < total => {
+            Err(Error::new(Code::Unavailable, format!("the download of {url} ended after {done} bytes")))
+        }
         _ => Ok(()),
     }
 }

@@ -23,16 +23,28 @@ const VIRTUAL_BYTES_MAX: u64 = 16 << 40;
 ///
 /// # Errors
 /// A wrong checksum, a format that points elsewhere, a damaged image, no space.
-pub async fn import_file(pool: &dyn Pool, id: ImageId, file: &Path, sha256: Option<&str>, sink: &ProgressSink) -> Result<ImageFacts, Error> {
+pub async fn import_file(
+    pool: &dyn Pool,
+    id: ImageId,
+    file: &Path,
+    sha256: Option<&str>,
+    sink: &ProgressSink,
+) -> Result<ImageFacts, Error> {
     pool.ensure().await?;
     let sum = checksum(file, sink).await?;
     if let Some(wanted) = sha256.filter(|wanted| !wanted.eq_ignore_ascii_case(&sum)) {
-        return Err(Error::invalid(format!("the checksum is {sum}, expected {wanted}")).hint("the file is damaged or not the one you meant"));
+        return Err(
+            Error::invalid(format!("the checksum is {sum}, expected {wanted}")).hint("the file is damaged or not the one you meant")
+        );
     }
     let work = tempfile::Builder::new().prefix("import-").tempdir_in(pool.staging()).map_err(|e| staging_error(pool, &e))?;
     let format = detect::format(file)?;
     let (source, format) = if format == Format::Ova { unpacked(file, work.path()).await? } else { (file.to_owned(), format) };
-    let facts = if format == Format::Iso { take_iso(pool, id, &source, work.path()).await? } else { take_disk(pool, id, &source, format, work.path(), sink).await? };
+    let facts = if format == Format::Iso {
+        take_iso(pool, id, &source, work.path()).await?
+    } else {
+        take_disk(pool, id, &source, format, work.path(), sink).await?
+    };
     Ok(ImageFacts { sha256: Some(sum), ..facts })
 }
 
@@ -81,7 +93,14 @@ async fn take_iso(pool: &dyn Pool, id: ImageId, source: &Path, work: &Path) -> R
     Ok(ImageFacts { kind: ImageKind::Iso, virtual_size: size, stored_size: size, ..unknown() })
 }
 
-async fn take_disk(pool: &dyn Pool, id: ImageId, source: &Path, format: Format, work: &Path, sink: &ProgressSink) -> Result<ImageFacts, Error> {
+async fn take_disk(
+    pool: &dyn Pool,
+    id: ImageId,
+    source: &Path,
+    format: Format,
+    work: &Path,
+    sink: &ProgressSink,
+) -> Result<ImageFacts, Error> {
     refuse_pointers(source, format).await?;
     if matches!(format, Format::Qcow2 | Format::Vmdk | Format::Vhdx | Format::Vdi) {
         sink(None, "checking");
@@ -100,7 +119,10 @@ fn damaged(error: &Error) -> Error {
 /// A hostile image must not make us read other files.
 async fn refuse_pointers(source: &Path, format: Format) -> Result<(), Error> {
     let info = qemu_img::info(source, format.qemu(), Trust::Nobodys).await.map_err(|e| damaged(&e))?;
-    let pointer = |what: &str, to: &str| Error::invalid(format!("the image has {what} ('{to}'); it would be read with the daemon's rights")).hint("flatten it first: qemu-img convert -O qcow2 OLD NEW");
+    let pointer = |what: &str, to: &str| {
+        Error::invalid(format!("the image has {what} ('{to}'); it would be read with the daemon's rights"))
+            .hint("flatten it first: qemu-img convert -O qcow2 OLD NEW")
+    };
     if let Some(backing) = &info.backing_filename {
         return Err(pointer("a backing file", backing));
     }
@@ -117,14 +139,26 @@ async fn refuse_pointers(source: &Path, format: Format) -> Result<(), Error> {
     }
     if info.virtual_size > VIRTUAL_BYTES_MAX {
         let claims = ByteCount::from_bytes(info.virtual_size).human();
-        return Err(Error::new(Code::TooLarge, format!("the image claims {claims}; the limit is {}", ByteCount::from_bytes(VIRTUAL_BYTES_MAX))));
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("the image claims {claims}; the limit is {}", ByteCount::from_bytes(VIRTUAL_BYTES_MAX)),
+        ));
     }
     Ok(())
 }
 
 async fn convert(pool: &dyn Pool, id: ImageId, source: &Path, format: &str, work: &Path, sink: &ProgressSink) -> Result<ImageFacts, Error> {
     let fresh: PathBuf = work.join("image.qcow2");
-    let args = ["convert".as_ref(), "-p".as_ref(), "-f".as_ref(), format.as_ref(), "-O".as_ref(), "qcow2".as_ref(), source.as_os_str(), fresh.as_os_str()];
+    let args = [
+        "convert".as_ref(),
+        "-p".as_ref(),
+        "-f".as_ref(),
+        format.as_ref(),
+        "-O".as_ref(),
+        "qcow2".as_ref(),
+        source.as_os_str(),
+        fresh.as_os_str(),
+    ];
     qemu_img::run_with_progress(args, "converting", sink).await?;
     let facts = facts_of(&fresh, work).await?;
     pool.adopt_image(&fresh, id).await?;

@@ -26,7 +26,11 @@ pub fn disk(ova: &Path, work: &Path) -> Result<(PathBuf, Format), Error> {
         let mut file = File::create(&path).map_err(bad)?;
         std::io::copy(&mut member, &mut file).and_then(|_| file.flush()).map_err(bad)?;
         let format = detect::format(&path)?;
-        return if format == Format::Ova { Err(Error::invalid("the OVA holds another archive instead of a disk")) } else { Ok((path, format)) };
+        return if format == Format::Ova {
+            Err(Error::invalid("the OVA holds another archive instead of a disk"))
+        } else {
+            Ok((path, format))
+        };
     }
     Err(Error::invalid("the OVA holds no disk"))
 }

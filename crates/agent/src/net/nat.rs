@@ -14,7 +14,8 @@ const IFNAME_BYTES_MAX: usize = 15;
 /// The XML; addresses and bridge that are there already stay.
 pub fn xml(spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<String, Error> {
     let present = present.map(tree::parse).transpose()?;
-    let bridge = spec.bridge.clone().or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned)).unwrap_or_else(|| bridge_name(spec));
+    let bridge =
+        spec.bridge.clone().or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned)).unwrap_or_else(|| bridge_name(spec));
     let (gateway, prefix) = gateway(spec, present.as_ref())?;
     // libvirt's own default, written out: it shows in the running network only, and would look like a change.
     let ports = el("nat").child(el("port").attr("start", "1024").attr("end", "65535"));

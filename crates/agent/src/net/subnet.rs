@@ -34,7 +34,8 @@ pub fn free(routes: &[Route], start: u8) -> Result<Ipv4Addr, Error> {
             }
         }
     }
-    Err(Error::new(Code::NoCapacity, "no free /24 for a NAT network in 10.77.0.0/16 and 172.31.0.0/16").hint("set the network's `ipv4` yourself"))
+    Err(Error::new(Code::NoCapacity, "no free /24 for a NAT network in 10.77.0.0/16 and 172.31.0.0/16")
+        .hint("set the network's `ipv4` yourself"))
 }
 
 fn overlaps(route: Route, gateway: Ipv4Addr) -> bool {

@@ -34,7 +34,11 @@ pub struct DirPool {
 impl DirPool {
     pub fn new(root: &Path) -> Result<Self, Error> {
         let plain = root.is_absolute() && !root.components().any(|c| matches!(c, std::path::Component::ParentDir));
-        if plain { Ok(Self { root: root.to_owned() }) } else { Err(Error::invalid(format!("{} is not an absolute path without '..'", root.display()))) }
+        if plain {
+            Ok(Self { root: root.to_owned() })
+        } else {
+            Err(Error::invalid(format!("{} is not an absolute path without '..'", root.display())))
+        }
     }
 
     fn path_of(&self, id: VolumeId, format: DiskFormat) -> PathBuf {
@@ -53,7 +57,8 @@ impl DirPool {
         if free_bytes < needed_bytes.saturating_add(FREE_BYTES_MIN) {
             let (free, needed) = (ByteCount::from_bytes(free_bytes).human(), ByteCount::from_bytes(needed_bytes).human());
             let message = format!("{} has {free} free; {needed} are needed, and 64M stay free", self.root.display());
-            return Err(Error::new(Code::NoCapacity, message).hint("delete unused volumes (vmkeep volume list) and images, or enlarge the file system"));
+            return Err(Error::new(Code::NoCapacity, message)
+                .hint("delete unused volumes (vmkeep volume list) and images, or enlarge the file system"));
         }
         Ok(())
     }
@@ -72,7 +77,9 @@ impl DirPool {
             std::fs::rename(&fresh, &target)?;
             File::open(target.parent().expect("a file in a folder"))?.sync_all()
         };
-        let settled = tokio::task::spawn_blocking(settle).await.map_err(|e| Error::internal(format!("putting {} into place: {e}", path.display())))?;
+        let settled = tokio::task::spawn_blocking(settle)
+            .await
+            .map_err(|e| Error::internal(format!("putting {} into place: {e}", path.display())))?;
         settled.map_err(|e| self.io("put into place", path, &e))
     }
 
@@ -86,7 +93,12 @@ impl DirPool {
                 check_size(volume, info.virtual_size)?;
                 self.clone_image(&base, fresh, raw).await?;
                 match size {
-                    Some(size) => qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()], Trust::Ours).await.map(drop),
+                    Some(size) => qemu_img::run(
+                        ["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()],
+                        Trust::Ours,
+                    )
+                    .await
+                    .map(drop),
                     None => Ok(()),
                 }
             }
@@ -100,10 +112,21 @@ impl DirPool {
 
     async fn clone_image(&self, base: &Path, fresh: &Path, raw: bool) -> Result<(), Error> {
         if raw {
-            let args = ["convert".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-O".as_ref(), "raw".as_ref(), base.as_os_str(), fresh.as_os_str()];
+            let args =
+                ["convert".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-O".as_ref(), "raw".as_ref(), base.as_os_str(), fresh.as_os_str()];
             return qemu_img::run(args, Trust::Ours).await.map(drop);
         }
-        let args = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-F".as_ref(), "qcow2".as_ref(), "-b".as_ref(), base.as_os_str(), fresh.as_os_str()];
+        let args = [
+            "create".as_ref(),
+            "-q".as_ref(),
+            "-f".as_ref(),
+            "qcow2".as_ref(),
+            "-F".as_ref(),
+            "qcow2".as_ref(),
+            "-b".as_ref(),
+            base.as_os_str(),
+            fresh.as_os_str(),
+        ];
         qemu_img::run(args, Trust::Ours).await.map(drop)
     }
 
@@ -131,7 +154,11 @@ fn format_of(raw: bool) -> &'static str {
 }
 
 fn no_image(path: &Path, error: Error) -> Error {
-    if path.exists() { error } else { Error::new(Code::NotFound, format!("the image's file {} is missing", path.display())).hint("import the image again") }
+    if path.exists() {
+        error
+    } else {
+        Error::new(Code::NotFound, format!("the image's file {} is missing", path.display())).hint("import the image again")
+    }
 }
 
 fn check_size(volume: &VolumeRecord, image_bytes: u64) -> Result<(), Error> {
@@ -186,7 +213,8 @@ impl Pool for DirPool {
         let path = self.volume_path(volume);
         let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
         let allocated_bytes = metadata.blocks() * 512;
-        let size_bytes = if volume.format == DiskFormat::Raw { metadata.len() } else { qcow2_size(&path).map_err(|e| self.io("read", &path, &e))? };
+        let size_bytes =
+            if volume.format == DiskFormat::Raw { metadata.len() } else { qcow2_size(&path).map_err(|e| self.io("read", &path, &e))? };
         Ok(Some(VolumeSeen { size_bytes, allocated_bytes }))
     }
 
@@ -198,7 +226,9 @@ impl Pool for DirPool {
         }
         let bytes = size.bytes().to_string();
         let format = format_of(volume.format == DiskFormat::Raw);
-        qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format.as_ref(), path.as_os_str(), bytes.as_ref()], Trust::Ours).await.map(drop)
+        qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format.as_ref(), path.as_os_str(), bytes.as_ref()], Trust::Ours)
+            .await
+            .map(drop)
     }
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error> {
@@ -215,7 +245,16 @@ impl Pool for DirPool {
         let fresh = self.fresh(&path);
         let source_format = if from.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
         let format = format_of(to.format == DiskFormat::Raw);
-        let args = ["convert".as_ref(), "-p".as_ref(), "-f".as_ref(), source_format.as_ref(), "-O".as_ref(), format.as_ref(), from.as_os_str(), fresh.as_os_str()];
+        let args = [
+            "convert".as_ref(),
+            "-p".as_ref(),
+            "-f".as_ref(),
+            source_format.as_ref(),
+            "-O".as_ref(),
+            format.as_ref(),
+            from.as_os_str(),
+            fresh.as_os_str(),
+        ];
         let copied = match qemu_img::run_with_progress(args, "copying", progress).await {
             Ok(()) => self.settle(&fresh, &path, 0o600).await,
             Err(error) => Err(error),
@@ -304,7 +343,8 @@ mod tests {
         assert!(DirPool::new(Path::new("/a/../b")).is_err());
         let dir = tempfile::tempdir().expect("a folder");
         let pool = DirPool::new(dir.path()).expect("a pool");
-        let lost = pool.create_volume(&volume(1, "1M", DiskFormat::Qcow2, Some(ImageId(uuid::Uuid::from_u128(7))))).await.expect_err("no image");
+        let lost =
+            pool.create_volume(&volume(1, "1M", DiskFormat::Qcow2, Some(ImageId(uuid::Uuid::from_u128(7))))).await.expect_err("no image");
         assert_eq!(lost.code, Code::NotFound, "{lost}");
     }
 }

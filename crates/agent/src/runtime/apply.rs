@@ -214,8 +214,14 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
     }
     if !state.ours && state.order.origin == VmOrigin::Adopted {
         let metadata = domain::metadata(&state.order);
-        node.hv.set_metadata(state.order.vm, Some(&metadata)).await.map_err(|e| Error::refused(format!("cannot mark the domain as ours: {e}")))?;
-        node.hv.set_autostart(state.order.vm, false).await.map_err(|e| Error::refused(format!("cannot turn libvirt's autostart off: {e}")))?;
+        node.hv
+            .set_metadata(state.order.vm, Some(&metadata))
+            .await
+            .map_err(|e| Error::refused(format!("cannot mark the domain as ours: {e}")))?;
+        node.hv
+            .set_autostart(state.order.vm, false)
+            .await
+            .map_err(|e| Error::refused(format!("cannot turn libvirt's autostart off: {e}")))?;
         state.ours = true;
         state.step("existing domain taken over");
         state.event(Level::Info, "vm.adopted", "an existing libvirt domain was taken over");
@@ -260,7 +266,8 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
 
 /// What libvirt can change while the guest runs; the rest is pending.
 async fn change_live(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let live = node.hv.xml(state.order.vm, XmlKind::Live).await.map_err(|e| Error::refused(format!("cannot read the running domain: {e}")))?;
+    let live =
+        node.hv.xml(state.order.vm, XmlKind::Live).await.map_err(|e| Error::refused(format!("cannot read the running domain: {e}")))?;
     let plan = domain::live_plan(&wanted.xml, &live)?;
     state.pending = plan.pending;
     for (change, how) in plan.changes {

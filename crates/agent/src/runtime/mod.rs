@@ -125,8 +125,12 @@ impl Dispatcher {
                     _ => {}
                 },
                 Change::Deleted { key, .. } => match kind_of(&key) {
-                    Some(("order", id)) => id.parse().ok().and_then(|id: VmId| self.workers.remove(&id)).into_iter().for_each(|w| w.retire()),
-                    Some(("task", id)) => id.parse().ok().and_then(|id: OperationId| self.tasks.remove(&id)).into_iter().for_each(|t| t.cancel()),
+                    Some(("order", id)) => {
+                        id.parse().ok().and_then(|id: VmId| self.workers.remove(&id)).into_iter().for_each(|w| w.retire())
+                    }
+                    Some(("task", id)) => {
+                        id.parse().ok().and_then(|id: OperationId| self.tasks.remove(&id)).into_iter().for_each(|t| t.cancel())
+                    }
                     _ => {}
                 },
             }

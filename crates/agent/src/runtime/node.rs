@@ -180,7 +180,13 @@ impl Node {
 
     /// What a NIC on this network plugs into. `Fresh` asks libvirt, which also starts a network that somebody stopped.
     pub async fn network(&self, spec: &NetworkSpec, look: Look) -> Result<NetAttach, Error> {
-        let kept = self.networks.lock().expect("no panic holds this lock").get(&spec.name).filter(|(of, _)| of == spec).map(|(_, attach)| attach.clone());
+        let kept = self
+            .networks
+            .lock()
+            .expect("no panic holds this lock")
+            .get(&spec.name)
+            .filter(|(of, _)| of == spec)
+            .map(|(_, attach)| attach.clone());
         if let (Look::Kept, Some(attach)) = (look, kept) {
             return Ok(attach);
         }

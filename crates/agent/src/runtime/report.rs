@@ -137,8 +137,12 @@ impl State {
         if self.events.len() >= EVENTS_MAX {
             self.events.remove(0);
         }
-        let resource =
-            ResourceRef { kind: "vm".into(), project: self.order.project.clone(), name: self.order.spec.name.clone(), uid: self.order.vm.0 };
+        let resource = ResourceRef {
+            kind: "vm".into(),
+            project: self.order.project.clone(),
+            name: self.order.spec.name.clone(),
+            uid: self.order.vm.0,
+        };
         self.events.push(Event { at: jiff::Timestamp::now(), resource, level, code: code.into(), message, node: None });
     }
 

@@ -69,9 +69,8 @@ async fn tell(node: &Node, task: &NodeTask, told: &Mutex<Told>, state: TaskState
         (told.progress, told.steps.clone())
     };
     let result = TaskResult { op: task.op, state, progress, steps, facts };
-    let txn = Txn::default()
-        .when(Compare::Present(keys::task(&node.name, task.op)))
-        .then(typed::put(keys::result(&node.name, task.op), &result));
+    let txn =
+        Txn::default().when(Compare::Present(keys::task(&node.name, task.op))).then(typed::put(keys::result(&node.name, task.op), &result));
     node.store.txn(txn).await.is_ok()
 }
 

@@ -293,7 +293,9 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
                 told_stop(state, cause, &detail);
             }
             HvEvent::Lifecycle { what: Lifecycle::Defined | Lifecycle::Undefined, .. } => described_anew = true,
-            HvEvent::Lifecycle { what: Lifecycle::Crashed, detail, .. } => state.event(Level::Error, "vm.panicked", format!("the guest panicked: {detail}")),
+            HvEvent::Lifecycle { what: Lifecycle::Crashed, detail, .. } => {
+                state.event(Level::Error, "vm.panicked", format!("the guest panicked: {detail}"))
+            }
             HvEvent::Lifecycle { .. } => {}
             HvEvent::PowerdownAsked(_) => vm::asked_down_outside(&mut state.memory, boottime_ms()),
             HvEvent::Rebooted(_) => {

@@ -90,19 +90,33 @@ async fn refused(make: impl FnOnce(&Path), expected: Expect) {
 #[tokio::test]
 async fn what_points_elsewhere_is_refused() {
     let qcow2 = |dir: &Path, args: &[&str]| run("qemu-img", &[&["create", "-q", "-f", "qcow2"], args].concat(), dir);
-    refused(|dir| qcow2(dir, &["-b", "secret", "-F", "raw", "bad.img"]), expect!["the image has a backing file ('secret'); it would be read with the daemon's rights"]).await;
     refused(
-        |dir| qcow2(dir, &["-u", "-b", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}", "-F", "raw", "bad.img", "1M"]),
-        expect![[r#"the image has a backing file ('json:{"driver":"file","filename":"/etc/shadow"}'); it would be read with the daemon's rights"#]],
+        |dir| qcow2(dir, &["-b", "secret", "-F", "raw", "bad.img"]),
+        expect!["the image has a backing file ('secret'); it would be read with the daemon's rights"],
     )
     .await;
-    refused(|dir| qcow2(dir, &["-o", "data_file=secret,data_file_raw=on", "bad.img", "1M"]), expect!["the image has an external data file ('secret'); it would be read with the daemon's rights"]).await;
+    refused(
+        |dir| qcow2(dir, &["-u", "-b", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}", "-F", "raw", "bad.img", "1M"]),
+        expect![[
+            r#"the image has a backing file ('json:{"driver":"file","filename":"/etc/shadow"}'); it would be read with the daemon's rights"#
+        ]],
+    )
+    .await;
+    refused(
+        |dir| qcow2(dir, &["-o", "data_file=secret,data_file_raw=on", "bad.img", "1M"]),
+        expect!["the image has an external data file ('secret'); it would be read with the daemon's rights"],
+    )
+    .await;
     refused(
         |dir| run("qemu-img", &["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "bad.img", "1M"], dir),
         expect!["a VMDK descriptor names other files, which would be read with the daemon's rights"],
     )
     .await;
-    refused(|dir| vmdk_with_extent(dir, "RW 2048 FLAT \"secret\" 0"), expect!["the image has an extent in another file ('DIR/secret'); it would be read with the daemon's rights"]).await;
+    refused(
+        |dir| vmdk_with_extent(dir, "RW 2048 FLAT \"secret\" 0"),
+        expect!["the image has an extent in another file ('DIR/secret'); it would be read with the daemon's rights"],
+    )
+    .await;
 }
 
 /// In a sparse extent's header (VMware Virtual Disk Format 1.1), in sectors.
@@ -130,7 +144,11 @@ fn replace_line(bytes: &mut [u8], begin: &[u8], line: &str) {
 async fn what_is_damaged_compressed_or_absurd_is_refused() {
     refused(|dir| std::fs::write(dir.join("bad.img"), b"").expect("written"), expect!["DIR/bad.img is empty"]).await;
     refused(|dir| std::fs::write(dir.join("bad.img"), b"\x1f\x8b\x08").expect("written"), expect!["the file is compressed"]).await;
-    refused(|dir| run("qemu-img", &["create", "-q", "-f", "qcow2", "bad.img", "20T"], dir), expect!["the image claims 20T; the limit is 16T"]).await;
+    refused(
+        |dir| run("qemu-img", &["create", "-q", "-f", "qcow2", "bad.img", "20T"], dir),
+        expect!["the image claims 20T; the limit is 16T"],
+    )
+    .await;
     let cut = |dir: &Path| {
         run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "disk.raw", "bad.img"], dir);
         std::fs::File::options().write(true).open(dir.join("bad.img")).and_then(|f| f.set_len(400_000)).expect("cut");

@@ -162,7 +162,10 @@ fn check(run: &str, script: &[&str], story: Expect) {
 
 #[test]
 fn a_stop_may_have_a_time_of_its_own() {
-    check("on-failure", &["look", "vm stop within 5", "wait 5000"], expect![[r#"
+    check(
+        "on-failure",
+        &["look", "vm stop within 5", "wait 5000"],
+        expect![[r#"
         look
           Start (ToStart)
           Nothing (AsWished)
@@ -171,7 +174,8 @@ fn a_stop_may_have_a_time_of_its_own() {
         wait 5000
           Kill (Stopping { kill_at_ms: Some(5000) })
           Nothing (AsWished)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

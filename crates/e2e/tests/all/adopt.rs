@@ -14,7 +14,9 @@ fn foreign(host: &Host, name: &str) -> String {
     );
     let file = host.path(&format!("{name}.xml"));
     std::fs::write(&file, xml).expect("a file");
-    assert!(host.exec(["qemu-img", "create", "-q", "-f", "qcow2", &format!("/var/lib/libvirt/images/{name}.qcow2"), "64M"]).status.success());
+    assert!(
+        host.exec(["qemu-img", "create", "-q", "-f", "qcow2", &format!("/var/lib/libvirt/images/{name}.qcow2"), "64M"]).status.success()
+    );
     host.virsh(["define", file.to_str().expect("a path")]);
     host.virsh(["start", name]);
     host.virsh(["domuuid", name]).trim().to_owned()

@@ -25,7 +25,15 @@ fn every_bad_manifest_is_refused_before_anything_is_written() {
     refused(&host, "kind: vm\nname: a\nimage: nothing-like-it\n", &["nothing-like-it"]);
     let twice = "kind: vm\nname: a\nnics: [{name: x, mac: '52:54:00:00:00:01'}, {name: y, mac: '52:54:00:00:00:01'}]\ndisks: [{name: d}]\n";
     refused(&host, twice, &["52:54:00:00:00:01", "d"]);
-    let bomb = format!("kind: vm\nname: a\nlabels:\n{}", (0..12).fold("  x0: &a0 y\n".to_owned(), |s, n| s + &format!("  x{}: &a{} [{}]\n", n + 1, n + 1, vec![format!("*a{n}"); 10].join(","))));
+    let bomb = format!(
+        "kind: vm\nname: a\nlabels:\n{}",
+        (0..12).fold("  x0: &a0 y\n".to_owned(), |s, n| s + &format!(
+            "  x{}: &a{} [{}]\n",
+            n + 1,
+            n + 1,
+            vec![format!("*a{n}"); 10].join(",")
+        ))
+    );
     refused(&host, &bomb, &[]);
     refused(&host, &format!("kind: vm\nname: a\ndescription: {}\n", "x".repeat(100 << 20)), &[]);
 }

@@ -58,9 +58,13 @@ impl Step {
         let told = format!("domains {domains:?}, files {files:?}, vm {}", text(&host.vmkeep(["vm", "show", "c"]).stdout));
         let running = host.qemu_pids("c").len();
         let fine = match self {
-            Self::Delete => domains.trim().is_empty() && files.trim().is_empty() && host.vmkeep(["vm", "show", "c"]).status.code() == Some(3),
+            Self::Delete => {
+                domains.trim().is_empty() && files.trim().is_empty() && host.vmkeep(["vm", "show", "c"]).status.code() == Some(3)
+            }
             Self::Launch => running == 1 && files.lines().count() == 2 && host.vm("c")["status"]["phase"] == "running",
-            Self::Resize => running == 1 && host.virsh(["domblkinfo", "c", "vda"]).contains("2097152") && host.vm("c")["status"]["phase"] == "running",
+            Self::Resize => {
+                running == 1 && host.virsh(["domblkinfo", "c", "vda"]).contains("2097152") && host.vm("c")["status"]["phase"] == "running"
+            }
         };
         if fine { Ok(()) } else { Err(told) }
     }

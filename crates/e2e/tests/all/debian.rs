@@ -54,7 +54,8 @@ fn launched_and_reached(recipe: &str) {
     host.ok(["vm", "resume", "web"]);
     until("the guest has the time again", Duration::from_secs(60), || {
         let guest: u64 = text(&host.vmkeep(["vm", "exec", "web", "--", "date", "+%s"]).stdout).trim().parse().unwrap_or_default();
-        let missed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs().saturating_sub(guest);
+        let missed =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs().saturating_sub(guest);
         if missed < PAUSE.as_secs() / 2 { Ok(()) } else { Err(format!("{missed} s behind")) }
     });
 }

@@ -43,9 +43,13 @@ fn tokens_open_the_api_over_tls_as_far_as_their_roles_go() {
     let mut host = Host::without_daemon("remote");
     let file = |name: &str| host.path(name).display().to_string();
     let (cert, key, audit) = (file("tls.crt"), file("tls.key"), file("audit.log"));
-    host.configure(&format!("audit = \"{audit}\"\n[tls]\nlisten = \"127.0.0.1:8443\"\ncert = \"{cert}\"\nkey = \"{key}\"\nself_signed = true\n"));
+    host.configure(&format!(
+        "audit = \"{audit}\"\n[tls]\nlisten = \"127.0.0.1:8443\"\ncert = \"{cert}\"\nkey = \"{key}\"\nself_signed = true\n"
+    ));
     host.start_daemon();
-    let token = |name: &str, role: &str| host.json(["token", "create", name, "--role", role, "-o", "json"])["secret"].as_str().expect("a secret").to_owned();
+    let token = |name: &str, role: &str| {
+        host.json(["token", "create", name, "--role", role, "-o", "json"])["secret"].as_str().expect("a secret").to_owned()
+    };
     let (viewer, operator) = (token("eve", "viewer"), token("olga", "operator"));
     let remote = Remote { host: &host, ca: cert };
 
@@ -57,7 +61,9 @@ fn tokens_open_the_api_over_tls_as_far_as_their_roles_go() {
     remote.refused(Some(&viewer), true, &["vm", "delete", "web1", "--yes"], "role");
     remote.refused(Some(&operator), true, &["token", "list"], "role");
 
-    let id = host.json(["token", "list", "-o", "json"]).as_array().and_then(|all| all.iter().find(|t| t["name"] == "eve")).expect("eve's")["id"].clone();
+    let id = host.json(["token", "list", "-o", "json"]).as_array().and_then(|all| all.iter().find(|t| t["name"] == "eve")).expect("eve's")
+        ["id"]
+        .clone();
     host.ok(["token", "delete", id.as_str().expect("an id"), "--yes"]);
     remote.refused(Some(&viewer), true, &["vm", "list"], "token");
     let log = std::fs::read_to_string(&audit).expect("an audit log");

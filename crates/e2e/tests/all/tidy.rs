@@ -28,7 +28,8 @@ fn collect(dir: &Path, files: &mut Vec<(PathBuf, String)>) {
 
 /// The part of a file that ships: tests may take time, tell long stories and name what is banned.
 fn production() -> Vec<(PathBuf, String)> {
-    let is_test = |path: &Path| path.components().any(|c| c.as_os_str() == "tests") || path.ends_with("tests.rs") || path.starts_with("crates/e2e");
+    let is_test =
+        |path: &Path| path.components().any(|c| c.as_os_str() == "tests") || path.ends_with("tests.rs") || path.starts_with("crates/e2e");
     let ships = |text: String| text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
     sources().into_iter().filter(|(path, _)| !is_test(path)).map(|(path, text)| (path, ships(text))).collect()
 }
@@ -68,7 +69,9 @@ fn core_has_no_clock_no_randomness_no_async() {
     let found: Vec<String> = production()
         .iter()
         .filter(|(path, _)| path.starts_with("crates/core/src") || path.starts_with("crates/types/src"))
-        .flat_map(|(path, text)| banned.iter().filter(|word| text.contains(**word)).map(|word| format!("{}: {word}", path.display())).collect::<Vec<_>>())
+        .flat_map(|(path, text)| {
+            banned.iter().filter(|word| text.contains(**word)).map(|word| format!("{}: {word}", path.display())).collect::<Vec<_>>()
+        })
         .collect();
     assert_none("decisions must be repeatable", &found);
 }
@@ -85,7 +88,12 @@ fn files_and_functions_stay_readable() {
         let mut begin: Option<(usize, usize, String)> = None;
         for (n, line) in text.lines().enumerate() {
             let indent = line.len() - line.trim_start().len();
-            let head = line.trim_start().trim_start_matches("pub(crate) ").trim_start_matches("pub ").trim_start_matches("async ").trim_start_matches("unsafe ");
+            let head = line
+                .trim_start()
+                .trim_start_matches("pub(crate) ")
+                .trim_start_matches("pub ")
+                .trim_start_matches("async ")
+                .trim_start_matches("unsafe ");
             if head.starts_with("fn ") && begin.is_none() && !line.trim_end().ends_with([';', '}']) {
                 begin = Some((n, indent, head.chars().take(50).collect()));
             } else if let Some((from, depth, name)) = &begin
@@ -107,7 +115,9 @@ fn nothing_unfinished_and_no_shell() {
     let words = ["todo!", "unimplemented!", "#[ignore", "\"sh\", \"-c\"", "Command::new(\"sh\")", "Command::new(\"bash\")"];
     let found: Vec<String> = production()
         .iter()
-        .flat_map(|(path, text)| words.iter().filter(|word| text.contains(**word)).map(|word| format!("{}: {word}", path.display())).collect::<Vec<_>>())
+        .flat_map(|(path, text)| {
+            words.iter().filter(|word| text.contains(**word)).map(|word| format!("{}: {word}", path.display())).collect::<Vec<_>>()
+        })
         .collect();
     assert_none("unfinished, switched off, or through a shell", &found);
 }

@@ -49,13 +49,20 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
 }
 
 /// Networks first, because VMs of the same request may be on them.
-async fn carry_out_all(store: &dyn Store, ask: &Ask, manifests: Vec<Manifest>, results: &mut [ApplyResult], restart: bool) -> Result<(), Error> {
+async fn carry_out_all(
+    store: &dyn Store,
+    ask: &Ask,
+    manifests: Vec<Manifest>,
+    results: &mut [ApplyResult],
+    restart: bool,
+) -> Result<(), Error> {
     let (first, then): (Vec<_>, Vec<_>) = manifests.into_iter().zip(results).partition(|(m, _)| matches!(m, Manifest::Network(_)));
     let mut written = Vec::new();
     for (manifest, result) in first.into_iter().chain(then) {
         let (kind, name) = (manifest.kind(), manifest.name().clone());
         let said = |error: Error| {
-            let rest = if written.is_empty() { "nothing was written".to_owned() } else { format!("written before: {}", written.join(", ")) };
+            let rest =
+                if written.is_empty() { "nothing was written".to_owned() } else { format!("written before: {}", written.join(", ")) };
             Error { message: format!("{kind} {name}: {}; {rest}", error.message), ..error }
         };
         carry_out(store, ask, manifest, result, restart).await.map_err(said)?;

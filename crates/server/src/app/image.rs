@@ -25,14 +25,25 @@ async fn users(store: &dyn Store, image: &ImageRecord) -> Result<Vec<Name>, Erro
     let volumes = super::list::<VolumeRecord>(store, &format!("volume/{}/", image.project)).await?;
     let vms = super::list::<VmRecord>(store, &keys::vms(&image.project)).await?;
     let cloned = volumes.into_iter().filter(|v| v.value.image == Some(image.id)).map(|v| v.value.name);
-    let in_trays = vms.into_iter().filter(|v| v.value.spec.cdroms.iter().any(|c| c.image.as_ref() == Some(&image.spec.name))).map(|v| v.value.spec.name);
+    let in_trays = vms
+        .into_iter()
+        .filter(|v| v.value.spec.cdroms.iter().any(|c| c.image.as_ref() == Some(&image.spec.name)))
+        .map(|v| v.value.spec.name);
     Ok(cloned.chain(in_trays).collect())
 }
 
 pub async fn view(store: &dyn Store, image: ImageRecord) -> Result<ImageView, Error> {
     let used_by = users(store, &image).await?;
     let state = if image.facts.is_some() { ObjectState::Ready } else { ObjectState::Pending };
-    Ok(ImageView { id: image.id, project: image.project, spec: image.spec, facts: image.facts, state, used_by, created_at: image.created_at })
+    Ok(ImageView {
+        id: image.id,
+        project: image.project,
+        spec: image.spec,
+        facts: image.facts,
+        state,
+        used_by,
+        created_at: image.created_at,
+    })
 }
 
 pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<ImageView>, Error> {
@@ -51,7 +62,14 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
     }
     let pool = pool::find(store, &spec.pool).await?.spec;
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
-    let image = ImageRecord { id: ImageId(uuid::Uuid::new_v4()), project: ask.project.clone(), spec, facts: None, node: node.clone(), created_at: jiff::Timestamp::now() };
+    let image = ImageRecord {
+        id: ImageId(uuid::Uuid::new_v4()),
+        project: ask.project.clone(),
+        spec,
+        facts: None,
+        node: node.clone(),
+        created_at: jiff::Timestamp::now(),
+    };
     let work = match image.spec.source.clone() {
         ImageSource::Url { url, sha256 } => Work::Fetch { image: image.id, pool, url, sha256 },
         ImageSource::Upload { upload, sha256 } => Work::ImportUpload { image: image.id, pool, upload, sha256 },
@@ -72,7 +90,8 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
         .then(typed::put(keys::image(&ask.project, image.id), &image))
         .then(put_op(&op))
         .then(task(&node, &ask.project, op.id, work));
-    let taken = || Error::conflict(format!("there is an image '{name}' already")).hint("choose another --name, or delete the old one first");
+    let taken =
+        || Error::conflict(format!("there is an image '{name}' already")).hint("choose another --name, or delete the old one first");
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)
 }
 
@@ -83,7 +102,8 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
         return Err(Error::conflict(format!("image '{name}' is in use by {users}")));
     }
     if image.facts.is_none() {
-        return Err(Error::conflict(format!("image '{name}' is still being made")).hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
+        return Err(Error::conflict(format!("image '{name}' is still being made"))
+            .hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
     }
     let pool = pool::find(store, &image.spec.pool).await?.spec;
     let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };

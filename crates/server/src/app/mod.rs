@@ -9,10 +9,10 @@ pub mod pool;
 pub mod vm;
 pub mod vm_adopt;
 pub mod vm_copy;
-pub mod volume;
 pub mod vm_parts;
 pub mod vm_renew;
 pub mod vm_write;
+pub mod volume;
 
 use serde::de::DeserializeOwned;
 use vmkeep_store::typed::Stored;
@@ -38,7 +38,9 @@ pub fn store_error(error: StoreError) -> Error {
         StoreError::TooLarge(_) => Error::new(Code::TooLarge, error.to_string()),
         StoreError::Newer(_) => Error::refused(error.to_string()),
         StoreError::Corrupt(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
-        StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => Error::new(Code::Unavailable, error.to_string()),
+        StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => {
+            Error::new(Code::Unavailable, error.to_string())
+        }
     }
 }
 

@@ -52,7 +52,9 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<Netw
     };
     let record = match old {
         Some(old) => NetworkRecord { spec, ..old },
-        None => NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: ask.project.clone(), spec, created_at: jiff::Timestamp::now() },
+        None => {
+            NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: ask.project.clone(), spec, created_at: jiff::Timestamp::now() }
+        }
     };
     let key = keys::network(&ask.project, record.id);
     let guard = match get::<NetworkRecord>(store, &key).await? {
@@ -73,7 +75,8 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let resource = ResourceRef { kind: "network".into(), project: ask.project.clone(), name: name.clone(), uid: record.id.0 };
     let op = operation(ask, "network.delete", resource, Wanted::Task);
-    commit(store, Txn::default().then(put_op(&op)).then(task(&node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec }))).await?;
+    commit(store, Txn::default().then(put_op(&op)).then(task(&node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec })))
+        .await?;
     Ok(op)
 }
 

@@ -54,7 +54,8 @@ async fn drop_half_made(store: &dyn Store, op: &Operation) -> Result<Vec<Op>, Er
         return Ok(Vec::new());
     }
     let id = vmkeep_types::ids::ImageId(op.resource.uid);
-    let unfinished = get::<vmkeep_types::image::ImageRecord>(store, &keys::image(&op.project, id)).await?.is_some_and(|i| i.value.facts.is_none());
+    let unfinished =
+        get::<vmkeep_types::image::ImageRecord>(store, &keys::image(&op.project, id)).await?.is_some_and(|i| i.value.facts.is_none());
     let keys = [keys::image(&op.project, id), keys::name("image", &op.project, &op.resource.name)];
     Ok(if unfinished { keys.map(Op::Delete).to_vec() } else { Vec::new() })
 }

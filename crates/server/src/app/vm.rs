@@ -19,7 +19,9 @@ use super::{Ask, TRIES_MAX, commit, get, operation, put_op};
 /// One of the verbs of `POST …/actions/{action}`.
 pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wish: ActionRequest) -> Result<Operation, Error> {
     match action {
-        _ if wish.timeout.is_some() && !matches!(action, "stop" | "restart") => Err(Error::invalid(format!("'{action}' takes no `timeout`"))),
+        _ if wish.timeout.is_some() && !matches!(action, "stop" | "restart") => {
+            Err(Error::invalid(format!("'{action}' takes no `timeout`")))
+        }
         _ if wish.name.is_some() && !matches!(action, "rename" | "clone") => Err(Error::invalid(format!("'{action}' takes no `name`"))),
         _ if wish.image.is_some() && action != "rebuild" => Err(Error::invalid(format!("'{action}' takes no `image`"))),
         "start" => command(store, ask, name, action, PowerWish::On, None).await,
@@ -65,7 +67,8 @@ pub async fn command(
             return Err(Error::conflict(format!("'{name}' is being deleted")));
         }
         let Some(old) = get::<Power>(store, &key).await? else { return Err(Error::not_found("vm", name)) };
-        let held = matches!(want, PowerWish::Off | PowerWish::Killed).then(|| Hold { by: ask.caller.name.clone(), at: jiff::Timestamp::now() });
+        let held =
+            matches!(want, PowerWish::Off | PowerWish::Killed).then(|| Hold { by: ask.caller.name.clone(), at: jiff::Timestamp::now() });
         let new = Power { want, cycle: old.value.cycle + 1, held, stop_timeout };
         let wanted = Wanted::Vm { spec_revision: found.modified, power_cycle: new.cycle };
         let op = operation(ask, &format!("vm.{verb}"), resource(&found.value), wanted);
@@ -84,12 +87,15 @@ pub async fn command(
 /// Something for the node to do now.
 async fn node_task(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, work: impl FnOnce(VmId) -> Work) -> Result<Operation, Error> {
     let found = record(store, &ask.project, name).await?.value;
-    let owner = get::<Owner>(store, &keys::owner(found.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?.value;
+    let owner =
+        get::<Owner>(store, &keys::owner(found.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?.value;
     let op = operation(ask, &format!("vm.{verb}"), resource(&found), Wanted::Task);
-    let txn = Txn::default()
-        .when(Compare::Present(keys::owner(found.id)))
-        .then(put_op(&op))
-        .then(task(&owner.node, &ask.project, op.id, work(found.id)));
+    let txn = Txn::default().when(Compare::Present(keys::owner(found.id))).then(put_op(&op)).then(task(
+        &owner.node,
+        &ask.project,
+        op.id,
+        work(found.id),
+    ));
     commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
 }
 

@@ -59,7 +59,10 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         .then(typed::put(keys::choices(record.id), &proposal.choices))
         .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }))
         .then(put_op(&op));
-    let taken = || Error::conflict(format!("'{}' or one of its volumes is in vmkeep already", record.spec.name)).hint("choose another name with --name");
+    let taken = || {
+        Error::conflict(format!("'{}' or one of its volumes is in vmkeep already", record.spec.name))
+            .hint("choose another name with --name")
+    };
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)
 }
 
@@ -89,7 +92,8 @@ fn is_own_file(path: &str, id: VolumeId) -> bool {
 /// Accepts the disk chains that are there now.
 pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &BTreeMap<Name, String>) -> Result<Operation, Error> {
     let found = record(store, &ask.project, name).await?;
-    let mut txn = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &found.value));
+    let mut txn =
+        Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &found.value));
     for (disk, id) in &found.value.volumes {
         let key = keys::volume(&ask.project, *id);
         let (Some(path), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };

@@ -34,18 +34,29 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
         .then(typed::put(to, &record.id))
         .then(typed::put(old.key, &record))
         .then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
+    commit(store, txn)
+        .await?
+        .map(|_| op)
+        .ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
 }
 
 /// A full copy of a stopped VM, with a new uuid, new MACs and serials.
 pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
     let source = super::vm_parts::show(store, &ask.project, name).await?;
     if source.status.phase != vmkeep_api::body::VmPhase::Stopped {
-        return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", source.status.text)).hint(format!("vmkeep vm stop {name}")));
+        return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", source.status.text))
+            .hint(format!("vmkeep vm stop {name}")));
     }
     let old = super::vm_parts::record(store, &ask.project, name).await?.value;
     let id = VmId(uuid::Uuid::new_v4());
-    let mut record = VmRecord { id, volumes: BTreeMap::new(), created_at: jiff::Timestamp::now(), origin: VmOrigin::Created, instance: 0, ..old.clone() };
+    let mut record = VmRecord {
+        id,
+        volumes: BTreeMap::new(),
+        created_at: jiff::Timestamp::now(),
+        origin: VmOrigin::Created,
+        instance: 0,
+        ..old.clone()
+    };
     record.spec.name = new.clone();
     record.spec.nics.iter_mut().for_each(|nic| nic.mac = "auto".into());
     record.spec.run = if old.spec.run == RunPolicy::Halted { RunPolicy::Halted } else { RunPolicy::Manual };

@@ -38,7 +38,8 @@ pub async fn parts(store: &dyn Store, project: &Name, id: VmId) -> Result<Option
 /// All VMs of a project at one revision.
 pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids::Revision, Vec<VmParts>), Error> {
     let own = keys::vms(project);
-    let listing = store.list_many(&[&own, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_NODES]).await.map_err(store_error)?;
+    let listing =
+        store.list_many(&[&own, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_NODES]).await.map_err(store_error)?;
     let by_key: BTreeMap<&str, &KeyValue> = listing.items.iter().map(|kv| (kv.key.as_str(), kv)).collect();
     let mut vms = Vec::new();
     for kv in listing.items.iter().filter(|kv| kv.key.starts_with(&own)) {

@@ -11,8 +11,8 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Power, VmRecord};
 
 use super::network::task;
-use super::vm_parts::{busy, resource};
 use super::vm_copy::volume_resource;
+use super::vm_parts::{busy, resource};
 use super::{Ask, commit, get, image, operation, pool, put_op, volume};
 
 /// The guest's cloud-init takes itself for a new instance at its next start.
@@ -34,7 +34,8 @@ pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
 pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Name>) -> Result<Operation, Error> {
     let view = super::vm_parts::show(store, &ask.project, name).await?;
     if view.status.phase != VmPhase::Stopped {
-        return Err(Error::conflict(format!("'{name}' is {}; only a stopped VM is rebuilt", view.status.text)).hint(format!("vmkeep vm stop {name}")));
+        return Err(Error::conflict(format!("'{name}' is {}; only a stopped VM is rebuilt", view.status.text))
+            .hint(format!("vmkeep vm stop {name}")));
     }
     let old = super::vm_parts::record(store, &ask.project, name).await?;
     let mut record = old.value.clone();
@@ -54,7 +55,13 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
     }
     let size = there.value.size.map_or(facts.virtual_size, |size| size.max(facts.virtual_size));
     wish.size = wish.size.map(|_| size);
-    let fresh = VolumeRecord { id: VolumeId(uuid::Uuid::new_v4()), image: Some(image.id), size: Some(size), created_at: jiff::Timestamp::now(), ..there.value.clone() };
+    let fresh = VolumeRecord {
+        id: VolumeId(uuid::Uuid::new_v4()),
+        image: Some(image.id),
+        size: Some(size),
+        created_at: jiff::Timestamp::now(),
+        ..there.value.clone()
+    };
     record.volumes.insert(disk, fresh.id);
     let op = operation(ask, "vm.rebuild", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     let power = keys::power(record.id);

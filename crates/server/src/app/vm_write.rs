@@ -139,7 +139,8 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> R
 }
 
 fn stale(name: &Name, now: Revision) -> Error {
-    Error::new(Code::Stale, format!("'{name}' was changed by somebody else; it has revision {now} now")).hint("read it again, merge, and send it with the new ETag")
+    Error::new(Code::Stale, format!("'{name}' was changed by somebody else; it has revision {now} now"))
+        .hint("read it again, merge, and send it with the new ETag")
 }
 
 /// None: somebody else wrote in between.
@@ -168,7 +169,10 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     let kept = get::<VmChoices>(store, &keys::choices(record.id)).await?;
     let choices_key = keys::choices(record.id);
     let op = operation(ask, "vm.update", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    let mut txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key.clone(), &record)).then(put_op(&op));
+    let mut txn = Txn::default()
+        .when(Compare::ModifiedAt(old.key.clone(), old.modified))
+        .then(typed::put(old.key.clone(), &record))
+        .then(put_op(&op));
     if let Some(kept) = kept {
         let new = choices(&record.spec, kept.value.clone(), &taken_macs(store).await?);
         if new != kept.value {
@@ -189,7 +193,9 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
 /// MACs and serials for what has none yet.
 pub(super) fn choices(spec: &VmSpec, mut choices: VmChoices, taken: &BTreeSet<String>) -> VmChoices {
     for nic in spec.nics.iter().filter(|nic| nic.mac == "auto") {
-        let free = || std::iter::repeat_with(random_mac).find(|mac| !taken.contains(mac)).expect("an endless supply ends at the first that is free");
+        let free = || {
+            std::iter::repeat_with(random_mac).find(|mac| !taken.contains(mac)).expect("an endless supply ends at the first that is free")
+        };
         choices.macs.entry(nic.name.clone()).or_insert_with(free);
     }
     for disk in spec.disks.iter().filter(|disk| disk.serial == "auto") {
@@ -248,9 +254,16 @@ async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRec
     problems.extend(unrestored_secrets(spec));
     let admin_only = check::admin_only(spec);
     if !admin_only.is_empty() && ask.caller.role < Role::Admin {
-        let unchanged = old.is_some_and(|old| check::admin_only(&old.spec) == admin_only && old.spec.libvirt_xml == spec.libvirt_xml && old.spec.devices == spec.devices && old.spec.shares == spec.shares);
+        let unchanged = old.is_some_and(|old| {
+            check::admin_only(&old.spec) == admin_only
+                && old.spec.libvirt_xml == spec.libvirt_xml
+                && old.spec.devices == spec.devices
+                && old.spec.shares == spec.shares
+        });
         if !unchanged {
-            return Err(Error::new(Code::Forbidden, format!("only admins may set {}", admin_only.join(", "))).hint("they reach the host itself"));
+            return Err(
+                Error::new(Code::Forbidden, format!("only admins may set {}", admin_only.join(", "))).hint("they reach the host itself")
+            );
         }
     }
     let nodes = nodes(store).await?;
@@ -364,7 +377,8 @@ async fn disk(
     let volume = new_volume(ask, spec, wish, image.map(|i| i.id), node);
     let guard = Compare::Absent(keys::name("volume", &ask.project, &volume.name));
     if get::<VolumeId>(store, &keys::name("volume", &ask.project, &volume.name)).await?.is_some() {
-        let message = format!("there is a volume '{}' already, perhaps kept from a deleted VM; use it (volume: {0}) or delete it", volume.name);
+        let message =
+            format!("there is a volume '{}' already, perhaps kept from a deleted VM; use it (volume: {0}) or delete it", volume.name);
         problems.push(Problem { field: field("name"), message });
     }
     resolved.writes.push((guard, volume.clone()));
@@ -409,7 +423,14 @@ fn new_volume(ask: &Ask, spec: &VmSpec, wish: &Disk, image: Option<ImageId>, nod
     }
 }
 
-async fn attach(store: &dyn Store, ask: &Ask, wish: &Disk, volume: VolumeRecord, resolved: &mut Resolved, problems: &mut Vec<Problem>) -> Result<(), Error> {
+async fn attach(
+    store: &dyn Store,
+    ask: &Ask,
+    wish: &Disk,
+    volume: VolumeRecord,
+    resolved: &mut Resolved,
+    problems: &mut Vec<Problem>,
+) -> Result<(), Error> {
     let field = format!("disks[{}].volume", wish.name);
     let twice = resolved.volumes.values().any(|v| v.id == volume.id);
     if twice || volume.attached.is_some() {

@@ -118,8 +118,12 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let volume = find(store, &ask.project, name).await?;
     if let Some(attached) = volume.attached.as_ref().filter(|_| !is_free(&volume)) {
-        let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm)).await?.map_or_else(|| attached.vm.to_string(), |v| v.value.spec.name.to_string());
-        return Err(Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first"));
+        let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm))
+            .await?
+            .map_or_else(|| attached.vm.to_string(), |v| v.value.spec.name.to_string());
+        return Err(
+            Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first")
+        );
     }
     let pool = pool::find(store, &volume.pool).await?;
     let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
@@ -127,7 +131,8 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let key = keys::volume(&ask.project, volume.id);
     let seen = get::<VolumeRecord>(store, &key).await?.ok_or_else(|| Error::not_found("volume", name))?;
     if seen.value.foreign_path.is_some() {
-        return Err(Error::conflict(format!("volume '{name}' is a file that was there before vmkeep; it is not deleted")).hint("vmkeep vm release gives it back"));
+        return Err(Error::conflict(format!("volume '{name}' is a file that was there before vmkeep; it is not deleted"))
+            .hint("vmkeep vm release gives it back"));
     }
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
     let node = volume.node.clone();

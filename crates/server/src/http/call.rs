@@ -82,7 +82,8 @@ impl Call {
         if tag == "*" {
             return Ok(Some(IfMatch::Exists));
         }
-        let number = tag.trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {} is no ETag of ours", tag.escape_debug())))?;
+        let number =
+            tag.trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {} is no ETag of ours", tag.escape_debug())))?;
         Ok(Some(IfMatch::At(Revision(number))))
     }
 
@@ -121,7 +122,9 @@ impl Call {
         let room = self.server.bodies.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await;
         self.room = Some(room.expect("the room is never closed"));
         let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
-        collected.map(|c| c.to_bytes()).map_err(|e| if e.is::<http_body_util::LengthLimitError>() { too_large() } else { Error::invalid(format!("the body broke off: {e}")) })
+        collected.map(|c| c.to_bytes()).map_err(|e| {
+            if e.is::<http_body_util::LengthLimitError>() { too_large() } else { Error::invalid(format!("the body broke off: {e}")) }
+        })
     }
 
     pub async fn value(&mut self) -> Result<Value, Error> {

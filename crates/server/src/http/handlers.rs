@@ -61,7 +61,9 @@ async fn vms(mut call: Call) -> Answer {
             let name = call.name()?;
             let spec = manifest::vm_from_json(call.value().await?)?;
             if spec.name != name {
-                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`"));
+                return Err(
+                    Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`")
+                );
             }
             let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
             match vm_write::put(call.store(), &call.ask, spec, &guard).await {
@@ -120,9 +122,13 @@ async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
 
 async fn adopt(mut call: Call) -> Answer {
     let wish: AdoptRequest = call.json().await?;
-    let fine = !wish.domain.is_empty() && wish.domain.len() <= 128 && wish.domain.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
+    let fine = !wish.domain.is_empty()
+        && wish.domain.len() <= 128
+        && wish.domain.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
     if !fine {
-        return Err(Error::invalid(format!("'{}' is no libvirt domain name that can be taken over", wish.domain)).hint("give its UUID instead"));
+        return Err(
+            Error::invalid(format!("'{}' is no libvirt domain name that can be taken over", wish.domain)).hint("give its UUID instead")
+        );
     }
     let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption", wish.domain)).await?;
     if wish.disks {
@@ -140,7 +146,11 @@ async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Re
     let request = axum::extract::Request::builder().uri(path).body(axum::body::Body::empty()).expect("a checked path");
     let response = call.server.gate.call(&call.server.node, request).await;
     let status = response.status();
-    let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| Error::internal(format!("the node's answer broke: {e}")))?.to_bytes();
+    let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|e| Error::internal(format!("the node's answer broke: {e}")))?
+        .to_bytes();
     if !status.is_success() {
         return Err(vmkeep_api::problem::read(status.as_u16(), &bytes));
     }
@@ -151,7 +161,9 @@ async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Re
 async fn to_vm(call: Call) -> Answer {
     let name = call.name()?;
     let record = vm_parts::record(call.store(), &call.ask.project, &name).await?.value;
-    let owner = app::get::<Owner>(call.store(), &keys::owner(record.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?;
+    let owner = app::get::<Owner>(call.store(), &keys::owner(record.id))
+        .await?
+        .ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?;
     let what = call.route.path.rsplit('/').next().unwrap_or_default();
     let path = format!("/n/vms/{}/{what}", record.id);
     to_node(call, &owner.value.node, &path).await
@@ -267,7 +279,8 @@ async fn history(call: Call) -> Answer {
             watch::follow(call, watch::What::Stored(prefix)).await
         }
         "op.list" => {
-            let mut rows: Vec<Operation> = app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
+            let mut rows: Vec<Operation> =
+                app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
             rows.sort_by_key(|op| op.id);
             let revision = revision(&call).await?;
             respond::page(&call, rows, revision, |op| op.id.to_string())
@@ -364,7 +377,8 @@ async fn metrics(call: Call, node: &Name) -> Answer {
     let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
     let theirs = server.gate.call(node, request).await;
     let theirs = if theirs.status().is_success() {
-        let collected = theirs.into_body().collect().await.map_err(|e| Error::new(Code::Unavailable, format!("the node's metrics broke off: {e}")))?;
+        let collected =
+            theirs.into_body().collect().await.map_err(|e| Error::new(Code::Unavailable, format!("the node's metrics broke off: {e}")))?;
         String::from_utf8_lossy(&collected.to_bytes()).into_owned()
     } else {
         String::new()

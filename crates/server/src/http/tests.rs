@@ -47,7 +47,8 @@ impl NodeGate for FakeNode {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         let told = parts.headers.contains_key("authorization");
-        let line = format!("{node} {} {} {}{}", parts.method, parts.uri, String::from_utf8_lossy(&body), if told { " WITH TOKEN" } else { "" });
+        let line =
+            format!("{node} {} {} {}{}", parts.method, parts.uri, String::from_utf8_lossy(&body), if told { " WITH TOKEN" } else { "" });
         self.asked.lock().expect("lock").push(line.trim_end().to_owned());
         let answers = self.answers.lock().expect("lock");
         let answer = answers.iter().find(|(path, _)| *path == parts.uri.path()).map_or_else(|| json!({}), |(_, answer)| answer.clone());
@@ -118,7 +119,12 @@ fn image(name: &'static str) -> ImageRecord {
     ImageRecord {
         id: ImageId(uuid::Uuid::new_v4()),
         project: default(),
-        spec: ImageSpec { name: Name::known(name), description: String::new(), pool: default(), source: ImageSource::Build { recipe: vmkeep_types::image::BuildRecipe::Tiny } },
+        spec: ImageSpec {
+            name: Name::known(name),
+            description: String::new(),
+            pool: default(),
+            source: ImageSource::Build { recipe: vmkeep_types::image::BuildRecipe::Tiny },
+        },
         facts: Some(ImageFacts {
             kind: ImageKind::Disk,
             virtual_size: ByteCount::from_gib(1),
@@ -236,7 +242,10 @@ async fn every_route_of_the_table_is_served_in_both_forms() {
     let mut kinds = BTreeSet::new();
     for route in ROUTES {
         for path in [Some(route.path.to_owned()), route.project_path()].into_iter().flatten() {
-            let path = ["project", "name", "action", "id"].iter().zip(["default", "nobody", "start", "00000000-0000-0000-0000-000000000001"]).fold(path, |path, (field, value)| path.replace(&format!("{{{field}}}"), value));
+            let path = ["project", "name", "action", "id"]
+                .iter()
+                .zip(["default", "nobody", "start", "00000000-0000-0000-0000-000000000001"])
+                .fold(path, |path, (field, value)| path.replace(&format!("{{{field}}}"), value));
             let reply = bed.call(&format!("{} {path}", route.method.as_str()), Value::Null).await;
             let words = reply.words();
             assert_ne!(reply.status, 405, "{path}");
@@ -251,19 +260,40 @@ async fn every_route_of_the_table_is_served_in_both_forms() {
 #[tokio::test]
 async fn what_is_no_route_is_told_with_the_nearest() {
     let bed = Bed::new().await;
-    bed.check("GET /v1/vm", Value::Null, expect![[r#"
+    bed.check(
+        "GET /v1/vm",
+        Value::Null,
+        expect![[r#"
         404 not_found: there is no route /v1/vm
-          hint: did you mean /v1/vms? GET /v1/openapi.json lists all routes"#]]).await;
-    bed.check("GET /v1/projects/p/vmss/web1", Value::Null, expect![[r#"
+          hint: did you mean /v1/vms? GET /v1/openapi.json lists all routes"#]],
+    )
+    .await;
+    bed.check(
+        "GET /v1/projects/p/vmss/web1",
+        Value::Null,
+        expect![[r#"
         404 not_found: there is no route /v1/projects/p/vmss/web1
-          hint: did you mean /v1/vms/web1? GET /v1/openapi.json lists all routes"#]]).await;
-    bed.check("GET /completely/else", Value::Null, expect![[r#"
+          hint: did you mean /v1/vms/web1? GET /v1/openapi.json lists all routes"#]],
+    )
+    .await;
+    bed.check(
+        "GET /completely/else",
+        Value::Null,
+        expect![[r#"
         404 not_found: there is no route /completely/else
-          hint: GET /v1/openapi.json lists all routes"#]]).await;
-    bed.check("PATCH /v1/vms/web1", Value::Null, expect![[r#"
+          hint: GET /v1/openapi.json lists all routes"#]],
+    )
+    .await;
+    bed.check(
+        "PATCH /v1/vms/web1",
+        Value::Null,
+        expect![[r#"
         405 not_found: PATCH is not for /v1/vms/web1
-          hint: it takes GET, PUT, DELETE"#]]).await;
-    bed.check("GET /v1/projects/Bad_Name/vms", Value::Null, expect!["422 invalid: project: 'Bad_Name' is not a name: use lower case only"]).await;
+          hint: it takes GET, PUT, DELETE"#]],
+    )
+    .await;
+    bed.check("GET /v1/projects/Bad_Name/vms", Value::Null, expect!["422 invalid: project: 'Bad_Name' is not a name: use lower case only"])
+        .await;
     bed.check("GET /v1/vms/%ff", Value::Null, expect!["422 invalid: the path does not read: Invalid UTF-8 in `name`"]).await;
 }
 
@@ -272,7 +302,10 @@ async fn each_role_may_what_its_row_says() {
     let bed = Bed::new().await;
     for route in ROUTES {
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
-            let reply = bed.by(role).call(&format!("{} {}", route.method.as_str(), route.path.replace("{id}", "0").replace(['{', '}'], "")), Value::Null).await;
+            let reply = bed
+                .by(role)
+                .call(&format!("{} {}", route.method.as_str(), route.path.replace("{id}", "0").replace(['{', '}'], "")), Value::Null)
+                .await;
             let refused = reply.status == 403 && reply.body.contains("it needs the role");
             assert_eq!(refused, role < route.role, "{role:?} {}: {}", route.id, reply.body);
         }
@@ -304,7 +337,8 @@ async fn changes_are_in_the_audit_log_and_nothing_secret() {
         {"at":"NOW","by":"alice","path":"/v1/vms","role":"admin","route":"vm.create","status":202}
         {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"viewer","route":"vm.delete","status":403}
         {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"admin","route":"vm.put","status":202}
-    "#]].assert_eq(&lines);
+    "#]]
+    .assert_eq(&lines);
 }
 
 #[tokio::test]
@@ -315,7 +349,14 @@ async fn the_nodes_own_things_are_passed_to_it_by_uid() {
     expect!["409 conflict: 'web1' has no node yet"].assert_eq(&no_node.words());
     let id = bed.vm_id("web1").await;
     watched::owned(&bed, id).await;
-    for line in ["GET /v1/vms/web1/xml", "GET /v1/vms/web1/console", "GET /v1/vms/web1/logs?lines=5&source=qemu", "GET /v1/domains", "GET /v1/host/check", "POST /v1/uploads"] {
+    for line in [
+        "GET /v1/vms/web1/xml",
+        "GET /v1/vms/web1/console",
+        "GET /v1/vms/web1/logs?lines=5&source=qemu",
+        "GET /v1/domains",
+        "GET /v1/host/check",
+        "POST /v1/uploads",
+    ] {
         assert_eq!(bed.call(line, Value::Null).await.status, 200, "{line}");
     }
     bed.call("POST /v1/projects/default/vms/web1/exec", json!({"command": ["id"]})).await;
@@ -329,7 +370,8 @@ async fn the_nodes_own_things_are_passed_to_it_by_uid() {
         node1 GET /n/host/check
         node1 POST /n/uploads
         node1 POST /n/vms/UID/exec {"command":["id"]}
-        node1 GET /n/vms/UID/vnc"#]].assert_eq(&asked);
+        node1 GET /n/vms/UID/vnc"#]]
+    .assert_eq(&asked);
 }
 
 #[tokio::test]
@@ -341,11 +383,21 @@ async fn stats_get_their_names_and_metrics_are_of_both() {
         "disk_read_bytes": 4, "disk_write_bytes": 5, "disk_read_ops": 6, "disk_write_ops": 7, "net_rx_bytes": 8, "net_tx_bytes": 9});
     let mut foreign = numbers.clone();
     foreign["id"] = json!(uuid::Uuid::nil());
-    bed.node.answers.lock().expect("lock").extend([("/n/stats", json!([numbers, foreign])), ("/n/metrics", json!("vmkeep_vm_up 1\n# EOF\n"))]);
+    bed.node
+        .answers
+        .lock()
+        .expect("lock")
+        .extend([("/n/stats", json!([numbers, foreign])), ("/n/metrics", json!("vmkeep_vm_up 1\n# EOF\n"))]);
     let stats = bed.get("/v1/stats").await;
     assert_eq!((stats.as_array().map(Vec::len), &stats[0]["name"]), (Some(1), &json!("web1")));
     let text = bed.call("GET /metrics", Value::Null).await.body;
-    for line in ["vmkeep_vms{phase=\"pending\"} 1\n", "vmkeep_operations_total{kind=\"vm.create\"} 1\n", "vmkeep_api_requests_total{route=\"vm.create\",status=\"202\"} 1\n", "vmkeep_vm_up 1\n", "vmkeep_store_revision "] {
+    for line in [
+        "vmkeep_vms{phase=\"pending\"} 1\n",
+        "vmkeep_operations_total{kind=\"vm.create\"} 1\n",
+        "vmkeep_api_requests_total{route=\"vm.create\",status=\"202\"} 1\n",
+        "vmkeep_vm_up 1\n",
+        "vmkeep_store_revision ",
+    ] {
         assert!(text.contains(line), "{line} in {text}");
     }
     assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1, "{text}");

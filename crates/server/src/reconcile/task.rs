@@ -58,7 +58,11 @@ fn settle(view: &ClusterView, task: &NodeTask, result: &TaskResult) -> Vec<Op> {
     let failed = matches!(result.state, TaskState::Failed { .. });
     match &task.work {
         Work::Fetch { image, .. } | Work::ImportUpload { image, .. } | Work::Build { image, .. } | Work::ImageFromVolume { image, .. } => {
-            if failed { drop_image(view, *image) } else { finish_image(view, *image, result) }
+            if failed {
+                drop_image(view, *image)
+            } else {
+                finish_image(view, *image, result)
+            }
         }
         Work::DeleteImage { image, .. } if !failed => drop_image(view, *image),
         Work::CreateVolume { volume, .. } if failed => drop_volume(view, volume.id),
@@ -106,4 +110,3 @@ pub fn file_events(view: &ClusterView, node: &Name) -> Option<Txn> {
     }
     Some(txn)
 }
-

@@ -37,7 +37,16 @@ fn now() -> jiff::Timestamp {
 
 fn record(leaving: Option<Leaving>) -> VmRecord {
     let spec = VmSpec { nics: Vec::new(), ..VmSpec::named(Name::known("web1")) };
-    VmRecord { id: VM, project: project(), spec, volumes: BTreeMap::new(), created_at: now(), origin: VmOrigin::Created, leaving, instance: 0 }
+    VmRecord {
+        id: VM,
+        project: project(),
+        spec,
+        volumes: BTreeMap::new(),
+        created_at: now(),
+        origin: VmOrigin::Created,
+        leaving,
+        instance: 0,
+    }
 }
 
 fn operation(wanted: Wanted) -> Operation {

@@ -120,7 +120,9 @@ impl ClusterView {
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["volume", _, id] => {
-                if let Some(vm) = keep(&mut self.volumes, id, kv).and_then(|id: VolumeId| self.volumes[&id].value.attached.as_ref()).map(|a| a.vm) {
+                if let Some(vm) =
+                    keep(&mut self.volumes, id, kv).and_then(|id: VolumeId| self.volumes[&id].value.attached.as_ref()).map(|a| a.vm)
+                {
                     touch_vm(touched, vm);
                 }
             }

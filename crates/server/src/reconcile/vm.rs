@@ -96,7 +96,8 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now:
     }
     let node = &owner.value.node;
     let old = view.nodes.get(node).and_then(|keys| keys.orders.get(&vm.id));
-    let order = refreshed_epoch(view, owner).map_or_else(|| order_for(view, vm, record.modified, &owner.value), |o| order_for(view, vm, record.modified, &o))?;
+    let order = refreshed_epoch(view, owner)
+        .map_or_else(|| order_for(view, vm, record.modified, &owner.value), |o| order_for(view, vm, record.modified, &o))?;
     if old.is_some_and(|old| old.value == order) {
         return None;
     }
@@ -162,7 +163,8 @@ fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -
         vm.volumes.iter().filter_map(|(disk, id)| Some((disk.clone(), view.volumes.get(id)?.value.clone()))).collect();
     let cd_images = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
     let images = volumes.values().filter_map(|v| v.image).filter_map(|id| view.images.get(&id)).chain(cd_images).map(|image| {
-        let brief = ImageBrief { name: image.value.spec.name.clone(), pool: image.value.spec.pool.clone(), facts: image.value.facts.clone() };
+        let brief =
+            ImageBrief { name: image.value.spec.name.clone(), pool: image.value.spec.pool.clone(), facts: image.value.facts.clone() };
         (image.value.id, brief)
     });
     let images: BTreeMap<_, _> = images.collect();

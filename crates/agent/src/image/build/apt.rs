@@ -160,8 +160,13 @@ mod tests {
 
     #[test]
     fn a_host_without_its_own_release_is_refused() {
-        check("sources.list", "deb http://one.example/x sid main\n", "trixie", expect![[r#"
+        check(
+            "sources.list",
+            "deb http://one.example/x sid main\n",
+            "trixie",
+            expect![[r#"
             no apt source of Debian bookworm was found in ETC/apt
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -9,7 +9,14 @@ fn summary(answer: &Value) -> String {
     for result in answer["results"].as_array().expect("results") {
         let _ = writeln!(out, "{} {}: {}", word(&result["kind"]), word(&result["name"]), word(&result["action"]));
         for change in result["changes"].as_array().expect("changes") {
-            let _ = writeln!(out, "  {} {} -> {} ({})", word(&change["field"]), word(&change["from"]), word(&change["to"]), word(&change["when"]));
+            let _ = writeln!(
+                out,
+                "  {} {} -> {} ({})",
+                word(&change["field"]),
+                word(&change["from"]),
+                word(&change["to"]),
+                word(&change["when"])
+            );
         }
         if let Some(op) = result["operation"].as_object() {
             let _ = writeln!(out, "  operation {}", word(&op["kind"]));
@@ -29,36 +36,61 @@ async fn planned_created_changed_and_unchanged() {
     let bed = Bed::new().await;
     let both = json!([{"kind": "vm", "name": "web1", "image": "tiny", "nics": [{"name": "lan", "network": "blue"}]}, {"kind": "network", "name": "blue"}]);
     let before = bed.store.revision().await.expect("a revision");
-    check(&bed, json!({"manifests": both, "dry_run": true}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": both, "dry_run": true}),
+        expect![[r#"
         vm web1: create
         network blue: create
-    "#]]).await;
+    "#]],
+    )
+    .await;
     assert_eq!(bed.store.revision().await.expect("a revision"), before, "a plan writes nothing");
-    check(&bed, json!({"manifests": both}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": both}),
+        expect![[r#"
         vm web1: create
           operation vm.create
         network blue: create
-    "#]]).await;
-    check(&bed, json!({"manifests": both}), expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        &bed,
+        json!({"manifests": both}),
+        expect![[r#"
         vm web1: unchanged
         network blue: unchanged
-    "#]]).await;
+    "#]],
+    )
+    .await;
     let id = bed.vm_id("web1").await;
     watched::seen_running(&bed, id, json!({})).await;
     let changed = json!([{"kind": "vm", "name": "web1", "image": "tiny", "cpus": 2, "description": "x", "machine": "q35", "firmware": "bios", "nics": [{"name": "lan", "network": "blue"}]}]);
-    check(&bed, json!({"manifests": changed, "dry_run": true}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": changed, "dry_run": true}),
+        expect![[r#"
         vm web1: update
           cpus.count 1 -> 2 (restart)
           description '' -> x (live)
           firmware auto -> bios (restart)
-    "#]]).await;
-    check(&bed, json!({"manifests": changed, "restart": true}), expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        &bed,
+        json!({"manifests": changed, "restart": true}),
+        expect![[r#"
         vm web1: update
           cpus.count 1 -> 2 (restart)
           description '' -> x (live)
           firmware auto -> bios (restart)
           operation vm.restart
-    "#]]).await;
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -69,18 +101,28 @@ async fn drift_is_mended_and_chains_are_left_alone() {
     let id = bed.vm_id("web1").await;
     let drift = json!({"drift": [{"field": "memory.size", "from": "1G", "to": "2G"}], "conflicts": [{"field": "disks[root].source", "from": "/o.qcow2", "to": "/r.qcow2"}]});
     watched::seen_running(&bed, id, drift).await;
-    check(&bed, json!({"manifests": manifests, "dry_run": true}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": manifests, "dry_run": true}),
+        expect![[r#"
         vm web1: mend
           memory.size 1G -> 2G (drift)
           disks[root].source /o.qcow2 -> /r.qcow2 (conflict)
-    "#]]).await;
+    "#]],
+    )
+    .await;
     let before = typed::get_json::<VmRecord>(bed.store.as_ref(), &keys::vm(&default(), id)).await.expect("readable").expect("there");
-    check(&bed, json!({"manifests": manifests}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": manifests}),
+        expect![[r#"
         vm web1: mend
           memory.size 1G -> 2G (drift)
           disks[root].source /o.qcow2 -> /r.qcow2 (conflict)
           operation vm.update
-    "#]]).await;
+    "#]],
+    )
+    .await;
     let after = typed::get_json::<VmRecord>(bed.store.as_ref(), &keys::vm(&default(), id)).await.expect("readable").expect("there");
     assert!(after.modified > before.modified && after.value == before.value, "the same wish, written again");
 }
@@ -92,13 +134,23 @@ async fn what_waits_for_a_restart_is_restarted_when_asked() {
     bed.call("POST /v1/apply", json!({"manifests": manifests})).await;
     let id = bed.vm_id("web1").await;
     watched::seen_running(&bed, id, json!({"pending": [{"field": "firmware", "from": "uefi", "to": "bios"}]})).await;
-    check(&bed, json!({"manifests": manifests}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": manifests}),
+        expect![[r#"
         vm web1: unchanged
-    "#]]).await;
-    check(&bed, json!({"manifests": manifests, "restart": true}), expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        &bed,
+        json!({"manifests": manifests, "restart": true}),
+        expect![[r#"
         vm web1: unchanged
           operation vm.restart
-    "#]]).await;
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -127,11 +179,21 @@ async fn all_problems_of_all_manifests_and_nothing_written() {
               manifests[2].disks[d].volume: there is no volume 'shared'"#]],
     )
     .await;
-    check(&bed, json!({"manifests": [], "dryrun": true}), expect![[r#"
+    check(
+        &bed,
+        json!({"manifests": [], "dryrun": true}),
+        expect![[r#"
         422 invalid: the request has 1 problem
-          dryrun: there is no field 'dryrun'; did you mean 'dry_run'?"#]]).await;
-    check(&bed.by(Role::Operator), json!({"manifests": [{"kind": "network", "name": "blue"}]}), expect![[r#"
+          dryrun: there is no field 'dryrun'; did you mean 'dry_run'?"#]],
+    )
+    .await;
+    check(
+        &bed.by(Role::Operator),
+        json!({"manifests": [{"kind": "network", "name": "blue"}]}),
+        expect![[r#"
         403 forbidden: the list of manifests has 1 problem
-          manifests[0]: only admins may change networks"#]]).await;
+          manifests[0]: only admins may change networks"#]],
+    )
+    .await;
     assert_eq!(bed.store.revision().await.expect("a revision"), before);
 }

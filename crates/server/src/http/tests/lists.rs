@@ -39,12 +39,16 @@ async fn a_read_sees_every_write_before_it() {
         let name: &'static str = ["vm03", "vm07", "vm11"][round as usize % 3];
         let id = bed.vm_id(name).await;
         match round % 4 {
-            0 => drop(bed.call(&format!("PUT /v1/vms/{name}"), json!({"name": name, "run": "manual", "description": round.to_string()})).await),
+            0 => drop(
+                bed.call(&format!("PUT /v1/vms/{name}"), json!({"name": name, "run": "manual", "description": round.to_string()})).await,
+            ),
             1 => drop(bed.call(&format!("POST /v1/vms/{name}/actions/start"), Value::Null).await),
             2 => watched::seen_running(&bed, id, json!({})).await,
             _ => watched::seen_off(&bed, id).await,
         }
-        let truth = serde_json::to_value(crate::app::vm_parts::show(bed.store.as_ref(), &default(), &Name::known(name)).await.expect("there")).expect("plain data");
+        let truth =
+            serde_json::to_value(crate::app::vm_parts::show(bed.store.as_ref(), &default(), &Name::known(name)).await.expect("there"))
+                .expect("plain data");
         assert_eq!(bed.get(&format!("/v1/vms/{name}")).await, truth, "round {round}");
         let list = bed.get("/v1/vms").await;
         let row = list["items"].as_array().expect("items").iter().find(|vm| vm["spec"]["name"] == name).expect("listed");

@@ -12,18 +12,38 @@ async fn images() {
     let bed = Bed::new().await;
     let build = json!({"name": "deb", "source": {"from": "build", "recipe": "debian-13"}});
     bed.check("POST /v1/images", build.clone(), expect!["202 image.import deb pending"]).await;
-    bed.check("POST /v1/images", build, expect![[r#"
+    bed.check(
+        "POST /v1/images",
+        build,
+        expect![[r#"
         409 conflict: there is an image 'deb' already
-          hint: choose another --name, or delete the old one first"#]]).await;
-    bed.check("POST /v1/images", json!({"name": "x", "source": {"from": "url", "url": "file:///etc/passwd", "sha256": null}}), expect![[r#"
+          hint: choose another --name, or delete the old one first"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/images",
+        json!({"name": "x", "source": {"from": "url", "url": "file:///etc/passwd", "sha256": null}}),
+        expect![[r#"
         422 invalid: the manifest has 1 problem
-          source.url: 'file:///etc/passwd' is no http:// or https:// address"#]]).await;
-    bed.check("POST /v1/vms", json!({"name": "web1", "image": "deb"}), expect![[r#"
+          source.url: 'file:///etc/passwd' is no http:// or https:// address"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "image": "deb"}),
+        expect![[r#"
         422 invalid: vm web1 has 1 problem
-          disks[root].image: image 'deb' is not ready yet"#]]).await;
-    bed.check("DELETE /v1/images/deb", Value::Null, expect![[r#"
+          disks[root].image: image 'deb' is not ready yet"#]],
+    )
+    .await;
+    bed.check(
+        "DELETE /v1/images/deb",
+        Value::Null,
+        expect![[r#"
         409 conflict: image 'deb' is still being made
-          hint: cancel its operation: vmkeep op list, vmkeep op cancel ID"#]]).await;
+          hint: cancel its operation: vmkeep op list, vmkeep op cancel ID"#]],
+    )
+    .await;
     bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny"})).await;
     bed.check("DELETE /v1/images/tiny", Value::Null, expect!["409 conflict: image 'tiny' is in use by 'web1-root'"]).await;
     bed.check("GET /v1/images", Value::Null, expect!["200 [deb tiny] next null"]).await;
@@ -44,9 +64,14 @@ async fn a_cancelled_import_leaves_nothing() {
     bed.vm("web1").await;
     let ops = bed.get("/v1/operations").await;
     let wish = ops["items"].as_array().expect("items").iter().find(|op| op["kind"] == "vm.create").expect("one").clone();
-    bed.check(&format!("DELETE /v1/operations/{}", word(&wish["id"])), Value::Null, expect![[r#"
+    bed.check(
+        &format!("DELETE /v1/operations/{}", word(&wish["id"])),
+        Value::Null,
+        expect![[r#"
         409 conflict: this operation only reports how a wish is carried out; it cannot be cancelled
-          hint: change the wish instead: stop, apply or delete"#]]).await;
+          hint: change the wish instead: stop, apply or delete"#]],
+    )
+    .await;
     let begun = bed.call("POST /v1/volumes", json!({"name": "v", "size": "1G"})).await.json();
     bed.call(&format!("DELETE /v1/operations/{}", word(&begun["operation"]["id"])), Value::Null).await;
     bed.check("GET /v1/volumes/v", Value::Null, expect!["404 not_found: there is no volume 'v'"]).await;
@@ -57,16 +82,32 @@ async fn volumes() {
     let bed = Bed::new().await;
     bed.check("POST /v1/volumes", json!({"name": "data", "size": "1G"}), expect!["202 volume.create data pending"]).await;
     bed.check("POST /v1/volumes", json!({"name": "data", "size": "1G"}), expect!["409 conflict: there is a volume 'data' already"]).await;
-    bed.check("POST /v1/volumes", json!({"name": "none"}), expect![[r#"
+    bed.check(
+        "POST /v1/volumes",
+        json!({"name": "none"}),
+        expect![[r#"
         422 invalid: volume none has 1 problem
-          size: an empty volume needs a size, like 20G"#]]).await;
-    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "no-image"}), expect!["404 not_found: there is no image 'no-image'"]).await;
-    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "tiny", "pool": "fast"}), expect!["404 not_found: there is no pool 'fast'"]).await;
+          size: an empty volume needs a size, like 20G"#]],
+    )
+    .await;
+    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "no-image"}), expect!["404 not_found: there is no image 'no-image'"])
+        .await;
+    bed.check(
+        "POST /v1/volumes",
+        json!({"name": "copy", "image": "tiny", "pool": "fast"}),
+        expect!["404 not_found: there is no pool 'fast'"],
+    )
+    .await;
     bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
     // From now on nobody takes it, and the deletion may be asked for again.
-    bed.check("POST /v1/vms", json!({"name": "web1", "disks": [{"name": "d", "volume": "data"}]}), expect![[r#"
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "disks": [{"name": "d", "volume": "data"}]}),
+        expect![[r#"
         422 invalid: vm web1 has 1 problem
-          disks[d].volume: volume 'data' is being deleted"#]]).await;
+          disks[d].volume: volume 'data' is being deleted"#]],
+    )
+    .await;
     bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
     assert_eq!(bed.get("/v1/volumes/data").await["attached"], Value::Null);
 }
@@ -76,9 +117,14 @@ async fn networks_and_pools() {
     let bed = Bed::new().await;
     assert_eq!(bed.call("PUT /v1/networks/lan", json!({"name": "lan", "mode": "bridge", "bridge": "br0"})).await.status, 200);
     bed.check("PUT /v1/networks/lan", json!({"name": "wan"}), expect!["422 invalid: the body names 'wan', the path 'lan'"]).await;
-    bed.check("PUT /v1/networks/lan", json!({"name": "lan", "mode": "bridge"}), expect![[r#"
+    bed.check(
+        "PUT /v1/networks/lan",
+        json!({"name": "lan", "mode": "bridge"}),
+        expect![[r#"
         422 invalid: the manifest has 1 problem
-          bridge: mode: bridge needs the name of an existing bridge of the host"#]]).await;
+          bridge: mode: bridge needs the name of an existing bridge of the host"#]],
+    )
+    .await;
     bed.call("POST /v1/vms", json!({"name": "web1", "nics": [{"name": "lan", "network": "lan"}]})).await;
     bed.check("DELETE /v1/networks/lan", Value::Null, expect!["409 conflict: network 'lan' is in use by 'web1'"]).await;
     bed.check("GET /v1/networks", Value::Null, expect!["200 [default lan] next null"]).await;
@@ -114,19 +160,31 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
     let proposal = json!({"uuid": uuid, "name": "old", "spec": spec, "choices": {"macs": {"lan": "52:54:00:01:02:03"}, "serials": {}},
         "disks": {"vda": "/srv/old.qcow2"}, "running": true, "warnings": []});
     bed.node.answers.lock().expect("lock").push(("/n/domains/old/adoption", proposal));
-    bed.check("POST /v1/adopt", json!({"domain": "../x"}), expect![[r#"
+    bed.check(
+        "POST /v1/adopt",
+        json!({"domain": "../x"}),
+        expect![[r#"
         422 invalid: '../x' is no libvirt domain name that can be taken over
-          hint: give its UUID instead"#]]).await;
+          hint: give its UUID instead"#]],
+    )
+    .await;
     bed.check("POST /v1/adopt", json!({"domain": "old", "name": "web1"}), expect!["202 vm.adopt web1 pending"]).await;
     assert_eq!(bed.vm_id("web1").await, VmId(uuid));
     let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(uuid))).await;
     assert_eq!(record.origin, VmOrigin::Adopted);
     let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known("vda")])).await;
     assert_eq!(volume.foreign_path.as_deref(), Some("/srv/old.qcow2"));
-    bed.check("POST /v1/adopt", json!({"domain": "old"}), expect![[r#"
+    bed.check(
+        "POST /v1/adopt",
+        json!({"domain": "old"}),
+        expect![[r#"
         409 conflict: 'old' or one of its volumes is in vmkeep already
-          hint: choose another name with --name"#]]).await;
-    bed.by(Role::Operator).check("POST /v1/adopt", json!({"domain": "old"}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"]).await;
+          hint: choose another name with --name"#]],
+    )
+    .await;
+    bed.by(Role::Operator)
+        .check("POST /v1/adopt", json!({"domain": "old"}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"])
+        .await;
 }
 
 #[tokio::test]
@@ -145,7 +203,8 @@ async fn old_operations_and_events_are_forgotten() {
     bed.put_all((0..30).map(|_| over(1, 1)).chain([over(8, 2), over(6, 3)]).collect()).await;
     let event = json!({"at": "2026-01-01T00:00:00Z", "resource": {"kind": "vm", "project": "default", "name": "web1", "uid": id}, "level": "info", "code": "vm.started", "message": "started", "node": null});
     for part in 0..3 {
-        bed.put_all((0..100).map(|n| typed::put(keys::event(&default(), "vm", id, format!("{:020}-0", part * 100 + n)), &event)).collect()).await;
+        bed.put_all((0..100).map(|n| typed::put(keys::event(&default(), "vm", id, format!("{:020}-0", part * 100 + n)), &event)).collect())
+            .await;
     }
     crate::app::housekeeping(bed.store.as_ref()).await.expect("swept");
     let ops = bed.get("/v1/operations").await;

@@ -10,7 +10,12 @@ use super::*;
 async fn a_vm_is_one_transaction_of_all_its_records() {
     let bed = Bed::new().await;
     let before = bed.store.revision().await.expect("a revision");
-    bed.check("POST /v1/vms", json!({"name": "web1", "image": "tiny", "disks": [{"name": "root", "size": "2G"}, {"name": "data", "empty": true, "size": "1G"}]}), expect!["202 vm.create web1 pending"]).await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "image": "tiny", "disks": [{"name": "root", "size": "2G"}, {"name": "data", "empty": true, "size": "1G"}]}),
+        expect!["202 vm.create web1 pending"],
+    )
+    .await;
     assert_eq!(bed.store.revision().await.expect("a revision"), before.next(), "one revision");
     let id = bed.vm_id("web1").await;
     let record: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
@@ -30,7 +35,12 @@ async fn a_vm_is_one_transaction_of_all_its_records() {
 #[tokio::test]
 async fn who_only_stays_off_is_off() {
     let bed = Bed::new().await;
-    for (name, run, want) in [("a", "always", PowerWish::On), ("b", "on-failure", PowerWish::On), ("c", "manual", PowerWish::Off), ("d", "halted", PowerWish::Off)] {
+    for (name, run, want) in [
+        ("a", "always", PowerWish::On),
+        ("b", "on-failure", PowerWish::On),
+        ("c", "manual", PowerWish::Off),
+        ("d", "halted", PowerWish::Off),
+    ] {
         assert_eq!(bed.call("POST /v1/vms", json!({"name": name, "run": run})).await.status, 202);
         let id = bed.vm_id(Box::leak(name.to_owned().into_boxed_str())).await;
         assert_eq!(bed.stored::<Power>(&keys::power(id)).await.want, want, "{run}");
@@ -56,7 +66,12 @@ async fn the_second_of_two_writers_learns_the_newer_revision() {
     assert_eq!((&lost.json()["extra"]["revision"], &lost.json()["code"]), (&now, &json!("stale")));
     assert_eq!(lost.headers["etag"], format!("\"{now}\"").as_str());
     assert!(lost.body.contains(&format!("it has revision {now} now")), "{}", lost.body);
-    let any = |name: &str| bed.reply(Request::builder().method("PUT").uri(format!("/v1/vms/{name}")).header("if-match", "*"), json!({"name": name, "description": "any"}).to_string());
+    let any = |name: &str| {
+        bed.reply(
+            Request::builder().method("PUT").uri(format!("/v1/vms/{name}")).header("if-match", "*"),
+            json!({"name": name, "description": "any"}).to_string(),
+        )
+    };
     assert_eq!(any("web1").await.status, 202);
     expect!["404 not_found: there is no vm 'web2'"].assert_eq(&any("web2").await.words());
 }
@@ -81,7 +96,10 @@ async fn the_same_wish_again_changes_nothing() {
     bed.check("PUT /v1/vms/web1", wish, expect!["200 vm.update web1 done"]).await;
     // Read, and sent back as it was read: secrets are not shown, and not lost.
     let read = bed.by(Role::Viewer).get("/v1/vms/web1").await;
-    assert!(!read.to_string().contains("hunter2") && !read.to_string().contains("12345678") && !read.to_string().contains("$6$x"), "{read}");
+    assert!(
+        !read.to_string().contains("hunter2") && !read.to_string().contains("12345678") && !read.to_string().contains("$6$x"),
+        "{read}"
+    );
     bed.check("PUT /v1/vms/web1", read["spec"].clone(), expect!["200 vm.update web1 done"]).await;
     assert_eq!(bed.get("/v1/vms/web1").await["spec_revision"], before, "the wish was not written again");
     let id = bed.vm_id("web1").await;
@@ -92,14 +110,20 @@ async fn the_same_wish_again_changes_nothing() {
 #[tokio::test]
 async fn a_repeated_post_is_one_vm() {
     let bed = Bed::new().await;
-    let post = |key: &str, name: &str| bed.reply(Request::builder().method("POST").uri("/v1/vms").header("idempotency-key", key), json!({"name": name, "run": "manual"}).to_string());
+    let post = |key: &str, name: &str| {
+        bed.reply(
+            Request::builder().method("POST").uri("/v1/vms").header("idempotency-key", key),
+            json!({"name": name, "run": "manual"}).to_string(),
+        )
+    };
     let (first, second) = tokio::join!(post("k1", "web1"), post("k1", "web1"));
     assert_eq!((first.status, second.status), (202, 202), "{} {}", first.body, second.body);
     assert_eq!(first.json()["operation"]["id"], second.json()["operation"]["id"]);
     assert_eq!(post("k1", "web1").await.json()["operation"]["id"], first.json()["operation"]["id"]);
     expect![[r#"
         409 conflict: this Idempotency-Key was used to create 'web1'
-          hint: a new request takes a new key"#]].assert_eq(&post("k1", "web2").await.words());
+          hint: a new request takes a new key"#]]
+    .assert_eq(&post("k1", "web2").await.words());
     expect!["409 conflict: there is a VM 'web1' already"].assert_eq(&post("k2", "web1").await.words());
     expect!["422 invalid: Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"].assert_eq(&post("a b", "web1").await.words());
     // The key is forgotten with its operation.
@@ -126,19 +150,35 @@ async fn commands_are_power_wishes_and_holds() {
         202 vm.kill web1 pending: Killed at 4, held by Some("alice")
         202 vm.restart web1 pending: Restart at 5, held by None
         202 vm.start web1 pending: On at 6, held by None
-    "#]].assert_eq(&story);
-    bed.check("POST /v1/vms/web1/actions/fly", Value::Null, expect![[r#"
+    "#]]
+    .assert_eq(&story);
+    bed.check(
+        "POST /v1/vms/web1/actions/fly",
+        Value::Null,
+        expect![[r#"
         404 not_found: there is no action 'fly'
-          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release"#]]).await;
+          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release"#]],
+    )
+    .await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"name": "x"}), expect!["422 invalid: 'start' takes no `name`"]).await;
     bed.check("POST /v1/vms/web1/actions/stop", json!({"timeout": "5s"}), expect!["202 vm.stop web1 pending"]).await;
-    bed.check("POST /v1/vms/web1/actions/stop", json!({"tiemout": "5s"}), expect![[r#"
+    bed.check(
+        "POST /v1/vms/web1/actions/stop",
+        json!({"tiemout": "5s"}),
+        expect![[r#"
         422 invalid: the request has 1 problem
-          tiemout: there is no field 'tiemout'; did you mean 'timeout'?"#]]).await;
+          tiemout: there is no field 'tiemout'; did you mean 'timeout'?"#]],
+    )
+    .await;
     bed.call("POST /v1/vms", json!({"name": "never", "run": "halted"})).await;
-    bed.check("POST /v1/vms/never/actions/start", Value::Null, expect![[r#"
+    bed.check(
+        "POST /v1/vms/never/actions/start",
+        Value::Null,
+        expect![[r#"
         409 conflict: 'never' has run: halted
-          hint: vmkeep vm set never run=on-failure"#]]).await;
+          hint: vmkeep vm set never run=on-failure"#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -163,10 +203,20 @@ async fn renamed_it_is_the_same_vm() {
     bed.vm("web1").await;
     bed.vm("web2").await;
     let id = bed.vm_id("web1").await;
-    bed.check("POST /v1/vms/web1/actions/rename", Value::Null, expect![[r#"
+    bed.check(
+        "POST /v1/vms/web1/actions/rename",
+        Value::Null,
+        expect![[r#"
         422 invalid: the new name is missing
-          hint: send {"name": "…"}"#]]).await;
-    bed.check("POST /v1/vms/web1/actions/rename", json!({"name": "web2"}), expect!["409 conflict: there is a VM 'web2' already, or 'web1' changed meanwhile"]).await;
+          hint: send {"name": "…"}"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/vms/web1/actions/rename",
+        json!({"name": "web2"}),
+        expect!["409 conflict: there is a VM 'web2' already, or 'web1' changed meanwhile"],
+    )
+    .await;
     bed.check("POST /v1/vms/web1/actions/rename", json!({"name": "web9"}), expect!["202 vm.rename web9 pending"]).await;
     assert_eq!(bed.vm_id("web9").await, id);
     bed.check("GET /v1/vms/web1", Value::Null, expect!["404 not_found: there is no vm 'web1'"]).await;
@@ -177,10 +227,19 @@ async fn renamed_it_is_the_same_vm() {
 async fn a_clone_has_its_own_identity_and_volumes() {
     let bed = Bed::new().await;
     bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
-    bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "disks": [{"name": "root"}, {"name": "data", "volume": "data"}], "run": "manual"})).await;
-    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect![[r#"
+    bed.call(
+        "POST /v1/vms",
+        json!({"name": "web1", "image": "tiny", "disks": [{"name": "root"}, {"name": "data", "volume": "data"}], "run": "manual"}),
+    )
+    .await;
+    bed.check(
+        "POST /v1/vms/web1/actions/clone",
+        json!({"name": "web2"}),
+        expect![[r#"
         409 conflict: 'web1' is waiting for a node; a clone of a running disk would be torn
-          hint: vmkeep vm stop web1"#]]).await;
+          hint: vmkeep vm stop web1"#]],
+    )
+    .await;
     let id = bed.vm_id("web1").await;
     watched::seen_off(&bed, id).await;
     bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["202 vm.clone web2 pending"]).await;
@@ -193,16 +252,22 @@ async fn a_clone_has_its_own_identity_and_volumes() {
     let copies = bed.store.list(&keys::tasks(&Name::known("node1"))).await.expect("a list").items;
     let copies = copies.iter().filter(|kv| matches!(typed::decode::<NodeTask>(kv).expect("a task").work, Work::CopyVolume { .. })).count();
     assert_eq!(copies, 2);
-    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["409 conflict: 'web2' or one of its volumes is taken"]).await;
+    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["409 conflict: 'web2' or one of its volumes is taken"])
+        .await;
 }
 
 #[tokio::test]
 async fn deletion_is_asked_once_and_refused_when_protected() {
     let bed = Bed::new().await;
     bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "protect": true})).await;
-    bed.check("DELETE /v1/vms/web1", Value::Null, expect![[r#"
+    bed.check(
+        "DELETE /v1/vms/web1",
+        Value::Null,
+        expect![[r#"
         409 conflict: 'web1' is protected from deletion
-          hint: vmkeep vm set web1 protect=false"#]]).await;
+          hint: vmkeep vm set web1 protect=false"#]],
+    )
+    .await;
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "image": "tiny"})).await;
     bed.check("DELETE /v1/vms/web1?keep_disks=true", Value::Null, expect!["202 vm.delete web1 pending"]).await;
     let id = bed.vm_id("web1").await;
@@ -219,31 +284,62 @@ async fn disks_grow_go_and_come() {
     let bed = Bed::new().await;
     let with = |disks: Value| json!({"name": "web1", "run": "manual", "disks": disks});
     bed.call("POST /v1/vms", with(json!([{"name": "root", "image": "tiny"}, {"name": "data", "empty": true, "size": "1G"}]))).await;
-    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "512M"}, {"name": "data", "empty": true, "size": "1G"}])), expect![[r#"
+    bed.check(
+        "PUT /v1/vms/web1",
+        with(json!([{"name": "root", "image": "tiny", "size": "512M"}, {"name": "data", "empty": true, "size": "1G"}])),
+        expect![[r#"
         422 invalid: vm web1 has 1 problem
-          disks[root].size: 512M is smaller than the disk is (1G); a disk can only grow"#]]).await;
-    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])), expect!["202 vm.update web1 pending"]).await;
+          disks[root].size: 512M is smaller than the disk is (1G); a disk can only grow"#]],
+    )
+    .await;
+    bed.check(
+        "PUT /v1/vms/web1",
+        with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])),
+        expect!["202 vm.update web1 pending"],
+    )
+    .await;
     assert_eq!(bed.get("/v1/volumes/web1-root").await["size"], json!("3G"));
-    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}])), expect!["202 vm.update web1 pending"]).await;
+    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}])), expect!["202 vm.update web1 pending"])
+        .await;
     let kept = bed.get("/v1/volumes/web1-data").await;
     assert_eq!((&kept["attached"], &kept["vm"]), (&Value::Null, &Value::Null), "kept, nobody's");
     bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])), expect![[r#"
         422 invalid: vm web1 has 1 problem
           disks[data].name: there is a volume 'web1-data' already, perhaps kept from a deleted VM; use it (volume: web1-data) or delete it"#]]).await;
-    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data", "size": "512M"}])), expect![[r#"
+    bed.check(
+        "PUT /v1/vms/web1",
+        with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data", "size": "512M"}])),
+        expect![[r#"
         422 invalid: vm web1 has 1 problem
-          disks[more].size: 512M is smaller than volume 'web1-data' (1G); a disk can only grow"#]]).await;
-    bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data"}])), expect!["202 vm.update web1 pending"]).await;
-    bed.check("DELETE /v1/volumes/web1-data", Value::Null, expect![[r#"
+          disks[more].size: 512M is smaller than volume 'web1-data' (1G); a disk can only grow"#]],
+    )
+    .await;
+    bed.check(
+        "PUT /v1/vms/web1",
+        with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "more", "volume": "web1-data"}])),
+        expect!["202 vm.update web1 pending"],
+    )
+    .await;
+    bed.check(
+        "DELETE /v1/volumes/web1-data",
+        Value::Null,
+        expect![[r#"
         409 conflict: volume 'web1-data' is disk 'more' of VM 'web1'
-          hint: drop the disk from the VM first"#]]).await;
+          hint: drop the disk from the VM first"#]],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_guest_is_made_a_new_instance() {
     let bed = Bed::new().await;
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "cloud_init": null})).await;
-    bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["409 conflict: 'web1' has no cloud_init: no first boot was ever prepared for it"]).await;
+    bed.check(
+        "POST /v1/vms/web1/actions/reinit",
+        Value::Null,
+        expect!["409 conflict: 'web1' has no cloud_init: no first boot was ever prepared for it"],
+    )
+    .await;
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "cloud_init": {"hostname": "w"}})).await;
     bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["202 vm.reinit web1 pending"]).await;
     let record: VmRecord = bed.stored(&keys::vm(&default(), bed.vm_id("web1").await)).await;
@@ -255,19 +351,33 @@ async fn a_root_disk_is_made_anew_from_another_image() {
     let bed = Bed::new().await;
     let mut next = image("next");
     next.facts.as_mut().expect("facts").virtual_size = ByteCount::from_gib(3);
-    bed.put_all(vec![typed::put(keys::name("image", &default(), &next.spec.name), &next.id), typed::put(keys::image(&default(), next.id), &next)]).await;
+    bed.put_all(vec![
+        typed::put(keys::name("image", &default(), &next.spec.name), &next.id),
+        typed::put(keys::image(&default(), next.id), &next),
+    ])
+    .await;
     bed.call("POST /v1/vms", json!({"name": "web1", "image": "tiny", "run": "manual", "protect": true})).await;
     let id = bed.vm_id("web1").await;
     let root = Name::known("root");
     let old: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
     let path = "POST /v1/vms/web1/actions/rebuild";
-    bed.check(path, Value::Null, expect![[r#"
+    bed.check(
+        path,
+        Value::Null,
+        expect![[r#"
         409 conflict: 'web1' is waiting for a node; only a stopped VM is rebuilt
-          hint: vmkeep vm stop web1"#]]).await;
+          hint: vmkeep vm stop web1"#]],
+    )
+    .await;
     watched::seen_off(&bed, id).await;
-    bed.check(path, Value::Null, expect![[r#"
+    bed.check(
+        path,
+        Value::Null,
+        expect![[r#"
         409 conflict: 'web1' is protected
-          hint: vmkeep vm set web1 protect=false"#]]).await;
+          hint: vmkeep vm set web1 protect=false"#]],
+    )
+    .await;
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "image": "tiny", "run": "manual"})).await;
     bed.check(path, json!({"image": "none"}), expect!["404 not_found: there is no image 'none'"]).await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"image": "next"}), expect!["422 invalid: 'start' takes no `image`"]).await;

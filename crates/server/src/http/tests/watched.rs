@@ -157,7 +157,8 @@ async fn labels_choose_what_is_watched() {
         deleted web1
         put db1 waiting for a node
         deleted db1
-    "#]].assert_eq(&told);
+    "#]]
+    .assert_eq(&told);
 }
 
 #[tokio::test]
