@@ -137,6 +137,15 @@ impl DirPool {
         }
     }
 
+    /// A disk in the pool that needs this image: records do not tell of those that were released.
+    fn clone_of(&self, image: &Path) -> Option<PathBuf> {
+        let files = [self.root.clone(), self.staging()].map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
+        // By our names alone: what lies in a raw disk or in an upload is somebody's word.
+        let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".qcow2"));
+        let mut paths = files.into_iter().flatten().map(|entry| entry.path()).filter(ours);
+        paths.find(|path| qcow2_backing(path).is_ok_and(|backing| backing.is_some_and(|b| Path::new(&b) == image)))
+    }
+
     fn sweep(&self) {
         let now = std::time::SystemTime::now();
         for entry in std::fs::read_dir(self.staging()).into_iter().flatten().flatten() {
@@ -266,7 +275,14 @@ impl Pool for DirPool {
     }
 
     async fn delete_image(&self, image: ImageId) -> Result<(), Error> {
-        self.remove(&self.image_path(image))
+        let path = self.image_path(image);
+        if let Some(user) = self.clone_of(&path) {
+            let words = format!("the disk {} is a clone of this image and reads from it", user.display());
+            return Err(Error::conflict(words).hint(
+                "it may belong to a VM that vmkeep released; make it whole first (virsh blockpull, or qemu-img rebase -b \"\" when it is off)",
+            ));
+        }
+        self.remove(&path)
     }
 
     async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error> {
@@ -290,6 +306,25 @@ fn qcow2_size(path: &Path) -> std::io::Result<u64> {
         return Err(std::io::Error::other("not a qcow2 file"));
     }
     Ok(u64::from_be_bytes(header[24..32].try_into().expect("8 bytes")))
+}
+
+/// The backing file that a qcow2 header names: its place in bytes 8..16, its length in 16..20, at most 1023.
+fn qcow2_backing(path: &Path) -> std::io::Result<Option<String>> {
+    use std::os::unix::fs::FileExt;
+    let mut header = [0u8; 20];
+    let file = File::open(path)?;
+    file.read_exact_at(&mut header, 0)?;
+    if header[..4] != *b"QFI\xfb" {
+        return Ok(None);
+    }
+    let offset = u64::from_be_bytes(header[8..16].try_into().expect("8 bytes"));
+    let length = u32::from_be_bytes(header[16..20].try_into().expect("4 bytes"));
+    if offset == 0 || length > 1023 {
+        return Ok(None);
+    }
+    let mut name = vec![0; length as usize];
+    file.read_exact_at(&mut name, offset)?;
+    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
 #[cfg(test)]
@@ -335,6 +370,27 @@ mod tests {
         let small = pool.create_volume(&volume(3, "1M", DiskFormat::Qcow2, Some(image))).await.expect_err("smaller than its image");
         assert!(small.message.contains("can only grow"), "{small}");
         assert_eq!(std::fs::read_dir(pool.staging()).expect("staging").count(), 0, "nothing half-made stays");
+    }
+
+    #[tokio::test]
+    async fn an_image_stays_as_long_as_a_disk_reads_from_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pool = DirPool::new(dir.path()).expect("a pool");
+        let (base, image) = (volume(1, "4M", DiskFormat::Qcow2, None), ImageId(uuid::Uuid::from_u128(9)));
+        pool.create_volume(&base).await.expect("made");
+        let staged = pool.staging().join("image");
+        std::fs::copy(pool.volume_path(&base), &staged).expect("a copy");
+        pool.adopt_image(&staged, image).await.expect("adopted");
+        let (clone, copy) = (volume(2, "4M", DiskFormat::Qcow2, Some(image)), volume(3, "4M", DiskFormat::Raw, Some(image)));
+        pool.create_volume(&clone).await.expect("cloned");
+        pool.create_volume(&copy).await.expect("copied");
+        std::fs::copy(pool.volume_path(&clone), pool.volume_path(&copy)).expect("a guest may write this into its raw disk");
+        let kept = pool.delete_image(image).await.expect_err("a clone needs it");
+        assert_eq!(kept.code, Code::Conflict, "{kept}");
+        assert!(kept.message.contains(&clone.id.to_string()) && pool.image_path(image).exists(), "{kept}");
+        pool.delete_volume(clone.id).await.expect("deleted");
+        pool.delete_image(image).await.expect("nobody needs it");
+        assert!(!pool.image_path(image).exists());
     }
 
     #[tokio::test]
