@@ -26,6 +26,7 @@ use vmkeep_agent::http::{NodeHttp, NodeHttpConfig};
 use vmkeep_agent::hypervisor::Hypervisor;
 use vmkeep_agent::hypervisor::fake::FakeHypervisor;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
+use vmkeep_agent::image::Reach;
 use vmkeep_agent::pool::{self, Pool};
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
@@ -193,6 +194,7 @@ impl Parts {
             cpus: machine.cpus,
             memory: machine.memory,
             kvm: machine.kvm,
+            reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
         })?;
         make_folder(&config.pool, 0o711)?;
         make_folder(&config.pool.join("seeds"), 0o711)?;

@@ -23,13 +23,12 @@ use vmkeep_types::units::ByteCount;
 
 use super::NodeHttp;
 use super::answer::{Answer, Asked, io_failure};
+use crate::pool::room::Room;
 
 /// Uploads in staging at once, finished or not.
 const UPLOADS_MAX: usize = 64;
 /// The largest image that is taken.
 const UPLOAD_MAX: ByteCount = ByteCount::from_gib(16 << 10);
-/// Left free in the pool for running guests.
-const ROOM_LEFT_MIN: ByteCount = ByteCount::from_mib(256);
 /// Written at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -104,26 +103,17 @@ pub async fn append(
         return Err(Error::conflict(words).hint(format!("GET /v1/uploads/{upload} says where to go on")).into());
     }
     let promised = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    refuse_too_large(have, promised.unwrap_or(0), room(&path))?;
+    refuse_too_large(have, promised.unwrap_or(0))?;
+    Room::around(&path).fits(promised.unwrap_or(0))?;
     let have = write(&path, have, body).await?;
     Ok(Json(UploadCreated { upload, have }))
 }
 
-fn refuse_too_large(have: u64, more: u64, room: Option<u64>) -> Result<(), Error> {
+fn refuse_too_large(have: u64, more: u64) -> Result<(), Error> {
     if have.saturating_add(more) > UPLOAD_MAX.bytes() {
         return Err(Error::new(Code::TooLarge, format!("an upload may have {} at most", UPLOAD_MAX.human())));
     }
-    if room.is_some_and(|room| more.saturating_add(ROOM_LEFT_MIN.bytes()) > room) {
-        let words =
-            format!("{} more do not fit into the pool, which keeps {} free", ByteCount::from_bytes(more).human(), ROOM_LEFT_MIN.human());
-        return Err(Error::new(Code::NoCapacity, words).hint("delete images or volumes that nobody uses"));
-    }
     Ok(())
-}
-
-fn room(path: &FilePath) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 /// Appends until the body ends or breaks; what arrived stays either way.
@@ -133,7 +123,7 @@ async fn write(path: &FilePath, have: u64, body: Body) -> Answer<u64> {
     file.seek(std::io::SeekFrom::Start(have)).await.map_err(cannot)?;
     let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
     let mut stream = body.into_data_stream();
-    let (mut written, mut checked) = (have, have);
+    let (mut written, mut room) = (have, Room::around(path));
     let ended: Answer<()> = loop {
         match stream.next().await {
             None => break Ok(()),
@@ -142,14 +132,11 @@ async fn write(path: &FilePath, have: u64, body: Body) -> Answer<u64> {
                 if let Err(e) = file.write_all(&bytes).await {
                     break Err(cannot(e));
                 }
+                // A body without a length, or other writers in the pool.
                 written += bytes.len() as u64;
-            }
-        }
-        // A body without a length, or other writers in the pool.
-        if written - checked > ROOM_LEFT_MIN.bytes() / 4 {
-            checked = written;
-            if let Err(e) = refuse_too_large(written, 0, room(path)) {
-                break Err(e.into());
+                if let Err(e) = refuse_too_large(written, 0).and_then(|()| room.took(bytes.len() as u64)) {
+                    break Err(e.into());
+                }
             }
         }
     };

@@ -22,6 +22,7 @@ use vmkeep_types::vm::{Firmware, OsFamily};
 
 use super::import::facts_of;
 use crate::pool::qemu_img::{self, Trust};
+use crate::pool::room::Room;
 use crate::pool::{Pool, ProgressSink};
 
 /// Builds and takes in.
@@ -51,7 +52,8 @@ pub async fn build(pool: &dyn Pool, id: ImageId, recipe: BuildRecipe, sink: &Pro
         raw.as_os_str(),
         image.as_os_str(),
     ];
-    qemu_img::run_with_progress(args, "converting", sink).await?;
+    let room = Room::around(work.path());
+    qemu_img::run_guarded(args, Trust::Ours, &|| room.fits(0), "converting", sink).await?;
     qemu_img::run(["check".as_ref(), "-q".as_ref(), image.as_os_str()], Trust::Ours).await?;
     let facts = ImageFacts {
         // Both boot; SeaBIOS is up a second or more before UEFI, and tiny is for those who wait for it.

@@ -19,6 +19,8 @@ use vmkeep_types::image::ImageFacts;
 use vmkeep_types::order::Progress;
 
 use super::import::import_file;
+use super::reach::{self, Reach};
+use crate::pool::room::Room;
 use crate::pool::{Pool, ProgressSink};
 
 /// The largest file that is fetched.
@@ -31,14 +33,24 @@ const TRIES_MAX: u32 = 5;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What is fetched.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote<'a> {
+    pub url: &'a str,
+    pub sha256: Option<&'a str>,
+    pub reach: Reach,
+}
+
 /// Fetches and imports.
 ///
 /// # Errors
-/// The server's refusal, a broken line after several tries, and all of [`import_file`].
-pub async fn fetch(pool: &dyn Pool, id: ImageId, url: &str, sha256: Option<&str>, sink: &ProgressSink) -> Result<ImageFacts, Error> {
+/// An address out of reach, the server's refusal, a broken line after several tries, and all of [`import_file`].
+pub async fn fetch(pool: &dyn Pool, id: ImageId, remote: Remote<'_>, sink: &ProgressSink) -> Result<ImageFacts, Error> {
+    let Remote { url, sha256, reach } = remote;
+    reach.check_url(url)?;
     pool.ensure().await?;
     let part = Part::open(&pool.staging(), url)?;
-    let client = client()?;
+    let client = client(reach)?;
     sink(None, "downloading");
     let mut tries = 1;
     while let Err(error) = download(&client, url, &part, sink).await {
@@ -53,10 +65,10 @@ pub async fn fetch(pool: &dyn Pool, id: ImageId, url: &str, sha256: Option<&str>
     imported
 }
 
-fn client() -> Result<reqwest::Client, Error> {
+fn client(reach: Reach) -> Result<reqwest::Client, Error> {
     // One provider for the process; an error means that it is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX)).read_timeout(SILENCE_MAX).build().map_err(|e| {
+    reach.limit(reqwest::Client::builder(), REDIRECTS_MAX).read_timeout(SILENCE_MAX).build().map_err(|e| {
         Error::refused(format!("no HTTP client: {}", chain(&e))).hint("the host's certificates are in the package ca-certificates")
     })
 }
@@ -111,7 +123,10 @@ fn tag(headers: &HeaderMap) -> String {
 }
 
 async fn download(client: &reqwest::Client, url: &str, part: &Part, sink: &ProgressSink) -> Result<(), Error> {
-    let lost = |e: &reqwest::Error| Error::new(Code::Unavailable, format!("the download of {url} broke: {}", chain(e)));
+    let lost = |e: &reqwest::Error| {
+        let words = || Error::new(Code::Unavailable, format!("the download of {url} broke: {}", chain(e)));
+        reach::refusal(e).unwrap_or_else(words)
+    };
     let kept = part.kept();
     let mut request = client.get(url);
     if let Some((bytes, tag)) = &kept {
@@ -140,6 +155,8 @@ async fn download(client: &reqwest::Client, url: &str, part: &Part, sink: &Progr
         .open(&part.path)
         .await
         .map_err(|e| disk(&part.path, &e))?;
+    let mut room = Room::around(&part.path);
+    room.fits(total.map_or(0, |total| total.saturating_sub(from)))?;
     let mut stream = answer.bytes_stream();
     let mut done = from;
     let mut broken = None;
@@ -155,6 +172,7 @@ async fn download(client: &reqwest::Client, url: &str, part: &Part, sink: &Progr
         if done > DOWNLOAD_BYTES_MAX {
             return Err(too_large(url));
         }
+        room.took(chunk.len() as u64)?;
         file.write_all(&chunk).await.map_err(|e| disk(&part.path, &e))?;
         sink(Some(Progress { done, total: total.unwrap_or(0) }), "");
     }

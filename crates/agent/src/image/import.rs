@@ -14,6 +14,7 @@ use vmkeep_types::vm::OsFamily;
 use super::detect::{self, Format};
 use super::ova;
 use crate::pool::qemu_img::{self, Trust};
+use crate::pool::room::Room;
 use crate::pool::{Pool, ProgressSink};
 
 /// The largest disk an image may claim: a header can claim anything.
@@ -39,27 +40,50 @@ pub async fn import_file(
     }
     let work = tempfile::Builder::new().prefix("import-").tempdir_in(pool.staging()).map_err(|e| staging_error(pool, &e))?;
     let format = detect::format(file)?;
-    let (source, format) = if format == Format::Ova { unpacked(file, work.path()).await? } else { (file.to_owned(), format) };
-    let facts = if format == Format::Iso {
+    let (source, format, warnings) = if format == Format::Ova {
+        let disk = unpacked(file, work.path()).await?;
+        (disk.path, disk.format, disk.warnings)
+    } else {
+        (file.to_owned(), format, Vec::new())
+    };
+    let mut facts = if format == Format::Iso {
         take_iso(pool, id, &source, work.path()).await?
     } else {
         take_disk(pool, id, &source, format, work.path(), sink).await?
     };
+    facts.warnings.splice(0..0, warnings);
     Ok(ImageFacts { sha256: Some(sum), ..facts })
 }
 
 /// On a thread of its own: an archive takes minutes to read.
-async fn unpacked(ova: &Path, work: &Path) -> Result<(PathBuf, Format), Error> {
+async fn unpacked(ova: &Path, work: &Path) -> Result<ova::OvaDisk, Error> {
     let (ova, work) = (ova.to_owned(), work.to_owned());
     let unpacked = tokio::task::spawn_blocking(move || ova::disk(&ova, &work)).await;
     unpacked.map_err(|e| Error::internal(format!("unpacking the OVA: {e}")))?
 }
 
+/// A disk whose format is on record. It is never guessed: a guest can write any header into a raw disk.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeSource<'a> {
+    pub path: &'a Path,
+    /// `raw` or `qcow2`.
+    pub format: &'a str,
+    /// The image that it was cloned from, the only file its header may name.
+    pub image: Option<&'a Path>,
+}
+
 /// A copy of a stopped VM's disk, flattened.
-pub async fn from_volume(pool: &dyn Pool, id: ImageId, path: &Path, sink: &ProgressSink) -> Result<ImageFacts, Error> {
+///
+/// # Errors
+/// A disk that points elsewhere, one in use, no space.
+pub async fn from_volume(pool: &dyn Pool, id: ImageId, source: VolumeSource<'_>, sink: &ProgressSink) -> Result<ImageFacts, Error> {
     pool.ensure().await?;
     let work = tempfile::Builder::new().prefix("import-").tempdir_in(pool.staging()).map_err(|e| staging_error(pool, &e))?;
-    let format = if detect::format(path)? == Format::Qcow2 { "qcow2" } else { "raw" };
+    let VolumeSource { path, format, image } = source;
+    if format != "raw" {
+        let info = qemu_img::info(path, format, Trust::Nobodys).await?;
+        refuse_pointers(path, &info, image)?;
+    }
     convert(pool, id, path, format, work.path(), sink).await
 }
 
@@ -87,6 +111,7 @@ async fn checksum(path: &Path, sink: &ProgressSink) -> Result<String, Error> {
 
 async fn take_iso(pool: &dyn Pool, id: ImageId, source: &Path, work: &Path) -> Result<ImageFacts, Error> {
     let copy = work.join("disc.iso");
+    Room::around(work).fits(std::fs::metadata(source).map_or(0, |m| m.len()))?;
     let bytes = tokio::fs::copy(source, &copy).await.map_err(|e| staging_error(pool, &e))?;
     pool.adopt_image(&copy, id).await?;
     let size = ByteCount::from_bytes(bytes);
@@ -101,7 +126,8 @@ async fn take_disk(
     work: &Path,
     sink: &ProgressSink,
 ) -> Result<ImageFacts, Error> {
-    refuse_pointers(source, format).await?;
+    let info = qemu_img::info(source, format.qemu(), Trust::Nobodys).await.map_err(|e| damaged(&e))?;
+    refuse_pointers(source, &info, None)?;
     if matches!(format, Format::Qcow2 | Format::Vmdk | Format::Vhdx | Format::Vdi) {
         sink(None, "checking");
         let args = ["check".as_ref(), "-q".as_ref(), "-f".as_ref(), format.qemu().as_ref(), source.as_os_str()];
@@ -116,14 +142,13 @@ fn damaged(error: &Error) -> Error {
     Error::invalid(format!("the image is damaged: {first}")).hint("download or export it again; qemu-img check shows more")
 }
 
-/// A hostile image must not make us read other files.
-async fn refuse_pointers(source: &Path, format: Format) -> Result<(), Error> {
-    let info = qemu_img::info(source, format.qemu(), Trust::Nobodys).await.map_err(|e| damaged(&e))?;
+/// A hostile image must not make us read other files than `base`, if it has one.
+fn refuse_pointers(source: &Path, info: &qemu_img::Info, base: Option<&Path>) -> Result<(), Error> {
     let pointer = |what: &str, to: &str| {
         Error::invalid(format!("the image has {what} ('{to}'); it would be read with the daemon's rights"))
             .hint("flatten it first: qemu-img convert -O qcow2 OLD NEW")
     };
-    if let Some(backing) = &info.backing_filename {
+    if let Some(backing) = info.backing_filename.as_ref().filter(|backing| base.is_none_or(|base| base != Path::new(backing))) {
         return Err(pointer("a backing file", backing));
     }
     let data = info.specific.as_ref().and_then(|s| s["data"]["data-file"].as_str());
@@ -159,7 +184,9 @@ async fn convert(pool: &dyn Pool, id: ImageId, source: &Path, format: &str, work
         source.as_os_str(),
         fresh.as_os_str(),
     ];
-    qemu_img::run_with_progress(args, "converting", sink).await?;
+    // A few bytes of an image can stand for terabytes.
+    let room = Room::around(work);
+    qemu_img::run_guarded(args, Trust::NobodysWhole, &|| room.fits(0), "converting", sink).await?;
     let facts = facts_of(&fresh, work).await?;
     pool.adopt_image(&fresh, id).await?;
     sink(None, "done");

@@ -11,7 +11,9 @@ mod detect;
 mod download;
 mod import;
 mod ova;
+mod reach;
 
 pub use build::build;
-pub use download::fetch;
-pub use import::{from_volume, import_file};
+pub use download::{Remote, fetch};
+pub use import::{VolumeSource, from_volume, import_file};
+pub use reach::Reach;

@@ -5,6 +5,7 @@
 
 pub mod dir;
 pub mod qemu_img;
+pub mod room;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -18,6 +18,7 @@ use super::boot::BootBoard;
 use super::clock::BootId;
 use crate::domain::HostProfile;
 use crate::hypervisor::Hypervisor;
+use crate::image::Reach;
 use crate::net::{self, NetAttach};
 use crate::pool::{self, Pool};
 
@@ -42,6 +43,8 @@ pub struct AgentConfig {
     pub cpus: u32,
     pub memory: ByteCount,
     pub kvm: KvmState,
+    /// Where image URLs may lead.
+    pub reach: Reach,
 }
 
 /// Whether what was found out before is good enough.

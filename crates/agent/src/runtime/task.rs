@@ -12,6 +12,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::image::ImageFacts;
 use vmkeep_types::order::{NodeTask, Progress, TaskResult, TaskState, Work};
+use vmkeep_types::vm::DiskFormat;
 
 use super::node::Node;
 use crate::hypervisor::HvError;
@@ -124,14 +125,18 @@ async fn image_work(node: &Node, work: &Work, sink: &crate::pool::ProgressSink) 
         Work::Fetch { image, pool, url, sha256 } => {
             let pool = node.pool(pool)?;
             pool.ensure().await?;
-            image::fetch(pool.as_ref(), *image, url, sha256.as_deref(), sink).await
+            let remote = image::Remote { url, sha256: sha256.as_deref(), reach: node.config.reach };
+            image::fetch(pool.as_ref(), *image, remote, sink).await
         }
         Work::ImportUpload { image, pool, upload, sha256 } => {
             let pool = node.pool(pool)?;
             let file = pool.staging().join(format!("upload-{upload}"));
-            let facts = image::import_file(pool.as_ref(), *image, &file, sha256.as_deref(), sink).await?;
-            let _ = std::fs::remove_file(&file);
-            Ok(facts)
+            let imported = image::import_file(pool.as_ref(), *image, &file, sha256.as_deref(), sink).await;
+            // What is wrong in itself stays wrong; for want of room or time the same upload may be tried again.
+            if imported.as_ref().map_or_else(|e| matches!(e.code, Code::Invalid | Code::TooLarge), |_| true) {
+                let _ = std::fs::remove_file(&file);
+            }
+            imported
         }
         Work::Build { image, pool, recipe } => {
             let pool = node.pool(pool)?;
@@ -139,11 +144,15 @@ async fn image_work(node: &Node, work: &Work, sink: &crate::pool::ProgressSink) 
             image::build(pool.as_ref(), *image, *recipe, sink).await
         }
         Work::ImageFromVolume { image, pool, volume, volume_pool } => {
-            let source = match &volume.foreign_path {
+            let kept_in = node.pool(volume_pool)?;
+            let path = match &volume.foreign_path {
                 Some(path) => path.into(),
-                None => node.pool(volume_pool)?.volume_path(volume),
+                None => kept_in.volume_path(volume),
             };
-            image::from_volume(node.pool(pool)?.as_ref(), *image, &source, sink).await
+            let format = if volume.format == DiskFormat::Raw { "raw" } else { "qcow2" };
+            let base = volume.image.map(|image| kept_in.image_path(image));
+            let source = image::VolumeSource { path: &path, format, image: base.as_deref() };
+            image::from_volume(node.pool(pool)?.as_ref(), *image, source, sink).await
         }
         _ => Err(Error::internal("not image work")),
     }

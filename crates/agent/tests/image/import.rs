@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use expect_test::{Expect, expect};
-use vmkeep_agent::image;
+use vmkeep_agent::image::{self, Reach, Remote, VolumeSource};
+use vmkeep_agent::pool::Pool;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::image::{ImageFacts, ImageKind};
@@ -66,9 +67,18 @@ async fn an_ova_gives_its_first_disk_and_a_cd_stays_one() {
     let bytes = disk(dir.path());
     run("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", "disk.raw", "vm-disk1.vmdk"], dir.path());
     std::fs::write(dir.path().join("vm.ovf"), "<Envelope/>").expect("written");
-    run("tar", &["--format=ustar", "-cf", "vm.ova", "vm.ovf", "vm-disk1.vmdk"], dir.path());
-    let (image, _) = import(dir.path(), "vm.ova", None).await.expect("imported");
+    std::fs::write(dir.path().join("vm-disk2.vmdk"), "data").expect("written");
+    let sum = |dir: &Path| run("sh", &["-c", "sha256sum --tag vm-disk1.vmdk | sed 's/ (/(/; s/) =/)=/' > vm.mf"], dir);
+    sum(dir.path());
+    let pack = ["--format=ustar", "-cf", "vm.ova", "vm.ovf", "vm.mf", "vm-disk1.vmdk", "vm-disk2.vmdk"];
+    run("tar", &pack, dir.path());
+    let (image, facts) = import(dir.path(), "vm.ova", None).await.expect("imported");
     assert!(content(&image, dir.path()) == bytes);
+    assert_eq!(facts.warnings[0], "1 more disk was left out: an image is one disk");
+    std::fs::write(dir.path().join("vm.mf"), format!("SHA256(vm-disk1.vmdk)= {}\n", "0".repeat(64))).expect("written");
+    run("tar", &pack, dir.path());
+    let damaged = import(dir.path(), "vm.ova", None).await.expect_err("another sum");
+    assert!(damaged.message.contains("its manifest says 000"), "{damaged}");
 
     std::fs::create_dir(dir.path().join("cd")).expect("a folder");
     run("genisoimage", &["-quiet", "-o", "cd.iso", "cd"], dir.path());
@@ -140,6 +150,44 @@ fn replace_line(bytes: &mut [u8], begin: &[u8], line: &str) {
     bytes[at..at + length].copy_from_slice(format!("{line:<length$}").as_bytes());
 }
 
+/// `raw`, `qcow2`, and the image that the disk was cloned from.
+async fn from_volume(dir: &Path, format: &str, image: Option<&Path>) -> Result<(PathBuf, ImageFacts), Error> {
+    let pool = pool_in(&dir.join("pool"));
+    let facts = image::from_volume(&*pool, ID, VolumeSource { path: &dir.join("volume"), format, image }, &silent).await?;
+    Ok((pool.image_path(ID), facts))
+}
+
+#[tokio::test]
+async fn a_guest_cannot_make_an_image_of_its_disk_read_the_host() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, vec![0x53; 1 << 20]).expect("written");
+    let forged = ["create", "-q", "-f", "qcow2", "-b", "secret", "-F", "raw", "volume"];
+    run("qemu-img", &forged, dir.path());
+    // A guest with a raw disk wrote that header.
+    let (image, facts) = from_volume(dir.path(), "raw", None).await.expect("its bytes are only bytes");
+    assert_eq!(content(&image, dir.path())[..4], *b"QFI\xfb");
+    assert!(facts.virtual_size.bytes() < 1 << 20, "the disk, not the secret: {facts:?}");
+    std::fs::remove_file(&image).expect("removed");
+    for image in [None, Some(dir.path().join("base"))] {
+        let error = from_volume(dir.path(), "qcow2", image.as_deref()).await.expect_err("it points elsewhere");
+        assert!(error.message.starts_with("the image has a backing file ('secret')"), "{error}");
+    }
+    assert_eq!(files_below(&dir.path().join("pool")), [] as [PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn a_clone_of_an_image_becomes_a_whole_image() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let bytes = disk(dir.path());
+    let base = dir.path().join("base.qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "disk.raw", "base.qcow2"], dir.path());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base.display().to_string(), "-F", "qcow2", "volume"], dir.path());
+    let (image, _) = from_volume(dir.path(), "qcow2", Some(&base)).await.expect("taken");
+    std::fs::remove_file(base).expect("removed");
+    assert!(content(&image, dir.path()) == bytes);
+}
+
 #[tokio::test]
 async fn what_is_damaged_compressed_or_absurd_is_refused() {
     refused(|dir| std::fs::write(dir.join("bad.img"), b"").expect("written"), expect!["DIR/bad.img is empty"]).await;
@@ -167,6 +215,25 @@ async fn a_checksum_is_held_against_the_file() {
     assert_eq!(facts.sha256, Some(right.to_lowercase()));
 }
 
+async fn fetch(pool: &dyn Pool, url: &str, reach: Reach) -> Result<ImageFacts, Error> {
+    image::fetch(pool, ID, Remote { url, sha256: None, reach }, &silent).await
+}
+
+#[tokio::test]
+async fn a_url_leads_to_other_hosts_only() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let server = serve(disk(dir.path()), Vec::new(), First::Breaks);
+    let pool = pool_in(&dir.path().join("pool"));
+    let by_name = server.url.replace("127.0.0.1", "localhost");
+    for url in [&server.url, &by_name] {
+        let refused = fetch(&*pool, url, Reach::Others).await.expect_err(url);
+        assert_eq!(refused.code, Code::Refused, "{refused}");
+        assert!(refused.message.contains("leads to") && refused.hint.is_some(), "{refused}");
+    }
+    assert!(server.ranges.lock().expect("ranges").is_empty(), "nobody asked the server");
+    fetch(&*pool, &by_name, Reach::Everywhere).await.expect("the configuration allows it");
+}
+
 #[tokio::test]
 async fn a_broken_download_goes_on_where_it_stopped() {
     for (first, resumed) in [(First::Breaks, true), (First::BreaksAndChanges, false)] {
@@ -175,7 +242,7 @@ async fn a_broken_download_goes_on_where_it_stopped() {
         let after: Vec<u8> = before.iter().map(|b| b.wrapping_add(1)).collect();
         let server = serve(before.clone(), after.clone(), first);
         let pool = pool_in(&dir.path().join("pool"));
-        image::fetch(&*pool, ID, &server.url, None, &silent).await.expect("fetched");
+        fetch(&*pool, &server.url, Reach::Everywhere).await.expect("fetched");
         let ranges = server.ranges.lock().expect("ranges").clone();
         assert_eq!((ranges.len(), ranges[0].as_str()), (2, ""), "{ranges:?}");
         assert!(ranges[1].starts_with("bytes=") && ranges[1] != "bytes=0-", "the second request asks for the rest: {ranges:?}");
@@ -188,7 +255,7 @@ async fn a_broken_download_goes_on_where_it_stopped() {
 async fn a_url_that_is_none_or_answers_no_is_told() {
     let dir = tempfile::tempdir().expect("a folder");
     let pool = pool_in(dir.path());
-    let closed = image::fetch(&*pool, ID, "http://127.0.0.1:1/x", None, &silent).await.expect_err("nobody listens");
+    let closed = fetch(&*pool, "http://127.0.0.1:1/x", Reach::Everywhere).await.expect_err("nobody listens");
     assert_eq!(closed.code, Code::Unavailable);
     assert!(closed.message.contains("refused"), "{closed}");
 }
