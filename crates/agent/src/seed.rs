@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::order::Order;
+use vmkeep_types::user_data::{self, UserData};
 use vmkeep_types::vm::CloudInit;
 
 /// A FAT12 volume; user-data over this is refused.
@@ -64,7 +65,7 @@ fn user_data(wish: &CloudInit) -> Result<String, Error> {
     let ours = format!("#cloud-config\n{}\n", text(&cloud_config(wish)));
     let whole = match wish.user_data.as_deref().map(str::trim_start) {
         None | Some("") => ours,
-        Some(raw) => multipart(&ours, raw),
+        Some(raw) => multipart(&ours, raw)?,
     };
     if whole.len() > USER_DATA_BYTES_MAX {
         return Err(Error::new(
@@ -115,25 +116,26 @@ fn cloud_config(wish: &CloudInit) -> Value {
     Value::Object(config)
 }
 
-/// Both parts as cloud-init merges them: ours first, theirs wins.
-fn multipart(ours: &str, theirs: &str) -> String {
-    let kind = |text: &str| match text {
-        t if t.starts_with("#!") => "text/x-shellscript",
-        t if t.starts_with("#include") => "text/x-include-url",
-        t if t.starts_with("#cloud-boothook") => "text/cloud-boothook",
-        _ => "text/cloud-config",
+/// Both parts as cloud-init merges them: ours last, and it replaces nothing of theirs. A message of theirs with MIME headers is
+/// a part as it stands.
+fn multipart(ours: &str, theirs: &str) -> Result<String, Error> {
+    let unknown = || {
+        Error::invalid("cloud_init.user_data begins with nothing that cloud-init knows")
+            .hint("it begins with #cloud-config, #!, or MIME headers")
     };
+    let kind = user_data::kind(theirs).ok_or_else(unknown)?;
     let mut boundary = String::from("==vmkeep==");
     while ours.contains(&boundary) || theirs.contains(&boundary) {
         boundary.push('=');
     }
-    let part = |text: &str| {
-        format!(
-            "--{boundary}\nContent-Type: {}; charset=\"utf-8\"\nMerge-Type: list(append)+dict(recurse_array,no_replace)+str()\n\n{text}\n",
-            kind(text)
-        )
+    let part = |kind: UserData, text: &str| match kind {
+        UserData::Plain(mime) => format!(
+            "--{boundary}\nContent-Type: {mime}; charset=\"utf-8\"\nMerge-Type: list(append)+dict(recurse_array,no_replace)+str()\n\n{text}\n"
+        ),
+        UserData::Mime => format!("--{boundary}\n{text}\n"),
     };
-    format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n", part(theirs), part(ours))
+    let parts = [part(kind, theirs), part(UserData::Plain("text/cloud-config"), ours)].concat();
+    Ok(format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{parts}--{boundary}--\n"))
 }
 
 /// Network config version 2, each NIC matched by its MAC: names differ between guests, addresses do not.
@@ -196,5 +198,32 @@ impl fatfs::TimeProvider for FixedClock {
 
     fn get_current_date_time(&self) -> fatfs::DateTime {
         fatfs::DateTime { date: self.get_current_date(), time: fatfs::Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(theirs: &str) -> Result<String, Error> {
+        super::user_data(&CloudInit { user_data: Some(theirs.into()), ..CloudInit::default() })
+    }
+
+    #[test]
+    fn each_kind_of_user_data_is_labelled_as_what_it_is() {
+        for (prefix, mime) in user_data::KINDS {
+            let made = whole(&format!("{prefix}\nbody\n")).expect("taken");
+            assert!(made.contains(&format!("\nContent-Type: {mime}; charset=\"utf-8\"\nMerge-Type: ")), "{prefix}:\n{made}");
+            assert_eq!(made.matches("\n--==vmkeep==\n").count(), 2, "theirs and ours:\n{made}");
+        }
+        assert!(whole("runcmd: []").is_err());
+    }
+
+    #[test]
+    fn a_mime_message_is_nested_as_it_stands() {
+        let theirs = "Content-Type: multipart/mixed; boundary=\"==vmkeep==\"\nMIME-Version: 1.0\n\n--==vmkeep==\n\
+            Content-Type: text/x-shellscript\n\n#!/bin/sh\n--==vmkeep==--\n";
+        let made = whole(theirs).expect("taken");
+        assert!(made.contains(&format!("\n--==vmkeep===\n{theirs}\n--==vmkeep===\nContent-Type: text/cloud-config;")), "{made}");
     }
 }

@@ -13,6 +13,7 @@
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
+//! | [`user_data`] | what cloud-init takes a text for |
 //! | [`nearest`] | "did you mean" |
 
 pub mod check;
@@ -33,4 +34,5 @@ pub mod pool;
 pub mod record;
 pub mod scalar;
 pub mod units;
+pub mod user_data;
 pub mod vm;

@@ -332,7 +332,7 @@ fn cloud_init() {
             cloud_init.packages[1]: 'vim' is listed twice
             cloud_init.packages[2]: '--force' is no package name
             cloud_init.packages[3]: 'a;b' is no package name
-            cloud_init.user_data: cloud-init ignores it unless it begins with #cloud-config, #!, or MIME headers
+            cloud_init.user_data: cloud-init ignores it unless it begins with MIME headers or one of: #cloud-config-archive, #cloud-config-jsonp, ## template: jinja, #cloud-boothook, #include-once, #part-handler, #cloud-config, #include, #!
         "#]],
     );
     check(

@@ -294,8 +294,10 @@ fn user_data(data: &str) -> Result<(), String> {
     if data.len() > USER_DATA_BYTES_MAX {
         return Err(format!("larger than {} KiB", USER_DATA_BYTES_MAX >> 10));
     }
-    if data.starts_with(['#', '@']) || data.starts_with("Content-Type:") || data.starts_with("MIME-Version:") {
+    // @FILE is read by the CLI before it is sent.
+    if data.starts_with('@') || crate::user_data::kind(data).is_some() {
         return Ok(());
     }
-    Err("cloud-init ignores it unless it begins with #cloud-config, #!, or MIME headers".into())
+    let known: Vec<&str> = crate::user_data::KINDS.iter().map(|(prefix, _)| *prefix).collect();
+    Err(format!("cloud-init ignores it unless it begins with MIME headers or one of: {}", known.join(", ")))
 }
