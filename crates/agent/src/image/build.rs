@@ -25,6 +25,25 @@ use crate::pool::qemu_img::{self, Trust};
 use crate::pool::room::Room;
 use crate::pool::{Pool, ProgressSink};
 
+/// What the builders run or read beyond Debian's essential packages: program or file, and its package. `host check` looks for
+/// them.
+pub const BUILD_TOOLS: [(&str, &str); 14] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("unshare", "util-linux"),
+    ("sfdisk", "fdisk"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mmd", "mtools"),
+    ("mcopy", "mtools"),
+    ("syslinux", "syslinux"),
+    (tiny::MBR, "syslinux-common"),
+    ("grub-mkimage", "grub-common"),
+    (grub::EFI_FILES, "grub-efi-amd64-bin"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
+];
+
 /// Builds and takes in.
 ///
 /// # Errors
@@ -76,5 +95,27 @@ fn os_name(recipe: BuildRecipe) -> &'static str {
         BuildRecipe::Tiny => "vmkeep tiny (Linux, busybox)",
         BuildRecipe::Debian12 => "Debian GNU/Linux 12 (bookworm)",
         BuildRecipe::Debian13 => "Debian GNU/Linux 13 (trixie)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of packages that every Debian has.
+    const ESSENTIAL: [&str; 6] = ["apt-cache", "apt-get", "chroot", "dpkg-deb", "find", "gzip"];
+
+    #[test]
+    fn the_list_names_every_program_that_a_builder_runs() {
+        let sources =
+            [include_str!("build/debian.rs"), include_str!("build/disk.rs"), include_str!("build/grub.rs"), include_str!("build/tiny.rs")];
+        for source in sources {
+            let calls = source.split("tool::run(").chain(source.split("tool::run_with_input(")).skip(1);
+            let programs = calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next());
+            for program in programs {
+                let known = ESSENTIAL.contains(&program) || BUILD_TOOLS.iter().any(|(tool, _)| *tool == program);
+                assert!(known, "{program} is missing in BUILD_TOOLS");
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ mod import;
 mod ova;
 mod reach;
 
-pub use build::build;
+pub use build::{BUILD_TOOLS, build};
 pub use download::{Remote, fetch};
 pub use import::{VolumeSource, from_volume, import_file};
 pub use reach::Reach;

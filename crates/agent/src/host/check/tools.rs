@@ -5,20 +5,12 @@ use std::path::{Path, PathBuf};
 use vmkeep_types::host::CheckRow;
 
 use super::row::{fail, ok, warn};
+use crate::image::BUILD_TOOLS;
 
 /// What volumes and images cannot do without: program and Debian package.
 const NEEDED: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("qemu-system-x86_64", "qemu-system-x86")];
 /// What NAT networks need.
 const NETWORK: [(&str, &str); 1] = [("dnsmasq", "dnsmasq-base")];
-/// What `vmkeep image build` needs.
-const BUILD: [(&str, &str); 6] = [
-    ("mmdebstrap", "mmdebstrap"),
-    ("mke2fs", "e2fsprogs"),
-    ("mkfs.vfat", "dosfstools"),
-    ("mcopy", "mtools"),
-    ("sgdisk", "gdisk"),
-    ("busybox", "busybox-static"),
-];
 
 #[derive(Clone, Debug)]
 pub struct ToolFacts {
@@ -26,8 +18,11 @@ pub struct ToolFacts {
     pub missing: Vec<&'static str>,
 }
 
-/// Where a program lies, in the folders that root's PATH has.
+/// Where a program lies, in the folders that root's PATH has; a file with its whole path is looked for there.
 pub fn find(program: &str) -> Option<PathBuf> {
+    if program.starts_with('/') {
+        return Some(PathBuf::from(program)).filter(|p| p.exists());
+    }
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"]
         .iter()
         .map(|d| Path::new(d).join(program))
@@ -35,7 +30,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
 }
 
 pub fn gather() -> ToolFacts {
-    let all = NEEDED.iter().chain(&NETWORK).chain(&BUILD);
+    let all = NEEDED.iter().chain(&NETWORK).chain(&BUILD_TOOLS);
     ToolFacts { missing: all.map(|(program, _)| *program).filter(|program| find(program).is_none()).collect() }
 }
 
@@ -43,7 +38,7 @@ pub fn judge(facts: &ToolFacts) -> Vec<CheckRow> {
     let lacking = |group: &[(&'static str, &'static str)]| -> Vec<(&'static str, &'static str)> {
         group.iter().filter(|(program, _)| facts.missing.contains(program)).copied().collect()
     };
-    let (needed, network, build) = (lacking(&NEEDED), lacking(&NETWORK), lacking(&BUILD));
+    let (needed, network, build) = (lacking(&NEEDED), lacking(&NETWORK), lacking(&BUILD_TOOLS));
     let mut rows = Vec::new();
     if needed.is_empty() && network.is_empty() && build.is_empty() {
         rows.push(ok("tools", "all are there"));
@@ -70,7 +65,8 @@ fn words(lacking: &[(&str, &str)]) -> String {
 }
 
 fn install(lacking: &[(&str, &str)]) -> String {
-    format!("apt-get install {}", lacking.iter().map(|(_, package)| *package).collect::<Vec<_>>().join(" "))
+    let packages: std::collections::BTreeSet<&str> = lacking.iter().map(|(_, package)| *package).collect();
+    format!("apt-get install {}", packages.into_iter().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -93,7 +89,7 @@ mod tests {
         "#]],
         );
         check(
-            &["qemu-img", "dnsmasq", "mmdebstrap", "sgdisk"],
+            &["qemu-img", "dnsmasq", "mmdebstrap", "mcopy", "mmd"],
             expect![[r#"
                 fail tools: missing: qemu-img
                   no VM can be made
@@ -101,9 +97,9 @@ mod tests {
                 fail network-tools: missing: dnsmasq
                   NAT networks, `default` among them, have no DHCP and DNS
                   $ apt-get install dnsmasq-base
-                warn build-tools: missing: mmdebstrap, sgdisk
+                warn build-tools: missing: mmdebstrap, mmd, mcopy
                   `vmkeep image build` does not work; importing does
-                  $ apt-get install mmdebstrap gdisk
+                  $ apt-get install mmdebstrap mtools
             "#]],
         );
     }

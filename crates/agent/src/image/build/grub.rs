@@ -17,6 +17,9 @@ const KERNEL_SECTOR_AT: usize = 0x5c;
 const BLOCK_LIST_AT: usize = 0x1f4;
 const MBR_CODE_BYTES: usize = 440;
 
+/// Where `grub-mkimage` finds its modules.
+pub const EFI_FILES: &str = "/usr/lib/grub/x86_64-efi";
+
 const EFI_MODULES: [&str; 9] = ["part_msdos", "part_gpt", "fat", "linux", "search", "search_fs_file", "normal", "efi_gop", "all_video"];
 
 /// The file for UEFI; `config` is run before anything else.

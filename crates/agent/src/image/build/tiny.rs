@@ -36,7 +36,7 @@ const MODULES_LATER: [&str; 14] = [
 const KERNEL_META: &str = "linux-image-cloud-amd64";
 const DISK_BYTES: u64 = 96 * MIB;
 const FIRST_SECTOR: u64 = 2048;
-const MBR: &str = "/usr/lib/syslinux/mbr/mbr.bin";
+pub const MBR: &str = "/usr/lib/syslinux/mbr/mbr.bin";
 const MBR_CODE_BYTES: usize = 440;
 /// The test of the kernel's ciphers alone takes a tenth of the start under TCG.
 const COMMAND_LINE: &str = "console=tty0 console=ttyS0 quiet random.trust_cpu=on cryptomgr.notests no_timer_check 8250.nr_uarts=1";
