@@ -116,6 +116,7 @@ routes! {
     "upload.create" Post "/v1/uploads" Project Operator () ("UploadCreated") Json "Begin an upload";
     "upload.get" Get "/v1/uploads/{id}" Project Operator () ("UploadCreated") Json "How much of an upload is there";
     "upload.put" Put "/v1/uploads/{id}" Project Operator () ("UploadCreated") Bytes "Append bytes at ?offset=";
+    "upload.delete" Delete "/v1/uploads/{id}" Project Operator () () Json "Drop an upload that is not wanted any more";
     "volume.list" Get "/v1/volumes" Project Viewer () ("Page<VolumeView>") Watchable "List volumes";
     "volume.create" Post "/v1/volumes" Project Operator ("VolumeCreate") ("Accepted") Accepted "Create an unattached volume";
     "volume.get" Get "/v1/volumes/{name}" Project Viewer () ("VolumeView") Json "Show a volume";

@@ -108,7 +108,7 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/stats", get(metrics::stats))
         .route("/n/metrics", get(metrics::metrics))
         .route("/n/uploads", post(uploads::create))
-        .route("/n/uploads/{id}", put(uploads::append).get(uploads::show))
+        .route("/n/uploads/{id}", put(uploads::append).get(uploads::show).delete(uploads::drop_it))
         .route("/n/images/{uid}/content", get(images::content))
         .route("/n/guests/shutdown", post(guests::shutdown))
         .route("/n/guests/resume", post(guests::resume))

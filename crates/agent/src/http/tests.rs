@@ -386,6 +386,9 @@ async fn an_upload_goes_on_where_it_broke() {
     let huge =
         Request::put(format!("{path}?offset=15")).header("content-length", "99999999999999999").body(Body::from("x")).expect("a request");
     assert_eq!(bed.router.clone().oneshot(huge).await.expect("an answer").status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(bed.call(Method::DELETE, &path, "").await.0, StatusCode::OK);
+    assert!(!file.exists());
+    assert_eq!(bed.call(Method::DELETE, &path, "").await.0, StatusCode::NOT_FOUND);
     bed.check(Method::POST, "/n/uploads?pool=fast", "", expect!["404 there is no pool on this node 'fast'"]).await;
 }
 

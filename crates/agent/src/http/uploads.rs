@@ -77,7 +77,9 @@ pub async fn create(State(node): State<Arc<NodeHttp>>, Asked(into): Asked<Into_>
         std::fs::read_dir(&staging).map_err(cannot)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("upload-")).count();
     if present >= UPLOADS_MAX {
         let words = format!("{present} uploads wait in {} already", staging.display());
-        return Err(Error::new(Code::TooLarge, words).hint("import them, or remove old upload-* files there").into());
+        return Err(Error::new(Code::TooLarge, words)
+            .hint("import them, or drop those that nobody wants: DELETE /v1/uploads/ID; each is named upload-ID there")
+            .into());
     }
     std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(cannot)?;
     Ok(Json(UploadCreated { upload, have: 0 }))
@@ -107,6 +109,13 @@ pub async fn append(
     Room::around(&path).fits(promised.unwrap_or(0))?;
     let have = write(&path, have, body).await?;
     Ok(Json(UploadCreated { upload, have }))
+}
+
+pub async fn drop_it(State(node): State<Arc<NodeHttp>>, Path(id): Path<String>) -> Answer<Json<serde_json::Value>> {
+    let (upload, path) = find(&node, &id)?;
+    let _writing = node.uploads.begin(upload)?;
+    std::fs::remove_file(&path).map_err(|e| io_failure("cannot remove the upload", &e))?;
+    Ok(Json(serde_json::json!({})))
 }
 
 fn refuse_too_large(have: u64, more: u64) -> Result<(), Error> {

@@ -205,7 +205,7 @@ async fn images(mut call: Call) -> Answer {
             to_node_at(call, &record.node, &uri).await
         }
         "upload.create" => to_node(call, &node, "/n/uploads").await,
-        "upload.get" | "upload.put" => {
+        "upload.get" | "upload.put" | "upload.delete" => {
             let id: uuid::Uuid = call.field("id").parse().map_err(|_| Error::invalid("an upload's id is a UUID"))?;
             to_node(call, &node, &format!("/n/uploads/{id}")).await
         }
