@@ -110,6 +110,11 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         if value.leaving.is_some_and(|already| already != leaving) {
             return Err(Error::conflict(format!("'{name}' is being deleted already")));
         }
+        if value.leaving.is_some()
+            && let Some(op) = open_leave(store, ask, value.id).await?
+        {
+            return Ok(op);
+        }
         let op = operation(ask, kind, resource(&value), Wanted::Gone);
         let going = VmRecord { leaving: Some(leaving), ..value };
         let txn = Txn::default().when(Compare::ModifiedAt(key.clone(), modified)).then(typed::put(key, &going)).then(put_op(&op));
@@ -118,4 +123,11 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         }
     }
     Err(busy(name))
+}
+
+/// The operation that tells of the end already begun: a request repeated gets the same answer.
+async fn open_leave(store: &dyn Store, ask: &Ask, id: VmId) -> Result<Option<Operation>, Error> {
+    let ops = super::list::<Operation>(store, &keys::ops(&ask.project)).await?;
+    let is_it = |op: &Operation| op.resource.uid == id.0 && op.wanted == Wanted::Gone && !op.state.is_over();
+    Ok(ops.into_iter().map(|stored| stored.value).find(is_it))
 }

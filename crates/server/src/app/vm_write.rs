@@ -24,6 +24,9 @@ use crate::view::{restore_secrets, unrestored_secrets};
 /// Random bytes of a MAC, behind QEMU's prefix.
 const MAC_RANDOM_BYTES: usize = 3;
 
+/// A whole wish: it travels to its node in one value with all that the node needs for it, and a value holds 1 MiB.
+const SPEC_BYTES_MAX: usize = 768 << 10;
+
 /// What a write came to.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -252,6 +255,11 @@ async fn resolve(store: &dyn Store, ask: &Ask, spec: &VmSpec, old: Option<&VmRec
     let mut problems = check::vm(spec);
     problems.extend(check::unread_files(spec));
     problems.extend(unrestored_secrets(spec));
+    let bytes = serde_json::to_vec(spec).expect("a spec has only text keys").len();
+    if bytes > SPEC_BYTES_MAX {
+        let words = format!("VM '{}' takes {} KiB in all; the limit is {} KiB", spec.name, bytes >> 10, SPEC_BYTES_MAX >> 10);
+        return Err(Error::new(Code::TooLarge, words).hint("let cloud-init fetch long data: `#include` with a URL in user_data"));
+    }
     let admin_only = check::admin_only(spec);
     if !admin_only.is_empty() && ask.caller.role < Role::Admin {
         let unchanged = old.is_some_and(|old| {

@@ -109,7 +109,14 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &ClusterView, tou
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| task::file_events(view, node)));
     touched.clear();
     for txn in txns {
-        store.txn(txn.when(Compare::ModifiedAt(lead.key.clone(), lead.revision))).await?;
+        match store.txn(txn.when(Compare::ModifiedAt(lead.key.clone(), lead.revision))).await {
+            Ok(_) => {}
+            // It would fail again after a new listing, and the other objects must not wait for it.
+            Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))) => {
+                tracing::error!(%error, "one write of the leader was left out")
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

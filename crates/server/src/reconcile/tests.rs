@@ -218,3 +218,45 @@ async fn a_deleted_vm_leaves_no_key_behind() {
     let left: Vec<String> = store.list("").await.expect("a listing").items.into_iter().map(|kv| kv.key).collect();
     assert_eq!(left, ["n/node1/facts", "op/default/00000000-0000-0000-0000-000000000002"]);
 }
+
+#[tokio::test]
+async fn a_vm_with_more_operations_than_a_transaction_holds_goes_too() {
+    let store = begin(ByteCount::from_gib(8)).await;
+    lead(&store).await;
+    let ids: Vec<OperationId> = (0..300).map(|n| OperationId(uuid::Uuid::from_u128(1000 + n))).collect();
+    for part in ids.chunks(100) {
+        let open = |id: &OperationId| typed::put(keys::op(&project(), *id), &Operation { id: *id, ..operation(Wanted::Gone) });
+        store.txn(Txn { then: part.iter().map(open).collect(), ..Txn::default() }).await.expect("a write");
+    }
+    let leaving = typed::put(keys::vm(&project(), VM), &record(Some(Leaving::Delete)));
+    store.txn(Txn::default().then(leaving)).await.expect("a write");
+    lead(&store).await;
+    answer(&store, |seen| seen.memory.removed = true).await;
+    lead(&store).await;
+    let ops = typed::list_json::<Operation>(&store, keys::ALL_OPS).await.expect("a listing");
+    let open: Vec<OperationId> = ops.iter().filter(|op| !op.value.state.is_over()).map(|op| op.value.id).collect();
+    assert_eq!((ops.len(), open), (301, Vec::new()));
+}
+
+#[tokio::test]
+async fn one_vm_that_cannot_be_written_does_not_stop_the_others() {
+    const OTHER: VmId = VmId(uuid::Uuid::from_u128(9));
+    let store = begin(ByteCount::from_gib(8)).await;
+    let mut big = record(None);
+    big.spec.description = "x".repeat(900 << 10);
+    let choices = VmChoices { cpu_xml: Some("y".repeat(200 << 10)), ..VmChoices::default() };
+    let other = VmRecord { id: OTHER, ..record(None) };
+    let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
+    let txn = Txn::default()
+        .then(typed::put(keys::vm(&project(), VM), &big))
+        .then(typed::put(keys::choices(VM), &choices))
+        .then(typed::put(keys::vm(&project(), OTHER), &other))
+        .then(typed::put(keys::power(OTHER), &power));
+    store.txn(txn).await.expect("a write");
+    let leadership = store.lead("a", std::time::Duration::from_secs(60)).await.expect("a store").expect("nobody leads");
+    let listing = store.list_many(&PREFIXES).await.expect("a listing");
+    let (view, mut touched) = ClusterView::new(listing.revision, &listing.items);
+    super::carry_out(&store, &leadership, &view, &mut touched).await.expect("it goes on");
+    let orders = store.list(&keys::orders(&node())).await.expect("a listing").items;
+    assert_eq!(orders.into_iter().map(|kv| kv.key).collect::<Vec<_>>(), [keys::order(&node(), OTHER)]);
+}

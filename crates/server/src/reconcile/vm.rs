@@ -25,17 +25,17 @@ use super::view::{ClusterView, Kept};
 pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
     let Some(record) = view.vms.get(&id) else { return forgotten(view, id, now) };
     let owner = view.owners.get(&id);
-    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner, now)) {
+    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record), |owner| follow(view, record, owner)) {
         return vec![txn];
     }
     fold_operations(view, id, now)
 }
 
 /// A VM without owner gets one, or its operations say why not.
-fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
+fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>) -> Option<Txn> {
     let vm = &record.value;
     if vm.leaving.is_some() {
-        return Some(forget(view, record, now));
+        return Some(forget(view, record));
     }
     match place::choose(&vm.spec, &loads(view, vm)) {
         Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
@@ -85,11 +85,11 @@ fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {
 }
 
 /// The owner's order mirrors the wish; what the node found out is kept; a VM that is gone is forgotten.
-fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now: jiff::Timestamp) -> Option<Txn> {
+fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> Option<Txn> {
     let vm = &record.value;
     let seen = view.seen(vm.id).filter(|seen| seen.generation == owner.value.generation);
     if vm.leaving.is_some() && seen.is_some_and(|seen| seen.memory.removed) {
-        return Some(forget(view, record, now));
+        return Some(forget(view, record));
     }
     if let Some(txn) = seen.and_then(|seen| keep_choices(view, vm.id, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
         return Some(txn);
@@ -189,8 +189,9 @@ fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -
     })
 }
 
-/// All keys of a VM that is gone from its node, its operations ended, its volumes removed or set free.
-fn forget(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Txn {
+/// All keys of a VM that is gone from its node, its volumes removed or set free. Its operations end after it, each in a
+/// transaction of its own: they are as many as people asked for, and one transaction holds only so much.
+fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
     let vm = &record.value;
     let mut txn = Txn::default()
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified))
@@ -207,10 +208,6 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> 
     }
     for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)) {
         txn.then.extend(let_go(vm, volume));
-    }
-    for op in view.ops_of(vm.id) {
-        let state = if op.value.wanted == Wanted::Gone { OpState::Done } else { OpState::Cancelled };
-        txn.then.push(typed::put(op_key(&op.value), &ended(&op.value, state, now)));
     }
     txn
 }
@@ -233,6 +230,7 @@ fn forgotten(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
         let state = if op.value.wanted == Wanted::Gone { OpState::Done } else { OpState::Cancelled };
         replace_op(op, &ended(&op.value, state, now))
     };
+    // What a task did is told by its own result.
     view.ops_of(id).filter(|op| op.value.wanted != Wanted::Task).map(end).collect()
 }
 

@@ -35,7 +35,7 @@ const SSH_KEY_BYTES_MAX: usize = 16 << 10;
 const USERS_MAX: usize = 100;
 const PACKAGES_MAX: usize = 500;
 /// The seed is read by the guest at each boot, and the wish is kept in the store.
-const USER_DATA_BYTES_MAX: usize = 512 << 10;
+const USER_DATA_BYTES_MAX: usize = 256 << 10;
 
 pub(super) fn look(spec: &VmSpec, found: &mut Found) {
     description(&spec.description, found);

@@ -272,6 +272,10 @@ async fn deletion_is_asked_once_and_refused_when_protected() {
     bed.check("DELETE /v1/vms/web1?keep_disks=true", Value::Null, expect!["202 vm.delete web1 pending"]).await;
     let id = bed.vm_id("web1").await;
     assert_eq!(bed.stored::<VmRecord>(&keys::vm(&default(), id)).await.leaving, Some(Leaving::DeleteKeepDisks));
+    let again = |path: &'static str| async { word(&bed.call(path, Value::Null).await.json()["operation"]["id"]) };
+    let path = "DELETE /v1/vms/web1?keep_disks=true";
+    assert_eq!(again(path).await, again(path).await, "asked again, it is the same operation");
+    assert_eq!(bed.get("/v1/operations").await["items"].as_array().map(Vec::len), Some(3), "create, update, delete");
     bed.check("DELETE /v1/vms/web1", Value::Null, expect!["409 conflict: 'web1' is being deleted already"]).await;
     bed.check("PUT /v1/vms/web1", json!({"name": "web1"}), expect!["409 conflict: 'web1' is being deleted"]).await;
     bed.check("POST /v1/vms/web1/actions/start", Value::Null, expect!["409 conflict: 'web1' is being deleted"]).await;
