@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use vmkeep_types::check;
 use vmkeep_types::error::Problem;
+use vmkeep_types::image::ImageSpec;
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::vm::{Disk, DiskBus, DiskFormat, Nic, VmSpec};
 
@@ -38,6 +40,27 @@ pub fn changes(old: &VmSpec, new: &VmSpec) -> Vec<(FieldChange, Effect)> {
     let mut found = Vec::new();
     compare("", &whole(&old), &whole(&new), &mut found);
     found.into_iter().map(|change| (effect(&change.field, &old, &new), change)).map(|(e, c)| (shown(c), e)).collect()
+}
+
+/// Every difference between two networks; VMs see it when libvirt starts the network again.
+pub fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<FieldChange> {
+    let whole = |spec: &NetworkSpec| serde_json::to_value(spec).expect("a spec has only text keys");
+    let mut found = Vec::new();
+    compare("", &whole(old), &whole(new), &mut found);
+    found
+}
+
+/// Changes to an existing image that are refused: what disks were made from does not change under them.
+pub fn image_refusals(old: &ImageSpec, new: &ImageSpec) -> Vec<Problem> {
+    let way = "import it under another name, and `vmkeep vm rebuild` what is to be made from it";
+    let mut problems = Vec::new();
+    if old.source != new.source {
+        problems.push(Problem { field: "source".into(), message: format!("the image '{}' was made from another source; {way}", old.name) });
+    }
+    if old.pool != new.pool {
+        problems.push(Problem { field: "pool".into(), message: format!("the image lies in pool '{}' and is not moved; {way}", old.pool) });
+    }
+    problems
 }
 
 /// Changes to an existing VM that are refused, each with the way that leads there.

@@ -6,6 +6,7 @@
 //! | [`boot`] | whose turn it is to start after a host boot |
 //! | [`place`] | which node owns a VM, and what the leader writes next |
 //! | [`change`] | how two wishes differ, and what a change costs |
+//! | [`warn`] | what a wish will not do as it may be meant |
 //!
 //! Callers gather a view, call a function, carry out what it says, and look again. Doing the same thing twice does no harm.
 
@@ -13,3 +14,4 @@ pub mod boot;
 pub mod change;
 pub mod place;
 pub mod vm;
+pub mod warn;

@@ -3,6 +3,7 @@
 //! | key | value | written by |
 //! |---|---|---|
 //! | `name/KIND/PROJECT/NAME` | uid | server |
+//! | `mac/MAC` | uid of the VM whose wish names it | server; leader removes |
 //! | `vm/PROJECT/UID` | `VmRecord`; its revision is the spec revision and the ETag | server |
 //! | `choices/UID` | `VmChoices` | leader |
 //! | `power/UID` | `Power` | server; leader folds a hold in |
@@ -49,6 +50,14 @@ pub const ALL_TOKENS: &str = "token/";
 
 pub fn name(kind: &str, project: &Name, name: &Name) -> String {
     format!("name/{kind}/{project}/{name}")
+}
+
+/// Of all projects.
+pub const ALL_VM_NAMES: &str = "name/vm/";
+
+/// A MAC that a wish names itself, lower case.
+pub fn mac(mac: &str) -> String {
+    format!("mac/{mac}")
 }
 
 pub fn vm(project: &Name, id: VmId) -> String {

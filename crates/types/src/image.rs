@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::ImageId;
+use crate::ids::{ImageId, OperationId};
 use crate::name::Name;
 use crate::units::ByteCount;
 use crate::vm::{Firmware, OsFamily};
@@ -105,6 +105,9 @@ pub struct ImageRecord {
     pub spec: ImageSpec,
     /// None until the import ended.
     pub facts: Option<ImageFacts>,
+    /// The operation that deletes it; nothing new is made from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<OperationId>,
     /// The node whose pool holds it.
     pub node: Name,
     pub created_at: jiff::Timestamp,

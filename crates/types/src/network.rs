@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::NetworkId;
+use crate::ids::{NetworkId, OperationId};
 use crate::name::Name;
 
 /// A network that NICs attach to.
@@ -51,5 +51,8 @@ pub struct NetworkRecord {
     pub id: NetworkId,
     pub project: Name,
     pub spec: NetworkSpec,
+    /// The operation that deletes it; no VM comes onto it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<OperationId>,
     pub created_at: jiff::Timestamp,
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ImageId, PoolId, VmId, VolumeId};
+use crate::ids::{ImageId, OperationId, PoolId, VmId, VolumeId};
 use crate::name::Name;
 use crate::units::ByteCount;
 use crate::vm::DiskFormat;
@@ -50,6 +50,9 @@ pub struct VolumeRecord {
     /// A file that was there before us (an adopted VM's disk): never created, never deleted by vmkeep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_path: Option<String>,
+    /// The operation that is still filling it; no VM takes it before that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<OperationId>,
     /// The VM it is attached to, and as which disk.
     pub attached: Option<Attachment>,
     pub created_at: jiff::Timestamp,

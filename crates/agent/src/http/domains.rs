@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use vmkeep_api::body::{AddressView, AdoptionProposal, DomainView, XmlAnswer};
 use vmkeep_types::error::Error;
 
@@ -13,7 +13,7 @@ use super::NodeHttp;
 use super::answer::Answer;
 use super::xml as parts;
 use crate::domain;
-use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, XmlKind};
+use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, METADATA_URI, XmlKind};
 
 /// The kernel's neighbour table is read at once; a tool that hangs is left.
 const TOOL_PATIENCE: Duration = Duration::from_secs(2);
@@ -34,12 +34,31 @@ pub async fn list(State(node): State<Arc<NodeHttp>>) -> Answer<Json<Vec<DomainVi
     Ok(Json(domains.into_iter().map(view).collect()))
 }
 
-pub async fn adoption(State(node): State<Arc<NodeHttp>>, Path(wanted): Path<String>) -> Answer<Json<AdoptionProposal>> {
+/// What is proposed for.
+#[derive(Debug, Default, serde::Deserialize)]
+pub struct Purpose {
+    /// A VM of vmkeep takes its own domain as it is now.
+    #[serde(default)]
+    of_ours: bool,
+}
+
+pub async fn adoption(
+    State(node): State<Arc<NodeHttp>>,
+    Path(wanted): Path<String>,
+    Query(purpose): Query<Purpose>,
+) -> Answer<Json<AdoptionProposal>> {
     let domains = node.hv().list().await?;
     let is_it = |d: &&DomainBrief| d.name == wanted || d.uuid.to_string() == wanted.to_ascii_lowercase();
     let Some(brief) = domains.iter().find(is_it) else {
         return Err(Error::not_found("libvirt domain", &wanted).hint("`vmkeep vm list -A` shows all domains").into());
     };
+    if brief.metadata.is_some() && !purpose.of_ours {
+        let hint = format!(
+            "where it runs under another vmkeep: `vmkeep vm release` there; where that one is lost: virsh metadata {} {METADATA_URI} --remove --config",
+            brief.uuid
+        );
+        return Err(Error::conflict(format!("the domain '{}' is a VM of vmkeep already", brief.name)).hint(hint).into());
+    }
     if !brief.persistent {
         let words = format!("the domain '{}' is transient: libvirt forgets it when it stops", brief.name);
         return Err(Error::refused(words)

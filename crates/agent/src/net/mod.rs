@@ -10,6 +10,7 @@ mod subnet;
 use std::path::Path;
 
 use vmkeep_types::error::{Code, Error};
+use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkMode, NetworkSpec};
 
 use crate::hypervisor::Hypervisor;
@@ -23,16 +24,16 @@ pub struct NetAttach {
     pub mtu: Option<u32>,
 }
 
-/// Our name of a network in libvirt.
-pub fn libvirt_name(spec: &NetworkSpec) -> String {
-    format!("vmkeep-{}", spec.name)
+/// Our name of a network in libvirt, which knows no projects.
+pub fn libvirt_name(project: &Name, network: &Name) -> String {
+    if project.as_str() == "default" { format!("vmkeep-{network}") } else { format!("vmkeep-{project}.{network}") }
 }
 
 /// The network is there and active.
 ///
 /// # Errors
 /// No free subnet, a bridge that is none, or libvirt's words.
-pub async fn ensure(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<NetAttach, Error> {
+pub async fn ensure(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> Result<NetAttach, Error> {
     match spec.mode {
         NetworkMode::Bridge => {
             let bridge = spec.bridge.as_deref().ok_or_else(|| Error::invalid(format!("network {} names no bridge", spec.name)))?;
@@ -40,10 +41,10 @@ pub async fn ensure(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<NetAttach
             Ok(NetAttach { libvirt_network: None, bridge: Some(bridge.into()), mtu: spec.mtu })
         }
         NetworkMode::Nat => {
-            let name = libvirt_name(spec);
+            let name = libvirt_name(project, &spec.name);
             let unavailable = |e| Error::new(Code::Unavailable, format!("network {}: {e}", spec.name));
             let present = hv.network_xml(&name).await.map_err(unavailable)?;
-            let xml = nat::xml(spec, &name, present.as_deref())?;
+            let xml = nat::xml(project, spec, &name, present.as_deref())?;
             hv.ensure_network(&name, &xml).await.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))?;
             Ok(NetAttach { libvirt_network: Some(name), bridge: None, mtu: spec.mtu })
         }
@@ -51,10 +52,13 @@ pub async fn ensure(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<NetAttach
 }
 
 /// Absent is fine.
-pub async fn remove(hv: &dyn Hypervisor, spec: &NetworkSpec) -> Result<(), Error> {
+pub async fn remove(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> Result<(), Error> {
     match spec.mode {
         NetworkMode::Bridge => Ok(()),
-        NetworkMode::Nat => hv.remove_network(&libvirt_name(spec)).await.map_err(|e| Error::refused(format!("network {}: {e}", spec.name))),
+        NetworkMode::Nat => {
+            let removed = hv.remove_network(&libvirt_name(project, &spec.name)).await;
+            removed.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))
+        }
     }
 }
 
@@ -80,6 +84,14 @@ fn check_bridge(sys: &Path, name: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libvirts_names_tell_projects_apart() {
+        let name = |project, network| libvirt_name(&Name::known(project), &Name::known(network));
+        assert_eq!(name("default", "blue"), "vmkeep-blue");
+        assert_ne!(name("a", "b-c"), name("a-b", "c"));
+        assert_ne!(name("a", "b"), name("default", "a-b"));
+    }
 
     #[test]
     fn only_real_bridges_without_wifi_are_taken() {

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use vmkeep_types::error::Error;
+use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 
 use super::subnet;
@@ -12,10 +13,13 @@ use crate::domain::tree::{self, Element, el};
 const IFNAME_BYTES_MAX: usize = 15;
 
 /// The XML; addresses and bridge that are there already stay.
-pub fn xml(spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<String, Error> {
+pub fn xml(project: &Name, spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<String, Error> {
     let present = present.map(tree::parse).transpose()?;
-    let bridge =
-        spec.bridge.clone().or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned)).unwrap_or_else(|| bridge_name(spec));
+    let bridge = spec
+        .bridge
+        .clone()
+        .or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned))
+        .unwrap_or_else(|| bridge_name(project, &spec.name));
     let (gateway, prefix) = gateway(spec, present.as_ref())?;
     // libvirt's own default, written out: it shows in the running network only, and would look like a change.
     let ports = el("nat").child(el("port").attr("start", "1024").attr("end", "65535"));
@@ -35,11 +39,19 @@ pub fn xml(spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<Stri
     Ok(network.write())
 }
 
-fn bridge_name(spec: &NetworkSpec) -> String {
-    if spec.name.as_str() == "default" {
+/// The network's name where it fits and is of the first project; else a number made from both names.
+fn bridge_name(project: &Name, network: &Name) -> String {
+    let first = project.as_str() == "default";
+    let plain = format!("vmk-{network}");
+    if first && network.as_str() == "default" {
         return "vmk0".into();
     }
-    format!("vmk-{}", spec.name).chars().take(IFNAME_BYTES_MAX).collect()
+    if first && plain.len() <= IFNAME_BYTES_MAX {
+        return plain;
+    }
+    // FNV-1a: the same each time.
+    let number = format!("{project}/{network}").bytes().fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    format!("vmk-{number:08x}")
 }
 
 fn gateway(spec: &NetworkSpec, present: Option<&Element>) -> Result<(Ipv4Addr, u8), Error> {
@@ -94,13 +106,24 @@ mod tests {
               <ip family='ipv6' address='fd00:77::1' prefix='64'/>
             </network>
         "#]]
-        .assert_eq(&xml(&spec, "vmkeep-default", None).expect("a network"));
+        .assert_eq(&xml(&Name::known("default"), &spec, "vmkeep-default", None).expect("a network"));
     }
 
     #[test]
     fn what_is_there_stays() {
         let there = "<network><bridge name='vmk7'/><ip address='192.168.50.1' netmask='255.255.255.0'/></network>";
-        let made = xml(&spec(serde_json::json!({"name": "default"})), "vmkeep-default", Some(there)).expect("a network");
+        let made = spec(serde_json::json!({"name": "default"}));
+        let made = xml(&Name::known("default"), &made, "vmkeep-default", Some(there)).expect("a network");
         assert!(made.contains("vmk7") && made.contains("192.168.50.1"), "{made}");
+    }
+
+    #[test]
+    fn networks_of_two_projects_or_of_long_names_share_no_bridge() {
+        let name = |project, network| bridge_name(&Name::known(project), &Name::known(network));
+        assert_eq!((name("default", "default").as_str(), name("default", "blue").as_str()), ("vmk0", "vmk-blue"));
+        assert_ne!(name("default", "production-one"), name("default", "production-two"));
+        assert_ne!(name("a", "blue"), name("b", "blue"));
+        assert_ne!(name("a", "default"), "vmk0");
+        assert!(name("a", "production-one").len() <= IFNAME_BYTES_MAX);
     }
 }

@@ -343,6 +343,7 @@ mod tests {
             format,
             image,
             foreign_path: None,
+            filling: None,
             attached: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }

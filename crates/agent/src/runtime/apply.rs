@@ -148,7 +148,7 @@ async fn wanted(node: &Node, state: &mut State, look: Look) -> Result<Wanted, Er
     let mut nics: BTreeMap<Name, NetAttach> = BTreeMap::new();
     for nic in &state.order.spec.nics {
         let spec = state.order.networks.get(&nic.network).ok_or_else(|| Error::not_found("network", &nic.network))?;
-        nics.insert(nic.name.clone(), node.network(spec, look).await?);
+        nics.insert(nic.name.clone(), node.network(&state.order.project, spec, look).await?);
     }
     let seed = write_seed(node, &state.order).await?;
     let input = BuildInput {

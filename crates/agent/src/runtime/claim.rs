@@ -47,9 +47,11 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
     if owner.node != node.name || owner.generation != order.generation {
         return Err(ClaimError::NotOwner);
     }
+    let life = node.this_life().await?.ok_or(ClaimError::NotGranted)?;
     let claim = Claim { generation: order.generation, epoch, start: uuid::Uuid::new_v4() };
     let mut txn = Txn::default()
         .when(Compare::ModifiedAt(owner_key, kv.modified))
+        .when(life)
         .when(Compare::Absent(keys::fence(&node.name, epoch)))
         .when(Compare::Absent(keys::stopped(&node.name, order.vm, order.generation)))
         .when(Compare::Present(keys::armed(&node.name, epoch)))

@@ -70,8 +70,8 @@ pub struct Node {
     epoch: Mutex<Epoch>,
     profile: tokio::sync::Mutex<Option<Arc<HostProfile>>>,
     pools: Mutex<Pools>,
-    /// Networks that were ensured since libvirt was connected.
-    networks: Mutex<BTreeMap<Name, (NetworkSpec, NetAttach)>>,
+    /// Networks that were ensured since libvirt was connected, by project and name.
+    networks: Mutex<BTreeMap<(Name, Name), (NetworkSpec, NetAttach)>>,
     /// Held while a network is made.
     network_turn: tokio::sync::Mutex<()>,
 }
@@ -132,15 +132,27 @@ impl Node {
             None => Epoch(1),
         };
         let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
-        let txn = Txn::default()
-            .when(guard)
-            .then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }))
-            .then(typed::put(keys::armed(&self.name, epoch), &Armed { mode: "none".into() }));
+        let armed = keys::armed(&self.name, epoch);
+        let mut txn = Txn::default().when(guard).then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }));
+        // Others may count on it from the first claim on: within an epoch it does not change.
+        txn = match self.store.get(&armed).await? {
+            Some(_) => txn.when(Compare::Present(armed)),
+            None => txn.when(Compare::Absent(armed.clone())).then(typed::put(armed, &Armed { mode: "none".into() })),
+        };
         if self.store.txn(txn).await?.held == Held::No {
             return Err(StoreError::Unavailable(format!("another agent joined as {}", self.name)));
         }
         *self.epoch.lock().expect("no panic holds this lock") = epoch;
         self.refresh_facts().await
+    }
+
+    /// The compare that holds as long as the node's epoch is the one of this agent; None when it is another already.
+    pub async fn this_life(&self) -> Result<Option<Compare>, StoreError> {
+        let key = keys::epoch(&self.name);
+        let Some(kv) = self.store.get(&key).await? else { return Ok(None) };
+        let record: EpochRecord = typed::decode(&kv)?;
+        let ours = record.epoch == self.epoch() && record.boot_id == self.boot_id;
+        Ok(ours.then_some(Compare::ModifiedAt(key, kv.modified)))
     }
 
     /// Describes the node anew; libvirt's state and versions may have changed.
@@ -182,21 +194,22 @@ impl Node {
     }
 
     /// What a NIC on this network plugs into. `Fresh` asks libvirt, which also starts a network that somebody stopped.
-    pub async fn network(&self, spec: &NetworkSpec, look: Look) -> Result<NetAttach, Error> {
+    pub async fn network(&self, project: &Name, spec: &NetworkSpec, look: Look) -> Result<NetAttach, Error> {
+        let of = (project.clone(), spec.name.clone());
         let kept = self
             .networks
             .lock()
             .expect("no panic holds this lock")
-            .get(&spec.name)
-            .filter(|(of, _)| of == spec)
+            .get(&of)
+            .filter(|(kept, _)| kept == spec)
             .map(|(_, attach)| attach.clone());
         if let (Look::Kept, Some(attach)) = (look, kept) {
             return Ok(attach);
         }
         // Two VMs that come at once would both define it, and libvirt refuses the second.
         let _turn = self.network_turn.lock().await;
-        let attach = net::ensure(self.hv.as_ref(), spec).await?;
-        self.networks.lock().expect("no panic holds this lock").insert(spec.name.clone(), (spec.clone(), attach.clone()));
+        let attach = net::ensure(self.hv.as_ref(), project, spec).await?;
+        self.networks.lock().expect("no panic holds this lock").insert(of, (spec.clone(), attach.clone()));
         Ok(attach)
     }
 

@@ -103,7 +103,7 @@ async fn carry_out(node: &Node, task: &NodeTask, told: Arc<Mutex<Told>>) -> Resu
         }
         Work::DeleteVolume { volume, pool } => node.pool(pool)?.delete_volume(*volume).await.map(|()| None),
         Work::DeleteImage { image, pool } => node.pool(pool)?.delete_image(*image).await.map(|()| None),
-        Work::DeleteNetwork { network } => net::remove(node.hv.as_ref(), network).await.map(|()| None),
+        Work::DeleteNetwork { network } => net::remove(node.hv.as_ref(), &task.project, network).await.map(|()| None),
         Work::Fetch { .. } | Work::ImportUpload { .. } | Work::Build { .. } | Work::ImageFromVolume { .. } => {
             image_work(node, &task.work, &sink).await.map(Some)
         }

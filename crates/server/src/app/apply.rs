@@ -1,9 +1,10 @@
 //! `POST /v1/apply`: plan or carry out several manifests; nothing is written while anything is wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen, PlannedChange};
 use vmkeep_core::change::{self, Effect};
+use vmkeep_core::warn;
 use vmkeep_store::Store;
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
@@ -13,6 +14,7 @@ use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::{PowerWish, Role};
 use vmkeep_types::vm::VmSpec;
 
+use super::vm_resolve::{Coming, check_only, name_is_free_elsewhere};
 use super::vm_write::{Changed, Guard};
 use super::{Ask, image, network, vm, vm_parts, vm_write};
 use crate::view;
@@ -25,12 +27,12 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
         return Err(Error::new(Code::TooLarge, format!("{} manifests; the limit is {MANIFESTS_MAX}", request.manifests.len())));
     }
     let manifests = read_all(request.manifests)?;
-    let networks = manifests.iter().filter(|m| matches!(m, Manifest::Network(_))).map(|m| m.name().clone()).collect();
+    let coming = coming(store, ask, &manifests).await?;
     let mut results = Vec::new();
     let mut problems = each_once(&manifests);
     let mut code = Code::Invalid;
     for (n, manifest) in manifests.iter().enumerate() {
-        match plan_one(store, ask, manifest, &networks).await {
+        match plan_one(store, ask, manifest, &coming).await {
             Ok(result) => results.push(result),
             Err(error) => {
                 // The one code that a program treats differently from a wrong manifest.
@@ -48,7 +50,22 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
     Ok(ApplyAnswer { results })
 }
 
-/// Networks first, because VMs of the same request may be on them.
+/// What VMs of the same request may name although it is not there yet.
+async fn coming(store: &dyn Store, ask: &Ask, manifests: &[Manifest]) -> Result<Coming, Error> {
+    let mut coming = Coming::default();
+    for manifest in manifests {
+        match manifest {
+            Manifest::Network(spec) => drop(coming.networks.insert(spec.name.clone())),
+            Manifest::Image(spec) if found(image::find(store, &ask.project, &spec.name).await)?.is_none() => {
+                coming.images.insert(spec.name.clone());
+            }
+            Manifest::Image(_) | Manifest::Vm(_) => {}
+        }
+    }
+    Ok(coming)
+}
+
+/// Networks and images first, because VMs of the same request may be on them.
 async fn carry_out_all(
     store: &dyn Store,
     ask: &Ask,
@@ -56,7 +73,7 @@ async fn carry_out_all(
     results: &mut [ApplyResult],
     restart: bool,
 ) -> Result<(), Error> {
-    let (first, then): (Vec<_>, Vec<_>) = manifests.into_iter().zip(results).partition(|(m, _)| matches!(m, Manifest::Network(_)));
+    let (first, then): (Vec<_>, Vec<_>) = manifests.into_iter().zip(results).partition(|(m, _)| !matches!(m, Manifest::Vm(_)));
     let mut written = Vec::new();
     for (manifest, result) in first.into_iter().chain(then) {
         let (kind, name) = (manifest.kind(), manifest.name().clone());
@@ -122,7 +139,7 @@ fn at(n: usize, error: Error) -> Vec<Problem> {
     error.problems.into_iter().map(|p| Problem { field: format!("manifests[{n}].{}", p.field), ..p }).collect()
 }
 
-async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, networks: &BTreeSet<Name>) -> Result<ApplyResult, Error> {
+async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, coming: &Coming) -> Result<ApplyResult, Error> {
     let mut result = ApplyResult {
         kind: manifest.kind().into(),
         name: manifest.name().clone(),
@@ -132,17 +149,26 @@ async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, networks: &
         operation: None,
     };
     match manifest {
-        Manifest::Vm(spec) => plan_vm(store, ask, spec, networks, &mut result).await?,
+        Manifest::Vm(spec) => plan_vm(store, ask, spec, coming, &mut result).await?,
         Manifest::Network(spec) => {
             if ask.caller.role < Role::Admin {
                 return Err(Error::new(Code::Forbidden, "only admins may change networks"));
             }
             if let Some(old) = found(network::find(store, &ask.project, &spec.name).await)? {
                 result.action = if old.spec == *spec { ApplyAction::Unchanged } else { ApplyAction::Update };
+                let planned = |change| PlannedChange { change, when: ChangeWhen::Live };
+                result.changes = change::network_changes(&old.spec, spec).into_iter().map(planned).collect();
             }
         }
         Manifest::Image(spec) => {
-            if found(image::find(store, &ask.project, &spec.name).await)?.is_some() {
+            if let Some(old) = found(image::find(store, &ask.project, &spec.name).await)? {
+                let refusals = change::image_refusals(&old.spec, spec);
+                if !refusals.is_empty() {
+                    return Err(manifest::refused(&format!("image {}", spec.name), refusals));
+                }
+                if old.leaving.is_some() {
+                    return Err(Error::conflict(format!("image '{}' is being deleted", spec.name)));
+                }
                 result.action = ApplyAction::Unchanged;
             }
         }
@@ -158,9 +184,11 @@ fn found<T>(looked: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, networks: &BTreeSet<Name>, result: &mut ApplyResult) -> Result<(), Error> {
+async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, coming: &Coming, result: &mut ApplyResult) -> Result<(), Error> {
     let Some(old) = found(vm_parts::record(store, &ask.project, &spec.name).await)? else {
-        super::vm_write::check_only(store, ask, spec, None, networks).await?;
+        name_is_free_elsewhere(store, ask, &spec.name).await?;
+        let resolved = check_only(store, ask, spec, None, coming).await?;
+        result.warnings = warn::warnings(&check::normalize(spec.clone()), None, &resolved.images, &resolved.nodes);
         return Ok(());
     };
     if old.value.leaving.is_some() {
@@ -172,7 +200,10 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, networks: &BTreeSe
     if !refusals.is_empty() {
         return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
     }
-    super::vm_write::check_only(store, ask, &wish, Some(&old.value), networks).await?;
+    let resolved = check_only(store, ask, &wish, Some(&old.value), coming).await?;
+    if wish != old.value.spec {
+        result.warnings = warn::warnings(&wish, Some(&old.value.spec), &resolved.images, &resolved.nodes);
+    }
     let parts = vm_parts::parts(store, &ask.project, old.value.id).await?;
     let seen = parts.and_then(|p| p.seen);
     let domain = seen.as_ref().and_then(|s| s.domain.known());
@@ -207,6 +238,12 @@ async fn waits_for_restart(store: &dyn Store, ask: &Ask, name: &Name) -> Result<
 async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mut ApplyResult, restart: bool) -> Result<(), Error> {
     match manifest {
         Manifest::Vm(spec) => {
+            if result.action == ApplyAction::Unchanged {
+                if restart && waits_for_restart(store, ask, &spec.name).await? {
+                    result.operation = Some(vm::command(store, ask, &spec.name, "restart", PowerWish::Restart, None).await?);
+                }
+                return Ok(());
+            }
             let guard = Guard { again: result.action == ApplyAction::Mend, ..Guard::default() };
             let name = spec.name.clone();
             let written = vm_write::put(store, ask, spec, &guard).await?;

@@ -1,10 +1,11 @@
 //! Images.
 
 use vmkeep_api::body::{ImageView, ObjectState};
+use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::ImageId;
-use vmkeep_types::image::{ImageRecord, ImageSource, ImageSpec};
+use vmkeep_types::image::{ImageFacts, ImageKind, ImageRecord, ImageSource, ImageSpec};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
@@ -13,11 +14,30 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
 use super::network::task;
-use super::{Ask, commit, get, nodes, operation, pool, put_op, uid_of, volume};
+use super::{Ask, commit, get, nodes, open_deletion, operation, pool, put_op, uid_of, volume};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
+    Ok(stored(store, project, name).await?.value)
+}
+
+pub async fn stored(store: &dyn Store, project: &Name, name: &Name) -> Result<Stored<ImageRecord>, Error> {
     let id: ImageId = uid_of(store, "image", project, name).await?;
-    get(store, &keys::image(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("image", name))
+    get(store, &keys::image(project, id)).await?.ok_or_else(|| Error::not_found("image", name))
+}
+
+/// An image that disks can be made from now, and the compare that keeps it so.
+pub async fn ready(store: &dyn Store, project: &Name, name: &Name) -> Result<(ImageRecord, ImageFacts, Compare), Error> {
+    let found = stored(store, project, name).await?;
+    if found.value.leaving.is_some() {
+        return Err(Error::conflict(format!("image '{name}' is being deleted")));
+    }
+    let Some(facts) = found.value.facts.clone() else {
+        return Err(Error::conflict(format!("image '{name}' is not ready yet")).hint("vmkeep op list shows how far it is"));
+    };
+    if facts.kind == ImageKind::Iso {
+        return Err(Error::invalid(format!("image '{name}' is an installation medium, no disk")));
+    }
+    Ok((found.value, facts, Compare::ModifiedAt(found.key, found.modified)))
 }
 
 /// What was cloned from it, and the VMs with it in a tray.
@@ -34,7 +54,7 @@ async fn users(store: &dyn Store, image: &ImageRecord) -> Result<Vec<Name>, Erro
 
 pub async fn view(store: &dyn Store, image: ImageRecord) -> Result<ImageView, Error> {
     let used_by = users(store, &image).await?;
-    let state = if image.facts.is_some() { ObjectState::Ready } else { ObjectState::Pending };
+    let state = if image.facts.is_some() && image.leaving.is_none() { ObjectState::Ready } else { ObjectState::Pending };
     Ok(ImageView {
         id: image.id,
         project: image.project,
@@ -67,6 +87,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
         project: ask.project.clone(),
         spec,
         facts: None,
+        leaving: None,
         node: node.clone(),
         created_at: jiff::Timestamp::now(),
     };
@@ -95,12 +116,14 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)
 }
 
+/// Marked first, then looked at for users once more: a VM that is written at the same time either sees the mark or is seen.
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
-    let image = find(store, &ask.project, name).await?;
-    let users = users(store, &image).await?;
-    if let Some(users) = super::some_of(&users) {
-        return Err(Error::conflict(format!("image '{name}' is in use by {users}")));
+    let found = stored(store, &ask.project, name).await?;
+    if let Some(op) = open_deletion(store, &ask.project, found.value.leaving).await? {
+        return Ok(op);
     }
+    refuse_users(store, &found.value).await?;
+    let image = found.value;
     if image.facts.is_none() {
         return Err(Error::conflict(format!("image '{name}' is still being made"))
             .hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
@@ -108,11 +131,23 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let pool = pool::find(store, &image.spec.pool).await?.spec;
     let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
     let op = operation(ask, "image.delete", resource, Wanted::Task);
-    // The name goes at once, so that nothing new is cloned from it while its file is removed.
-    let txn = Txn::default()
-        .when(Compare::Present(keys::name("image", &ask.project, name)))
-        .then(vmkeep_store::Op::Delete(keys::name("image", &ask.project, name)))
-        .then(put_op(&op))
-        .then(task(&image.node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool }));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::not_found("image", name))
+    let changed = || Error::conflict(format!("image '{name}' was changed at the same time; try again"));
+    let going = ImageRecord { leaving: Some(op.id), ..image.clone() };
+    let mark = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &going));
+    let marked = commit(store, mark).await?.ok_or_else(changed)?;
+    let still = Compare::ModifiedAt(found.key.clone(), marked);
+    if let Err(used) = refuse_users(store, &image).await {
+        commit(store, Txn::default().when(still).then(typed::put(found.key, &ImageRecord { leaving: None, ..image }))).await?;
+        return Err(used);
+    }
+    // The name goes with the record, at the end: until then nobody puts another image in its place.
+    let work = task(&image.node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool });
+    commit(store, Txn::default().when(still).then(put_op(&op)).then(work)).await?.map(|_| op).ok_or_else(changed)
+}
+
+async fn refuse_users(store: &dyn Store, image: &ImageRecord) -> Result<(), Error> {
+    match super::some_of(&users(store, image).await?) {
+        Some(users) => Err(Error::conflict(format!("image '{}' is in use by {users}", image.spec.name))),
+        None => Ok(()),
+    }
 }

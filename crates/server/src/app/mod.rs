@@ -11,6 +11,7 @@ pub mod vm_adopt;
 pub mod vm_copy;
 pub mod vm_parts;
 pub mod vm_renew;
+pub mod vm_resolve;
 pub mod vm_write;
 pub mod volume;
 
@@ -105,6 +106,13 @@ pub fn some_of(users: &[Name]) -> Option<String> {
     Some(told)
 }
 
+/// The deletion that a mark on a record names, while it goes on; a request repeated gets the same answer.
+async fn open_deletion(store: &dyn Store, project: &Name, mark: Option<OperationId>) -> Result<Option<Operation>, Error> {
+    let Some(id) = mark else { return Ok(None) };
+    let found = get::<Operation>(store, &keys::op(project, id)).await?;
+    Ok(found.map(|op| op.value).filter(|op| !op.state.is_over()))
+}
+
 /// The same operation as it is told when there was nothing to do.
 pub fn done(mut op: Operation) -> Operation {
     op.state = OpState::Done;
@@ -133,7 +141,7 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> 
         created_at,
     };
     let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");
-    let network = NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: project.clone(), spec, created_at };
+    let network = NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: project.clone(), spec, leaving: None, created_at };
     let txn = Txn::default()
         .when(Compare::Absent(keys::LEVEL.into()))
         .then(typed::put(keys::LEVEL, &keys::LEVEL_NOW))
@@ -144,11 +152,12 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> 
     typed::agree_on_level(store).await.map(drop).map_err(store_error)
 }
 
-/// Removes what is older than its retention: operations after 7 days, and the events of each object beyond the newest 200.
+/// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, and
+/// all events of an object that is gone for 7 days. Under the leader's compare, where there is a leader.
 ///
 /// # Errors
 /// The store's.
-pub async fn housekeeping(store: &dyn Store) -> Result<(), StoreError> {
-    op::expire(store).await?;
-    event::trim(store).await
+pub async fn housekeeping(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
+    op::expire(store, only_if).await?;
+    event::trim(store, only_if).await
 }

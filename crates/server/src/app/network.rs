@@ -1,6 +1,7 @@
 //! Networks.
 
 use vmkeep_api::body::NetworkView;
+use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{NetworkId, OperationId};
@@ -11,11 +12,15 @@ use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::{NodeTask, Work};
 use vmkeep_types::record::VmRecord;
 
-use super::{Ask, commit, get, nodes, operation, put_op, uid_of};
+use super::{Ask, commit, get, nodes, open_deletion, operation, put_op, uid_of};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<NetworkRecord, Error> {
+    Ok(stored(store, project, name).await?.value)
+}
+
+pub async fn stored(store: &dyn Store, project: &Name, name: &Name) -> Result<Stored<NetworkRecord>, Error> {
     let id: NetworkId = uid_of(store, "network", project, name).await?;
-    get(store, &keys::network(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("network", name))
+    get(store, &keys::network(project, id)).await?.ok_or_else(|| Error::not_found("network", name))
 }
 
 /// Names of the VMs with a NIC on it.
@@ -45,39 +50,63 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<Netw
     if !problems.is_empty() {
         return Err(manifest::refused(&format!("network {}", spec.name), problems));
     }
-    let old = match find(store, &ask.project, &spec.name).await {
+    let old = match stored(store, &ask.project, &spec.name).await {
         Ok(old) => Some(old),
         Err(e) if e.code == vmkeep_types::error::Code::NotFound => None,
         Err(e) => return Err(e),
     };
-    let record = match old {
-        Some(old) => NetworkRecord { spec, ..old },
-        None => {
-            NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: ask.project.clone(), spec, created_at: jiff::Timestamp::now() }
-        }
-    };
-    let key = keys::network(&ask.project, record.id);
-    let guard = match get::<NetworkRecord>(store, &key).await? {
-        Some(there) => Compare::ModifiedAt(key.clone(), there.modified),
+    if old.as_ref().is_some_and(|old| old.value.leaving.is_some()) {
+        return Err(Error::conflict(format!("network '{}' is being deleted", spec.name)));
+    }
+    let guard = match &old {
+        Some(old) => Compare::ModifiedAt(old.key.clone(), old.modified),
         None => Compare::Absent(name_key.clone()),
     };
+    let record = match old {
+        Some(old) => NetworkRecord { spec, ..old.value },
+        None => NetworkRecord {
+            id: NetworkId(uuid::Uuid::new_v4()),
+            project: ask.project.clone(),
+            spec,
+            leaving: None,
+            created_at: jiff::Timestamp::now(),
+        },
+    };
+    let key = keys::network(&ask.project, record.id);
     let txn = Txn::default().when(guard).then(typed::put(name_key, &record.id)).then(typed::put(key, &record));
     commit(store, txn).await?.ok_or_else(|| Error::conflict("somebody changed the network at the same time; try again"))?;
     view(store, record).await
 }
 
+/// Marked first, then looked at for users once more: a VM that is written at the same time either sees the mark or is seen.
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
-    let record = find(store, &ask.project, name).await?;
-    let users = users(store, &ask.project, name).await?;
-    if let Some(users) = super::some_of(&users) {
-        return Err(Error::conflict(format!("network '{name}' is in use by {users}")));
+    let found = stored(store, &ask.project, name).await?;
+    if let Some(op) = open_deletion(store, &ask.project, found.value.leaving).await? {
+        return Ok(op);
     }
+    refuse_users(store, &found.value).await?;
+    let record = found.value;
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let resource = ResourceRef { kind: "network".into(), project: ask.project.clone(), name: name.clone(), uid: record.id.0 };
     let op = operation(ask, "network.delete", resource, Wanted::Task);
-    commit(store, Txn::default().then(put_op(&op)).then(task(&node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec })))
-        .await?;
-    Ok(op)
+    let changed = || Error::conflict(format!("network '{name}' was changed at the same time; try again"));
+    let going = NetworkRecord { leaving: Some(op.id), ..record.clone() };
+    let mark = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &going));
+    let marked = commit(store, mark).await?.ok_or_else(changed)?;
+    let still = Compare::ModifiedAt(found.key.clone(), marked);
+    if let Err(used) = refuse_users(store, &record).await {
+        commit(store, Txn::default().when(still).then(typed::put(found.key, &NetworkRecord { leaving: None, ..record }))).await?;
+        return Err(used);
+    }
+    let work = task(&node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec });
+    commit(store, Txn::default().when(still).then(put_op(&op)).then(work)).await?.map(|_| op).ok_or_else(changed)
+}
+
+async fn refuse_users(store: &dyn Store, network: &NetworkRecord) -> Result<(), Error> {
+    match super::some_of(&users(store, &network.project, &network.spec.name).await?) {
+        Some(users) => Err(Error::conflict(format!("network '{}' is in use by {users}", network.spec.name))),
+        None => Ok(()),
+    }
 }
 
 /// A task for a node, as the key it is written to.

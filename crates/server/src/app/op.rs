@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use vmkeep_store::{Compare, Op, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::OperationId;
+use vmkeep_types::ids::{ImageId, NetworkId, OperationId, VolumeId};
+use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation, Wanted};
+use vmkeep_types::pool::VolumeRecord;
 
 use super::{commit, get, nodes, put_op};
 
@@ -40,32 +43,43 @@ pub async fn cancel(store: &dyn Store, project: &Name, id: &str) -> Result<Opera
     for node in nodes(store).await? {
         txn = txn.then(Op::Delete(keys::task(&node.name, over.id))).then(Op::Delete(keys::result(&node.name, over.id)));
     }
-    txn.then.extend(drop_half_made(store, &over).await?);
+    txn = drop_half_made(store, &over, txn).await?;
     commit(store, txn).await?.map(|_| over).ok_or_else(|| Error::conflict("the operation moved on meanwhile; look again"))
 }
 
-/// A cancelled import or creation leaves no record behind.
-async fn drop_half_made(store: &dyn Store, op: &Operation) -> Result<Vec<Op>, Error> {
-    if op.kind == "volume.create" {
-        let id = vmkeep_types::ids::VolumeId(op.resource.uid);
-        return Ok([keys::volume(&op.project, id), keys::name("volume", &op.project, &op.resource.name)].map(Op::Delete).to_vec());
+/// A cancelled import or creation leaves no record behind. An image whose deletion was cancelled may have lost its file: it
+/// can only be deleted again. A network is made anew when it is wanted, so it stays.
+async fn drop_half_made(store: &dyn Store, op: &Operation, txn: Txn) -> Result<Txn, Error> {
+    let name = |kind| keys::name(kind, &op.project, &op.resource.name);
+    match op.kind.as_str() {
+        "volume.create" => {
+            let found = get::<VolumeRecord>(store, &keys::volume(&op.project, VolumeId(op.resource.uid))).await?;
+            let Some(half) = found.filter(|v| v.value.filling == Some(op.id)) else { return Ok(txn) };
+            Ok(txn.when(Compare::ModifiedAt(half.key.clone(), half.modified)).then(Op::Delete(half.key)).then(Op::Delete(name("volume"))))
+        }
+        "image.import" => {
+            let found = get::<ImageRecord>(store, &keys::image(&op.project, ImageId(op.resource.uid))).await?;
+            let Some(half) = found.filter(|i| i.value.facts.is_none()) else { return Ok(txn) };
+            Ok(txn.when(Compare::ModifiedAt(half.key.clone(), half.modified)).then(Op::Delete(half.key)).then(Op::Delete(name("image"))))
+        }
+        "network.delete" => {
+            let found = get::<NetworkRecord>(store, &keys::network(&op.project, NetworkId(op.resource.uid))).await?;
+            let Some(marked) = found.filter(|n| n.value.leaving == Some(op.id)) else { return Ok(txn) };
+            let stays = NetworkRecord { leaving: None, ..marked.value };
+            Ok(txn.when(Compare::ModifiedAt(marked.key.clone(), marked.modified)).then(typed::put(marked.key, &stays)))
+        }
+        _ => Ok(txn),
     }
-    if op.kind != "image.import" {
-        return Ok(Vec::new());
-    }
-    let id = vmkeep_types::ids::ImageId(op.resource.uid);
-    let unfinished =
-        get::<vmkeep_types::image::ImageRecord>(store, &keys::image(&op.project, id)).await?.is_some_and(|i| i.value.facts.is_none());
-    let keys = [keys::image(&op.project, id), keys::name("image", &op.project, &op.resource.name)];
-    Ok(if unfinished { keys.map(Op::Delete).to_vec() } else { Vec::new() })
 }
 
-pub(super) async fn expire(store: &dyn Store) -> Result<(), StoreError> {
+pub(super) async fn expire(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
     let oldest = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * KEEP_DAYS);
     let mut of_object: BTreeMap<uuid::Uuid, usize> = BTreeMap::new();
     let mut gone = Vec::new();
-    // Ids are in order of time: newest first, so that the newest of each object stay.
-    for stored in typed::list_json::<Operation>(store, keys::ALL_OPS).await?.into_iter().rev() {
+    let mut all = typed::list_json::<Operation>(store, keys::ALL_OPS).await?;
+    // Newest first, so that the newest of each object stay.
+    all.sort_by_key(|stored| std::cmp::Reverse((stored.value.created_at, stored.value.id)));
+    for stored in all {
         let Some(ended) = stored.value.ended_at else { continue };
         let count = of_object.entry(stored.value.resource.uid).or_default();
         *count += 1;
@@ -73,12 +87,12 @@ pub(super) async fn expire(store: &dyn Store) -> Result<(), StoreError> {
             gone.push(stored.key);
         }
     }
-    delete_all(store, gone).await?;
-    forget_repeats(store).await
+    delete_all(store, gone, only_if).await?;
+    forget_repeats(store, only_if).await
 }
 
 /// An Idempotency-Key lives as long as its operation.
-async fn forget_repeats(store: &dyn Store) -> Result<(), StoreError> {
+async fn forget_repeats(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
     let mut gone = Vec::new();
     for stored in typed::list_json::<OperationId>(store, super::vm_write::ALL_REPEATS).await? {
         let project = stored.key.split('/').nth(1).and_then(|p| p.parse::<Name>().ok());
@@ -90,13 +104,13 @@ async fn forget_repeats(store: &dyn Store) -> Result<(), StoreError> {
             gone.push(stored.key);
         }
     }
-    delete_all(store, gone).await
+    delete_all(store, gone, only_if).await
 }
 
-pub(super) async fn delete_all(store: &dyn Store, gone: Vec<String>) -> Result<(), StoreError> {
+pub(super) async fn delete_all(store: &dyn Store, gone: Vec<String>, only_if: Option<&Compare>) -> Result<(), StoreError> {
     for chunk in gone.chunks(DELETES_PER_TXN) {
-        let txn = Txn { then: chunk.iter().cloned().map(Op::Delete).collect(), ..Txn::default() };
-        store.txn(txn).await?;
+        let then = chunk.iter().cloned().map(Op::Delete).collect();
+        store.txn(Txn { compare: only_if.cloned().into_iter().collect(), then, ..Txn::default() }).await?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
-use super::vm_write::volume_name;
+use super::vm_resolve::{fixed_macs, name_is_free_elsewhere, volume_name};
 use super::{Ask, commit, get, nodes, operation, put_op};
 
 /// Takes over a domain that a node proposes.
@@ -22,6 +22,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
     if let Some(name) = name {
         spec.name = name;
     }
+    name_is_free_elsewhere(store, ask, &spec.name).await?;
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let created_at = jiff::Timestamp::now();
     let mut record = VmRecord {
@@ -36,7 +37,12 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
     };
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
     let key = keys::vm(&ask.project, record.id);
-    let mut txn = Txn::default().when(Compare::Absent(name_key.clone())).when(Compare::Absent(key.clone()));
+    // Of whatever project: what another VM of this uuid left of itself is not overwritten.
+    let unused = [name_key.clone(), key.clone(), keys::owner(record.id), keys::power(record.id), keys::choices(record.id)];
+    let mut txn = Txn { compare: unused.map(Compare::Absent).to_vec(), ..Txn::default() };
+    for mac in fixed_macs(&record.spec) {
+        txn = txn.when(Compare::Absent(keys::mac(&mac))).then(typed::put(keys::mac(&mac), &record.id));
+    }
     for (disk, path) in proposal.disks {
         let volume = foreign_volume(ask, &record, &node, &disk, path);
         let volume_name = keys::name("volume", &ask.project, &volume.name);
@@ -60,7 +66,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }))
         .then(put_op(&op));
     let taken = || {
-        Error::conflict(format!("'{}' or one of its volumes is in vmkeep already", record.spec.name))
+        Error::conflict(format!("'{}', its domain, or one of its volumes or MACs is in vmkeep already", record.spec.name))
             .hint("choose another name with --name")
     };
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)
@@ -77,6 +83,7 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: Stri
         format: DiskFormat::Auto,
         image: None,
         foreign_path: Some(path),
+        filling: None,
         attached: Some(Attachment { vm: vm.id, disk: disk.clone() }),
         created_at: vm.created_at,
     }
@@ -90,8 +97,16 @@ fn is_own_file(path: &str, id: VolumeId) -> bool {
 }
 
 /// Accepts the disk chains that are there now.
-pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, disks: &BTreeMap<Name, String>) -> Result<Operation, Error> {
+pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, proposal: &AdoptionProposal) -> Result<Operation, Error> {
+    let disks = &proposal.disks;
     let found = record(store, &ask.project, name).await?;
+    if proposal.uuid != found.value.id {
+        let words = format!("the domain '{}' is not the one of VM '{name}'", proposal.name);
+        return Err(Error::conflict(words).hint(format!("vmkeep vm adopt --disks {name}")));
+    }
+    if found.value.leaving.is_some() {
+        return Err(Error::conflict(format!("'{name}' is being deleted")));
+    }
     let mut txn =
         Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &found.value));
     for (disk, id) in &found.value.volumes {

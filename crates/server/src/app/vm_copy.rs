@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
-use vmkeep_types::error::Error;
+use vmkeep_types::check;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{OperationId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
-use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
+use vmkeep_types::record::{Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord};
 use vmkeep_types::vm::{DiskFormat, RunPolicy};
 
 use super::network::task;
 use super::vm_parts::resource;
-use super::vm_write::{choices, taken_macs, volume_name};
+use super::vm_resolve::{name_is_free_elsewhere, volume_name};
+use super::vm_write::{choices, taken_macs};
 use super::{Ask, commit, get, operation, pool, put_op};
 
 /// Another name, the same VM.
@@ -23,6 +25,7 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
+    name_is_free_elsewhere(store, ask, &new).await?;
     let mut record = old.value.clone();
     record.spec.name = new.clone();
     let op = operation(ask, "vm.rename", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
@@ -48,6 +51,12 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
             .hint(format!("vmkeep vm stop {name}")));
     }
     let old = super::vm_parts::record(store, &ask.project, name).await?.value;
+    let admins = check::admin_only(&old.spec);
+    if !admins.is_empty() && ask.caller.role < Role::Admin {
+        let words = format!("only admins may copy a VM with {}", admins.join(", "));
+        return Err(Error::new(Code::Forbidden, words).hint("they reach the host itself"));
+    }
+    name_is_free_elsewhere(store, ask, &new).await?;
     let id = VmId(uuid::Uuid::new_v4());
     let mut record = VmRecord {
         id,
@@ -90,6 +99,7 @@ async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &N
         name: volume_name(&record.spec.name, disk),
         image: None,
         foreign_path: None,
+        filling: None,
         format: if from.format == DiskFormat::Auto { DiskFormat::Qcow2 } else { from.format },
         attached: Some(Attachment { vm: record.id, disk: disk.clone() }),
         created_at: record.created_at,

@@ -45,8 +45,8 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
     let no_image = || Error::conflict(format!("no disk of '{name}' was made from an image"));
     let wish = record.spec.disks.iter_mut().find(|disk| disk.image.is_some()).ok_or_else(no_image)?;
     let disk = wish.name.clone();
-    let image = image::find(store, &ask.project, from.as_ref().or(wish.image.as_ref()).expect("it was found by its image")).await?;
-    let Some(facts) = &image.facts else { return Err(Error::conflict(format!("image '{}' is not ready yet", image.spec.name))) };
+    let from = from.as_ref().or(wish.image.as_ref()).expect("it was found by its image");
+    let (image, facts, still_there) = image::ready(store, &ask.project, from).await?;
     wish.image = Some(image.spec.name.clone());
     let id = *record.volumes.get(&disk).ok_or_else(no_image)?;
     let there = get::<VolumeRecord>(store, &keys::volume(&ask.project, id)).await?.ok_or_else(|| Error::not_found("volume", id))?;
@@ -71,7 +71,7 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
         // Nobody started it meanwhile.
         .when(Compare::ModifiedAt(power, stopped.modified))
         .when(Compare::ModifiedAt(there.key, there.modified))
-        .when(Compare::Present(keys::name("image", &ask.project, &image.spec.name)))
+        .when(still_there)
         .then(typed::put(old.key, &record))
         .then(typed::put(keys::name("volume", &ask.project, &fresh.name), &fresh.id))
         .then(typed::put(keys::volume(&ask.project, fresh.id), &fresh))

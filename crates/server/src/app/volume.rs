@@ -1,6 +1,7 @@
 //! Volumes.
 
 use vmkeep_api::body::{VolumeCreate, VolumeView};
+use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{VmId, VolumeId};
@@ -36,8 +37,12 @@ fn is_mark(attached: &Attachment) -> bool {
 }
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<VolumeRecord, Error> {
+    Ok(stored(store, project, name).await?.value)
+}
+
+pub async fn stored(store: &dyn Store, project: &Name, name: &Name) -> Result<Stored<VolumeRecord>, Error> {
     let id: VolumeId = uid_of(store, "volume", project, name).await?;
-    get(store, &keys::volume(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("volume", name))
+    get(store, &keys::volume(project, id)).await?.ok_or_else(|| Error::not_found("volume", name))
 }
 
 pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView, Error> {
@@ -81,15 +86,11 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     }
     let pool = pool::find(store, &wish.pool).await?;
     let image = match &wish.image {
-        Some(name) => Some(image::find(store, &ask.project, name).await?),
+        Some(name) => Some(image::ready(store, &ask.project, name).await?),
         None => None,
     };
-    if let Some(image) = image.as_ref().filter(|i| i.facts.is_none()) {
-        return Err(Error::conflict(format!("image '{}' is not ready yet", image.spec.name)).hint("vmkeep op list shows how far it is"));
-    }
-    let guard = image.as_ref().map(|i| Compare::Present(keys::name("image", &ask.project, &i.spec.name)));
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
-    let volume = VolumeRecord {
+    let mut volume = VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
         project: ask.project.clone(),
         name: wish.name.clone(),
@@ -97,14 +98,17 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
         node: node.clone(),
         size: wish.size,
         format: wish.format,
-        image: image.as_ref().map(|i| i.id),
+        image: image.as_ref().map(|(image, ..)| image.id),
         foreign_path: None,
+        filling: None,
         attached: None,
         created_at: jiff::Timestamp::now(),
     };
     let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: wish.name.clone(), uid: volume.id.0 };
     let op = operation(ask, "volume.create", resource, Wanted::Task);
-    let brief = image.map(|i| ImageBrief { name: i.spec.name, pool: i.spec.pool, facts: i.facts });
+    volume.filling = Some(op.id);
+    let guard = image.as_ref().map(|(.., guard)| guard.clone());
+    let brief = image.map(|(i, ..)| ImageBrief { name: i.spec.name, pool: i.spec.pool, facts: i.facts });
     let name_key = keys::name("volume", &ask.project, &wish.name);
     let txn = Txn { compare: guard.into_iter().collect(), ..Txn::default() }
         .when(Compare::Absent(name_key.clone()))
@@ -116,7 +120,8 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
 }
 
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
-    let volume = find(store, &ask.project, name).await?;
+    let seen = stored(store, &ask.project, name).await?;
+    let volume = seen.value;
     if let Some(attached) = volume.attached.as_ref().filter(|_| !is_free(&volume)) {
         let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm))
             .await?
@@ -125,21 +130,23 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
             Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first")
         );
     }
-    let pool = pool::find(store, &volume.pool).await?;
-    let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
-    let op = operation(ask, "volume.delete", resource, Wanted::Task);
-    let key = keys::volume(&ask.project, volume.id);
-    let seen = get::<VolumeRecord>(store, &key).await?.ok_or_else(|| Error::not_found("volume", name))?;
-    if seen.value.foreign_path.is_some() {
+    if volume.foreign_path.is_some() {
         return Err(Error::conflict(format!("volume '{name}' is a file that was there before vmkeep; it is not deleted"))
             .hint("vmkeep vm release gives it back"));
     }
+    if volume.filling.is_some() {
+        return Err(Error::conflict(format!("volume '{name}' is still being made"))
+            .hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
+    }
+    let pool = pool::find(store, &volume.pool).await?;
+    let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
+    let op = operation(ask, "volume.delete", resource, Wanted::Task);
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
     let node = volume.node.clone();
     let marked = going(volume);
     let txn = Txn::default()
-        .when(Compare::ModifiedAt(key.clone(), seen.modified))
-        .then(typed::put(key, &marked))
+        .when(Compare::ModifiedAt(seen.key.clone(), seen.modified))
+        .then(typed::put(seen.key, &marked))
         .then(put_op(&op))
         .then(task(&node, &ask.project, op.id, work));
     commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))

@@ -67,7 +67,7 @@ async fn vms(mut call: Call) -> Answer {
             }
             let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
             match vm_write::put(call.store(), &call.ask, spec, &guard).await {
-                Ok(written) => accepted(&call, written.op),
+                Ok(written) => accepted_with(&call, written),
                 Err(error) if error.code == Code::Stale => {
                     let now = vm_parts::record(call.store(), &call.ask.project, &name).await?.modified;
                     Ok(respond::stale(error, now))
@@ -105,6 +105,11 @@ fn accepted(call: &Call, op: Operation) -> Answer {
     Ok(respond::accepted(op))
 }
 
+fn accepted_with(call: &Call, written: vm_write::Written) -> Answer {
+    call.server.metrics.operation(&written.op.kind);
+    Ok(respond::accepted_with(written.op, written.warnings))
+}
+
 async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
     let idempotency = call.header("idempotency-key").map(str::to_owned);
     if let Some(key) = &idempotency {
@@ -117,7 +122,7 @@ async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
         }
     }
     let guard = vm_write::Guard { idempotency, ..Default::default() };
-    accepted(call, vm_write::create(call.store(), &call.ask, spec, &guard).await?.op)
+    accepted_with(call, vm_write::create(call.store(), &call.ask, spec, &guard).await?)
 }
 
 async fn adopt(mut call: Call) -> Answer {
@@ -130,10 +135,11 @@ async fn adopt(mut call: Call) -> Answer {
             Error::invalid(format!("'{}' is no libvirt domain name that can be taken over", wish.domain)).hint("give its UUID instead")
         );
     }
-    let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption", wish.domain)).await?;
+    let of_ours = if wish.disks { "?of_ours=true" } else { "" };
+    let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption{of_ours}", wish.domain)).await?;
     if wish.disks {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
-        return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal.disks).await?));
+        return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal).await?));
     }
     accepted(&call, vm_adopt::adopt(call.store(), &call.ask, proposal, wish.name).await?)
 }

@@ -68,8 +68,12 @@ pub fn nothing() -> Response {
 
 /// 202, or 200 when the operation is over already.
 pub fn accepted(operation: Operation) -> Response {
+    accepted_with(operation, Vec::new())
+}
+
+pub fn accepted_with(operation: Operation, warnings: Vec<String>) -> Response {
     let status = if operation.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let answer = Accepted { operation, note: None, warnings: Vec::new() };
+    let answer = Accepted { operation, note: None, warnings };
     body(status, "application/json", serde_json::to_vec(&answer).expect("bodies are plain data"))
 }
 

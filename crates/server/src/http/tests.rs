@@ -138,6 +138,7 @@ fn image(name: &'static str) -> ImageRecord {
             virtio: Found::Yes,
             warnings: Vec::new(),
         }),
+        leaving: None,
         node: Name::known("node1"),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }

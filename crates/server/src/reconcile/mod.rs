@@ -62,7 +62,8 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
     drop(listing);
     let mut renew = interval(LEAD_RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut housekeeping_at = Instant::now() + HOUSEKEEPING;
+    // At once, too: a daemon that is restarted often would else never come to it.
+    let mut housekeeping_at = Instant::now();
     loop {
         carry_out(store, lead, &view, &mut touched).await?;
         tokio::select! {
@@ -73,12 +74,16 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
                 }
                 if Instant::now() >= housekeeping_at {
                     housekeeping_at = Instant::now() + HOUSEKEEPING;
-                    crate::app::housekeeping(store).await?;
+                    crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
                 }
             }
             batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
         }
     }
+}
+
+fn still_leading(lead: &Leadership) -> Compare {
+    Compare::ModifiedAt(lead.key.clone(), lead.revision)
 }
 
 fn closed() -> StoreError {
@@ -109,7 +114,7 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &ClusterView, tou
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| task::file_events(view, node)));
     touched.clear();
     for txn in txns {
-        match store.txn(txn.when(Compare::ModifiedAt(lead.key.clone(), lead.revision))).await {
+        match store.txn(txn.when(still_leading(lead))).await {
             Ok(_) => {}
             // It would fail again after a new listing, and the other objects must not wait for it.
             Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))) => {

@@ -3,12 +3,16 @@
 //! A failed import or creation leaves no record behind; a finished deletion removes it. The task and its result go in the
 //! same transaction, so that the outcome is folded in exactly once.
 
+use serde::Serialize;
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{ImageId, OperationId, VolumeId};
+use vmkeep_types::ids::{NetworkId, OperationId};
+use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::order::{NodeTask, TaskResult, TaskState, Work};
+use vmkeep_types::pool::VolumeRecord;
 
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key};
@@ -28,7 +32,7 @@ pub fn next(view: &ClusterView, node: &Name, id: OperationId, now: jiff::Timesta
         txn = txn.then(typed::put(op_key(&op.value), &over(&op.value, &result.value, now)));
     }
     if let Some(task) = task {
-        txn.then.extend(settle(view, task, &result.value));
+        txn = settle(view, &op.value, task, &result.value, txn);
     }
     Some(txn)
 }
@@ -53,45 +57,87 @@ fn over(op: &Operation, result: &TaskResult, now: jiff::Timestamp) -> Operation 
     }
 }
 
-/// What the end of a task does to records.
-fn settle(view: &ClusterView, task: &NodeTask, result: &TaskResult) -> Vec<Op> {
+/// What the end of a task does to records. Each is compared with what was seen of it: somebody may have taken it meanwhile.
+fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResult, txn: Txn) -> Txn {
     let failed = matches!(result.state, TaskState::Failed { .. });
     match &task.work {
         Work::Fetch { image, .. } | Work::ImportUpload { image, .. } | Work::Build { image, .. } | Work::ImageFromVolume { image, .. } => {
-            if failed {
-                drop_image(view, *image)
-            } else {
-                finish_image(view, *image, result)
+            match view.images.get(image) {
+                Some(kept) if failed => drop_image(view, kept, txn),
+                Some(kept) => {
+                    let value = ImageRecord { facts: result.facts.clone(), ..kept.value.clone() };
+                    rewrite(keys::image(&value.project, value.id), kept, &value, txn)
+                }
+                None => txn,
             }
         }
-        Work::DeleteImage { image, .. } if !failed => drop_image(view, *image),
-        Work::CreateVolume { volume, .. } if failed => drop_volume(view, volume.id),
-        Work::DeleteVolume { volume, .. } if !failed => drop_volume(view, *volume),
-        Work::DeleteNetwork { network } if !failed => drop_network(view, &task.project, &network.name),
-        _ => Vec::new(),
+        Work::DeleteImage { image, .. } => match view.images.get(image) {
+            Some(kept) if !failed => drop_image(view, kept, txn),
+            Some(kept) if kept.value.leaving == Some(op.id) => {
+                let value = ImageRecord { leaving: None, ..kept.value.clone() };
+                rewrite(keys::image(&value.project, value.id), kept, &value, txn)
+            }
+            _ => txn,
+        },
+        Work::CreateVolume { volume, .. } => match view.volumes.get(&volume.id).filter(|kept| kept.value.filling == Some(op.id)) {
+            Some(kept) if failed => drop_volume(kept, txn),
+            Some(kept) => {
+                let value = VolumeRecord { filling: None, ..kept.value.clone() };
+                rewrite(keys::volume(&value.project, value.id), kept, &value, txn)
+            }
+            None => txn,
+        },
+        Work::DeleteVolume { volume, .. } if !failed => match view.volumes.get(volume) {
+            Some(kept) => drop_volume(kept, txn),
+            None => txn,
+        },
+        // By its uid: another network of that name is not the one that was deleted.
+        Work::DeleteNetwork { .. } => match view.networks.get(&NetworkId(op.resource.uid)) {
+            Some(kept) if !failed => drop_network(kept, txn),
+            Some(kept) if kept.value.leaving == Some(op.id) => {
+                let value = NetworkRecord { leaving: None, ..kept.value.clone() };
+                rewrite(keys::network(&value.project, value.id), kept, &value, txn)
+            }
+            _ => txn,
+        },
+        _ => txn,
     }
 }
 
-fn finish_image(view: &ClusterView, id: ImageId, result: &TaskResult) -> Vec<Op> {
-    let Some(kept) = view.images.get(&id) else { return Vec::new() };
-    let mut image = kept.value.clone();
-    image.facts.clone_from(&result.facts);
-    vec![typed::put(keys::image(&image.project, id), &image)]
+fn rewrite<T: Serialize>(key: String, kept: &Kept<T>, value: &T, txn: Txn) -> Txn {
+    txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(typed::put(key, value))
 }
 
-fn drop_image(view: &ClusterView, id: ImageId) -> Vec<Op> {
-    let Some(image) = view.images.get(&id).map(|kept| &kept.value) else { return Vec::new() };
-    vec![Op::Delete(keys::image(&image.project, id)), Op::Delete(keys::name("image", &image.project, &image.spec.name))]
+fn drop_image(view: &ClusterView, kept: &Kept<ImageRecord>, txn: Txn) -> Txn {
+    let image = &kept.value;
+    let key = keys::image(&image.project, image.id);
+    let txn = txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key));
+    // Older versions freed the name of an image while its file was being removed: it may be another's by now.
+    let same = |other: &&Kept<ImageRecord>| other.value.project == image.project && other.value.spec.name == image.spec.name;
+    if view.images.values().filter(same).count() > 1 {
+        return txn;
+    }
+    txn.then(Op::Delete(keys::name("image", &image.project, &image.spec.name)))
 }
 
-fn drop_volume(view: &ClusterView, id: VolumeId) -> Vec<Op> {
-    let Some(volume) = view.volumes.get(&id).map(|kept| &kept.value) else { return Vec::new() };
-    vec![Op::Delete(keys::volume(&volume.project, id)), Op::Delete(keys::name("volume", &volume.project, &volume.name))]
+fn drop_volume(kept: &Kept<VolumeRecord>, txn: Txn) -> Txn {
+    let volume = &kept.value;
+    let key = keys::volume(&volume.project, volume.id);
+    txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key)).then(Op::Delete(keys::name(
+        "volume",
+        &volume.project,
+        &volume.name,
+    )))
 }
 
-fn drop_network(view: &ClusterView, project: &Name, name: &Name) -> Vec<Op> {
-    let Some(network) = view.network_by_name(project, name).map(|kept| &kept.value) else { return Vec::new() };
-    vec![Op::Delete(keys::network(project, network.id)), Op::Delete(keys::name("network", project, name))]
+fn drop_network(kept: &Kept<NetworkRecord>, txn: Txn) -> Txn {
+    let network = &kept.value;
+    let key = keys::network(&network.project, network.id);
+    txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key)).then(Op::Delete(keys::name(
+        "network",
+        &network.project,
+        &network.spec.name,
+    )))
 }
 
 /// A node's events move to the rings of the objects they are about; at most as many as one transaction may hold.

@@ -8,7 +8,7 @@ use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Op, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::host::{KvmState, NodeFacts};
-use vmkeep_types::ids::{Epoch, Generation, OperationId, Revision, VmId};
+use vmkeep_types::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{DomainState, Observed, RestartCount, Seen, VmMemory};
 use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
@@ -259,4 +259,160 @@ async fn one_vm_that_cannot_be_written_does_not_stop_the_others() {
     super::carry_out(&store, &leadership, &view, &mut touched).await.expect("it goes on");
     let orders = store.list(&keys::orders(&node())).await.expect("a listing").items;
     assert_eq!(orders.into_iter().map(|kv| kv.key).collect::<Vec<_>>(), [keys::order(&node(), OTHER)]);
+}
+
+#[tokio::test]
+async fn a_vm_waits_for_its_image() {
+    let store = begin(ByteCount::from_gib(8)).await;
+    let (image, volume) = (ImageId(uuid::Uuid::from_u128(5)), VolumeId(uuid::Uuid::from_u128(6)));
+    let mut vm = record(None);
+    vm.spec.disks = serde_json::from_value(serde_json::json!([{"name": "root", "image": "deb"}])).expect("disks");
+    vm.volumes.insert(Name::known("root"), volume);
+    let disk = serde_json::json!({"id": volume, "project": "default", "name": "web1-root", "pool": "default", "node": "node1", "size": null,
+        "format": "qcow2", "image": image, "attached": {"vm": VM, "disk": "root"}, "created_at": now()});
+    let made = |facts: serde_json::Value| {
+        let source = serde_json::json!({"from": "build", "recipe": "debian-13"});
+        let image = serde_json::json!({"id": image, "project": "default", "spec": {"name": "deb", "source": source}, "facts": facts,
+            "node": "node1", "created_at": now()});
+        typed::put(keys::image(&project(), ImageId(uuid::Uuid::from_u128(5))), &image)
+    };
+    let txn = Txn::default()
+        .then(typed::put(keys::vm(&project(), VM), &vm))
+        .then(typed::put(keys::volume(&project(), volume), &disk))
+        .then(made(serde_json::Value::Null));
+    store.txn(txn).await.expect("a write");
+    lead(&store).await;
+    assert_eq!(op(&store).await.blocked.as_deref(), Some("waits for image 'deb'"));
+    assert!(store.list(&keys::orders(&node())).await.expect("a listing").items.is_empty(), "no node hears of it");
+    let facts = serde_json::json!({"kind": "disk", "virtual_size": "1G", "stored_size": "1G", "sha256": null, "firmware": "auto", "os": "linux",
+        "os_name": null, "cloud_init": "yes", "guest_agent": "no", "virtio": "yes", "warnings": []});
+    store.txn(Txn::default().then(made(facts))).await.expect("a write");
+    lead(&store).await;
+    assert_eq!(store.list(&keys::orders(&node())).await.expect("a listing").items.len(), 1);
+}
+
+/// What the leader itself does, until nothing is touched any more.
+async fn settle(store: &EmbeddedStore) {
+    let leadership = store.lead("a", std::time::Duration::from_secs(60)).await.expect("a store").expect("nobody else leads");
+    let listing = store.list_many(&PREFIXES).await.expect("a listing");
+    let mut watch = store.watch("", listing.revision.next()).await.expect("a watch");
+    let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
+    loop {
+        super::carry_out(store, &leadership, &view, &mut touched).await.expect("it leads");
+        while view.revision < store.revision().await.expect("a revision") {
+            let batch = watch.recv().await.expect("open").expect("a batch");
+            super::take_in(&mut view, &mut touched, batch, &mut watch).expect("taken in");
+        }
+        if touched.is_empty() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_events_of_a_node_are_filed_however_many() {
+    let store = begin(ByteCount::from_gib(8)).await;
+    let about = ResourceRef { kind: "vm".into(), project: project(), name: Name::known("web1"), uid: VM.0 };
+    let event =
+        serde_json::json!({"at": now(), "resource": about, "level": "info", "code": "vm.started", "message": "started", "node": null});
+    for part in 0..3 {
+        let key = |n: u32| keys::node_event(&node(), format!("{:020}-0", part * 50 + n));
+        store.txn(Txn { then: (0..50).map(|n| typed::put(key(n), &event)).collect(), ..Txn::default() }).await.expect("a write");
+    }
+    settle(&store).await;
+    assert!(store.list(&keys::node_events(&node())).await.expect("a listing").items.is_empty());
+    assert_eq!(store.list(&keys::events(&project())).await.expect("a listing").items.len(), 150);
+}
+
+/// A task's end, with the records it is about as they are by then.
+async fn task_ends(work: serde_json::Value, state: serde_json::Value, kind: &str, uid: u128, records: Vec<Op>) -> Vec<String> {
+    let store = begin(ByteCount::from_gib(8)).await;
+    let id = OperationId(uuid::Uuid::from_u128(77));
+    let resource = ResourceRef { kind: kind.into(), project: project(), name: Name::known("x"), uid: uuid::Uuid::from_u128(uid) };
+    let task = serde_json::json!({"op": id, "project": "default", "work": work});
+    let result = serde_json::json!({"op": id, "state": state, "progress": null, "steps": [], "facts": null});
+    let mut txn = Txn::default()
+        .then(typed::put(keys::op(&project(), id), &Operation { id, resource, ..operation(Wanted::Task) }))
+        .then(typed::put(keys::task(&node(), id), &task))
+        .then(typed::put(keys::result(&node(), id), &result));
+    txn.then.extend(records);
+    store.txn(txn).await.expect("a write");
+    settle(&store).await;
+    let op: Operation = typed::get_json(&store, &keys::op(&project(), id)).await.expect("a read").expect("an operation").value;
+    assert!(op.state.is_over(), "{op:?}");
+    let all = store.list("").await.expect("a listing").items;
+    let about =
+        |key: &str| ["image/", "network/", "volume/", "name/image", "name/network", "name/volume"].iter().any(|p| key.starts_with(p));
+    let line = |kv: vmkeep_store::KeyValue| {
+        let value: serde_json::Value = serde_json::from_slice(&kv.value).expect("JSON");
+        let marks: Vec<&str> = ["leaving", "filling"].into_iter().filter(|mark| value.get(mark).is_some_and(|m| !m.is_null())).collect();
+        format!("{} {}", kv.key, marks.join(" ")).trim_end().replace("00000000-0000-0000-0000-0000000000", "")
+    };
+    all.into_iter().filter(|kv| about(&kv.key)).map(line).collect()
+}
+
+#[tokio::test]
+async fn the_end_of_a_deletion_takes_only_what_it_was_about() {
+    let mark = OperationId(uuid::Uuid::from_u128(77));
+    let uid = |n: u128| uuid::Uuid::from_u128(n);
+    let network = |n: u128, leaving: Option<OperationId>| {
+        let network =
+            serde_json::json!({"id": uid(n), "project": "default", "spec": {"name": "x"}, "leaving": leaving, "created_at": now()});
+        [
+            typed::put(keys::network(&project(), vmkeep_types::ids::NetworkId(uid(n))), &network),
+            typed::put(keys::name("network", &project(), &Name::known("x")), &uid(n)),
+        ]
+    };
+    let done = || serde_json::json!({"is": "done"});
+    let failed = || serde_json::json!({"is": "failed", "error": Error::refused("busy")});
+    let work = || serde_json::json!({"do": "delete-network", "network": {"name": "x"}});
+    assert_eq!(task_ends(work(), done(), "network", 0x10, network(0x10, Some(mark)).to_vec()).await, Vec::<String>::new());
+    assert_eq!(
+        task_ends(work(), failed(), "network", 0x10, network(0x10, Some(mark)).to_vec()).await,
+        ["name/network/default/x", "network/default/10"]
+    );
+    // Another one has the name by now.
+    assert_eq!(
+        task_ends(work(), done(), "network", 0x10, network(0x11, None).to_vec()).await,
+        ["name/network/default/x", "network/default/11"]
+    );
+
+    let image = |n: u128, leaving: Option<OperationId>| {
+        let spec = serde_json::json!({"name": "x", "source": {"from": "build", "recipe": "tiny"}});
+        let image = serde_json::json!({"id": uid(n), "project": "default", "spec": spec, "facts": null, "leaving": leaving, "node": "node1", "created_at": now()});
+        typed::put(keys::image(&project(), ImageId(uid(n))), &image)
+    };
+    let name = |n: u128| typed::put(keys::name("image", &project(), &Name::known("x")), &uid(n));
+    let pool = serde_json::json!({"name": "default", "driver": "dir", "path": "/pool"});
+    let work = || serde_json::json!({"do": "delete-image", "image": uid(0x10), "pool": pool});
+    assert_eq!(task_ends(work(), done(), "image", 0x10, vec![image(0x10, Some(mark)), name(0x10)]).await, Vec::<String>::new());
+    assert_eq!(
+        task_ends(work(), failed(), "image", 0x10, vec![image(0x10, Some(mark)), name(0x10)]).await,
+        ["image/default/10", "name/image/default/x"]
+    );
+    let two = vec![image(0x10, None), image(0x11, None), name(0x11)];
+    assert_eq!(task_ends(work(), done(), "image", 0x10, two).await, ["image/default/11", "name/image/default/x"]);
+}
+
+#[tokio::test]
+async fn a_volume_that_was_not_made_goes_and_one_that_is_a_disk_stays() {
+    let uid = uuid::Uuid::from_u128(0x10);
+    let volume = |filling: Option<OperationId>| {
+        serde_json::json!({"id": uid, "project": "default", "name": "x", "pool": "default", "node": "node1", "size": "1G", "format": "qcow2",
+            "image": null, "filling": filling, "attached": null, "created_at": now()})
+    };
+    let ends = |is: serde_json::Value, filling: Option<OperationId>| {
+        let pool = serde_json::json!({"name": "default", "driver": "dir", "path": "/pool"});
+        let work = serde_json::json!({"do": "create-volume", "volume": volume(filling), "pool": pool, "image": null});
+        let records = vec![
+            typed::put(keys::volume(&project(), VolumeId(uid)), &volume(filling)),
+            typed::put(keys::name("volume", &project(), &Name::known("x")), &uid),
+        ];
+        task_ends(work, is, "volume", 0x10, records)
+    };
+    let mark = Some(OperationId(uuid::Uuid::from_u128(77)));
+    let failed = serde_json::json!({"is": "failed", "error": Error::refused("no space")});
+    assert_eq!(ends(serde_json::json!({"is": "done"}), mark).await, ["name/volume/default/x", "volume/default/10"]);
+    assert_eq!(ends(failed.clone(), mark).await, Vec::<String>::new());
+    assert_eq!(ends(failed, None).await, ["name/volume/default/x", "volume/default/10"]);
 }

@@ -125,9 +125,16 @@ impl ClusterView {
                 {
                     touch_vm(touched, vm);
                 }
+                self.touch_results(touched);
             }
-            ["image", _, id] => touched.all_vms |= keep(&mut self.images, id, kv).is_some(),
-            ["network", _, id] => touched.all_vms |= keep(&mut self.networks, id, kv).is_some(),
+            ["image", _, id] => {
+                touched.all_vms |= keep(&mut self.images, id, kv).is_some();
+                self.touch_results(touched);
+            }
+            ["network", _, id] => {
+                touched.all_vms |= keep(&mut self.networks, id, kv).is_some();
+                self.touch_results(touched);
+            }
             ["pool", id] => touched.all_vms |= keep(&mut self.pools, id, kv).is_some(),
             ["op", _, id] => {
                 if let Some(vm) = keep(&mut self.ops, id, kv).and_then(|id| self.index_op(id)) {
@@ -166,9 +173,18 @@ impl ClusterView {
             ["choices", id] => drop(drop_key(&mut self.choices, id)),
             ["power", id] => drop(drop_key(&mut self.power, id)),
             ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["volume", _, id] => drop(drop_key(&mut self.volumes, id)),
-            ["image", _, id] => touched.all_vms |= drop_key(&mut self.images, id).is_some(),
-            ["network", _, id] => drop(drop_key(&mut self.networks, id)),
+            ["volume", _, id] => {
+                drop_key(&mut self.volumes, id);
+                self.touch_results(touched);
+            }
+            ["image", _, id] => {
+                touched.all_vms |= drop_key(&mut self.images, id).is_some();
+                self.touch_results(touched);
+            }
+            ["network", _, id] => {
+                drop_key(&mut self.networks, id);
+                self.touch_results(touched);
+            }
             ["pool", id] => drop(drop_key(&mut self.pools, id)),
             ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
@@ -187,8 +203,21 @@ impl ClusterView {
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => drop(drop_key(&mut keys.tasks, id)),
             ["result", id] => drop(drop_key(&mut keys.results, id)),
-            ["event", _] => drop(keys.events.remove(key)),
+            ["event", _] => {
+                keys.events.remove(key);
+                // More than one transaction holds: the rest is filed next.
+                if !keys.events.is_empty() {
+                    touched.nodes_with_events.extend(node.parse::<Name>());
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// A task's end compares the record it settles; a record that changed lets it be tried again.
+    fn touch_results(&self, touched: &mut Touched) {
+        for (node, keys) in &self.nodes {
+            touched.tasks.extend(keys.results.keys().map(|op| (node.clone(), *op)));
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use vmkeep_core::place::{self, Choice, HoldsVolumes, NodeLoad};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+use vmkeep_types::image::{ImageKind, ImageRecord};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Observed, Rest, Seen};
 use vmkeep_types::operation::{OpState, Operation, Wanted};
@@ -37,10 +38,44 @@ fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>) -> Option<Txn> {
     if vm.leaving.is_some() {
         return Some(forget(view, record));
     }
+    if let Some(why) = waits_for_image(view, vm) {
+        return block(view, vm.id, &why);
+    }
     match place::choose(&vm.spec, &loads(view, vm)) {
         Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
         Choice::Blocked(refusals) => block(view, vm.id, &place::words(&refusals)),
     }
+}
+
+/// A VM may be written before the images that it names are ready; no node hears of it until then.
+fn waits_for_image(view: &ClusterView, vm: &VmRecord) -> Option<String> {
+    let mut named: Vec<(&Name, Option<&Kept<ImageRecord>>, ImageKind)> = Vec::new();
+    for disk in &vm.spec.disks {
+        let volume = vm.volumes.get(&disk.name).and_then(|id| view.volumes.get(id));
+        if let (Some(name), Some(id)) = (&disk.image, volume.and_then(|volume| volume.value.image)) {
+            named.push((name, view.images.get(&id), ImageKind::Disk));
+        }
+    }
+    for name in vm.spec.cdroms.iter().filter_map(|cdrom| cdrom.image.as_ref()) {
+        named.push((name, view.image_by_name(&vm.project, name), ImageKind::Iso));
+    }
+    named.into_iter().find_map(|(name, image, kind)| {
+        let Some(image) = image else {
+            return Some(format!(
+                "image '{name}' is gone: its import failed or was cancelled; delete the VM, and create it when there is one"
+            ));
+        };
+        match (&image.value.facts, kind) {
+            (None, _) => Some(format!("waits for image '{name}'")),
+            (Some(facts), ImageKind::Disk) if facts.kind == ImageKind::Iso => {
+                Some(format!("image '{name}' turned out to be an ISO, no disk"))
+            }
+            (Some(facts), ImageKind::Iso) if facts.kind == ImageKind::Disk => {
+                Some(format!("image '{name}' turned out to be a disk, no ISO"))
+            }
+            (Some(_), _) => None,
+        }
+    })
 }
 
 fn loads<'a>(view: &'a ClusterView, vm: &VmRecord) -> Vec<NodeLoad<'a>> {
@@ -200,6 +235,9 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         .then(Op::Delete(keys::choices(vm.id)))
         .then(Op::Delete(keys::power(vm.id)))
         .then(Op::Delete(keys::owner(vm.id)));
+    for nic in vm.spec.nics.iter().filter(|nic| nic.mac != "auto") {
+        txn = txn.then(Op::Delete(keys::mac(&nic.mac.to_lowercase())));
+    }
     if let Some(owner) = view.owners.get(&vm.id) {
         let node = &owner.value.node;
         let gone = [keys::own(node, vm.id), keys::run(node, vm.id), keys::order(node, vm.id), keys::seen(node, vm.id)];

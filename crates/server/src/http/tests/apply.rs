@@ -18,6 +18,9 @@ fn summary(answer: &Value) -> String {
                 word(&change["when"])
             );
         }
+        for warning in result["warnings"].as_array().expect("warnings") {
+            let _ = writeln!(out, "  warning: {}", word(warning));
+        }
         if let Some(op) = result["operation"].as_object() {
             let _ = writeln!(out, "  operation {}", word(&op["kind"]));
         }
@@ -196,4 +199,58 @@ async fn all_problems_of_all_manifests_and_nothing_written() {
     )
     .await;
     assert_eq!(bed.store.revision().await.expect("a revision"), before);
+}
+
+#[tokio::test]
+async fn an_image_and_a_vm_of_it_are_one_request() {
+    let bed = Bed::new().await;
+    let image = json!({"kind": "image", "name": "deb", "source": {"from": "build", "recipe": "debian-13"}});
+    let vm = json!({"kind": "vm", "name": "web1", "image": "deb"});
+    let both = json!({"manifests": [vm, image]});
+    check(
+        &bed,
+        both.clone(),
+        expect![[r#"
+        vm web1: create
+          operation vm.create
+        image deb: create
+          operation image.import
+    "#]],
+    )
+    .await;
+    check(
+        &bed,
+        both,
+        expect![[r#"
+        vm web1: unchanged
+        image deb: unchanged
+    "#]],
+    )
+    .await;
+    check(&bed, json!({"manifests": [{"kind": "image", "name": "deb", "source": {"from": "build", "recipe": "debian-12"}}]}), expect![[r#"
+        422 invalid: the list of manifests has 1 problem
+          manifests[0].source: the image 'deb' was made from another source; import it under another name, and `vmkeep vm rebuild` what is to be made from it"#]])
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_network_and_a_dropped_disk_are_told() {
+    let bed = Bed::new().await;
+    let data = json!({"name": "data", "empty": true, "size": "1G"});
+    let root = json!({"name": "root", "image": "tiny"});
+    let all = |disks: Value, mtu: Value| json!({"manifests": [{"kind": "network", "name": "blue", "mtu": mtu}, {"kind": "vm", "name": "web1", "disks": disks}]});
+    bed.call("POST /v1/apply", all(json!([root, data]), Value::Null)).await;
+    check(
+        &bed,
+        all(json!([root]), json!(9000)),
+        expect![[r#"
+        network blue: update
+          mtu none -> 9000 (live)
+        vm web1: update
+          disks[data] {empty: true, size: 1G} -> none (live)
+          warning: disk 'data' is detached, and its data kept as an unused volume (vmkeep volume list)
+          operation vm.update
+    "#]],
+    )
+    .await;
 }

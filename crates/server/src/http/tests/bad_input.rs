@@ -137,6 +137,7 @@ async fn a_body_of_100_mb_is_not_read() {
 async fn what_another_vm_has() {
     let bed = Bed::new().await;
     bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    nouns::made(&bed, "data").await;
     let first =
         json!({"name": "web1", "nics": [{"name": "lan", "mac": "52:54:00:00:00:01"}], "disks": [{"name": "data", "volume": "data"}]});
     assert_eq!(bed.call("POST /v1/vms", first.clone()).await.status, 202);

@@ -29,14 +29,6 @@ async fn images() {
     )
     .await;
     bed.check(
-        "POST /v1/vms",
-        json!({"name": "web1", "image": "deb"}),
-        expect![[r#"
-        422 invalid: vm web1 has 1 problem
-          disks[root].image: image 'deb' is not ready yet"#]],
-    )
-    .await;
-    bed.check(
         "DELETE /v1/images/deb",
         Value::Null,
         expect![[r#"
@@ -98,6 +90,7 @@ async fn volumes() {
         expect!["404 not_found: there is no pool 'fast'"],
     )
     .await;
+    made(&bed, "data").await;
     bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
     // From now on nobody takes it, and the deletion may be asked for again.
     bed.check(
@@ -178,7 +171,7 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
         "POST /v1/adopt",
         json!({"domain": "old"}),
         expect![[r#"
-        409 conflict: 'old' or one of its volumes is in vmkeep already
+        409 conflict: 'old', its domain, or one of its volumes or MACs is in vmkeep already
           hint: choose another name with --name"#]],
     )
     .await;
@@ -206,7 +199,7 @@ async fn old_operations_and_events_are_forgotten() {
         bed.put_all((0..100).map(|n| typed::put(keys::event(&default(), "vm", id, format!("{:020}-0", part * 100 + n)), &event)).collect())
             .await;
     }
-    crate::app::housekeeping(bed.store.as_ref()).await.expect("swept");
+    crate::app::housekeeping(bed.store.as_ref(), None).await.expect("swept");
     let ops = bed.get("/v1/operations").await;
     assert_eq!(ops["items"].as_array().map(Vec::len), Some(1 + 20 + 1), "the open one, the newest 20 of an object, the one of 6 days");
     let events = bed.get("/v1/vms/web1/events").await;
@@ -220,4 +213,175 @@ async fn old_operations_and_events_are_forgotten() {
         after = next.to_owned();
     }
     assert_eq!(count, 200);
+}
+
+#[tokio::test]
+async fn a_deletion_and_a_new_user_do_not_miss_each_other() {
+    let bed = Bed::new().await;
+    bed.call("PUT /v1/networks/blue", json!({"name": "blue"})).await;
+    let wish = json!({"name": "web1", "image": "tiny", "nics": [{"name": "lan", "network": "blue"}]});
+    for path in ["DELETE /v1/images/tiny", "DELETE /v1/networks/blue"] {
+        let (first, again) = (bed.call(path, Value::Null).await.json(), bed.call(path, Value::Null).await.json());
+        assert_eq!(first["operation"]["id"], again["operation"]["id"], "asked again, it is the same operation");
+    }
+    bed.check(
+        "POST /v1/vms",
+        wish.clone(),
+        expect![[r#"
+        422 invalid: vm web1 has 2 problems
+          nics[lan].network: network 'blue' is being deleted
+          disks[root].image: image 'tiny' is being deleted"#]],
+    )
+    .await;
+    bed.check("POST /v1/volumes", json!({"name": "v", "image": "tiny"}), expect!["409 conflict: image 'tiny' is being deleted"]).await;
+    bed.check("PUT /v1/networks/blue", json!({"name": "blue", "mtu": 9000}), expect!["409 conflict: network 'blue' is being deleted"])
+        .await;
+    // The name is taken until the file is gone.
+    let build = json!({"name": "tiny", "source": {"from": "build", "recipe": "tiny"}});
+    assert_eq!(bed.call("POST /v1/images", build).await.status, 409);
+    // A network's deletion that is called off leaves a network; an image may have lost its file.
+    for op in bed.get("/v1/operations").await["items"].as_array().expect("items") {
+        bed.call(&format!("DELETE /v1/operations/{}", word(&op["id"])), Value::Null).await;
+    }
+    bed.check(
+        "POST /v1/vms",
+        wish,
+        expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[root].image: image 'tiny' is being deleted"#]],
+    )
+    .await;
+    bed.check("DELETE /v1/images/tiny", Value::Null, expect!["202 image.delete tiny pending"]).await;
+}
+
+#[tokio::test]
+async fn a_vm_decided_before_the_mark_is_not_written_after_it() {
+    let bed = Bed::new().await;
+    let ask = crate::app::Ask { project: default(), caller: vmkeep_types::record::Caller { name: "alice".into(), role: Role::Admin } };
+    let store = bed.store.as_ref();
+    let spec: vmkeep_types::vm::VmSpec = serde_json::from_value(json!({"name": "web1", "image": "tiny"})).expect("a wish");
+    let guard = crate::app::vm_write::Guard::default();
+    let tiny = Name::known("tiny");
+    let (made, gone) =
+        tokio::join!(crate::app::vm_write::create(store, &ask, spec, &guard), crate::app::image::delete(store, &ask, &tiny),);
+    assert_ne!(made.is_ok(), gone.is_ok(), "one of the two: {made:?} {gone:?}");
+    let image: ImageRecord =
+        bed.stored(&keys::image(&default(), bed.stored(&keys::name("image", &default(), &Name::known("tiny"))).await)).await;
+    assert_eq!(image.leaving.is_some(), gone.is_ok(), "a mark that was in vain is taken back");
+}
+
+#[tokio::test]
+async fn a_volume_is_nobodys_until_it_is_made() {
+    let bed = Bed::new().await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "disks": [{"name": "d", "volume": "data"}]}),
+        expect![[r#"
+        422 invalid: vm web1 has 1 problem
+          disks[d].volume: volume 'data' is still being made; `vmkeep op list` shows how far it is"#]],
+    )
+    .await;
+    bed.check(
+        "DELETE /v1/volumes/data",
+        Value::Null,
+        expect![[r#"
+        409 conflict: volume 'data' is still being made
+          hint: cancel its operation: vmkeep op list, vmkeep op cancel ID"#]],
+    )
+    .await;
+    made(&bed, "data").await;
+    bed.check("POST /v1/vms", json!({"name": "web1", "disks": [{"name": "d", "volume": "data"}]}), expect!["202 vm.create web1 pending"])
+        .await;
+}
+
+/// The volume as it is when the node has made it.
+pub(super) async fn made(bed: &Bed, name: &'static str) {
+    let id = bed.stored(&keys::name("volume", &default(), &Name::known(name))).await;
+    let key = keys::volume(&default(), id);
+    let volume = VolumeRecord { filling: None, ..bed.stored(&key).await };
+    bed.put_all(vec![typed::put(key, &volume)]).await;
+}
+
+#[tokio::test]
+async fn images_are_used_as_what_they_are() {
+    let bed = Bed::new().await;
+    let mut iso = image("cd");
+    iso.facts.as_mut().expect("facts").kind = ImageKind::Iso;
+    bed.put_all(vec![
+        typed::put(keys::name("image", &default(), &iso.spec.name), &iso.id),
+        typed::put(keys::image(&default(), iso.id), &iso),
+    ])
+    .await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "image": "cd", "cdroms": [{"name": "cd0", "image": "tiny"}]}),
+        expect![[r#"
+        422 invalid: vm web1 has 2 problems
+          cdroms[cd0].image: image 'tiny' is a disk, no ISO; disks are made from it (disks[].image)
+          disks[root].image: image 'cd' is an installation medium, no disk; put it into a tray (cdroms), beside an empty disk"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/volumes",
+        json!({"name": "v", "image": "cd"}),
+        expect!["422 invalid: image 'cd' is an installation medium, no disk"],
+    )
+    .await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "image": "tiny", "cdroms": [{"name": "cd0", "image": "cd"}]}),
+        expect!["202 vm.create web1 pending"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn events_of_what_is_gone_are_forgotten_after_a_week() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let there = bed.vm_id("web1").await.0;
+    let (gone, lately) = (uuid::Uuid::from_u128(1), uuid::Uuid::from_u128(2));
+    let days = |days: i64| (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days)).as_nanosecond();
+    let event = |uid: uuid::Uuid, at: i128| typed::put(keys::event(&default(), "vm", uid, format!("{at:020}-0")), &json!({}));
+    bed.put_all(vec![event(there, days(9)), event(gone, days(9)), event(gone, days(8)), event(lately, days(9)), event(lately, days(1))])
+        .await;
+    // Not by somebody who leads no more.
+    let other = vmkeep_store::Compare::Present("leader".into());
+    crate::app::housekeeping(bed.store.as_ref(), Some(&other)).await.expect("swept");
+    assert_eq!(bed.store.list("event/").await.expect("a list").items.len(), 5);
+    crate::app::housekeeping(bed.store.as_ref(), None).await.expect("swept");
+    let left: Vec<String> = bed.store.list("event/").await.expect("a list").items.into_iter().map(|kv| kv.key).collect();
+    assert_eq!((left.len(), left.iter().any(|key| key.contains(&gone.to_string()))), (3, false), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_domain_of_another_vm_is_not_taken() {
+    let bed = Bed::new().await;
+    let spec = serde_json::to_value(vmkeep_types::vm::VmSpec::named(Name::known("old"))).expect("plain data");
+    let proposal = |uuid: uuid::Uuid| json!({"uuid": uuid, "name": "old", "spec": spec, "choices": {"macs": {}, "serials": {}}, "disks": {}, "running": true, "warnings": []});
+    bed.vm("web1").await;
+    // The same uuid in another project.
+    let id = bed.vm_id("web1").await;
+    bed.node.answers.lock().expect("lock").push(("/n/domains/old/adoption", proposal(id.0)));
+    let power: vmkeep_types::record::Power = bed.stored(&keys::power(id)).await;
+    bed.check(
+        "POST /v1/projects/other/adopt",
+        json!({"domain": "old"}),
+        expect![[r#"
+        409 conflict: 'old', its domain, or one of its volumes or MACs is in vmkeep already
+          hint: choose another name with --name"#]],
+    )
+    .await;
+    assert_eq!(bed.stored::<vmkeep_types::record::Power>(&keys::power(id)).await, power);
+    // Disks of one domain for another's VM.
+    bed.vm("web2").await;
+    bed.check(
+        "POST /v1/adopt",
+        json!({"domain": "old", "name": "web2", "disks": true}),
+        expect![[r#"
+        409 conflict: the domain 'old' is not the one of VM 'web2'
+          hint: vmkeep vm adopt --disks web2"#]],
+    )
+    .await;
 }

@@ -94,6 +94,7 @@ async fn the_same_wish_again_changes_nothing() {
     bed.check("PUT /v1/vms/web1", wish.clone(), expect!["202 vm.create web1 pending"]).await;
     let before = bed.get("/v1/vms/web1").await["spec_revision"].clone();
     bed.check("PUT /v1/vms/web1", wish, expect!["200 vm.update web1 done"]).await;
+    let written = bed.store.revision().await.expect("a revision");
     // Read, and sent back as it was read: secrets are not shown, and not lost.
     let read = bed.by(Role::Viewer).get("/v1/vms/web1").await;
     assert!(
@@ -102,6 +103,7 @@ async fn the_same_wish_again_changes_nothing() {
     );
     bed.check("PUT /v1/vms/web1", read["spec"].clone(), expect!["200 vm.update web1 done"]).await;
     assert_eq!(bed.get("/v1/vms/web1").await["spec_revision"], before, "the wish was not written again");
+    assert_eq!(bed.store.revision().await.expect("a revision"), written, "and the operation that says so once");
     let id = bed.vm_id("web1").await;
     let record: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
     assert_eq!(record.spec.cloud_init.expect("a seed").password.as_deref(), Some("hunter2"));
@@ -129,7 +131,7 @@ async fn a_repeated_post_is_one_vm() {
     // The key is forgotten with its operation.
     let op = keys::op(&default(), word(&first.json()["operation"]["id"]).parse().expect("an id"));
     bed.put_all(vec![Op::Delete(op)]).await;
-    crate::app::housekeeping(bed.store.as_ref()).await.expect("swept");
+    crate::app::housekeeping(bed.store.as_ref(), None).await.expect("swept");
     assert!(bed.store.list("idem/").await.expect("a list").items.is_empty());
 }
 
@@ -227,6 +229,7 @@ async fn renamed_it_is_the_same_vm() {
 async fn a_clone_has_its_own_identity_and_volumes() {
     let bed = Bed::new().await;
     bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    nouns::made(&bed, "data").await;
     bed.call(
         "POST /v1/vms",
         json!({"name": "web1", "image": "tiny", "disks": [{"name": "root"}, {"name": "data", "volume": "data"}], "run": "manual"}),
@@ -392,4 +395,118 @@ async fn a_root_disk_is_made_anew_from_another_image() {
     assert_eq!((volume.name.as_str(), volume.size.map(|s| s.to_string())), ("web1-root", Some("3G".to_owned())));
     let gone: VolumeRecord = bed.stored(&keys::volume(&default(), old.volumes[&root])).await;
     assert_eq!(gone.name.to_string(), format!("replaced-{}", gone.id), "it waits for its deletion under a name of its own");
+}
+
+#[tokio::test]
+async fn what_reaches_the_host_is_an_admins_to_take_away_and_to_copy() {
+    let bed = Bed::new().await;
+    let share = json!({"name": "web1", "run": "manual", "shares": [{"name": "s", "path": "/srv/s"}]});
+    assert_eq!(bed.call("POST /v1/vms", share.clone()).await.status, 202);
+    let operator = bed.by(Role::Operator);
+    operator
+        .check(
+            "PUT /v1/vms/web1",
+            json!({"name": "web1", "run": "manual"}),
+            expect![[r#"
+        403 forbidden: only admins may set shares
+          hint: they reach the host itself"#]],
+        )
+        .await;
+    let mut other = share.clone();
+    other["description"] = json!("with the share as it is");
+    operator.check("PUT /v1/vms/web1", other, expect!["202 vm.update web1 pending"]).await;
+    let id = bed.vm_id("web1").await;
+    watched::seen_off(&bed, id).await;
+    operator
+        .check(
+            "POST /v1/vms/web1/actions/clone",
+            json!({"name": "web2"}),
+            expect![[r#"
+        403 forbidden: only admins may copy a VM with shares
+          hint: they reach the host itself"#]],
+        )
+        .await;
+    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["202 vm.clone web2 pending"]).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_runs_it_starts_it_unless_it_is_held() {
+    let bed = Bed::new().await;
+    let put = |run: &'static str| bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": run}));
+    put("halted").await;
+    let id = bed.vm_id("web1").await;
+    let power = || async { bed.stored::<Power>(&keys::power(id)).await };
+    put("manual").await;
+    assert_eq!((power().await.want, power().await.cycle), (PowerWish::Off, 1));
+    put("always").await;
+    assert_eq!((power().await.want, power().await.cycle), (PowerWish::On, 2));
+    bed.call("POST /v1/vms/web1/actions/stop", Value::Null).await;
+    put("manual").await;
+    put("always").await;
+    assert_eq!((power().await.want, power().await.cycle), (PowerWish::Off, 3), "stopped on purpose");
+}
+
+#[tokio::test]
+async fn two_vms_that_come_at_once_do_not_get_one_mac() {
+    let bed = Bed::new().await;
+    let wish = |name: &str, mac: &str| json!({"name": name, "run": "manual", "nics": [{"name": "lan", "mac": mac}]});
+    let post = |name: &'static str| bed.call("POST /v1/vms", wish(name, "52:54:00:00:00:0A"));
+    let (one, two) = tokio::join!(post("a"), post("b"));
+    let mut codes = [one.status, two.status];
+    codes.sort_unstable();
+    assert_eq!(codes, [202, 422], "{} {}", one.body, two.body);
+    let (winner, loser) = if one.status == 202 { ("a", "b") } else { ("b", "a") };
+    // Given up, it is free.
+    assert_eq!(bed.call(&format!("PUT /v1/vms/{winner}"), wish(winner, "52:54:00:00:00:0b")).await.status, 202);
+    assert_eq!(bed.call("POST /v1/vms", wish(loser, "52:54:00:00:00:0a")).await.status, 202);
+    let index: Vec<String> = bed.store.list("mac/").await.expect("a list").items.into_iter().map(|kv| kv.key).collect();
+    assert_eq!(index, ["mac/52:54:00:00:00:0a", "mac/52:54:00:00:00:0b"]);
+}
+
+#[tokio::test]
+async fn a_wish_too_large_for_its_order_is_refused() {
+    let bed = Bed::new().await;
+    let text = format!("#cloud-config\n{}", "\"".repeat(250 << 10));
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web1", "cloud_init": {"user_data": text, "network_data": text}}),
+        expect![[r#"
+        413 too_large: VM 'web1' takes 1000 KiB in all; the limit is 768 KiB
+          hint: let cloud-init fetch long data: `#include` with a URL in user_data"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn one_name_on_a_host_is_one_vm_whatever_its_project() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    bed.call("PUT /v1/projects/other/networks/default", json!({"name": "default"})).await;
+    let wish = json!({"name": "web1", "run": "manual"});
+    bed.check(
+        "POST /v1/projects/other/vms",
+        wish,
+        expect![[r#"
+        409 conflict: there is a VM 'web1' in project 'default' already, and libvirt on a host knows VMs by name only
+          hint: choose another name"#]],
+    )
+    .await;
+    bed.check("POST /v1/projects/other/vms", json!({"name": "web2", "run": "manual"}), expect!["202 vm.create web2 pending"]).await;
+    bed.check(
+        "POST /v1/vms/web1/actions/rename",
+        json!({"name": "web2"}),
+        expect![[r#"
+        409 conflict: there is a VM 'web2' in project 'other' already, and libvirt on a host knows VMs by name only
+          hint: choose another name"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_wish_that_has_no_effect_is_warned_of() {
+    let bed = Bed::new().await;
+    let made = bed.call("POST /v1/vms", json!({"name": "web1", "run": "manual", "display": {"password": "12345678"}})).await.json();
+    assert!(word(&made["warnings"][0]).starts_with("display.password has no effect"), "{made}");
+    let put = bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "ha": {}})).await.json();
+    assert!(word(&put["warnings"][0]).starts_with("ha does nothing on one host"), "{put}");
 }
