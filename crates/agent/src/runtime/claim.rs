@@ -62,3 +62,93 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
         Held::No => Err(ClaimError::NotGranted),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmkeep_store::Store;
+    use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::host::KvmState;
+    use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+    use vmkeep_types::name::Name;
+    use vmkeep_types::record::{Power, PowerWish, VmOrigin};
+    use vmkeep_types::units::ByteCount;
+    use vmkeep_types::vm::VmSpec;
+
+    use super::*;
+    use crate::hypervisor::fake::FakeHypervisor;
+    use crate::runtime::clock::BootId;
+    use crate::runtime::node::AgentConfig;
+
+    const VM: VmId = VmId(uuid::Uuid::from_u128(1));
+
+    /// An agent of `node1` in a boot of its own.
+    async fn joined(store: &Arc<EmbeddedStore>, dir: &std::path::Path, boot: &str) -> Arc<Node> {
+        let boot_id = dir.join(boot);
+        std::fs::write(&boot_id, boot).expect("written");
+        let node = Node::new(AgentConfig {
+            name: Name::known("node1"),
+            store: store.clone(),
+            hypervisor: Arc::new(FakeHypervisor::new()),
+            boot_id: BootId(boot_id),
+            seed_dir: dir.into(),
+            log_dir: dir.into(),
+            run_dir: dir.into(),
+            cpus: 1,
+            memory: ByteCount::from_gib(1),
+            kvm: KvmState::Usable,
+            reach: crate::image::Reach::Others,
+        })
+        .expect("a node");
+        node.join().await.expect("joined");
+        node
+    }
+
+    fn order(epoch: Epoch) -> Order {
+        Order {
+            vm: VM,
+            project: Name::known("default"),
+            spec: VmSpec::named(Name::known("web1")),
+            spec_revision: Revision(1),
+            generation: Generation(1),
+            epoch,
+            choices: Default::default(),
+            power: Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None },
+            origin: VmOrigin::Created,
+            leaving: None,
+            instance: 0,
+            volumes: Default::default(),
+            images: Default::default(),
+            networks: Default::default(),
+            pools: Default::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_an_earlier_boot_claims_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let first = joined(&store, dir.path(), "one").await;
+        let owner =
+            Owner { vm: VM, project: Name::known("default"), node: first.name.clone(), epoch: first.epoch(), generation: Generation(1) };
+        store.txn(Txn::default().then(typed::put(keys::owner(VM), &owner))).await.expect("a write");
+        claim(&first, &order(first.epoch()), None).await.expect("granted");
+        let second = joined(&store, dir.path(), "two").await;
+        assert_eq!(second.epoch(), first.epoch().next());
+        let refused = claim(&first, &order(first.epoch()), None).await.expect_err("its epoch is over");
+        assert!(matches!(refused, ClaimError::NotGranted), "{refused}");
+        claim(&second, &order(second.epoch()), None).await.expect("granted");
+    }
+
+    #[tokio::test]
+    async fn how_a_node_dies_is_written_once_in_an_epoch() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let node = joined(&store, dir.path(), "one").await;
+        let key = keys::armed(&node.name, node.epoch());
+        let armed = store.get(&key).await.expect("a read").expect("armed");
+        joined(&store, dir.path(), "one").await;
+        assert_eq!(store.get(&key).await.expect("a read"), Some(armed));
+    }
+}
