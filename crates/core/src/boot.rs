@@ -30,7 +30,10 @@ pub enum BootProgress {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentSeen {
-    Yes,
+    /// First at this time.
+    Yes {
+        at_ms: u64,
+    },
     No,
 }
 
@@ -44,9 +47,12 @@ fn blocks(vm: &Booting, now_ms: u64) -> bool {
         BootProgress::OutOfTheWay => false,
         BootProgress::Waiting { turn_since_ms } => turn_since_ms.is_none_or(|since| now_ms.saturating_sub(since) < TURN_MS_MAX),
         BootProgress::Running { since_ms, agent } => {
-            let up_for_ms = now_ms.saturating_sub(since_ms);
-            let waits_for_agent = vm.wait_for == WaitFor::Agent && agent == AgentSeen::No && up_for_ms < TURN_MS_MAX;
-            waits_for_agent || up_for_ms < vm.delay_ms
+            let for_ms = |at_ms| now_ms.saturating_sub(at_ms);
+            match (vm.wait_for, agent) {
+                (WaitFor::Running, _) => for_ms(since_ms) < vm.delay_ms,
+                (WaitFor::Agent, AgentSeen::Yes { at_ms }) => for_ms(at_ms) < vm.delay_ms,
+                (WaitFor::Agent, AgentSeen::No) => for_ms(since_ms) < TURN_MS_MAX,
+            }
         }
     }
 }
@@ -78,9 +84,11 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_waited_for_when_asked() {
+    fn an_agent_is_waited_for_when_asked_and_the_delay_begins_with_it() {
         let up = |agent| Booting { wait_for: WaitFor::Agent, ..vm(10, BootProgress::Running { since_ms: 0, agent }) };
         assert_eq!(open_order(&[up(AgentSeen::No)], 20_000), 10);
-        assert_eq!(open_order(&[up(AgentSeen::Yes)], 20_000), u16::MAX);
+        assert_eq!(open_order(&[up(AgentSeen::No)], TURN_MS_MAX), u16::MAX);
+        assert_eq!(open_order(&[up(AgentSeen::Yes { at_ms: 20_000 })], 24_999), 10);
+        assert_eq!(open_order(&[up(AgentSeen::Yes { at_ms: 20_000 })], 25_000), u16::MAX);
     }
 }

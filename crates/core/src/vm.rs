@@ -16,7 +16,7 @@
 //! `restart.max` of them within `restart.within` end in [`Doing`] `gave up` until a person starts it. An unknown domain
 //! state is never acted upon.
 
-use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Stopping, VmMemory};
+use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, StopFor, Stopping, VmMemory};
 use vmkeep_types::order::Order;
 use vmkeep_types::record::{Hold, Leaving, PowerWish};
 use vmkeep_types::vm::RunPolicy;
@@ -27,7 +27,7 @@ pub const BACKOFF_FIRST_MS: u64 = 1_000;
 pub const BACKOFF_MAX_MS: u64 = 60_000;
 /// A guest that ignores ACPI while it boots hears it once it is up.
 pub const ASK_AGAIN_MS: u64 = 10_000;
-/// A power-off longer than this after `virsh shutdown` is the guest's own.
+/// A power-off longer than this after the guest was asked is its own.
 pub const ASKED_MS_MAX: u64 = 300_000;
 /// A wish that could not be applied is tried again after this.
 pub const APPLY_AGAIN_MS: u64 = 15_000;
@@ -150,7 +150,12 @@ pub fn decide(s: &Situation<'_>) -> Decision {
             memory.alive = false;
             act(memory, Act::Kill, Why::ToStart)
         }
-        (Intent::On, Some(_)) if live => settle(s, memory),
+        (Intent::On, Some(_)) if live => {
+            if let Some(stopping) = memory.stopping.take() {
+                memory.called_off_ms = Some(stopping.asked_ms);
+            }
+            settle(s, memory)
+        }
         (Intent::On, _) => start(s, memory),
         (Intent::Off(manner), _) if live => stop(s, memory, manner),
         (Intent::Off(_), _) => {
@@ -173,6 +178,7 @@ fn note_boot(s: &Situation<'_>, memory: &mut VmMemory) {
     s.boot_id.clone_into(&mut memory.boot_id);
     memory.stopping = None;
     memory.asked_outside_ms = None;
+    memory.called_off_ms = None;
     memory.failures_ms.clear();
     memory.next_try_ms = None;
     memory.gave_up = false;
@@ -193,13 +199,15 @@ fn note_exit(s: &Situation<'_>, memory: &mut VmMemory, domain: Option<DomainNow>
         return;
     }
     memory.alive = false;
-    let asked = memory.asked_outside_ms.take();
+    let (asked, called_off) = (memory.asked_outside_ms.take(), memory.called_off_ms.take());
     let ordered = memory.stopping.take().is_some() || s.order.power.cycle > memory.power_cycle || s.order.leaving.is_some();
     if ordered {
         return;
     }
     match domain.and_then(|d| d.exit).unwrap_or(ExitCause::Unknown) {
-        ExitCause::Shutdown if was_asked_outside(s, asked) => memory.rest = Some(held_outside(s)),
+        ExitCause::Shutdown if obeyed(s, asked) => memory.rest = Some(held_outside(s)),
+        // It heard of a stop, and not that the stop was called off: it is started again.
+        ExitCause::Shutdown if obeyed(s, called_off) => {}
         ExitCause::Shutdown => {
             memory.rest = Some(Rest::GuestOff);
             if s.order.spec.run == RunPolicy::Always {
@@ -208,13 +216,14 @@ fn note_exit(s: &Situation<'_>, memory: &mut VmMemory, domain: Option<DomainNow>
         }
         ExitCause::Destroyed | ExitCause::Saved | ExitCause::Migrated => memory.rest = Some(held_outside(s)),
         ExitCause::Crashed => fail(s, memory, "QEMU crashed or was killed"),
+        ExitCause::Killed => fail(s, memory, "QEMU was killed"),
         ExitCause::Failed => fail(s, memory, "QEMU failed"),
         ExitCause::Unknown => fail(s, memory, "QEMU was gone"),
     }
 }
 
-/// A guest that was asked by somebody else and went down within [`ASKED_MS_MAX`] obeyed.
-fn was_asked_outside(s: &Situation<'_>, asked_ms: Option<u64>) -> bool {
+/// A guest that was asked and went down within [`ASKED_MS_MAX`] obeyed.
+fn obeyed(s: &Situation<'_>, asked_ms: Option<u64>) -> bool {
     asked_ms.is_some_and(|at| s.now_ms.saturating_sub(at) < ASKED_MS_MAX)
 }
 
@@ -299,15 +308,36 @@ fn intent(s: &Situation<'_>, memory: &VmMemory) -> Intent {
     if on { Intent::On } else { Intent::Off(Manner::Gently) }
 }
 
+/// Whether the wish is to be carried into the domain.
+enum Wish {
+    Applied,
+    Due,
+    /// It failed and is tried again then.
+    Later {
+        at_ms: u64,
+    },
+}
+
+fn wish(s: &Situation<'_>, memory: &VmMemory) -> Wish {
+    if memory.applied >= s.order.spec_revision {
+        return Wish::Applied;
+    }
+    let failed_before = memory.apply_failed == Some(s.order.spec_revision);
+    match memory.next_apply_ms.filter(|at| failed_before && *at > s.now_ms) {
+        Some(at_ms) => Wish::Later { at_ms },
+        None => Wish::Due,
+    }
+}
+
 /// The domain is on or off as it should be: carry the wish into it and call the command done.
 fn settle(s: &Situation<'_>, mut memory: VmMemory) -> Decision {
-    if memory.applied < s.order.spec_revision {
-        let failed_before = memory.apply_failed == Some(s.order.spec_revision);
-        if let Some(at_ms) = memory.next_apply_ms.filter(|at| failed_before && *at > s.now_ms) {
+    match wish(s, &memory) {
+        Wish::Due => return act(memory, Act::Apply, Why::ToApply),
+        Wish::Later { at_ms } => {
             memory.power_cycle = memory.power_cycle.max(s.order.power.cycle);
             return Decision { act: Act::Nothing, memory, why: Why::ToApply, wake_at_ms: Some(at_ms) };
         }
-        return act(memory, Act::Apply, Why::ToApply);
+        Wish::Applied => {}
     }
     memory.power_cycle = memory.power_cycle.max(s.order.power.cycle);
     if memory.alive && memory.rest != Some(Rest::StartedOutside) {
@@ -319,11 +349,11 @@ fn settle(s: &Situation<'_>, mut memory: VmMemory) -> Decision {
 fn start(s: &Situation<'_>, memory: VmMemory) -> Decision {
     let limit = &s.order.spec.restart;
     if memory.gave_up {
-        return act(memory, Act::Nothing, Why::GaveUp { max: limit.max });
+        return not_now(s, memory, Why::GaveUp { max: limit.max }, None);
     }
     if let Some(at_ms) = memory.next_try_ms.filter(|at| *at > s.now_ms) {
         let attempt = u32::try_from(memory.failures_ms.len()).unwrap_or(u32::MAX);
-        return Decision { act: Act::Nothing, memory, why: Why::Backoff { at_ms, attempt, max: limit.max }, wake_at_ms: Some(at_ms) };
+        return not_now(s, memory, Why::Backoff { at_ms, attempt, max: limit.max }, Some(at_ms));
     }
     let commanded = s.order.power.cycle > memory.power_cycle;
     if s.turn == Turn::Wait && !commanded {
@@ -332,19 +362,38 @@ fn start(s: &Situation<'_>, memory: VmMemory) -> Decision {
     act(memory, Act::Start, Why::ToStart)
 }
 
+/// No start yet; a wish that came meanwhile does not wait for it.
+fn not_now(s: &Situation<'_>, memory: VmMemory, why: Why, wake_at_ms: Option<u64>) -> Decision {
+    match wish(s, &memory) {
+        Wish::Due => act(memory, Act::Apply, Why::ToApply),
+        Wish::Later { at_ms } => {
+            let wake_at_ms = Some(wake_at_ms.map_or(at_ms, |at| at.min(at_ms)));
+            Decision { act: Act::Nothing, memory, why, wake_at_ms }
+        }
+        Wish::Applied => Decision { act: Act::Nothing, memory, why, wake_at_ms },
+    }
+}
+
 fn stop(s: &Situation<'_>, mut memory: VmMemory, manner: Manner) -> Decision {
+    let cause = StopFor::Order { cycle: s.order.power.cycle };
     if manner == Manner::AtOnce {
-        memory.stopping.get_or_insert(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms });
+        stopping(s, &mut memory, cause);
         return act(memory, Act::Kill, Why::Stopping { kill_at_ms: Some(s.now_ms) });
     }
     let patience = s.order.power.stop_timeout.unwrap_or(s.order.spec.stop_timeout);
-    ask_or_kill(s, memory, patience.millis())
+    ask_or_kill(s, memory, cause, patience.millis())
+}
+
+/// The stop under way for this cause, begun now if there is none: the patience of an earlier one is not counted.
+fn stopping<'m>(s: &Situation<'_>, memory: &'m mut VmMemory, cause: StopFor) -> &'m mut Stopping {
+    let going_on = memory.stopping.filter(|stopping| stopping.cause == cause);
+    memory.stopping.insert(going_on.unwrap_or(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms, cause }))
 }
 
 /// Asks, asks again, and kills at the time-out (0 = never).
-fn ask_or_kill(s: &Situation<'_>, mut memory: VmMemory, timeout_ms: u64) -> Decision {
-    let first = memory.stopping.is_none();
-    let stopping = memory.stopping.get_or_insert(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms });
+fn ask_or_kill(s: &Situation<'_>, mut memory: VmMemory, cause: StopFor, timeout_ms: u64) -> Decision {
+    let first = memory.stopping.is_none_or(|stopping| stopping.cause != cause);
+    let stopping = stopping(s, &mut memory, cause);
     let kill_at_ms = (timeout_ms > 0).then(|| stopping.since_ms.saturating_add(timeout_ms));
     let why = Why::Stopping { kill_at_ms };
     if kill_at_ms.is_some_and(|at| s.now_ms >= at) {
@@ -361,13 +410,17 @@ fn ask_or_kill(s: &Situation<'_>, mut memory: VmMemory, timeout_ms: u64) -> Deci
 
 /// The host goes down: running guests are asked, then killed; the order stays as it is, so the next boot starts them again.
 fn going_down(s: &Situation<'_>, memory: VmMemory, live: bool) -> Decision {
-    if live { ask_or_kill(s, memory, s.order.spec.stop_timeout.millis()) } else { act(memory, Act::Nothing, Why::HostGoingDown) }
+    if live {
+        ask_or_kill(s, memory, StopFor::Host, s.order.spec.stop_timeout.millis())
+    } else {
+        act(memory, Act::Nothing, Why::HostGoingDown)
+    }
 }
 
 fn leave(s: &Situation<'_>, mut memory: VmMemory, domain: Option<DomainNow>, leaving: Leaving) -> Decision {
     let live = domain.is_some_and(|d| d.state.is_live());
     if live && leaving != Leaving::Release {
-        memory.stopping.get_or_insert(Stopping { since_ms: s.now_ms, asked_ms: s.now_ms });
+        stopping(s, &mut memory, StopFor::Order { cycle: s.order.power.cycle });
         return act(memory, Act::Kill, Why::Leaving);
     }
     let act_now = if memory.removed { Act::Nothing } else { Act::Remove(leaving) };
@@ -380,6 +433,7 @@ pub fn started(memory: &mut VmMemory, order: &Order) {
     memory.rest = None;
     memory.stopping = None;
     memory.asked_outside_ms = None;
+    memory.called_off_ms = None;
     memory.next_try_ms = None;
     memory.power_cycle = memory.power_cycle.max(order.power.cycle);
     applied(memory, order);

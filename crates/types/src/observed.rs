@@ -174,6 +174,8 @@ pub struct VmMemory {
     pub asked_outside_ms: Option<u64>,
     /// A graceful stop is under way.
     pub stopping: Option<Stopping>,
+    /// The guest was last asked then by a stop that was called off; it may still obey.
+    pub called_off_ms: Option<u64>,
     /// A cold restart has seen the domain off at this power cycle.
     pub restart_seen_off: u64,
     /// When it went down without being told to, newest last; only those within the restart limit's window.
@@ -213,6 +215,24 @@ pub struct Stopping {
     pub since_ms: u64,
     /// Last time the guest was asked.
     pub asked_ms: u64,
+    #[serde(default)]
+    pub cause: StopFor,
+}
+
+/// What a stop obeys; one for another cause begins anew, with all of its time-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum StopFor {
+    /// The order as it is since this power cycle.
+    Order { cycle: u64 },
+    /// The host goes down.
+    Host,
+}
+
+impl Default for StopFor {
+    fn default() -> Self {
+        Self::Order { cycle: 0 }
+    }
 }
 
 /// Why a domain is off, in libvirt's terms.
@@ -225,6 +245,8 @@ pub enum ExitCause {
     Destroyed,
     /// QEMU crashed or was killed.
     Crashed,
+    /// QEMU was told to quit, but neither by its guest nor through libvirt (a SIGTERM).
+    Killed,
     /// QEMU failed to start or died of an error.
     Failed,
     Migrated,

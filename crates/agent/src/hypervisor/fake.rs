@@ -22,7 +22,7 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 
 use self::host::Host;
 use super::{
-    AgentLink, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle, LiveChange,
+    AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle, LiveChange,
     Screenshot, UndefineKeep, XmlKind, xml,
 };
 
@@ -266,7 +266,7 @@ impl Hypervisor for FakeHypervisor {
     async fn destroy(&self, uuid: VmId) -> Result<(), HvError> {
         self.on("destroy", uuid, |host| {
             host.running(uuid)?;
-            host.tell(HvEvent::Lifecycle { uuid, what: Lifecycle::ShuttingDown, detail: "by host".to_owned() });
+            host.tell(HvEvent::Lifecycle { uuid, what: Lifecycle::ShuttingDown, detail: BY_HOST.to_owned() });
             host.stop(uuid, ExitCause::Destroyed, "destroyed")
         })
         .await

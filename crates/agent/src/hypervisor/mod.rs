@@ -21,6 +21,9 @@ pub const METADATA_URI: &str = "https://vmkeep.dev/xmlns/1";
 /// Its prefix: the element is `<vmkeep:vm xmlns:vmkeep="…">`.
 pub const METADATA_KEY: &str = "vmkeep";
 
+/// Detail of [`Lifecycle::ShuttingDown`] when QEMU was told to quit and its guest was not asked: a signal, or a destroy.
+pub const BY_HOST: &str = "by host";
+
 /// A domain as one listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainBrief {

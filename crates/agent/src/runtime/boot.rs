@@ -67,10 +67,12 @@ impl BootBoard {
         });
     }
 
-    pub fn agent_answers(&self, id: VmId) {
+    pub fn agent_answers(&self, id: VmId, now_ms: u64) {
         self.progress(id, |old| match old {
-            BootProgress::Running { since_ms, .. } => BootProgress::Running { since_ms, agent: AgentSeen::Yes },
-            BootProgress::Waiting { .. } | BootProgress::OutOfTheWay => old,
+            BootProgress::Running { since_ms, agent: AgentSeen::No } => {
+                BootProgress::Running { since_ms, agent: AgentSeen::Yes { at_ms: now_ms } }
+            }
+            BootProgress::Running { .. } | BootProgress::Waiting { .. } | BootProgress::OutOfTheWay => old,
         });
     }
 

@@ -1,4 +1,4 @@
-//! A guest that was paused has missed the time: its agent is told (`guest-set-time`, QEMU guest agent protocol).
+//! A guest that was paused, or whose host slept, has missed the time: its agent is told (`guest-set-time`, QEMU guest agent protocol).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -37,10 +37,13 @@ use vmkeep_types::order::{NodeTask, Order};
 pub use node::{AgentConfig, Handle, Node};
 
 use crate::hypervisor::HvEvent;
+use clock::{Sleep, SleepWatch, slept_ms};
 use worker::Mailbox;
 
 /// Wait before the dispatcher starts over after the store failed it.
 const REST: Duration = Duration::from_secs(1);
+/// Between looks for a sleep of the host; a guest's clock is wrong for this long at most.
+const SLEEP_LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the agent until shutdown. VMs are never touched by a shutdown of the agent.
 pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
@@ -77,6 +80,9 @@ impl Dispatcher {
         let listing = self.node.store.list(&prefix).await?;
         let mut watch: Watch = self.node.store.watch(&prefix, listing.revision.next()).await?;
         self.begin(&listing.items)?;
+        let mut sleep = SleepWatch::new(slept_ms());
+        let mut sleep_look = tokio::time::interval(SLEEP_LOOK);
+        sleep_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -84,6 +90,10 @@ impl Dispatcher {
                     let closed = || Err(StoreError::Unavailable("the watch was closed".into()));
                     self.take_in(batch.unwrap_or_else(closed)?)?;
                 }
+                _ = sleep_look.tick() => if sleep.look(slept_ms()) == Sleep::Ended {
+                    tracing::info!("the host slept; the clocks of its guests are set");
+                    self.workers.values().for_each(|worker| worker.slept());
+                },
                 event = events.recv() => match event {
                     Ok(event) => self.on_event(event).await?,
                     Err(broadcast::error::RecvError::Lagged(_)) => self.poke_all(),

@@ -33,6 +33,10 @@ pub struct State {
     pub name_there: Option<String>,
     /// From the last stop event, for a libvirt that forgot.
     pub exit_hint: Option<ExitCause>,
+    /// QEMU was told to quit and its guest was not asked, in the run that ends or has ended.
+    pub told_to_quit: bool,
+    /// libvirt would start it by itself at its own start.
+    pub autostart: bool,
     /// We asked the guest to stop, or killed it; what its stop event is told as.
     pub asked_stop: bool,
     pub doing: Option<Doing>,
@@ -62,6 +66,8 @@ impl State {
             ours: true,
             name_there: None,
             exit_hint: None,
+            told_to_quit: false,
+            autostart: false,
             asked_stop: false,
             doing: None,
             error: None,
@@ -118,6 +124,15 @@ impl State {
     pub fn saw(&mut self, domain: Observed<DomainNow>, now: jiff::Timestamp) {
         if domain.known().map(|d| d.state) != self.domain.known().map(|d| d.state) && self.domain != Observed::Unknown {
             self.since = now;
+        }
+        let off = match &domain {
+            Observed::Known(d) => !d.state.is_live(),
+            Observed::Absent => true,
+            Observed::Unknown => false,
+        };
+        if off {
+            // What waits for a cold start is what the next start takes.
+            self.pending.clear();
         }
         self.domain = domain;
     }

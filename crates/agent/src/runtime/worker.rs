@@ -13,6 +13,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Seen};
 use vmkeep_types::order::Order;
+use vmkeep_types::record::{Leaving, VmOrigin};
 
 use super::apply;
 use super::clock::boottime_ms;
@@ -20,7 +21,7 @@ use super::guest_clock;
 use super::node::Node;
 use super::remove;
 use super::report::State;
-use crate::hypervisor::{HvError, HvEvent, Lifecycle};
+use crate::hypervisor::{BY_HOST, HvError, HvEvent, Lifecycle};
 
 /// Looks without a reason, to find what no event told: `virsh setmem --config` changes a description silently.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -40,11 +41,13 @@ struct Inbox {
     events: Vec<HvEvent>,
     retired: bool,
     poked: bool,
+    /// The host slept.
+    slept: bool,
 }
 
 impl Mailbox {
     pub fn new(order: Order) -> Self {
-        let inbox = Inbox { order: Some(order), events: Vec::new(), retired: false, poked: false };
+        let inbox = Inbox { order: Some(order), events: Vec::new(), retired: false, poked: false, slept: false };
         Self { inbox: Mutex::new(inbox), notify: Notify::new() }
     }
 
@@ -64,6 +67,11 @@ impl Mailbox {
         self.with(|inbox| inbox.poked = true);
     }
 
+    /// The host slept: its guests have missed the time.
+    pub fn slept(&self) {
+        self.with(|inbox| inbox.slept = true);
+    }
+
     /// The order is gone: the worker ends, the domain stays as it is.
     pub fn retire(&self) {
         self.with(|inbox| inbox.retired = true);
@@ -77,8 +85,8 @@ impl Mailbox {
     fn take(&self) -> Inbox {
         let mut inbox = self.inbox.lock().expect("no panic holds this lock");
         let retired = inbox.retired;
-        let poked = std::mem::take(&mut inbox.poked);
-        Inbox { order: inbox.order.take(), events: std::mem::take(&mut inbox.events), retired, poked }
+        let (poked, slept) = (std::mem::take(&mut inbox.poked), std::mem::take(&mut inbox.slept));
+        Inbox { order: inbox.order.take(), events: std::mem::take(&mut inbox.events), retired, poked, slept }
     }
 }
 
@@ -101,7 +109,7 @@ pub async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, sto
             inspect |= state.take_order(order);
         }
         node.board.note_order(id, &state.order.spec);
-        if was_resumed(&state, &inbox.events) {
+        if was_resumed(&state, &inbox.events) || (inbox.slept && runs(&state)) {
             guest_clock::set(&node, id).await;
         }
         inspect |= take_events(&node, &mut state, inbox.events);
@@ -119,6 +127,7 @@ pub async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, sto
 async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duration> {
     for _ in 0..ACTS_IN_A_ROW {
         look(node, state).await;
+        autostart_off(node, state).await;
         let decision = decide(node, state);
         note_boot_progress(node, state, &decision);
         state.memory = decision.memory.clone();
@@ -142,13 +151,20 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
 async fn look(node: &Node, state: &mut State) {
     let domain = match node.hv.find(state.order.vm).await {
         Ok(brief) => {
-            let exit = state.exit_hint.filter(|_| matches!(brief.exit, None | Some(ExitCause::Unknown))).or(brief.exit);
+            let exit = match (brief.exit, state.exit_hint) {
+                (Some(ExitCause::Shutdown), _) if state.told_to_quit => Some(ExitCause::Killed),
+                (None | Some(ExitCause::Unknown), Some(hint)) => Some(hint),
+                (told, _) => told,
+            };
+            state.autostart = brief.autostart;
             state.name_there = Some(brief.name);
             state.ours = brief.metadata.as_deref().and_then(crate::domain::parse_metadata).is_some_and(|meta| meta.vm == state.order.vm);
             Observed::Known(DomainNow { state: brief.state, exit })
         }
         Err(HvError::NoDomain(_)) => {
             state.ours = true;
+            state.autostart = false;
+            state.name_there = None;
             Observed::Absent
         }
         Err(error) => {
@@ -160,6 +176,20 @@ async fn look(node: &Node, state: &mut State) {
         state.exit_hint = None;
     }
     state.saw(domain, jiff::Timestamp::now());
+}
+
+/// Who starts a VM of ours is decided here: libvirt would start it over a hold, without a claim.
+async fn autostart_off(node: &Node, state: &mut State) {
+    if !state.autostart || !state.ours || state.order.leaving.is_some() {
+        return;
+    }
+    match node.hv.set_autostart(state.order.vm, false).await {
+        Ok(()) => {
+            state.autostart = false;
+            state.event(Level::Warn, "vm.autostart", "libvirt's autostart was switched off; `run` and `start` say when it is started");
+        }
+        Err(error) => tracing::warn!(vm = %state.order.spec.name, %error, "cannot switch libvirt's autostart off"),
+    }
 }
 
 fn situation<'a>(node: &'a Node, state: &'a State) -> Situation<'a> {
@@ -195,8 +225,9 @@ fn note_boot_progress(node: &Node, state: &State, decision: &Decision) {
 /// Carries out one decision; false when the same decision would only fail again right now.
 async fn act(node: &Node, state: &mut State, act: Act) -> bool {
     let id = state.order.vm;
-    let foreign = !state.ours && state.order.origin == vmkeep_types::record::VmOrigin::Created;
-    if foreign {
+    let foreign = !state.ours && state.order.origin == VmOrigin::Created;
+    // A release that was cut off has removed our mark already.
+    if foreign && act != Act::Remove(Leaving::Release) {
         let hint = "take it over with `vmkeep vm adopt`, or remove it with virsh";
         state.fail(Error::new(Code::Conflict, format!("libvirt has a domain with the UUID {id} that vmkeep did not make")).hint(hint));
         return false;
@@ -255,6 +286,7 @@ async fn start(node: &Node, state: &mut State) {
     match apply::start(node, state).await {
         Ok(()) => {
             state.asked_stop = false;
+            state.told_to_quit = false;
             let mut memory = state.memory.clone();
             vm::started(&mut memory, &state.order);
             state.memory = memory;
@@ -277,6 +309,10 @@ async fn start(node: &Node, state: &mut State) {
     }
 }
 
+fn runs(state: &State) -> bool {
+    state.ours && state.domain.known().is_some_and(|d| d.state == DomainState::Running)
+}
+
 /// Paused when it was last seen, and running since: by us, by virsh, or after the disk was full.
 fn was_resumed(state: &State, events: &[HvEvent]) -> bool {
     let paused = state.domain.known().is_some_and(|d| matches!(d.state, DomainState::Paused | DomainState::Suspended));
@@ -288,7 +324,10 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
     let mut described_anew = false;
     for event in events {
         match event {
+            HvEvent::Lifecycle { what: Lifecycle::Started, .. } => state.told_to_quit = false,
+            HvEvent::Lifecycle { what: Lifecycle::ShuttingDown, detail, .. } => state.told_to_quit = detail == BY_HOST,
             HvEvent::Lifecycle { what: Lifecycle::Stopped(cause), detail, .. } => {
+                let cause = if cause == ExitCause::Shutdown && state.told_to_quit { ExitCause::Killed } else { cause };
                 state.exit_hint = Some(cause);
                 told_stop(state, cause, &detail);
             }
@@ -305,7 +344,7 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
             }
             HvEvent::Watchdog(_, action) => state.event(Level::Warn, "vm.watchdog", format!("the guest's watchdog fired: {action}")),
             HvEvent::IoError { device, reason, .. } => state.event(Level::Error, "vm.io-error", format!("I/O error on {device}: {reason}")),
-            HvEvent::Agent { connected: crate::hypervisor::AgentLink::Up, .. } => node.board.agent_answers(state.order.vm),
+            HvEvent::Agent { connected: crate::hypervisor::AgentLink::Up, .. } => node.board.agent_answers(state.order.vm, boottime_ms()),
             HvEvent::Agent { .. } => {}
             HvEvent::DeviceRemoved { .. } => described_anew = true,
             HvEvent::Connected | HvEvent::Disconnected => {}
@@ -321,6 +360,8 @@ fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
         ExitCause::Destroyed if ordered => (Level::Warn, "vm.killed", "killed".to_owned()),
         ExitCause::Shutdown => (Level::Info, "vm.powered-off", "the guest powered itself off".to_owned()),
         ExitCause::Destroyed => (Level::Warn, "vm.stopped-outside", "destroyed by virsh or another tool".to_owned()),
+        ExitCause::Killed if ordered => (Level::Info, "vm.stopped", "stopped".to_owned()),
+        ExitCause::Killed => (Level::Error, "vm.crashed", "QEMU was killed: it was told to quit, but not by its guest".to_owned()),
         ExitCause::Crashed | ExitCause::Failed => (Level::Error, "vm.crashed", format!("QEMU died: {detail}")),
         ExitCause::Migrated | ExitCause::Saved | ExitCause::Unknown => (Level::Warn, "vm.gone", format!("stopped: {detail}")),
     };

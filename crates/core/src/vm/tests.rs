@@ -108,6 +108,16 @@ impl Story {
                 asked_down_outside(&mut self.memory, self.now_ms);
                 self.off(ExitCause::Shutdown);
             }
+            ["SIGTERM"] => self.off(ExitCause::Killed),
+            ["shutdown", "called", "off"] => self.host = HostPhase::Up,
+            ["edit", "in", "vain"] => {
+                self.order.spec_revision = self.order.spec_revision.next();
+                let before = self.look();
+                assert_eq!(before.act, Act::Apply);
+                let mut memory = self.memory.clone();
+                apply_failed(&self.situation(), &mut memory);
+                self.memory = memory;
+            }
             ["virsh", "start"] => self.domain = Observed::Known(DomainNow { state: DomainState::Running, exit: None }),
             ["guest", "panics"] => self.domain = Observed::Known(DomainNow { state: DomainState::Crashed, exit: None }),
             ["libvirt", "is", "silent"] => self.domain = Observed::Unknown,
@@ -458,5 +468,197 @@ fn edits_are_applied_and_deletion_kills_first() {
               Remove(Release) (Leaving)
               Nothing (Leaving)
         "#]],
+    );
+}
+
+#[test]
+fn a_stop_that_was_called_off_leaves_its_patience_behind() {
+    check(
+        "on-failure",
+        &["look", "vm stop", "vm start", "wait 3600000", "vm stop"],
+        expect![[r#"
+            look
+              Start (ToStart)
+              Nothing (AsWished)
+            vm stop
+              AskDown (Stopping { kill_at_ms: Some(120000) }, again in 10000 ms)
+            vm start
+              Nothing (AsWished)
+            wait 3600000
+              Nothing (AsWished)
+            vm stop
+              AskDown (Stopping { kill_at_ms: Some(3720000) }, again in 10000 ms)
+        "#]],
+    );
+}
+
+#[test]
+fn a_guest_that_obeys_a_stop_that_was_called_off_is_started_again() {
+    check(
+        "on-failure",
+        &["look", "vm stop", "vm start", "wait 60000", "guest powers off"],
+        expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop
+          AskDown (Stopping { kill_at_ms: Some(120000) }, again in 10000 ms)
+        vm start
+          Nothing (AsWished)
+        wait 60000
+          Nothing (AsWished)
+        guest powers off
+          Start (ToStart)
+          Nothing (AsWished)
+    "#]],
+    );
+}
+
+#[test]
+fn long_after_a_stop_that_was_called_off_an_exit_is_what_it_is() {
+    let stopped_once = ["look", "vm stop", "vm start"];
+    let then = |what: &[&'static str]| [&stopped_once[..], what].concat();
+    check(
+        "on-failure",
+        &then(&["virsh destroy"]),
+        expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop
+          AskDown (Stopping { kill_at_ms: Some(120000) }, again in 10000 ms)
+        vm start
+          Nothing (AsWished)
+        virsh destroy
+          Nothing (AsWished)
+    "#]],
+    );
+    check(
+        "on-failure",
+        &then(&["wait 300000", "guest powers off"]),
+        expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop
+          AskDown (Stopping { kill_at_ms: Some(120000) }, again in 10000 ms)
+        vm start
+          Nothing (AsWished)
+        wait 300000
+          Nothing (AsWished)
+        guest powers off
+          Nothing (AsWished)
+    "#]],
+    );
+    check(
+        "on-failure",
+        &then(&["QEMU is killed"]),
+        expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop
+          AskDown (Stopping { kill_at_ms: Some(120000) }, again in 10000 ms)
+        vm start
+          Nothing (AsWished)
+        QEMU is killed
+          Nothing (Backoff { at_ms: 1000, attempt: 1, max: 5 }, again in 1000 ms)
+    "#]],
+    );
+}
+
+#[test]
+fn each_host_shutdown_has_its_own_patience() {
+    check(
+        "on-failure",
+        &["look", "vm stop within 0", "wait 3600000", "host goes down", "shutdown called off", "vm start", "wait 60000", "host goes down"],
+        expect![[r#"
+            look
+              Start (ToStart)
+              Nothing (AsWished)
+            vm stop within 0
+              AskDown (Stopping { kill_at_ms: None }, again in 10000 ms)
+            wait 3600000
+              AskDown (Stopping { kill_at_ms: None }, again in 10000 ms)
+            host goes down
+              AskDown (Stopping { kill_at_ms: Some(3720000) }, again in 10000 ms)
+            shutdown called off
+              AskDown (Stopping { kill_at_ms: None }, again in 10000 ms)
+            vm start
+              Nothing (AsWished)
+            wait 60000
+              Nothing (AsWished)
+            host goes down
+              AskDown (Stopping { kill_at_ms: Some(3780000) }, again in 10000 ms)
+        "#]],
+    );
+}
+
+#[test]
+fn a_wish_does_not_wait_for_a_vm_that_waits_or_gave_up() {
+    check(
+        "on-failure",
+        &["look", "QEMU is killed", "edit", "edit in vain", "wait 1000"],
+        expect![[r#"
+            look
+              Start (ToStart)
+              Nothing (AsWished)
+            QEMU is killed
+              Nothing (Backoff { at_ms: 1000, attempt: 1, max: 5 }, again in 1000 ms)
+            edit
+              Apply (ToApply)
+              Nothing (Backoff { at_ms: 1000, attempt: 1, max: 5 }, again in 1000 ms)
+            edit in vain
+              Nothing (Backoff { at_ms: 1000, attempt: 1, max: 5 }, again in 1000 ms)
+            wait 1000
+              Start (ToStart)
+              Nothing (AsWished)
+        "#]],
+    );
+    let mut s = Story::new("on-failure");
+    s.order.spec.restart.max = 0;
+    for line in ["look", "QEMU is killed", "edit", "edit in vain", "wait 15000", "vm start"] {
+        s.when(line);
+    }
+    expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        QEMU is killed
+          Nothing (GaveUp { max: 0 })
+        edit
+          Apply (ToApply)
+          Nothing (GaveUp { max: 0 })
+        edit in vain
+          Nothing (GaveUp { max: 0 }, again in 15000 ms)
+        wait 15000
+          Apply (ToApply)
+          Nothing (GaveUp { max: 0 })
+        vm start
+          Start (ToStart)
+          Nothing (AsWished)
+    "#]]
+    .assert_eq(&s.told);
+}
+
+#[test]
+fn a_qemu_that_was_told_to_quit_is_started_again() {
+    check(
+        "on-failure",
+        &["look", "SIGTERM", "wait 1000", "vm stop", "SIGTERM"],
+        expect![[r#"
+        look
+          Start (ToStart)
+          Nothing (AsWished)
+        SIGTERM
+          Nothing (Backoff { at_ms: 1000, attempt: 1, max: 5 }, again in 1000 ms)
+        wait 1000
+          Start (ToStart)
+          Nothing (AsWished)
+        vm stop
+          AskDown (Stopping { kill_at_ms: Some(121000) }, again in 10000 ms)
+        SIGTERM
+          Nothing (AsWished)
+    "#]],
     );
 }

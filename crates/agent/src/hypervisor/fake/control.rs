@@ -6,7 +6,7 @@ use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
 
 use super::{FakeHypervisor, Fault, Manners};
-use crate::hypervisor::{AgentLink, GuestAddress, HvError, HvEvent, Lifecycle};
+use crate::hypervisor::{AgentLink, BY_HOST, GuestAddress, HvError, HvEvent, Lifecycle};
 
 impl FakeHypervisor {
     /// Offers `domain type='kvm'` from now on.
@@ -39,6 +39,15 @@ impl FakeHypervisor {
 
     pub fn kill_qemu(&self, uuid: VmId) -> Result<(), HvError> {
         self.world.act(|host| host.stop(uuid, ExitCause::Crashed, "failed"))
+    }
+
+    /// SIGTERM: QEMU says that it quits, so libvirt takes it for a shutdown.
+    pub fn terminate_qemu(&self, uuid: VmId) -> Result<(), HvError> {
+        self.world.act(|host| {
+            host.running(uuid)?.0.state = DomainState::ShuttingDown;
+            host.tell(HvEvent::Lifecycle { uuid, what: Lifecycle::ShuttingDown, detail: BY_HOST.to_owned() });
+            host.stop(uuid, ExitCause::Shutdown, "shutdown by guest")
+        })
     }
 
     pub fn guest_powers_off(&self, uuid: VmId) -> Result<(), HvError> {

@@ -11,7 +11,7 @@ use vmkeep_types::observed::ExitCause;
 use super::conn::Conn;
 use super::domain::uuid_of;
 use super::error::{check, last, text};
-use crate::hypervisor::{AgentLink, HvError, HvEvent, Lifecycle};
+use crate::hypervisor::{AgentLink, BY_HOST, HvError, HvEvent, Lifecycle};
 
 pub type Sink = broadcast::Sender<HvEvent>;
 
@@ -132,7 +132,7 @@ fn lifecycle_of(event: u32, detail: u32) -> Option<(Lifecycle, &'static str)> {
             let why = word(&["shutdown by guest", "destroyed", "crashed", "migrated", "saved", "failed", "from snapshot"]);
             (Lifecycle::Stopped(stop_cause(detail)), why)
         }
-        sys::VIR_DOMAIN_EVENT_SHUTDOWN => (Lifecycle::ShuttingDown, word(&["finished", "by guest", "by host"])),
+        sys::VIR_DOMAIN_EVENT_SHUTDOWN => (Lifecycle::ShuttingDown, word(&["finished", "by guest", BY_HOST])),
         sys::VIR_DOMAIN_EVENT_PMSUSPENDED => (Lifecycle::PmSuspended, word(&["memory", "disk"])),
         sys::VIR_DOMAIN_EVENT_CRASHED => (Lifecycle::Crashed, word(&["panicked", "crash loaded"])),
         _ => return None,
