@@ -12,7 +12,7 @@ use vmkeep_types::image::ImageSpec;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::FieldChange;
-use vmkeep_types::vm::{Disk, DiskBus, DiskFormat, Nic, VmSpec};
+use vmkeep_types::vm::{Disk, DiskBus, DiskFormat, Firmware, Nic, VmSpec};
 
 #[cfg(test)]
 mod tests;
@@ -67,12 +67,28 @@ pub fn image_refusals(old: &ImageSpec, new: &ImageSpec) -> Vec<Problem> {
 pub fn refusals(old: &VmSpec, new: &VmSpec) -> Vec<Problem> {
     let (old, new) = (check::normalize(old.clone()), check::normalize(new.clone()));
     let mut problems = Vec::new();
+    problems.extend(refuse_secure_boot(&old, &new));
     for disk in &new.disks {
         if let Some(before) = old.disks.iter().find(|d| d.name == disk.name) {
             refuse_disk(before, disk, &mut problems);
         }
     }
     problems
+}
+
+/// The keys are in the UEFI variables, which are made with the VM and kept: with those of the other kind Secure Boot would be
+/// on in the description and off in the guest.
+fn refuse_secure_boot(old: &VmSpec, new: &VmSpec) -> Option<Problem> {
+    let has_variables = |spec: &VmSpec| spec.firmware != Firmware::Bios;
+    let changed = old.secure_boot() != new.secure_boot() && has_variables(old) && has_variables(new);
+    changed.then(|| Problem {
+        field: "secure_boot".into(),
+        message: format!(
+            "it is {} for good: its keys are in the UEFI variables, which are made with the VM; write `secure_boot: {0}`, or make a \
+             new VM from the disks (`vmkeep vm delete --keep-disks`, then `volume:`)",
+            old.secure_boot()
+        ),
+    })
 }
 
 fn refuse_disk(old: &Disk, new: &Disk, problems: &mut Vec<Problem>) {
@@ -155,6 +171,7 @@ fn effect(field: &str, old: &VmSpec, new: &VmSpec) -> Effect {
         "memory" => field == "memory.size" && old.memory.balloon && new.memory.size <= old.memory.max(),
         "disks" => disk_field(field).is_some_and(|(name, rest)| disk_live(name, rest, old, new)),
         "nics" => nic_field(field).is_some_and(|(_, rest)| matches!(rest, "" | "link" | "network")),
+        "display" => field == "display.password" && [old, new].iter().all(|s| s.display.as_ref().is_some_and(|d| d.password.is_some())),
         "cdroms" => keyed(field, "cdroms").is_some_and(|(_, rest)| rest == "image"),
         _ => false,
     };

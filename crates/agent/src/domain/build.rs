@@ -41,7 +41,7 @@ pub fn build(input: &BuildInput<'_>) -> Result<Built, Error> {
     place::place(&mut devices, input);
     let mut domain = el("domain")
         .attr("type", input.host.domain_type)
-        .child(el("name").text(&spec.name))
+        .child(el("name").text(input.name))
         .child(el("uuid").text(input.order.vm))
         .children((!spec.description.is_empty()).then(|| el("description").text(&spec.description)))
         .child(el("metadata").child(metadata::written(input, &cpu)))

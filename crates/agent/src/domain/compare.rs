@@ -5,7 +5,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::{FirmwareChoice, VmChoices};
 
 use super::Comparison;
-use super::build::{family, target_key};
+use super::build::{NVRAM, family, target_key};
 use super::diff::{self, Difference, View, differences};
 use super::tree::{self, Element};
 use super::{field, metadata};
@@ -52,13 +52,25 @@ fn is_conflict(difference: &Difference<'_>, actual: &Element) -> bool {
     }
 }
 
+/// Whether a difference is in what is chosen once: what is there then was not made from this wish.
+pub fn is_choice(field: &str) -> bool {
+    field.starts_with("cpu.") || matches!(field, "machine" | "firmware" | "secure_boot" | "xml:@type")
+}
+
 /// Adds what libvirt chose and nobody wrote down yet: addresses and targets by alias, the versioned machine, CPU, firmware.
+/// What was chosen for another kind (of machine, firmware or virtualisation) gives way to what is there.
 ///
 /// # Errors
 /// The XML does not parse.
 pub fn choices_from(xml: &str, kept: &VmChoices) -> Result<VmChoices, Error> {
     let domain = tree::parse(xml)?;
     let mut choices = kept.clone();
+    let machine = domain.attr_at("os/type", "machine").filter(|m| !matches!(*m, "q35" | "pc"));
+    let ours = !diff::is_foreign(&domain) && machine.is_some_and(|m| family(m).is_some());
+    if ours && kept.machine.as_deref().is_some_and(|kept| machine.and_then(family) != family(kept)) {
+        choices.machine = None;
+        choices.addresses.retain(|key, _| key == NVRAM || key.ends_with("/target"));
+    }
     for device in domain.devices() {
         let Some(alias) = device.alias().filter(|a| a.starts_with("ua-")) else { continue };
         // A drive's address follows from its target.
@@ -70,15 +82,26 @@ pub fn choices_from(xml: &str, kept: &VmChoices) -> Result<VmChoices, Error> {
             choices.addresses.entry(target_key(alias)).or_insert_with(|| target.to_owned());
         }
     }
-    let machine = domain.attr_at("os/type", "machine").filter(|m| !matches!(*m, "q35" | "pc"));
-    if diff::is_foreign(&domain) || machine.is_none_or(|m| family(m).is_none()) {
+    if !ours {
         return Ok(choices);
     }
     choices.machine = choices.machine.or_else(|| machine.map(str::to_owned));
-    choices.domain_type = choices.domain_type.or_else(|| domain.get("type").map(str::to_owned));
-    choices.firmware = choices.firmware.or_else(|| Some(firmware(&domain)));
+    if choices.domain_type.as_deref() != domain.get("type") {
+        choices.domain_type = domain.get("type").map(str::to_owned);
+        choices.cpu_xml = None;
+    }
+    let there = firmware(&domain);
+    choices.firmware = choices.firmware.filter(|kept| same_kind(kept, &there)).or(Some(there));
     choices.cpu_xml = choices.cpu_xml.or_else(|| chosen_cpu(&domain));
     Ok(choices)
+}
+
+fn same_kind(a: &FirmwareChoice, b: &FirmwareChoice) -> bool {
+    let secure_boot = |choice: &FirmwareChoice| match choice {
+        FirmwareChoice::Bios => None,
+        FirmwareChoice::Uefi { secure_boot, .. } => Some(*secure_boot),
+    };
+    secure_boot(a) == secure_boot(b)
 }
 
 fn flat(element: &Element) -> String {

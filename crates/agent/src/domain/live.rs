@@ -40,6 +40,24 @@ pub fn live_plan(wanted: &str, live: &str) -> Result<LivePlan, Error> {
     Ok(LivePlan { changes: planner.changes.into_iter().map(|(_, change, how)| (change, how)).collect(), pending })
 }
 
+/// Gives the running display the wished password, which no description of libvirt shows. None where there is none, or where
+/// the display itself waits for a cold start.
+///
+/// # Errors
+/// One of the descriptions does not parse.
+pub fn password_change(wanted: &str, live: &str) -> Result<Option<LiveChange>, Error> {
+    let (wanted, live) = (tree::parse(wanted)?, tree::parse(live)?);
+    let (wanted, running) = (wanted.devices().find(|d| d.name == "graphics"), live.devices().find(|d| d.name == "graphics"));
+    let (Some(wanted), Some(running)) = (wanted, running) else { return Ok(None) };
+    let listens = |d: &Element| d.attr_at("listen", "type").map(str::to_owned);
+    let password = wanted.get("passwd").filter(|_| listens(wanted) == listens(running));
+    Ok(password.map(|password| {
+        let mut updated = running.clone();
+        updated.set("passwd", password);
+        LiveChange::UpdateDevice(updated.write())
+    }))
+}
+
 /// No hardware: the stored description is enough.
 fn is_text(field: &str) -> bool {
     matches!(field, "name" | "description")

@@ -35,8 +35,8 @@ use crate::net::NetAttach;
 
 pub use adopt::adopt;
 pub use build::build;
-pub use compare::{choices_from, compare, disk_target};
-pub use live::live_plan;
+pub use compare::{choices_from, compare, disk_target, is_choice};
+pub use live::{live_plan, password_change};
 pub use metadata::{Meta, metadata, parse_metadata};
 pub use profile::{HostFacts, HostProfile, Loader};
 
@@ -54,6 +54,8 @@ pub struct DiskSource {
 #[derive(Clone, Copy)]
 pub struct BuildInput<'a> {
     pub order: &'a Order,
+    /// Name of the domain: the wish's, or the one that it still has in libvirt.
+    pub name: &'a str,
     pub host: &'a HostProfile,
     pub disks: &'a BTreeMap<Name, DiskSource>,
     pub cdroms: &'a BTreeMap<Name, Option<PathBuf>>,

@@ -79,7 +79,8 @@ pub fn try_build(order: &Order, host: &HostProfile) -> Result<Built, vmkeep_type
     let nics = order.spec.nics.iter().map(|n| (n.name.clone(), attach(&n.network))).collect();
     let seed = order.spec.cloud_init.is_some().then(|| PathBuf::from(format!("{IMAGES}/{}-seed.img", order.vm)));
     let run_dir = Path::new("/var/log/libvirt/qemu");
-    build(&BuildInput { order, host, disks: &disks, cdroms: &cdroms, seed: seed.as_deref(), nics: &nics, run_dir })
+    let name = order.spec.name.as_str();
+    build(&BuildInput { order, name, host, disks: &disks, cdroms: &cdroms, seed: seed.as_deref(), nics: &nics, run_dir })
 }
 
 pub fn built(order: &Order, host: &HostProfile) -> String {

@@ -22,8 +22,8 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 
 use self::host::Host;
 use super::{
-    AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle, LiveChange,
-    Screenshot, UndefineKeep, XmlKind, xml,
+    AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle,
+    LiveChange, Screenshot, UndefineKeep, XmlKind, xml,
 };
 
 const EVENTS_MAX: usize = 65_536;
@@ -235,6 +235,11 @@ impl Hypervisor for FakeHypervisor {
         self.on("undefine", uuid, |host| host.undefine(uuid)).await
     }
 
+    async fn rename(&self, uuid: VmId, name: &str) -> Result<(), HvError> {
+        let name = name.to_owned();
+        self.on("rename", uuid, |host| host.rename(uuid, name)).await
+    }
+
     async fn set_autostart(&self, uuid: VmId, on: bool) -> Result<(), HvError> {
         self.on("set_autostart", uuid, |host| host.set_autostart(uuid, on)).await
     }
@@ -326,7 +331,7 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn agent_command(&self, uuid: VmId, json: String, _within: Duration) -> Result<String, HvError> {
-        self.look("agent_command", |host| {
+        self.on("agent_command", uuid, |host| {
             let domain = host.running(uuid)?.0;
             if domain.agent == AgentLink::Down {
                 return Err(HvError::Refused("Guest agent is not responding: QEMU guest agent is not connected".to_owned()));

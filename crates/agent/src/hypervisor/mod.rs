@@ -211,6 +211,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Defines or redefines; the answer is the inactive XML as libvirt completed it (addresses, aliases).
     async fn define(&self, xml: &str) -> Result<String, HvError>;
     async fn undefine(&self, uuid: VmId, keep: UndefineKeep) -> Result<(), HvError>;
+    /// Another name for a domain that is off; libvirt refuses it for a running one, and a name that is taken.
+    async fn rename(&self, uuid: VmId, name: &str) -> Result<(), HvError>;
     async fn set_autostart(&self, uuid: VmId, on: bool) -> Result<(), HvError>;
     /// Replaces our metadata element, live and stored.
     async fn set_metadata(&self, uuid: VmId, element: Option<&str>) -> Result<(), HvError>;

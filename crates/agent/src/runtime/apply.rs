@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, Observed};
+use vmkeep_types::observed::{Doing, FieldChange, Observed};
 use vmkeep_types::order::Order;
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
+use vmkeep_types::units::ByteCount;
 
 use super::claim;
 use super::node::{Look, Node};
@@ -34,9 +35,10 @@ struct Wanted {
 /// Makes everything match the wish without starting anything.
 pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     prepare_volumes(node, state).await?;
+    rename(node, state).await?;
     let wanted = wanted(node, state, Look::Fresh).await?;
     define(node, state, &wanted).await?;
-    if state.domain.known().is_some_and(|d| d.state.is_live()) {
+    if lives(state) {
         change_live(node, state, &wanted).await?;
     } else {
         state.pending.clear();
@@ -47,8 +49,12 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
 
 /// Applies, claims, starts.
 pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
-    let fresh = state.memory.applied < state.wish() || state.domain == Observed::Absent || !state.pending.is_empty();
+    let fresh = state.memory.applied < state.wish() || state.domain == Observed::Absent;
     prepare_volumes(node, state).await?;
+    if let Err(error) = rename(node, state).await {
+        // It starts under the name that it has.
+        state.event(Level::Warn, "vm.rename-failed", error.message);
+    }
     let wanted = wanted(node, state, Look::Fresh).await?;
     if fresh {
         define(node, state, &wanted).await?;
@@ -69,10 +75,38 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
         Err(error) => return Err(start_error(node, state, &error)),
     }
     state.pending.clear();
+    state.asked_live.clear();
     state.error = None;
     state.step("started");
     qemu::started(node, state).await;
     Ok(())
+}
+
+/// A domain that is off gets the wish's name; libvirt renames no running one, and takes no description with another name.
+async fn rename(node: &Node, state: &mut State) -> Result<(), Error> {
+    let Some(there) = name_that_waits(state) else { return Ok(()) };
+    let adopting = !state.ours && state.order.origin == VmOrigin::Adopted;
+    if !(state.ours || adopting) || lives(state) {
+        return Ok(());
+    }
+    let name = state.order.spec.name.clone();
+    node.hv.rename(state.order.vm, name.as_str()).await.map_err(|error| {
+        let told =
+            Error::conflict(format!("the domain is still called '{there}' in libvirt, which does not rename it to '{name}': {error}"));
+        told.hint(format!("choose another name with `vmkeep vm rename {name}`, or free this one"))
+    })?;
+    state.step(format!("renamed from {there}"));
+    state.name_there = Some(name.to_string());
+    Ok(())
+}
+
+/// The name that the domain has in libvirt, where it is not the wish's.
+fn name_that_waits(state: &State) -> Option<String> {
+    state.name_there.clone().filter(|there| *there != state.order.spec.name.as_str())
+}
+
+fn lives(state: &State) -> bool {
+    state.domain.known().is_some_and(|d| d.state.is_live())
 }
 
 async fn is_live(node: &Node, state: &State) -> bool {
@@ -102,7 +136,7 @@ fn pool_of<'a>(order: &'a Order, name: &Name) -> Result<&'a PoolSpec, Error> {
 /// Volumes exist and are as large as wished (a running guest's disk grows with the live changes).
 async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
     let volumes: Vec<(Name, VolumeRecord)> = state.order.volumes.iter().map(|(disk, v)| (disk.clone(), v.clone())).collect();
-    let live = state.domain.known().is_some_and(|d| d.state.is_live());
+    let live = lives(state);
     for (disk, volume) in volumes {
         if volume.foreign_path.is_some() {
             continue;
@@ -151,8 +185,10 @@ async fn wanted(node: &Node, state: &mut State, look: Look) -> Result<Wanted, Er
         nics.insert(nic.name.clone(), node.network(&state.order.project, spec, look).await?);
     }
     let seed = write_seed(node, &state.order).await?;
+    let name = state.name_there.as_deref().unwrap_or(state.order.spec.name.as_str());
     let input = BuildInput {
         order: &state.order,
+        name,
         host: &profile,
         disks: &disks,
         cdroms: &cdroms,
@@ -218,10 +254,6 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
             .set_metadata(state.order.vm, Some(&metadata))
             .await
             .map_err(|e| Error::refused(format!("cannot mark the domain as ours: {e}")))?;
-        node.hv
-            .set_autostart(state.order.vm, false)
-            .await
-            .map_err(|e| Error::refused(format!("cannot turn libvirt's autostart off: {e}")))?;
         state.ours = true;
         state.step("existing domain taken over");
         state.event(Level::Info, "vm.adopted", "an existing libvirt domain was taken over");
@@ -231,9 +263,13 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
     if !state.conflicts.is_empty() {
         return refuse_conflicts(state);
     }
-    if !state.drift.is_empty() {
+    // libvirt does not show a password: a changed one is no difference.
+    let has_password = state.order.spec.display.as_ref().is_some_and(|d| d.password.is_some());
+    if !state.drift.is_empty() || has_password {
         let xml = node.hv.define(&wanted.xml).await.map_err(|e| define_error(state, &e))?;
         state.choices = domain::choices_from(&xml, &state.choices)?;
+    }
+    if !state.drift.is_empty() {
         state.step(format!("description changed: {}", state.drift.iter().map(|d| d.field.as_str()).collect::<Vec<_>>().join(", ")));
         state.drift.clear();
     }
@@ -257,8 +293,10 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
         Err(HvError::NoDomain(_)) => return Ok(()),
         Err(error) => return Err(Error::refused(format!("cannot read the domain's description: {error}"))),
     };
-    state.choices = domain::choices_from(&inactive, &state.choices)?;
     let comparison = domain::compare(&wanted.xml, &inactive)?;
+    if !comparison.drift.iter().any(|d| domain::is_choice(&d.field)) {
+        state.choices = domain::choices_from(&inactive, &state.choices)?;
+    }
     state.drift = comparison.drift;
     state.conflicts = comparison.conflicts;
     Ok(())
@@ -266,20 +304,61 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
 
 /// What libvirt can change while the guest runs; the rest is pending.
 async fn change_live(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let live =
-        node.hv.xml(state.order.vm, XmlKind::Live).await.map_err(|e| Error::refused(format!("cannot read the running domain: {e}")))?;
+    let live = running_xml(node, state).await?;
     let plan = domain::live_plan(&wanted.xml, &live)?;
     state.pending = plan.pending;
+    state.pending.extend(pending_name(state));
     for (change, how) in plan.changes {
         match node.hv.change(state.order.vm, how).await {
-            Ok(()) => state.step(format!("{} changed from {} to {}", change.field, change.from, change.to)),
+            Ok(()) => {
+                state.step(format!("{} changed from {} to {}", change.field, change.from, change.to));
+                state.asked_live.push(change);
+            }
             Err(error) => {
                 state.warnings.push(format!("{} cannot change while it runs: {error}", change.field));
                 state.pending.push(change);
             }
         }
     }
+    if let Some(how) = domain::password_change(&wanted.xml, &live)?
+        && let Err(error) = node.hv.change(state.order.vm, how).await
+    {
+        state.warnings.push(format!("the display's password is as before until a restart: {error}"));
+    }
     grow_live(node, state, &live).await
+}
+
+async fn running_xml(node: &Node, state: &State) -> Result<String, Error> {
+    node.hv.xml(state.order.vm, XmlKind::Live).await.map_err(|e| Error::refused(format!("cannot read the running domain: {e}")))
+}
+
+/// libvirt gives no other name to a running domain.
+fn pending_name(state: &State) -> Option<FieldChange> {
+    let from = name_that_waits(state)?;
+    Some(FieldChange { field: "name".into(), from, to: state.order.spec.name.to_string() })
+}
+
+/// What somebody changed in the running domain only (virsh's default), and what waits for a cold start.
+async fn note_live_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
+    let plan = domain::live_plan(&wanted.xml, &running_xml(node, state).await?)?;
+    let changes: Vec<FieldChange> = plan.changes.into_iter().map(|(change, _)| change).collect();
+    let among = |list: &[FieldChange], change: &FieldChange| list.iter().any(|c| c.field == change.field && c.to == change.to);
+    // What libvirt refused waits, and what the guest has not done yet is no news.
+    let (refused, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| among(&state.pending, change));
+    state.asked_live.retain(|asked| among(&rest, asked));
+    let news = rest.into_iter().filter(|change| !among(&state.asked_live, change) && !is_balloon_on_its_way(change));
+    let news: Vec<FieldChange> = news.filter(|change| !state.drift.iter().any(|d| d.field == change.field)).collect();
+    state.drift.extend(news);
+    state.pending = plan.pending;
+    state.pending.extend(refused);
+    state.pending.extend(pending_name(state));
+    Ok(())
+}
+
+/// More memory than wished: a guest that has not given it back yet, or has no balloon driver, looks the same.
+fn is_balloon_on_its_way(change: &FieldChange) -> bool {
+    let size = |text: &str| text.parse::<ByteCount>().ok();
+    change.field == "memory.size" && size(&change.from) > size(&change.to)
 }
 
 async fn grow_live(node: &Node, state: &mut State, live: &str) -> Result<(), Error> {
@@ -294,7 +373,7 @@ async fn grow_live(node: &Node, state: &mut State, live: &str) -> Result<(), Err
         let Some(target) = domain::disk_target(live, &disk)? else { continue };
         let resize = crate::hypervisor::LiveChange::BlockResize(target, size_bytes);
         node.hv.change(state.order.vm, resize).await.map_err(|e| Error::refused(format!("disk {disk} cannot grow: {e}")))?;
-        state.step(format!("disk {disk}: grown to {}", vmkeep_types::units::ByteCount::from_bytes(size_bytes)));
+        state.step(format!("disk {disk}: grown to {}", ByteCount::from_bytes(size_bytes)));
         if let Some(seen) = state.volumes.get_mut(&volume.id) {
             seen.size_bytes = size_bytes;
         }
@@ -310,7 +389,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
     qemu::look(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
-        Ok(wanted) => note_difference(node, state, &wanted).await,
+        Ok(wanted) => note_differences(node, state, &wanted).await,
         Err(error) => Err(error),
     };
     if let Err(error) = outcome {
@@ -321,4 +400,12 @@ pub async fn inspect(node: &Node, state: &mut State) {
         let fields: Vec<&str> = state.drift.iter().map(|d| d.field.as_str()).collect();
         state.event(Level::Warn, "vm.drift", format!("changed behind vmkeep's back: {}", fields.join(", ")));
     }
+}
+
+async fn note_differences(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
+    note_difference(node, state, wanted).await?;
+    if lives(state) {
+        note_live_difference(node, state, wanted).await?;
+    }
+    Ok(())
 }

@@ -20,6 +20,8 @@ mod qemu;
 pub mod remove;
 pub mod report;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 use std::collections::BTreeMap;

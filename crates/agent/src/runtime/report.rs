@@ -45,6 +45,8 @@ pub struct State {
     pub choices: VmChoices,
     pub pending: Vec<FieldChange>,
     pub drift: Vec<FieldChange>,
+    /// Changes of the running domain that were made, as long as it does not show them: a guest takes its time.
+    pub asked_live: Vec<FieldChange>,
     pub conflicts: Vec<FieldChange>,
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
@@ -75,6 +77,7 @@ impl State {
             choices,
             pending: Vec::new(),
             drift: Vec::new(),
+            asked_live: Vec::new(),
             conflicts: Vec::new(),
             qemu: None,
             volumes: BTreeMap::new(),

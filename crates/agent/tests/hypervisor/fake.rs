@@ -40,6 +40,10 @@ impl Stand for FakeStand {
         self.0.kill_qemu(uuid).expect("it runs");
     }
 
+    fn terminate_qemu(&self, _: &str, uuid: VmId) {
+        self.0.terminate_qemu(uuid).expect("it runs");
+    }
+
     fn break_libvirt(&self) {
         self.0.disconnect();
     }

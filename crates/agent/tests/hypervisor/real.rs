@@ -88,6 +88,10 @@ impl Stand for RealStand {
         signal(&format!("/run/libvirt/qemu/{name}.pid"), nix::sys::signal::SIGKILL);
     }
 
+    fn terminate_qemu(&self, name: &str, _: VmId) {
+        signal(&format!("/run/libvirt/qemu/{name}.pid"), nix::sys::signal::SIGTERM);
+    }
+
     fn break_libvirt(&self) {
         let pid = signal(LIBVIRTD_PID, nix::sys::signal::SIGKILL);
         // Its place must be free before a new one starts.

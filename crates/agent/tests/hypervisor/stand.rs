@@ -19,6 +19,8 @@ pub trait Stand: Send + Sync {
     fn guest(&self) -> String;
     /// SIGKILL for the QEMU of a domain.
     fn kill_qemu(&self, name: &str, uuid: VmId);
+    /// SIGTERM for it.
+    fn terminate_qemu(&self, name: &str, uuid: VmId);
     /// libvirt is gone.
     fn break_libvirt(&self);
     /// libvirt is back.

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
-use vmkeep_agent::hypervisor::{AddressSource, DomainBrief, HvError, Hypervisor, LiveChange, UndefineKeep, XmlKind};
+use vmkeep_agent::hypervisor::{
+    AddressSource, BY_HOST, DomainBrief, HvError, HvEvent, Hypervisor, Lifecycle, LiveChange, UndefineKeep, XmlKind,
+};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
 
@@ -20,7 +22,20 @@ pub async fn all(stand: &dyn Stand) {
             eprintln!("{:>6.1}s {}", began.elapsed().as_secs_f32(), stringify!($subject));
         )*};
     }
-    run!(networks, descriptions, wrong_states, power_by_others, guest_goes_down, killed, console, live_changes, looks, transient);
+    run!(
+        networks,
+        descriptions,
+        wrong_states,
+        power_by_others,
+        guest_goes_down,
+        killed,
+        renames,
+        display_password,
+        console,
+        live_changes,
+        looks,
+        transient
+    );
     run!(libvirt_goes_and_comes, leaks_nothing);
     assert_eq!(hv.list().await.expect("list"), Vec::<DomainBrief>::new(), "a subject left something behind");
 }
@@ -207,6 +222,64 @@ async fn killed(stand: &dyn Stand) {
     stand.kill_qemu("k1", vm);
     story_is(story.until("stopped Crashed (failed)").await, expect!["stopped Crashed (failed)"]);
     is_off(&*hv, vm, ExitCause::Crashed).await;
+
+    // A SIGTERM ends as a shutdown does; that nobody asked the guest is told before.
+    hv.start(vm).await.expect("start");
+    story.until("Started (booted)").await;
+    let mut events = hv.events();
+    stand.terminate_qemu("k1", vm);
+    let told = async {
+        let mut by_host = false;
+        loop {
+            match events.recv().await.expect("events go on") {
+                HvEvent::Lifecycle { uuid, what: Lifecycle::ShuttingDown, detail } if uuid == vm => by_host = detail == BY_HOST,
+                HvEvent::Lifecycle { uuid, what: Lifecycle::Stopped(cause), .. } if uuid == vm => return (by_host, cause),
+                _ => {}
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, told).await.expect("it ends"), (true, ExitCause::Shutdown));
+    is_off(&*hv, vm, ExitCause::Shutdown).await;
+    remove(&*hv, vm).await;
+}
+
+/// A domain that is off takes another name; a running one and a taken name are refused.
+async fn renames(stand: &dyn Stand) {
+    let (hv, vm, other) = (stand.hv(), uuid(), uuid());
+    hv.define(&domain_xml(stand, "n1", vm)).await.expect("define");
+    hv.define(&domain_xml(stand, "n2", other)).await.expect("define");
+    let taken = hv.rename(vm, "n2").await;
+    assert!(matches!(&taken, Err(HvError::Refused(why)) if why.contains("already exists")), "{taken:?}");
+    let mut story = Story::begin(&hv, vm);
+    hv.rename(vm, "n3").await.expect("rename");
+    story_is(
+        story.until("Defined (renamed)").await,
+        expect![[r#"
+            Undefined (renamed)
+            Defined (renamed)"#]],
+    );
+    assert_eq!(hv.find(vm).await.expect("find").name, "n3");
+    hv.define(&domain_xml(stand, "n3", vm)).await.expect("its description goes by the new name");
+    hv.rename(other, "n1").await.expect("the old name is free");
+    hv.start(vm).await.expect("start");
+    is_wrong_state(hv.rename(vm, "n4").await);
+    remove(&*hv, vm).await;
+    remove(&*hv, other).await;
+    assert_eq!(hv.rename(vm, "n5").await, Err(HvError::NoDomain(vm)));
+}
+
+/// Another password for a display that has one, while it runs.
+async fn display_password(stand: &dyn Stand) {
+    let (hv, vm) = (stand.hv(), uuid());
+    let tcp = "<graphics type='vnc' port='-1' autoport='yes' passwd='first'><listen type='address' address='127.0.0.1'/></graphics>";
+    let xml = domain_xml(stand, "v1", vm).replace("<graphics type='vnc'><listen type='socket'/></graphics>", tcp);
+    assert!(xml.contains("passwd"));
+    hv.define(&xml).await.expect("define");
+    hv.start(vm).await.expect("start");
+    let live = hv.xml(vm, XmlKind::Live).await.expect("xml");
+    let graphics = live.split("<graphics").nth(1).and_then(|rest| rest.split("</graphics>").next()).expect("a display");
+    let changed = format!("<graphics passwd='second'{graphics}</graphics>").replace(" passwd='first'", "");
+    hv.change(vm, LiveChange::UpdateDevice(changed)).await.expect("another password");
     remove(&*hv, vm).await;
 }
 

@@ -211,3 +211,39 @@ fn hardware_needs_a_restart() {
         "#]],
     );
 }
+
+#[test]
+fn secure_boot_is_as_the_uefi_variables_were_made() {
+    let refused = expect![[r#"
+        secure_boot: none -> true (Restart)
+        REFUSED secure_boot: it is false for good: its keys are in the UEFI variables, which are made with the VM; write `secure_boot: false`, or make a new VM from the disks (`vmkeep vm delete --keep-disks`, then `volume:`)
+    "#]];
+    check(json!({}), json!({"secure_boot": true}), refused);
+    check(
+        json!({}),
+        json!({"secure_boot": false}),
+        expect![[r#"
+        secure_boot: none -> false (Restart)
+    "#]],
+    );
+    check(
+        json!({"firmware": "bios"}),
+        json!({"firmware": "uefi", "secure_boot": true}),
+        expect![[r#"
+            firmware: bios -> uefi (Restart)
+            secure_boot: none -> true (Restart)
+        "#]],
+    );
+}
+
+#[test]
+fn a_password_of_the_display_changes_while_it_runs() {
+    let display = |password: &str| json!({"display": {"listen": "tcp", "password": password}});
+    check(
+        display("first"),
+        display("second"),
+        expect![[r#"
+        display.password: (secret) -> (secret) (Live)
+    "#]],
+    );
+}

@@ -232,7 +232,7 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, coming: &Coming, r
 async fn waits_for_restart(store: &dyn Store, ask: &Ask, name: &Name) -> Result<bool, Error> {
     let record = vm_parts::record(store, &ask.project, name).await?.value;
     let seen = vm_parts::parts(store, &ask.project, record.id).await?.and_then(|parts| parts.seen);
-    Ok(seen.is_some_and(|seen| !seen.pending.is_empty()))
+    Ok(seen.is_some_and(|seen| !seen.pending.is_empty() && seen.domain.known().is_some_and(|d| d.is_live())))
 }
 
 async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mut ApplyResult, restart: bool) -> Result<(), Error> {

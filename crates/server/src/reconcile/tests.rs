@@ -416,3 +416,33 @@ async fn a_volume_that_was_not_made_goes_and_one_that_is_a_disk_stays() {
     assert_eq!(ends(failed.clone(), mark).await, Vec::<String>::new());
     assert_eq!(ends(failed, None).await, ["name/volume/default/x", "volume/default/10"]);
 }
+
+async fn chosen(store: &EmbeddedStore) -> VmChoices {
+    typed::get_json(store, &keys::choices(VM)).await.expect("a read").expect("choices").value
+}
+
+#[tokio::test]
+async fn what_was_chosen_gives_way_to_a_newer_word_and_never_to_an_older_one() {
+    let store = begin(ByteCount::from_gib(8)).await;
+    lead(&store).await;
+    let address = |bus: u8| [("ua-rng".to_owned(), format!("<address bus='{bus}'/>"))].into();
+    answer(&store, |seen| {
+        seen.choices = VmChoices { machine: Some("pc-q35-10.0".into()), addresses: address(7), ..VmChoices::default() };
+    })
+    .await;
+    lead(&store).await;
+    assert_eq!(chosen(&store).await.machine.as_deref(), Some("pc-q35-10.0"));
+    // A change of the wish gives the choice up; the node has not taken it in yet.
+    let given_up =
+        Txn::default().then(typed::put(keys::vm(&project(), VM), &record(None))).then(typed::put(keys::choices(VM), &VmChoices::default()));
+    store.txn(given_up).await.expect("a write");
+    lead(&store).await;
+    assert_eq!(chosen(&store).await, VmChoices::default());
+    answer(&store, |seen| {
+        seen.choices = VmChoices { machine: Some("pc-i440fx-10.0".into()), addresses: address(0), ..VmChoices::default() };
+    })
+    .await;
+    lead(&store).await;
+    let now = chosen(&store).await;
+    assert_eq!((now.machine.as_deref(), now.addresses), (Some("pc-i440fx-10.0"), address(0)));
+}

@@ -126,7 +126,7 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
     if vm.leaving.is_some() && seen.is_some_and(|seen| seen.memory.removed) {
         return Some(forget(view, record));
     }
-    if let Some(txn) = seen.and_then(|seen| keep_choices(view, vm.id, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
+    if let Some(txn) = seen.and_then(|seen| keep_choices(view, record, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
         return Some(txn);
     }
     let node = &owner.value.node;
@@ -153,14 +153,20 @@ fn refreshed_epoch(view: &ClusterView, owner: &Kept<Owner>) -> Option<Owner> {
     (epoch > owner.value.epoch).then(|| Owner { epoch, ..owner.value.clone() })
 }
 
-fn keep_choices(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn> {
+/// Only what was chosen for the wish as it is: an older word would bring back what a change of the wish gave up.
+fn keep_choices(view: &ClusterView, record: &Kept<VmRecord>, seen: &Seen) -> Option<Txn> {
+    if seen.spec_revision < record.modified {
+        return None;
+    }
+    let id = record.value.id;
     let kept = view.choices.get(&id)?;
     let merged = merge_choices(&kept.value, &seen.choices);
     (merged != kept.value)
         .then(|| Txn::default().when(Compare::ModifiedAt(keys::choices(id), kept.modified)).then(typed::put(keys::choices(id), &merged)))
 }
 
-/// What was chosen first stays; what is new is added.
+/// MACs and serials are chosen here, and stay. The rest is chosen on the node, which keeps what it was told as long as it
+/// means something: its word replaces ours.
 fn merge_choices(kept: &VmChoices, news: &VmChoices) -> VmChoices {
     let mut merged = kept.clone();
     for (name, mac) in &news.macs {
@@ -169,13 +175,15 @@ fn merge_choices(kept: &VmChoices, news: &VmChoices) -> VmChoices {
     for (name, serial) in &news.serials {
         merged.serials.entry(name.clone()).or_insert_with(|| serial.clone());
     }
-    for (alias, address) in &news.addresses {
-        merged.addresses.entry(alias.clone()).or_insert_with(|| address.clone());
+    if news.machine.is_some() && news.machine != kept.machine {
+        merged.addresses.clone_from(&news.addresses);
+    } else {
+        merged.addresses.extend(news.addresses.clone());
     }
-    merged.machine = merged.machine.or_else(|| news.machine.clone());
-    merged.cpu_xml = merged.cpu_xml.or_else(|| news.cpu_xml.clone());
-    merged.firmware = merged.firmware.or_else(|| news.firmware.clone());
-    merged.domain_type = merged.domain_type.or_else(|| news.domain_type.clone());
+    merged.machine = news.machine.clone().or(merged.machine);
+    merged.cpu_xml = news.cpu_xml.clone().or(merged.cpu_xml);
+    merged.firmware = news.firmware.clone().or(merged.firmware);
+    merged.domain_type = news.domain_type.clone().or(merged.domain_type);
     merged
 }
 

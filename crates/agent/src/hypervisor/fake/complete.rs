@@ -42,12 +42,21 @@ pub fn stored(domain: &mut Node) -> Result<Identity, HvError> {
         domain.children.insert(at, Node { name: "currentMemory".to_owned(), ..memory });
     }
     if let Some(kind) = domain.child_mut("os").and_then(|os| os.child_mut("type"))
-        && kind.get("machine").is_none_or(|m| m == "q35")
+        && let Some(newest) = newest(kind.get("machine").unwrap_or("q35"))
     {
-        kind.set("machine", "pc-q35-10.0");
+        kind.set("machine", newest);
     }
     addresses(domain.ensure("devices"), uuid);
     Ok(Identity { uuid, name })
+}
+
+/// The version that a machine without one stands for.
+fn newest(machine: &str) -> Option<&'static str> {
+    match machine {
+        "q35" => Some("pc-q35-10.0"),
+        "pc" => Some("pc-i440fx-10.0"),
+        _ => None,
+    }
 }
 
 fn addresses(devices: &mut Node, uuid: VmId) {
@@ -150,7 +159,7 @@ fn socket(graphics: &mut Node, id: u64, name: &str) {
 pub fn same_device(a: &Node, b: &Node) -> bool {
     let key = |n: &Node, child: &str, attribute: &str| n.child_get(child, attribute).map(str::to_owned);
     let by = |child, attribute| key(a, child, attribute).is_some() && key(a, child, attribute) == key(b, child, attribute);
-    a.name == b.name && (by("alias", "name") || (a.name == "disk" && by("target", "dev")) || by("mac", "address"))
+    a.name == b.name && (a.name == "graphics" || by("alias", "name") || (a.name == "disk" && by("target", "dev")) || by("mac", "address"))
 }
 
 /// KiB of `memory` or `currentMemory`.

@@ -136,6 +136,26 @@ impl Host {
         }
     }
 
+    pub fn rename(&mut self, uuid: VmId, name: String) -> Result<(), HvError> {
+        let taken = self.names.contains_key(&name);
+        let domain = self.get_mut(uuid)?;
+        if domain.live.is_some() {
+            return Err(HvError::WrongState("Requested operation is not valid: cannot rename active domain".to_owned()));
+        }
+        if taken {
+            return Err(HvError::Refused(format!("operation failed: domain with name '{name}' already exists")));
+        }
+        if let Some(stored) = &mut domain.stored {
+            stored.ensure("name").text.clone_from(&name);
+        }
+        let old = std::mem::replace(&mut domain.name, name.clone());
+        self.names.remove(&old);
+        self.names.insert(name, uuid);
+        self.lifecycle(uuid, Lifecycle::Undefined, "renamed");
+        self.lifecycle(uuid, Lifecycle::Defined, "renamed");
+        Ok(())
+    }
+
     pub fn set_autostart(&mut self, uuid: VmId, on: bool) -> Result<(), HvError> {
         let domain = self.get_mut(uuid)?;
         if domain.stored.is_none() {

@@ -210,6 +210,12 @@ impl Domain<'_> {
         self.check(unsafe { sys::virDomainUndefineFlags(self.ptr, always | state) })
     }
 
+    pub fn rename(&self, name: &str) -> Result<(), HvError> {
+        let name = c_string(name)?;
+        // SAFETY: our handle, a C string.
+        self.check(unsafe { sys::virDomainRename(self.ptr, name.as_ptr(), 0) })
+    }
+
     pub fn set_autostart(&self, on: bool) -> Result<(), HvError> {
         // SAFETY: our handle.
         self.check(unsafe { sys::virDomainSetAutostart(self.ptr, c_int::from(on)) })

@@ -174,6 +174,11 @@ impl Hypervisor for LibvirtHypervisor {
         self.on_domain("undefine", CHANGE, uuid, move |domain| domain.undefine(keep)).await
     }
 
+    async fn rename(&self, uuid: VmId, name: &str) -> Result<(), HvError> {
+        let name = name.to_owned();
+        self.on_domain("rename", CHANGE, uuid, move |domain| domain.rename(&name)).await
+    }
+
     async fn set_autostart(&self, uuid: VmId, on: bool) -> Result<(), HvError> {
         self.on_domain("set_autostart", CHANGE, uuid, move |domain| domain.set_autostart(on)).await
     }
