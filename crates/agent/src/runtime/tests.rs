@@ -16,6 +16,7 @@ use vmkeep_types::vm::VmSpec;
 use super::*;
 use crate::hypervisor::fake::{FakeHypervisor, Fault};
 use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, XmlKind};
+use crate::image::Reach;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(0x6b0e_0a52_1111_4222_8333_4444_5555_6666));
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +58,7 @@ impl Bed {
             cpus: 2,
             memory: ByteCount::from_gib(8),
             kvm: KvmState::Unusable { why: "a test".into() },
+            reach: Reach::Others,
         })
         .expect("a boot id");
         let stop = CancellationToken::new();

@@ -249,7 +249,7 @@ async fn renames(stand: &dyn Stand) {
     hv.define(&domain_xml(stand, "n1", vm)).await.expect("define");
     hv.define(&domain_xml(stand, "n2", other)).await.expect("define");
     let taken = hv.rename(vm, "n2").await;
-    assert!(matches!(&taken, Err(HvError::Refused(why)) if why.contains("already exists")), "{taken:?}");
+    assert!(matches!(&taken, Err(HvError::WrongState(why)) if why.contains("already exists")), "{taken:?}");
     let mut story = Story::begin(&hv, vm);
     hv.rename(vm, "n3").await.expect("rename");
     story_is(

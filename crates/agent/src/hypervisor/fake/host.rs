@@ -143,7 +143,7 @@ impl Host {
             return Err(HvError::WrongState("Requested operation is not valid: cannot rename active domain".to_owned()));
         }
         if taken {
-            return Err(HvError::Refused(format!("operation failed: domain with name '{name}' already exists")));
+            return Err(HvError::WrongState(format!("Requested operation is not valid: domain with name '{name}' already exists")));
         }
         if let Some(stored) = &mut domain.stored {
             stored.ensure("name").text.clone_from(&name);
