@@ -83,7 +83,7 @@ pub async fn build(pool: &dyn Pool, id: ImageId, recipe: BuildRecipe, sink: &Pro
         guest_agent: if recipe == BuildRecipe::Tiny { Found::No } else { Found::Yes },
         virtio: Found::Yes,
         warnings: Vec::new(),
-        ..facts_of(&image, work.path()).await?
+        ..facts_of(&image).await?
     };
     pool.adopt_image(&image, id).await?;
     sink(None, "done");

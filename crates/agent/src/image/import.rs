@@ -12,7 +12,7 @@ use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::OsFamily;
 
 use super::detect::{self, Format};
-use super::ova;
+use super::{inside, ova};
 use crate::pool::qemu_img::{self, Trust};
 use crate::pool::room::Room;
 use crate::pool::{Pool, ProgressSink};
@@ -187,31 +187,27 @@ async fn convert(pool: &dyn Pool, id: ImageId, source: &Path, format: &str, work
     // A few bytes of an image can stand for terabytes.
     let room = Room::around(work);
     qemu_img::run_guarded(args, Trust::NobodysWhole, &|| room.fits(0), "converting", sink).await?;
-    let facts = facts_of(&fresh, work).await?;
+    let facts = facts_of(&fresh).await?;
     pool.adopt_image(&fresh, id).await?;
     sink(None, "done");
     Ok(facts)
 }
 
 /// What a finished qcow2 of ours holds.
-pub async fn facts_of(image: &Path, work: &Path) -> Result<ImageFacts, Error> {
+pub async fn facts_of(image: &Path) -> Result<ImageFacts, Error> {
     let info = qemu_img::info(image, "qcow2", Trust::Ours).await?;
-    let head = work.join("head");
-    let count = format!("count={}", detect::HEAD_BYTES / 512);
-    let (from, to) = (format!("if={}", image.display()), format!("of={}", head.display()));
-    qemu_img::run(["dd", "-f", "qcow2", "-O", "raw", "bs=512", &count, &from, &to], Trust::Ours).await?;
-    let head = std::fs::read(&head).unwrap_or_default();
     let mut facts = unknown();
     facts.virtual_size = ByteCount::from_bytes(info.virtual_size);
     facts.stored_size = ByteCount::from_bytes(info.actual_size);
-    facts.firmware = detect::firmware(&head);
-    if facts.firmware == vmkeep_types::vm::Firmware::Auto {
-        facts.warnings.push("no boot loader was found; the VM may need another disk or a cdrom to boot".into());
-    }
-    Ok(facts)
+    let path = image.to_owned();
+    let looked = tokio::task::spawn_blocking(move || {
+        inside::look(&path, &mut facts);
+        facts
+    });
+    looked.await.map_err(|e| Error::internal(format!("looking into the image: {e}")))
 }
 
-fn unknown() -> ImageFacts {
+pub fn unknown() -> ImageFacts {
     ImageFacts {
         kind: ImageKind::Disk,
         virtual_size: ByteCount::ZERO,

@@ -5,12 +5,16 @@
 //! ```
 //! Nothing of a foreign image is trusted: its format is detected from its first bytes, and a backing file, an external data
 //! file or a descriptor that names other files is refused before QEMU opens anything. A failed import leaves no image.
+//! What the finished disk shows of itself (`inside`) becomes the image's facts.
 
 mod build;
 mod detect;
 mod download;
+mod ext4;
 mod import;
+mod inside;
 mod ova;
+mod qcow2;
 mod reach;
 
 pub use build::{BUILD_TOOLS, build};

@@ -7,7 +7,8 @@ use vmkeep_agent::image::{self, Reach, Remote, VolumeSource};
 use vmkeep_agent::pool::Pool;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::ImageId;
-use vmkeep_types::image::{ImageFacts, ImageKind};
+use vmkeep_types::image::{Found, ImageFacts, ImageKind};
+use vmkeep_types::vm::{Firmware, OsFamily};
 
 use crate::server::{First, serve};
 use crate::stand::{files_below, pool_in, run, silent};
@@ -84,6 +85,62 @@ async fn an_ova_gives_its_first_disk_and_a_cd_stays_one() {
     run("genisoimage", &["-quiet", "-o", "cd.iso", "cd"], dir.path());
     let (image, facts) = import(dir.path(), "cd.iso", None).await.expect("imported");
     assert_eq!((facts.kind, image.extension().and_then(|e| e.to_str())), (ImageKind::Iso, Some("iso")));
+}
+
+/// A disk with an ext4 file system that holds `files`, behind a partition table in sfdisk's words.
+fn linux_disk(dir: &Path, table: &str, files: &[(&str, &str)], options: &[&str]) {
+    let tree = dir.join("tree");
+    for (path, text) in files {
+        let path = tree.join(path);
+        std::fs::create_dir_all(path.parent().expect("below the tree")).expect("a folder");
+        std::fs::write(path, text).expect("written");
+    }
+    // More names than one block holds.
+    for n in 0..200 {
+        std::fs::write(tree.join(format!("usr/lib/a-library-with-a-long-name-{n}")), "").expect("written");
+    }
+    std::fs::create_dir_all(tree.join("etc")).expect("a folder");
+    std::os::unix::fs::symlink("../usr/lib/os-release", tree.join("etc/os-release")).expect("a link");
+    std::os::unix::fs::symlink("/usr/lib", tree.join("lib")).expect("a link");
+    run("mke2fs", &[&["-q", "-F"], options, &["-d", "tree", "root.img", "24M"]].concat(), dir);
+    std::fs::File::create(dir.join("disk.img")).and_then(|f| f.set_len(32 << 20)).expect("a file");
+    let script = format!(
+        "printf '{table}' | sfdisk -q --no-reread --no-tell-kernel disk.img && dd if=root.img of=disk.img bs=1M seek=4 conv=notrunc status=none"
+    );
+    run("sh", &["-c", &script], dir);
+}
+
+#[tokio::test]
+async fn an_import_tells_what_is_inside() {
+    let release = "NAME=Debian\nPRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\n";
+    let full = [
+        ("usr/lib/os-release", release),
+        ("usr/bin/cloud-init", "#!"),
+        ("usr/sbin/qemu-ga", ""),
+        ("usr/lib/modules/6.12/kernel/drivers/block/virtio_blk.ko.xz", ""),
+    ];
+    let gpt = "label: gpt\\nstart=2048, size=2048, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\\nstart=8192, size=49152\\n";
+    for (files, options, found) in [(&full[..], &["-t", "ext4"][..], Found::Yes), (&full[..1], &["-t", "ext2", "-b", "1024"], Found::No)] {
+        let dir = tempfile::tempdir().expect("a folder");
+        linux_disk(dir.path(), gpt, files, options);
+        let (_, facts) = import(dir.path(), "disk.img", None).await.expect("imported");
+        assert_eq!(facts.os_name.as_deref(), Some("Debian GNU/Linux 13 (trixie)"), "{options:?}");
+        assert_eq!((facts.firmware, facts.os), (Firmware::Uefi, OsFamily::Linux));
+        assert_eq!((facts.cloud_init, facts.guest_agent), (found, found));
+        assert_eq!(facts.virtio, if found == Found::Yes { Found::Yes } else { Found::Unknown });
+        assert_eq!(facts.warnings.is_empty(), found == Found::Yes, "{:?}", facts.warnings);
+    }
+}
+
+#[tokio::test]
+async fn windows_is_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut bytes = disk(dir.path());
+    bytes[3..11].copy_from_slice(b"NTFS    ");
+    std::fs::write(dir.path().join("disk.raw"), &bytes).expect("written");
+    let (_, facts) = import(dir.path(), "disk.raw", None).await.expect("imported");
+    assert_eq!(facts.os, OsFamily::Windows);
+    assert!(facts.warnings.iter().any(|w| w.contains("os: windows")), "{:?}", facts.warnings);
 }
 
 /// Makes a file with `make`, imports it, and compares the refusal.

@@ -56,7 +56,10 @@ pub async fn run(ctx: &Ctx, args: LaunchArgs) -> Result<(), Failure> {
         return Err(error.hint(format!("make a VM with a disk, then 'vmkeep vm attach cdrom VM {}'", args.image)).into());
     }
     let (login, password) = login(ctx, &args, image.facts.as_ref())?;
-    let spec = spec(&args, login)?;
+    let mut spec = spec(&args, login)?;
+    if let Some(facts) = &image.facts {
+        spec.os = facts.os;
+    }
     super::vm::create::submit(ctx, &spec).await?;
     if ctx.global.dry_run {
         return Ok(());
@@ -108,6 +111,10 @@ fn login(ctx: &Ctx, args: &LaunchArgs, facts: Option<&ImageFacts>) -> Result<(Cl
     if facts.is_some_and(|f| f.cloud_init == Found::No) {
         ctx.printer.warn(&format!("image '{}' has no cloud-init: it takes no user, key or password from outside", args.image));
         return Ok((login, None));
+    }
+    if facts.is_some_and(|f| f.cloud_init == Found::Unknown) {
+        let words = "is not known to have cloud-init: without it the guest takes no user, key or password from outside";
+        ctx.printer.warn(&format!("image '{}' {words}", args.image));
     }
     login.ssh_keys = keys(&args.ssh_key)?;
     if !login.ssh_keys.is_empty() {
