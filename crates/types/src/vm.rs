@@ -583,7 +583,7 @@ pub struct CloudInit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Serial {
-    /// The console log is rotated at this size; 0B = no log.
+    /// 0B = no console log. virtlogd rotates all logs at one size, `max_size` in virtlogd.conf (2M unless set); `host check` tells.
     pub log: ByteCount,
 }
 

@@ -11,6 +11,7 @@ mod disk;
 mod firmware;
 mod kernel;
 mod libvirt;
+mod logs;
 mod memory;
 mod network;
 mod ports;
@@ -55,6 +56,7 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
             rows.extend(security::judge(&security::gather(&input.pool)));
             rows.extend(network::judge(&network::gather(firewall)));
             rows.extend(ports::judge(&ports::gather(input.tls_listen)));
+            rows.extend(logs::judge(&logs::gather()));
             rows.extend(time::judge(&time::gather()));
             rows.extend(tools::judge(&tools::gather()));
             rows
