@@ -21,7 +21,7 @@ pub struct NetworkSpec {
     /// nat: CIDR of the gateway, `10.77.3.1/24`; a free /24 is chosen once when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<String>,
-    /// nat: CIDR of the gateway; a ULA /64 is chosen once when omitted.
+    /// nat: CIDR of the gateway; a ULA /64 is chosen once when omitted. Comes up when the host may forward IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<String>,
     /// Bytes.

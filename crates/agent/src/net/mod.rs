@@ -2,18 +2,26 @@
 //!
 //! `nat` is a libvirt network of ours (DHCP, DNS and masquerading by dnsmasq and nftables); `bridge` is an existing bridge of
 //! the host. The subnet of a NAT network is chosen once against all routes of the host and then read back from libvirt, so
-//! that it stays.
+//! that it stays. IPv6 comes with it as soon as forwarding it does not cost the host its own default route.
 
+mod host;
 mod nat;
 mod subnet;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkMode, NetworkSpec};
 
 use crate::hypervisor::Hypervisor;
+use host::{Forward6, NatHost};
+
+pub use host::{has_resolved, ra_uplinks};
+
+/// libvirt did not take IPv6 that nobody asked for: not asked again before the next start of the daemon.
+static V6_REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// What a NIC is plugged into.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +52,22 @@ pub async fn ensure(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> 
             let name = libvirt_name(project, &spec.name);
             let unavailable = |e| Error::new(Code::Unavailable, format!("network {}: {e}", spec.name));
             let present = hv.network_xml(&name).await.map_err(unavailable)?;
-            let xml = nat::xml(project, spec, &name, present.as_deref())?;
-            hv.ensure_network(&name, &xml).await.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))?;
+            let mut host = NatHost::gather().await;
+            if spec.ipv6.is_none() && V6_REFUSED.load(Ordering::Relaxed) {
+                host.forward6 = Forward6::Waits;
+            }
+            let mut nat = nat::describe(project, spec, &name, present.as_deref(), &host)?;
+            let mut made = hv.ensure_network(&name, &nat.xml).await;
+            // IPv6 that nobody asked for must not keep IPv4 away: a kernel without its NAT, a firewall, libvirt's own caution.
+            if let (Err(error), None, Forward6::Safe) = (&made, &spec.ipv6, host.forward6) {
+                tracing::warn!(network = name, %error, "libvirt does not take it with IPv6; it is made without");
+                V6_REFUSED.store(true, Ordering::Relaxed);
+                host.forward6 = Forward6::Waits;
+                nat = nat::describe(project, spec, &name, Some(&nat.xml), &host)?;
+                made = hv.ensure_network(&name, &nat.xml).await;
+            }
+            made.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))?;
+            host::resolve_names(&nat.bridge, &nat.gateway.to_string(), &spec.domain).await;
             Ok(NetAttach { libvirt_network: Some(name), bridge: None, mtu: spec.mtu })
         }
     }

@@ -1,30 +1,45 @@
 //! The libvirt network of a NAT network.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 
+use super::host::{Forward6, NatHost};
 use super::subnet;
 use crate::domain::tree::{self, Element, el};
 
 /// Interface names hold 15 characters.
 const IFNAME_BYTES_MAX: usize = 15;
 
-/// The XML; addresses and bridge that are there already stay.
-pub fn xml(project: &Name, spec: &NetworkSpec, name: &str, present: Option<&str>) -> Result<String, Error> {
+/// A network as libvirt is to have it.
+#[derive(Debug)]
+pub struct Nat {
+    pub xml: String,
+    pub bridge: String,
+    pub gateway: Ipv4Addr,
+}
+
+/// Addresses, bridge and identity that are there already stay.
+pub fn describe(project: &Name, spec: &NetworkSpec, name: &str, present: Option<&str>, host: &NatHost) -> Result<Nat, Error> {
     let present = present.map(tree::parse).transpose()?;
     let bridge = spec
         .bridge
         .clone()
         .or_else(|| present.as_ref()?.attr_at("bridge", "name").map(str::to_owned))
         .unwrap_or_else(|| bridge_name(project, &spec.name));
-    let (gateway, prefix) = gateway(spec, present.as_ref())?;
+    let (gateway, prefix) = gateway(spec, present.as_ref(), host)?;
+    let there = present.as_ref().and_then(|p| p.text_at("uuid")?.trim().parse().ok());
+    let identity: Uuid = there.unwrap_or(host.fresh);
+    let v6 = if host.forward6 == Forward6::Safe { Some(gateway_v6(spec, identity)?) } else { None };
     // libvirt's own default, written out: it shows in the running network only, and would look like a change.
-    let ports = el("nat").child(el("port").attr("start", "1024").attr("end", "65535"));
+    let ports = el("nat").attr_if("ipv6", v6.as_ref().map(|_| "yes")).child(el("port").attr("start", "1024").attr("end", "65535"));
     let mut network = el("network")
         .child(el("name").text(name))
+        .child(el("uuid").text(identity))
         .child(el("forward").attr("mode", "nat").child(ports))
         .child(el("bridge").attr("name", &bridge).attr("stp", "on").attr("delay", "0"));
     if let Some(mtu) = spec.mtu {
@@ -32,11 +47,24 @@ pub fn xml(project: &Name, spec: &NetworkSpec, name: &str, present: Option<&str>
     }
     // localOnly: names of the VMs are never asked for outside.
     network = network.child(el("domain").attr("name", &spec.domain).attr("localOnly", "yes")).child(ipv4(gateway, prefix));
-    if let Some(v6) = &spec.ipv6 {
-        let (address, prefix) = v6.split_once('/').ok_or_else(|| Error::invalid(format!("ipv6 '{v6}' has no prefix length")))?;
+    if let Some((address, prefix)) = v6 {
         network = network.child(el("ip").attr("family", "ipv6").attr("address", address).attr("prefix", prefix));
     }
-    Ok(network.write())
+    Ok(Nat { xml: network.write(), bridge, gateway })
+}
+
+/// A /64 of its own out of fd00::/8 (RFC 4193), from the network's identity: it comes back as it was after it had to wait.
+fn gateway_v6(spec: &NetworkSpec, identity: Uuid) -> Result<(Ipv6Addr, u8), Error> {
+    if let Some(cidr) = &spec.ipv6 {
+        let parsed = cidr.split_once('/').and_then(|(a, p)| Some((a.parse().ok()?, p.parse().ok()?)));
+        return parsed.ok_or_else(|| Error::invalid(format!("ipv6 '{cidr}' is not like fd00:77::1/64")));
+    }
+    let random = Sha256::digest(identity.as_bytes());
+    let mut address = [0; 16];
+    address[0] = 0xfd;
+    address[1..6].copy_from_slice(&random[..5]);
+    address[15] = 1;
+    Ok((address.into(), 64))
 }
 
 /// The network's name where it fits and is of the first project; else a number made from both names.
@@ -54,7 +82,7 @@ fn bridge_name(project: &Name, network: &Name) -> String {
     format!("vmk-{number:08x}")
 }
 
-fn gateway(spec: &NetworkSpec, present: Option<&Element>) -> Result<(Ipv4Addr, u8), Error> {
+fn gateway(spec: &NetworkSpec, present: Option<&Element>, host: &NatHost) -> Result<(Ipv4Addr, u8), Error> {
     if let Some(cidr) = &spec.ipv4 {
         let parsed = cidr.split_once('/').and_then(|(a, p)| Some((a.parse().ok()?, p.parse().ok()?)));
         return parsed.ok_or_else(|| Error::invalid(format!("ipv4 '{cidr}' is not like 10.77.3.1/24")));
@@ -63,9 +91,8 @@ fn gateway(spec: &NetworkSpec, present: Option<&Element>) -> Result<(Ipv4Addr, u
     if let Some(address) = v4.and_then(|ip| ip.get("address")).and_then(|a| a.parse().ok()) {
         return Ok((address, 24));
     }
-    let table = std::fs::read_to_string("/proc/net/route").map_err(|e| Error::refused(format!("cannot read the host's routes: {e}")))?;
     let start = spec.name.as_str().bytes().fold(0u8, |sum, b| sum.wrapping_mul(31).wrapping_add(b));
-    subnet::free(&subnet::routes(&table), start).map(|address| (address, 24))
+    subnet::free(&host.routes, start).map(|address| (address, 24))
 }
 
 fn ipv4(gateway: Ipv4Addr, prefix: u8) -> Element {
@@ -84,14 +111,19 @@ mod tests {
         serde_json::from_value(json).expect("a network")
     }
 
+    fn host(forward6: Forward6) -> NatHost {
+        NatHost { routes: Vec::new(), forward6, fresh: Uuid::from_u128(7) }
+    }
+
     #[test]
     fn a_network_in_libvirts_words() {
         let spec = spec(serde_json::json!({"name": "default", "ipv4": "10.77.3.1/24", "ipv6": "fd00:77::1/64", "mtu": 9000}));
         expect![[r#"
             <network>
               <name>vmkeep-default</name>
+              <uuid>00000000-0000-0000-0000-000000000007</uuid>
               <forward mode='nat'>
-                <nat>
+                <nat ipv6='yes'>
                   <port start='1024' end='65535'/>
                 </nat>
               </forward>
@@ -106,15 +138,32 @@ mod tests {
               <ip family='ipv6' address='fd00:77::1' prefix='64'/>
             </network>
         "#]]
-        .assert_eq(&xml(&Name::known("default"), &spec, "vmkeep-default", None).expect("a network"));
+        .assert_eq(&describe(&Name::known("default"), &spec, "vmkeep-default", None, &host(Forward6::Safe)).expect("a network").xml);
     }
 
     #[test]
     fn what_is_there_stays() {
         let there = "<network><bridge name='vmk7'/><ip address='192.168.50.1' netmask='255.255.255.0'/></network>";
-        let made = spec(serde_json::json!({"name": "default"}));
-        let made = xml(&Name::known("default"), &made, "vmkeep-default", Some(there)).expect("a network");
+        let spec = spec(serde_json::json!({"name": "default"}));
+        let made = describe(&Name::known("default"), &spec, "vmkeep-default", Some(there), &host(Forward6::Safe)).expect("a network").xml;
         assert!(made.contains("vmk7") && made.contains("192.168.50.1"), "{made}");
+    }
+
+    #[test]
+    fn ipv6_waits_until_it_is_safe_and_is_the_same_then() {
+        let spec = spec(serde_json::json!({"name": "default"}));
+        let made = |there: Option<&str>, forward6| {
+            describe(&Name::known("default"), &spec, "vmkeep-default", there, &host(forward6)).expect("a network").xml
+        };
+        let v6 = |xml: &str| xml.split("family='ipv6' address='").nth(1).map(|rest| rest.split('\'').next().expect("a part").to_owned());
+        let first = made(None, Forward6::Safe);
+        let address: Ipv6Addr = v6(&first).expect("an address").parse().expect("IPv6");
+        assert!(address.segments()[0] >> 8 == 0xfd && address.segments()[3..] == [0, 0, 0, 0, 1], "{address}");
+        let waiting = made(Some(&first), Forward6::Waits);
+        assert!(!waiting.contains("ipv6"), "{waiting}");
+        let other = NatHost { fresh: Uuid::from_u128(8), ..host(Forward6::Safe) };
+        let again = describe(&Name::known("default"), &spec, "vmkeep-default", Some(&waiting), &other).expect("a network").xml;
+        assert_eq!(again, first);
     }
 
     #[test]

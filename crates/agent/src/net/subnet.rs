@@ -24,6 +24,19 @@ pub fn routes(text: &str) -> Vec<Route> {
     text.lines().skip(1).filter_map(row).filter(|r| r.mask != 0).collect()
 }
 
+/// Reads `ip -4 -o route show table all`: other tables than the main one are in no file.
+pub fn routes_of_ip(text: &str) -> Vec<Route> {
+    const KINDS: [&str; 9] = ["unicast", "local", "broadcast", "multicast", "throw", "unreachable", "prohibit", "blackhole", "nat"];
+    let row = |line: &str| {
+        let to = line.split_whitespace().find(|word| !KINDS.contains(word))?;
+        let (address, prefix) = to.split_once('/').unwrap_or((to, "32"));
+        let (address, prefix): (Ipv4Addr, u32) = (address.parse().ok()?, prefix.parse().ok()?);
+        let mask = u32::MAX.checked_shl(32u32.checked_sub(prefix)?).unwrap_or(0);
+        Some(Route { network: u32::from(address) & mask, mask })
+    };
+    text.lines().filter_map(row).filter(|r| r.mask != 0).collect()
+}
+
 /// The gateway address of the first /24 that no route touches. `start` spreads networks made at once.
 pub fn free(routes: &[Route], start: u8) -> Result<Ipv4Addr, Error> {
     for [a, b] in BLOCKS {
@@ -50,6 +63,14 @@ mod tests {
     const TABLE: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
         eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
         eth0\t00004D0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+
+    #[test]
+    fn routes_of_other_tables_count() {
+        let text = "default via 192.168.2.1 dev eth0 \n10.77.0.0/24 dev wg0 table 51820 \nlocal 10.77.1.7 dev eth1 table local \n\
+            unreachable 10.77.2.0/23 table 9 \nnonsense\n";
+        assert_eq!(routes_of_ip(text).len(), 3);
+        assert_eq!(free(&routes_of_ip(text), 0), Ok(Ipv4Addr::new(10, 77, 4, 1)));
+    }
 
     #[test]
     fn a_subnet_that_is_routed_is_not_taken() {

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::hypervisor::{HvError, Hypervisor};
+use vmkeep_agent::net;
 use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkSpec;
 
 use crate::stand::{NETWORK, Stand, network_xml, running};
 use crate::suite;
@@ -136,6 +139,25 @@ fn real_libvirt_may_hang() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(suite::open_files() + 5 <= before, "{before} files before, {} after", suite::open_files());
+    });
+}
+
+/// A network of ours stays as it is when it is ensured again, IPv6 included.
+#[test]
+fn real_libvirt_takes_our_network() {
+    inside("net", "real::real_libvirt_takes_our_network", async |stand| {
+        let spec: NetworkSpec = serde_json::from_value(serde_json::json!({"name": "default"})).expect("a network");
+        net::ensure(&*stand.hv, &Name::known("default"), &spec).await.expect("made");
+        let first = stand.hv.network_xml("vmkeep-default").await.expect("look").expect("it is there");
+        let carried = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+        // A namespace without IPv6 has no such folder.
+        if Path::new("/proc/sys/net/ipv6/conf/all").exists() {
+            assert!(first.contains("<ip family='ipv6' address='fd") && first.contains("<nat ipv6='yes'>"), "{first}");
+            assert!(carried.lines().any(|l| l.starts_with("fd") && l.ends_with("vmk0")), "{carried}");
+        }
+        net::ensure(&*stand.hv, &Name::known("default"), &spec).await.expect("again");
+        assert_eq!(stand.hv.network_xml("vmkeep-default").await, Ok(Some(first)));
+        net::remove(&*stand.hv, &Name::known("default"), &spec).await.expect("removed");
     });
 }
 

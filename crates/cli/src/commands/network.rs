@@ -61,7 +61,7 @@ pub struct CreateArgs {
     /// Address and prefix of the gateway, like 10.77.3.1/24; chosen when omitted
     #[arg(long, value_name = "CIDR")]
     ipv4: Option<String>,
-    /// Address and prefix of the gateway; chosen when omitted
+    /// Address and prefix of the gateway; a ULA /64 is chosen when omitted. `host check` tells when IPv6 waits
     #[arg(long, value_name = "CIDR")]
     ipv6: Option<String>,
     /// Bytes

@@ -11,9 +11,6 @@ use super::row::{ok, warn};
 /// iptables waits for a lock that others hold; we do not.
 const TOOL_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Flags of /proc/net/ipv6_route: a route learned from a router advertisement.
-const RTF_ADDRCONF: u32 = 0x0004_0000;
-
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
     /// `ACCEPT` or `DROP`; None = no such table, or it cannot be read.
@@ -58,11 +55,12 @@ pub struct NetworkFacts {
     pub ip6_forward: bool,
     /// Interfaces that have their IPv6 default route from an advertisement and would lose it with forwarding.
     pub ra_uplinks: Vec<String>,
+    /// systemd-resolved runs.
+    pub resolved: bool,
 }
 
 pub fn gather(firewall: Firewall) -> NetworkFacts {
     let is = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
-    let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     NetworkFacts {
         firewall,
         bridge_filtered: is("/proc/sys/net/bridge/bridge-nf-call-iptables", "1"),
@@ -70,7 +68,8 @@ pub fn gather(firewall: Firewall) -> NetworkFacts {
         firewalld_zone: Path::new("/usr/lib/firewalld/zones/libvirt.xml").exists(),
         ip_forward: is("/proc/sys/net/ipv4/ip_forward", "1"),
         ip6_forward: is("/proc/sys/net/ipv6/conf/all/forwarding", "1"),
-        ra_uplinks: ra_uplinks(&routes).into_iter().filter(|i| is(&format!("/proc/sys/net/ipv6/conf/{i}/accept_ra"), "1")).collect(),
+        ra_uplinks: crate::net::ra_uplinks(),
+        resolved: crate::net::has_resolved(),
     }
 }
 
@@ -79,21 +78,17 @@ fn is_running(name: &str) -> bool {
     processes.filter_map(|e| fs::read_to_string(e.path().join("comm")).ok()).any(|comm| comm.trim() == name)
 }
 
-/// Interfaces with a default route from an advertisement.
-fn ra_uplinks(routes: &str) -> Vec<String> {
-    let uplink = |line: &str| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let is_default = fields.first()?.bytes().all(|b| b == b'0') && *fields.get(1)? == "00";
-        let flags = u32::from_str_radix(fields.get(8)?, 16).ok()?;
-        (is_default && flags & RTF_ADDRCONF != 0).then_some((*fields.last()?).to_owned())
-    };
-    let mut uplinks: Vec<String> = routes.lines().filter_map(uplink).collect();
-    uplinks.dedup();
-    uplinks
+pub fn judge(facts: &NetworkFacts) -> Vec<CheckRow> {
+    vec![forward_policy(facts), firewalld(facts), ip_forward(facts), ip6_forward(facts), names(facts)]
 }
 
-pub fn judge(facts: &NetworkFacts) -> Vec<CheckRow> {
-    vec![forward_policy(facts), firewalld(facts), ip_forward(facts), ip6_forward(facts)]
+fn names(facts: &NetworkFacts) -> CheckRow {
+    let id = "vm-names";
+    if facts.resolved {
+        return ok(id, "systemd-resolved asks NAT networks for NAME.vmk");
+    }
+    let why = "NAME.vmk resolves between VMs, not on this host; `vmkeep vm ip NAME` and `vmkeep vm ssh NAME` work all the same";
+    warn(id, "systemd-resolved does not run", why, Some("apt-get install systemd-resolved".into()))
 }
 
 fn forward_policy(facts: &NetworkFacts) -> CheckRow {
@@ -169,6 +164,7 @@ mod tests {
             ip_forward: true,
             ip6_forward: false,
             ra_uplinks: vec![],
+            resolved: true,
         };
         change(&mut facts);
         let rows = judge(&facts);
@@ -185,6 +181,7 @@ mod tests {
                 ok firewalld: not running
                 ok ip-forward: on
                 ok ipv6-forward: off
+                ok vm-names: systemd-resolved asks NAT networks for NAME.vmk
             "#]],
         );
         check(
@@ -199,6 +196,7 @@ mod tests {
                 ok firewalld: running; libvirt's bridges are in its zone `libvirt`
                 ok ip-forward: off; libvirt switches it on when a NAT network starts
                 ok ipv6-forward: off
+                ok vm-names: systemd-resolved asks NAT networks for NAME.vmk
             "#]],
         );
     }
@@ -232,6 +230,7 @@ mod tests {
             |f| {
                 f.firewalld = true;
                 f.ra_uplinks = vec!["eth0".into()];
+                f.resolved = false;
             },
             expect![[r#"
                 warn firewalld: running, without zone `libvirt`
@@ -240,17 +239,10 @@ mod tests {
                 warn ipv6-forward: off
                   the host learns its IPv6 default route on eth0 with accept_ra=1, and the kernel drops such routes when it forwards; IPv6 of NAT networks waits for this
                   $ sysctl net.ipv6.conf.eth0.accept_ra=2
+                warn vm-names: systemd-resolved does not run
+                  NAME.vmk resolves between VMs, not on this host; `vmkeep vm ip NAME` and `vmkeep vm ssh NAME` work all the same
+                  $ apt-get install systemd-resolved
             "#]],
         );
-    }
-
-    #[test]
-    fn routes_from_advertisements() {
-        let zero = "0".repeat(32);
-        let route =
-            |flags: &str, to: &str| format!("{zero} {to} {zero} 00 fe80{} 00000400 00000002 00000000 {flags}     eth0\n", "0".repeat(28));
-        assert_eq!(ra_uplinks(&route("00450003", "00")), ["eth0"]);
-        assert!(ra_uplinks(&route("00000003", "00")).is_empty(), "set by hand");
-        assert!(ra_uplinks(&route("00450003", "40")).is_empty(), "no default route");
     }
 }
