@@ -284,6 +284,16 @@ async fn a_vm_waits_for_its_image() {
     lead(&store).await;
     assert_eq!(op(&store).await.blocked.as_deref(), Some("waits for image 'deb'"));
     assert!(store.list(&keys::orders(&node())).await.expect("a listing").items.is_empty(), "no node hears of it");
+    let record = keys::image(&project(), image);
+    let pending = store.get(&record).await.expect("a read").expect("there").value;
+    let begun = op(&store).await;
+    store.txn(Txn::default().then(Op::Delete(record.clone()))).await.expect("a write");
+    lead(&store).await;
+    let failed = op(&store).await;
+    assert_eq!(failed.state, OpState::Failed);
+    assert_eq!(failed.error.map(|e| e.message).as_deref(), Some("image 'deb' was not made: its import failed or was cancelled"));
+    let again = Txn::default().then(Op::Put(record, pending)).then(typed::put(keys::op(&project(), OP), &begun));
+    store.txn(again).await.expect("a write");
     let facts = serde_json::json!({"kind": "disk", "virtual_size": "1G", "stored_size": "1G", "sha256": null, "firmware": "auto", "os": "linux",
         "os_name": null, "cloud_init": "yes", "guest_agent": "no", "virtio": "yes", "warnings": []});
     store.txn(Txn::default().then(made(facts))).await.expect("a write");

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use vmkeep_core::place::{self, Choice, HoldsVolumes, NodeLoad};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
+use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
 use vmkeep_types::image::{ImageKind, ImageRecord};
 use vmkeep_types::name::Name;
@@ -26,20 +27,22 @@ use super::view::{ClusterView, Kept};
 pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
     let Some(record) = view.vms.get(&id) else { return forgotten(view, id, now) };
     let owner = view.owners.get(&id);
-    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record), |owner| follow(view, record, owner)) {
+    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner)) {
         return vec![txn];
     }
     fold_operations(view, id, now)
 }
 
 /// A VM without owner gets one, or its operations say why not.
-fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>) -> Option<Txn> {
+fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
     let vm = &record.value;
     if vm.leaving.is_some() {
         return Some(forget(view, record));
     }
-    if let Some(why) = waits_for_image(view, vm) {
-        return block(view, vm.id, &why);
+    match awaited_image(view, vm) {
+        Awaited::None => {}
+        Awaited::Later(why) => return block(view, vm.id, &why),
+        Awaited::Never(why) => return give_up(view, vm, &why, now),
     }
     match place::choose(&vm.spec, &loads(view, vm)) {
         Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
@@ -47,8 +50,17 @@ fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>) -> Option<Txn> {
     }
 }
 
+/// What the images that a VM names say to its placement.
+enum Awaited {
+    None,
+    /// It goes on by itself.
+    Later(String),
+    /// Nothing will come.
+    Never(String),
+}
+
 /// A VM may be written before the images that it names are ready; no node hears of it until then.
-fn waits_for_image(view: &ClusterView, vm: &VmRecord) -> Option<String> {
+fn awaited_image(view: &ClusterView, vm: &VmRecord) -> Awaited {
     let mut named: Vec<(&Name, Option<&Kept<ImageRecord>>, ImageKind)> = Vec::new();
     for disk in &vm.spec.disks {
         let volume = vm.volumes.get(&disk.name).and_then(|id| view.volumes.get(id));
@@ -59,23 +71,28 @@ fn waits_for_image(view: &ClusterView, vm: &VmRecord) -> Option<String> {
     for name in vm.spec.cdroms.iter().filter_map(|cdrom| cdrom.image.as_ref()) {
         named.push((name, view.image_by_name(&vm.project, name), ImageKind::Iso));
     }
-    named.into_iter().find_map(|(name, image, kind)| {
-        let Some(image) = image else {
-            return Some(format!(
-                "image '{name}' is gone: its import failed or was cancelled; delete the VM, and create it when there is one"
-            ));
-        };
+    for (name, image, kind) in named {
+        let Some(image) = image else { return Awaited::Never(format!("image '{name}' was not made: its import failed or was cancelled")) };
         match (&image.value.facts, kind) {
-            (None, _) => Some(format!("waits for image '{name}'")),
+            (None, _) => return Awaited::Later(format!("waits for image '{name}'")),
             (Some(facts), ImageKind::Disk) if facts.kind == ImageKind::Iso => {
-                Some(format!("image '{name}' turned out to be an ISO, no disk"))
+                return Awaited::Never(format!("image '{name}' turned out to be an ISO, no disk"));
             }
             (Some(facts), ImageKind::Iso) if facts.kind == ImageKind::Disk => {
-                Some(format!("image '{name}' turned out to be a disk, no ISO"))
+                return Awaited::Never(format!("image '{name}' turned out to be a disk, no ISO"));
             }
-            (Some(_), _) => None,
+            (Some(_), _) => {}
         }
-    })
+    }
+    Awaited::None
+}
+
+/// The operations of a VM that no node will get end, one at a time.
+fn give_up(view: &ClusterView, vm: &VmRecord, why: &str, now: jiff::Timestamp) -> Option<Txn> {
+    let op = view.ops_of(vm.id).next()?;
+    let hint = format!("vmkeep vm delete {}, and create it again when the image is there", vm.spec.name);
+    let value = Operation { error: Some(Error::conflict(why).hint(hint)), ..ended(&op.value, OpState::Failed, now) };
+    Some(replace_op(op, &value))
 }
 
 fn loads<'a>(view: &'a ClusterView, vm: &VmRecord) -> Vec<NodeLoad<'a>> {
