@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::host::{CheckRow, NodeFacts};
-use vmkeep_types::ids::{Generation, ImageId, NetworkId, PoolId, Revision, VmId, VolumeId};
+use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageSpec};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
@@ -237,6 +237,12 @@ pub struct VolumeView {
     pub image: Option<Name>,
     pub attached: Option<Attachment>,
     pub vm: Option<Name>,
+    /// A file that was there before vmkeep, or an overlay that another tool made: vmkeep does not delete it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_path: Option<String>,
+    /// The operation that is still writing its first data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<OperationId>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -436,6 +442,15 @@ pub struct ProblemBody {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
+/// A disk's top image, as a domain names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FoundDisk {
+    /// On the host.
+    pub path: String,
+    /// Never guessed from the file: a guest writes what it likes into a raw one.
+    pub format: DiskFormat,
+}
+
 /// What a node says of a libvirt domain that may be taken over.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AdoptionProposal {
@@ -444,8 +459,8 @@ pub struct AdoptionProposal {
     /// The wish that describes what is there.
     pub spec: VmSpec,
     pub choices: VmChoices,
-    /// Disk name to host path of its top image.
-    pub disks: BTreeMap<Name, String>,
+    /// Disk name to its top image.
+    pub disks: BTreeMap<Name, FoundDisk>,
     pub running: bool,
     /// What the manifest cannot say and vmkeep will leave alone.
     pub warnings: Vec<String>,

@@ -1,6 +1,6 @@
 //! The agent's word about its VMs, written to `n/NODE/seen/VM`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,10 @@ pub struct Seen {
     pub conflicts: Vec<FieldChange>,
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    /// Disk files that the domain has, running or stored, beyond those of its order: a detach that waits for a cold start or
+    /// for the guest. None: not looked at yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also_open: Option<BTreeSet<String>>,
     pub restarts: RestartCount,
     /// What the agent must know again after its own restart.
     #[serde(default)]

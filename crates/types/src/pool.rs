@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::ids::{ImageId, OperationId, PoolId, VmId, VolumeId};
 use crate::name::Name;
 use crate::units::ByteCount;
@@ -44,13 +45,14 @@ pub struct VolumeRecord {
     pub node: Name,
     /// None: the image's size.
     pub size: Option<ByteCount>,
+    /// Of the data that is there: of a file that vmkeep did not make, what libvirt said when it was taken over.
     pub format: DiskFormat,
     /// Cloned from this image, copy-on-write; an image in use cannot be deleted.
     pub image: Option<ImageId>,
     /// A file that was there before us (an adopted VM's disk): never created, never deleted by vmkeep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_path: Option<String>,
-    /// The operation that is still filling it; no VM takes it before that has ended.
+    /// The operation that is writing its first data: until that ends nobody else makes it, opens it or attaches it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filling: Option<OperationId>,
     /// The VM it is attached to, and as which disk.
@@ -62,4 +64,19 @@ pub struct VolumeRecord {
 pub struct Attachment {
     pub vm: VmId,
     pub disk: Name,
+}
+
+impl VolumeRecord {
+    /// `qcow2` or `raw`, for QEMU.
+    ///
+    /// # Errors
+    /// A file that vmkeep did not make, taken over before its format was noted: a guess could show a guest the host's files.
+    pub fn data_format(&self) -> Result<&'static str, Error> {
+        match (self.format, &self.foreign_path) {
+            (DiskFormat::Raw, _) => Ok("raw"),
+            (DiskFormat::Qcow2, _) | (DiskFormat::Auto, None) => Ok("qcow2"),
+            (DiskFormat::Auto, Some(path)) => Err(Error::conflict(format!("nobody noted whether {path} is qcow2 or raw"))
+                .hint("`vmkeep vm adopt NAME --disks` takes what the domain says")),
+        }
+    }
 }

@@ -13,7 +13,7 @@ mod system;
 
 use std::collections::BTreeMap;
 
-use vmkeep_api::body::AdoptionProposal;
+use vmkeep_api::body::{AdoptionProposal, FoundDisk};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
@@ -56,7 +56,7 @@ fn own_name(name: &str, uuid: VmId) -> Name {
 struct Taken {
     spec: VmSpec,
     choices: VmChoices,
-    disks: BTreeMap<Name, String>,
+    disks: BTreeMap<Name, FoundDisk>,
     patches: Vec<vmkeep_types::vm::XmlPatch>,
     warnings: Vec<String>,
     /// Places on the buses that devices kept by patches hold.

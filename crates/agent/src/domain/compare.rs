@@ -1,5 +1,7 @@
 //! The wished description against the stored one, and what is kept of the stored one for good.
 
+use std::collections::BTreeSet;
+
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::record::{FirmwareChoice, VmChoices};
@@ -43,13 +45,20 @@ fn is_conflict(difference: &Difference<'_>, actual: &Element) -> bool {
     match (difference.device, difference.path.as_str()) {
         (None, "os/nvram") => true,
         (Some(device), path) if device.name == "tpm" => path.starts_with("backend"),
-        (Some(device), path) if device.name == "disk" && path.starts_with("source") => {
-            // What vmkeep wrote last and nobody touched is changed by the wish (a rebuild), not behind our back.
+        (Some(device), path) if device.name == "disk" && (path.starts_with("source") || path == "driver@type") => {
             let Some(name) = device.alias().and_then(|a| a.strip_prefix("ua-disk-")) else { return false };
-            from != to && metadata::written_disks(actual).get(name) != Some(&from.as_str())
+            // What vmkeep wrote last and nobody touched is changed by the wish (a rebuild), not behind our back. The same
+            // file in another format would be read as something else, and written over.
+            let there = actual.devices().filter(|d| d.alias() == device.alias()).find_map(source_path);
+            let replaced = there.is_some() && there != source_path(device) && metadata::written_disks(actual).get(name).copied() == there;
+            from != to && !replaced
         }
         _ => false,
     }
+}
+
+fn source_path(disk: &Element) -> Option<&str> {
+    disk.attr_at("source", "file").or_else(|| disk.attr_at("source", "dev"))
 }
 
 /// Whether a difference is in what is chosen once: what is there then was not made from this wish.
@@ -127,6 +136,22 @@ pub fn firmware(domain: &Element) -> FirmwareChoice {
         template: domain.attr_at("os/nvram", "template").unwrap_or_default().to_owned(),
         secure_boot: loader.get("secure") == Some("yes"),
     }
+}
+
+/// Files and devices that a domain's disks and cdroms read, with all that lies below them as far as libvirt tells.
+///
+/// # Errors
+/// The XML does not parse.
+pub fn disk_files(xml: &str) -> Result<BTreeSet<String>, Error> {
+    fn take(element: &Element, files: &mut BTreeSet<String>) {
+        files.extend(source_path(element).map(str::to_owned));
+        let below = element.children.iter().filter(|c| matches!(c.name.as_str(), "backingStore" | "mirror"));
+        below.for_each(|c| take(c, files));
+    }
+    let domain = tree::parse(xml)?;
+    let mut files = BTreeSet::new();
+    domain.devices().filter(|d| d.name == "disk").for_each(|d| take(d, &mut files));
+    Ok(files)
 }
 
 /// `vda` of the disk `root` in a running domain; of an adopted one, disks are named by their target.

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use vmkeep_types::observed::FieldChange;
 
-use super::testkit::{built, matrix};
-use super::{choices_from, compare, live_plan};
+use super::testkit::{built, kvm, matrix, order};
+use super::{choices_from, compare, disk_files, live_plan};
 
 fn validate(name: &str, xml: &str) {
     let mut file = tempfile::NamedTempFile::with_suffix(".xml").expect("a file");
@@ -64,4 +64,24 @@ fn what_runs_is_as_wished() {
         }
     }
     assert!(seen >= 12, "{seen} dumps of running domains");
+}
+
+#[test]
+fn the_format_is_that_of_the_data_and_never_mended() {
+    // What the wish said when the disk was new; an overlay of another tool's lies over it now.
+    let order = order(serde_json::json!({"firmware": "bios", "disks": [{"name": "root", "empty": true, "size": "1G", "format": "raw"}]}));
+    let wanted = built(&order, &kvm());
+    assert!(wanted.contains("type=\"qcow2\"") || wanted.contains("type='qcow2'"), "{wanted}");
+    let other = wanted.replace("'qcow2'", "'raw'").replace("\"qcow2\"", "\"raw\"");
+    let found = compare(&wanted, &other).expect("both parse");
+    assert_eq!((words(&found.drift), words(&found.conflicts)), (String::new(), "disks[root].format: raw -> qcow2\n".to_owned()));
+}
+
+#[test]
+fn files_of_disks_are_told_with_what_lies_below_them() {
+    let xml = "<domain><devices><disk device='disk'><source file='/p/a.snap1'/><backingStore type='file'><source file='/p/a.qcow2'/>\
+               <backingStore/></backingStore></disk><disk device='disk'><source dev='/dev/vg/b'/></disk><disk device='cdrom'/>\
+               <interface><source dev='eth0'/></interface></devices></domain>";
+    let files: Vec<String> = disk_files(xml).expect("it parses").into_iter().collect();
+    assert_eq!(files, ["/dev/vg/b", "/p/a.qcow2", "/p/a.snap1"]);
 }

@@ -7,9 +7,12 @@
 //! ```
 //! Files lie where libvirt's AppArmor profile lets QEMU read. libvirt sets the owner of a disk at each start.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use vmkeep_types::error::{Code, Error};
@@ -29,13 +32,32 @@ const STAGING_AGE_SECONDS_MAX: u64 = 7 * 86400;
 
 pub struct DirPool {
     root: PathBuf,
+    /// Volumes that a call is about.
+    turns: Mutex<BTreeMap<VolumeId, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// Work in progress; what is left of it when it is dropped goes.
+struct Fresh(PathBuf);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What became of a file's way to its final name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    Placed,
+    /// A file has that name already, and stays: a QEMU may have it open.
+    WasThere,
 }
 
 impl DirPool {
     pub fn new(root: &Path) -> Result<Self, Error> {
         let plain = root.is_absolute() && !root.components().any(|c| matches!(c, std::path::Component::ParentDir));
         if plain {
-            Ok(Self { root: root.to_owned() })
+            Ok(Self { root: root.to_owned(), turns: Mutex::default() })
         } else {
             Err(Error::invalid(format!("{} is not an absolute path without '..'", root.display())))
         }
@@ -46,9 +68,31 @@ impl DirPool {
         self.root.join(format!("{id}.{suffix}"))
     }
 
-    fn fresh(&self, path: &Path) -> PathBuf {
-        let name = path.file_name().expect("volume paths have a name").to_string_lossy();
-        self.staging().join(format!("{name}.{}", uuid::Uuid::new_v4()))
+    /// A new file in staging; what a crash left of an earlier one goes.
+    fn fresh(&self, path: &Path) -> Fresh {
+        let prefix = staged(path);
+        self.clear(&prefix);
+        Fresh(self.staging().join(format!("{prefix}{}", uuid::Uuid::new_v4())))
+    }
+
+    fn clear(&self, prefix: &str) {
+        for entry in std::fs::read_dir(self.staging()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Waits until no other call is about this volume.
+    async fn turn(&self, id: VolumeId) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().expect("no panic holds this lock");
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.get(&id).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(id, Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
     }
 
     fn check_space(&self, needed_bytes: u64) -> Result<(), Error> {
@@ -69,18 +113,19 @@ impl DirPool {
     }
 
     /// Into place under its final name, durable before it is reported. Syncing gigabytes takes long: on a thread for that.
-    async fn settle(&self, fresh: &Path, path: &Path, mode: u32) -> Result<(), Error> {
+    async fn settle(&self, fresh: &Path, path: &Path, mode: u32) -> Result<Settled, Error> {
         let (fresh, target) = (fresh.to_owned(), path.to_owned());
         let settle = move || {
             std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
             File::open(&fresh)?.sync_all()?;
-            std::fs::rename(&fresh, &target)?;
-            File::open(target.parent().expect("a file in a folder"))?.sync_all()
+            let settled = rename_new(&fresh, &target)?;
+            File::open(target.parent().expect("a file in a folder"))?.sync_all()?;
+            Ok(settled)
         };
         let settled = tokio::task::spawn_blocking(settle)
             .await
             .map_err(|e| Error::internal(format!("putting {} into place: {e}", path.display())))?;
-        settled.map_err(|e| self.io("put into place", path, &e))
+        settled.map_err(|e: std::io::Error| self.io("put into place", path, &e))
     }
 
     async fn make(&self, volume: &VolumeRecord, fresh: &Path) -> Result<(), Error> {
@@ -158,6 +203,11 @@ impl DirPool {
     }
 }
 
+/// How the names of a volume's files in staging begin.
+fn staged(path: &Path) -> String {
+    format!("{}.", path.file_name().expect("volume paths have a name").to_string_lossy())
+}
+
 fn format_of(raw: bool) -> &'static str {
     if raw { "raw" } else { "qcow2" }
 }
@@ -200,6 +250,7 @@ impl Pool for DirPool {
     }
 
     async fn create_volume(&self, volume: &VolumeRecord) -> Result<VolumeSeen, Error> {
+        let _turn = self.turn(volume.id).await;
         if let Some(seen) = self.stat_volume(volume).await? {
             return Ok(seen);
         }
@@ -207,53 +258,59 @@ impl Pool for DirPool {
         self.check_space(0)?;
         let path = self.volume_path(volume);
         let fresh = self.fresh(&path);
-        let made = match self.make(volume, &fresh).await {
-            Ok(()) => self.settle(&fresh, &path, 0o600).await,
-            Err(error) => Err(error),
-        };
-        if made.is_err() {
-            let _ = std::fs::remove_file(&fresh);
-        }
-        made?;
+        self.make(volume, &fresh.0).await?;
+        self.settle(&fresh.0, &path, 0o600).await?;
         self.stat_volume(volume).await?.ok_or_else(|| Error::internal(format!("{} vanished after it was made", path.display())))
     }
 
     async fn stat_volume(&self, volume: &VolumeRecord) -> Result<Option<VolumeSeen>, Error> {
-        let path = self.volume_path(volume);
+        let path = self.data_path(volume);
         let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
-        let allocated_bytes = metadata.blocks() * 512;
-        let size_bytes =
-            if volume.format == DiskFormat::Raw { metadata.len() } else { qcow2_size(&path).map_err(|e| self.io("read", &path, &e))? };
+        let size = if volume.data_format()? == "raw" { raw_size(&path) } else { qcow2_size(&path) };
+        let size_bytes = size.map_err(|e| self.io("read", &path, &e))?;
+        let allocated_bytes = if metadata.file_type().is_block_device() { size_bytes } else { metadata.blocks() * 512 };
         Ok(Some(VolumeSeen { size_bytes, allocated_bytes }))
     }
 
     async fn grow_volume(&self, volume: &VolumeRecord, size: ByteCount) -> Result<(), Error> {
-        let path = self.volume_path(volume);
+        let _turn = self.turn(volume.id).await;
+        let path = self.data_path(volume);
         let now = self.stat_volume(volume).await?.ok_or_else(|| Error::not_found("volume", &volume.name))?;
         if now.size_bytes >= size.bytes() {
             return Ok(());
         }
+        let format = volume.data_format()?;
+        if format == "raw" && path.starts_with("/dev") {
+            let message = format!("{} is a device of {}, not of {size}", path.display(), ByteCount::from_bytes(now.size_bytes).human());
+            return Err(Error::refused(message).hint("enlarge it with the tool that made it (lvextend), then start the VM again"));
+        }
         let bytes = size.bytes().to_string();
-        let format = format_of(volume.format == DiskFormat::Raw);
         qemu_img::run(["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format.as_ref(), path.as_os_str(), bytes.as_ref()], Trust::Ours)
             .await
             .map(drop)
     }
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error> {
-        self.remove(&self.path_of(volume, DiskFormat::Qcow2))?;
-        self.remove(&self.path_of(volume, DiskFormat::Raw))
+        let _turn = self.turn(volume).await;
+        for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
+            let path = self.path_of(volume, format);
+            self.clear(&staged(&path));
+            self.remove(&path)?;
+        }
+        Ok(())
     }
 
-    async fn copy_volume(&self, from: &Path, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error> {
+    async fn copy_volume(&self, from: &Path, source_format: &str, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error> {
+        let _turn = self.turn(to.id).await;
         self.ensure().await?;
         let path = self.volume_path(to);
         if path.exists() {
             return Ok(());
         }
+        let allocated_bytes = std::fs::metadata(from).map_err(|e| self.io("read", from, &e))?.blocks() * 512;
+        self.check_space(allocated_bytes)?;
         let fresh = self.fresh(&path);
-        let source_format = if from.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
-        let format = format_of(to.format == DiskFormat::Raw);
+        let format = to.data_format()?;
         let args = [
             "convert".as_ref(),
             "-p".as_ref(),
@@ -262,16 +319,13 @@ impl Pool for DirPool {
             "-O".as_ref(),
             format.as_ref(),
             from.as_os_str(),
-            fresh.as_os_str(),
+            fresh.0.as_os_str(),
         ];
-        let copied = match qemu_img::run_with_progress(args, "copying", progress).await {
-            Ok(()) => self.settle(&fresh, &path, 0o600).await,
-            Err(error) => Err(error),
-        };
-        if copied.is_err() {
-            let _ = std::fs::remove_file(&fresh);
-        }
-        copied
+        qemu_img::run_with_progress(args, "copying", progress).await?;
+        vmkeep_store::crash::point("volume copied");
+        self.settle(&fresh.0, &path, 0o600).await?;
+        vmkeep_store::crash::point("copy in place");
+        Ok(())
     }
 
     async fn delete_image(&self, image: ImageId) -> Result<(), Error> {
@@ -289,12 +343,31 @@ impl Pool for DirPool {
         self.ensure().await?;
         let suffix = if file.extension().is_some_and(|e| e == "iso") { "iso" } else { "qcow2" };
         let path = self.root.join("images").join(format!("{image}.{suffix}"));
-        self.settle(file, &path, 0o444).await
+        self.settle(file, &path, 0o444).await.map(drop)
     }
 
     fn staging(&self) -> PathBuf {
         self.root.join("staging")
     }
+}
+
+/// `fresh` becomes `target`, unless that name is taken. File systems without such a rename (NFS) have links.
+fn rename_new(fresh: &Path, target: &Path) -> std::io::Result<Settled> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    let placed = match renameat2(AT_FDCWD, fresh, AT_FDCWD, target, RenameFlags::RENAME_NOREPLACE) {
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => std::fs::hard_link(fresh, target).and_then(|()| std::fs::remove_file(fresh)),
+        other => other.map_err(std::io::Error::from),
+    };
+    match placed {
+        Ok(()) => Ok(Settled::Placed),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(Settled::WasThere),
+        Err(e) => Err(e),
+    }
+}
+
+/// Of a file, or of a block device.
+fn raw_size(path: &Path) -> std::io::Result<u64> {
+    File::open(path)?.seek(SeekFrom::End(0))
 }
 
 /// Virtual size from a qcow2 header: bytes 24..32, big-endian (QEMU docs/interop/qcow2.txt). Spares a process per look.
@@ -392,6 +465,57 @@ mod tests {
         pool.delete_volume(clone.id).await.expect("deleted");
         pool.delete_image(image).await.expect("nobody needs it");
         assert!(!pool.image_path(image).exists());
+    }
+
+    #[tokio::test]
+    async fn a_copy_reads_the_format_it_is_told_whatever_the_name_says() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pool = DirPool::new(dir.path()).expect("a pool");
+        let silent: &ProgressSink = &|_, _| {};
+        let source = volume(1, "4M", DiskFormat::Qcow2, None);
+        pool.create_volume(&source).await.expect("made");
+        let image = dir.path().join("web.img");
+        std::fs::copy(pool.volume_path(&source), &image).expect("a copy");
+        let copy = volume(2, "4M", DiskFormat::Qcow2, None);
+        pool.copy_volume(&image, "qcow2", &copy, silent).await.expect("copied");
+        assert_eq!(pool.stat_volume(&copy).await.expect("a look").expect("there").size_bytes, 4 << 20, "the disk, not its container");
+        // A guest can write a qcow2 header with a backing file of the host's into its raw disk.
+        let raw = dir.path().join("raw.qcow2");
+        std::fs::copy(&image, &raw).expect("a copy");
+        let exact = volume(3, "4M", DiskFormat::Raw, None);
+        pool.copy_volume(&raw, "raw", &exact, silent).await.expect("copied");
+        let (from, to) = (std::fs::read(&raw).expect("source"), std::fs::read(pool.volume_path(&exact)).expect("copy"));
+        assert!(to.starts_with(&from) && to[from.len()..].iter().all(|b| *b == 0), "byte by byte");
+        assert_eq!(std::fs::read_dir(pool.staging()).expect("staging").count(), 0, "nothing half-made stays");
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_never_replaced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (fresh, target) = (dir.path().join("fresh"), dir.path().join("target"));
+        std::fs::write(&fresh, "new").expect("a file");
+        assert_eq!(rename_new(&fresh, &target).expect("a rename"), Settled::Placed);
+        std::fs::write(&fresh, "newer").expect("a file");
+        assert_eq!(rename_new(&fresh, &target).expect("a look"), Settled::WasThere);
+        assert_eq!(std::fs::read_to_string(&target).expect("a file"), "new");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_vmkeep_did_not_make_grows_by_its_own_format_and_is_never_deleted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pool = DirPool::new(&dir.path().join("pool")).expect("a pool");
+        pool.ensure().await.expect("there");
+        let made = volume(1, "4M", DiskFormat::Qcow2, None);
+        pool.create_volume(&made).await.expect("made");
+        let theirs = dir.path().join("old.img");
+        std::fs::copy(pool.volume_path(&made), &theirs).expect("a copy");
+        for (format, bytes) in [(DiskFormat::Qcow2, 8 << 20), (DiskFormat::Raw, 16 << 20)] {
+            let foreign = VolumeRecord { foreign_path: Some(theirs.display().to_string()), ..volume(2, "16M", format, None) };
+            pool.grow_volume(&foreign, ByteCount::from_bytes(bytes)).await.expect("grown");
+            assert_eq!(pool.stat_volume(&foreign).await.expect("a look").expect("there").size_bytes, bytes);
+            pool.delete_volume(foreign.id).await.expect("nothing of ours");
+        }
+        assert!(theirs.exists());
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Pools: where volumes and images lie. One trait, one driver per kind of storage.
 //!
 //! Every call is idempotent and leaves nothing half-made under a final name: work goes into the staging folder and is
-//! renamed in. What a crash leaves in staging is swept by [`Pool::ensure`].
+//! renamed in, never over a file that is there. A call that is dropped takes its work away; what a crash leaves in staging is
+//! swept by [`Pool::ensure`]. Calls about one volume wait for each other.
 
 pub mod dir;
 pub mod qemu_img;
@@ -25,8 +26,12 @@ pub type ProgressSink = dyn Fn(Option<Progress>, &str) + Send + Sync;
 pub trait Pool: Send + Sync {
     /// The pool is there and usable; leftovers of a crash are gone.
     async fn ensure(&self) -> Result<(), Error>;
-    /// Host path QEMU opens.
+    /// Where the pool keeps a volume of its own.
     fn volume_path(&self, volume: &VolumeRecord) -> PathBuf;
+    /// Host path QEMU opens: that, or a file that vmkeep did not make.
+    fn data_path(&self, volume: &VolumeRecord) -> PathBuf {
+        volume.foreign_path.as_ref().map_or_else(|| self.volume_path(volume), PathBuf::from)
+    }
     fn image_path(&self, image: ImageId) -> PathBuf;
     /// Makes the volume if it is not there; `volume.image` is cloned copy-on-write.
     async fn create_volume(&self, volume: &VolumeRecord) -> Result<VolumeSeen, Error>;
@@ -35,8 +40,8 @@ pub trait Pool: Send + Sync {
     async fn grow_volume(&self, volume: &VolumeRecord, size: ByteCount) -> Result<(), Error>;
     /// Absent is fine.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error>;
-    /// A full copy of another disk image.
-    async fn copy_volume(&self, from: &Path, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error>;
+    /// A full copy of another disk image, whose format the caller knows: a guess could read the host's files for a guest.
+    async fn copy_volume(&self, from: &Path, format: &str, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error>;
     async fn delete_image(&self, image: ImageId) -> Result<(), Error>;
     /// Takes a finished file of staging in as an image.
     async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error>;

@@ -4,7 +4,7 @@
 //! guest cannot take is `pending` until the next cold start. Disk sources and chains that changed behind our back are
 //! `conflicts`: never mended, and no start goes over them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     } else {
         state.pending.clear();
     }
+    note_open_files(node, state).await?;
     state.error = None;
     Ok(())
 }
@@ -78,6 +79,8 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     state.asked_live.clear();
     state.error = None;
     state.step("started");
+    // Not known is fine: the next look finds it out.
+    let _ = note_open_files(node, state).await;
     qemu::started(node, state).await;
     Ok(())
 }
@@ -138,14 +141,18 @@ async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
     let volumes: Vec<(Name, VolumeRecord)> = state.order.volumes.iter().map(|(disk, v)| (disk.clone(), v.clone())).collect();
     let live = lives(state);
     for (disk, volume) in volumes {
-        if volume.foreign_path.is_some() {
-            continue;
-        }
         let pool = node.pool(pool_of(&state.order, &volume.pool)?)?;
-        let there = pool.stat_volume(&volume).await?;
-        let mut seen = match there {
-            Some(seen) => seen,
-            None => {
+        if let Some(op) = volume.filling {
+            return Err(Error::new(Code::Unavailable, format!("disk {disk}: operation {op} still writes its first data")));
+        }
+        let there = pool.stat_volume(&volume).await;
+        let mut seen = match (there, &volume.foreign_path) {
+            (Ok(Some(seen)), _) => seen,
+            // QEMU's own words tell what is wrong with somebody else's file.
+            (Ok(None) | Err(_), Some(_)) if volume.size.is_none() => continue,
+            (Ok(None), Some(path)) => return Err(Error::refused(format!("disk {disk}: its file {path} is missing"))),
+            (Err(error), _) => return Err(error),
+            (Ok(None), None) => {
                 let seen = pool.create_volume(&volume).await?;
                 state.step(format!("disk {disk}: {}", volume_words(&state.order, &volume)));
                 seen
@@ -201,15 +208,8 @@ async fn wanted(node: &Node, state: &mut State, look: Look) -> Result<Wanted, Er
 }
 
 fn source(node: &Node, order: &Order, volume: &VolumeRecord) -> Result<DiskSource, Error> {
-    let path = match &volume.foreign_path {
-        Some(path) => PathBuf::from(path),
-        None => node.pool(pool_of(order, &volume.pool)?)?.volume_path(volume),
-    };
-    let format = match path.extension().and_then(|e| e.to_str()) {
-        Some("raw" | "img" | "iso") => "raw",
-        _ => "qcow2",
-    };
-    Ok(DiskSource { o_direct: takes_o_direct(&path), path, format: format.into() })
+    let path = node.pool(pool_of(order, &volume.pool)?)?.data_path(volume);
+    Ok(DiskSource { o_direct: takes_o_direct(&path), path, format: volume.data_format()?.into() })
 }
 
 /// Whether the file system takes O_DIRECT: tmpfs, for one, may not.
@@ -284,6 +284,28 @@ fn define_error(state: &State, error: &HvError) -> Error {
             .hint(format!("take it over with `vmkeep vm adopt {name}`, or choose another name"));
     }
     told
+}
+
+/// Files of disks that the wish let go of and the domain still has, running or stored.
+async fn note_open_files(node: &Node, state: &mut State) -> Result<(), Error> {
+    state.also_open = None;
+    let mut files = BTreeSet::new();
+    for kind in [XmlKind::Live, XmlKind::Inactive] {
+        match node.hv.xml(state.order.vm, kind).await {
+            Ok(xml) => files.extend(domain::disk_files(&xml)?),
+            Err(HvError::NoDomain(_) | HvError::WrongState(_)) => {}
+            Err(error) => return Err(Error::refused(format!("cannot read the domain's description: {error}"))),
+        }
+    }
+    for volume in state.order.volumes.values() {
+        files.remove(&*node.pool(pool_of(&state.order, &volume.pool)?)?.data_path(volume).to_string_lossy());
+    }
+    for (id, image) in &state.order.images {
+        files.remove(&*node.pool(pool_of(&state.order, &image.pool)?)?.image_path(*id).to_string_lossy());
+    }
+    files.remove(&*seed_path(node, &state.order).to_string_lossy());
+    state.also_open = Some(files);
+    Ok(())
 }
 
 /// How the stored description differs from the wish.
@@ -387,6 +409,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
         return;
     }
     qemu::look(node, state).await;
+    let _ = note_open_files(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
         Ok(wanted) => note_differences(node, state, &wanted).await,

@@ -2,6 +2,7 @@
 
 use vmkeep_store::{Op, Txn, keys};
 use vmkeep_types::error::Error;
+use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::Leaving;
 
 use super::apply::seed_path;
@@ -12,11 +13,13 @@ use crate::hypervisor::{HvError, UndefineKeep};
 /// Does what `leaving` asks; doing it again does no harm. The domain is known to be off, except for a release.
 pub async fn remove(node: &Node, state: &mut State, leaving: Leaving) -> Result<(), Error> {
     promise(node, state).await?;
+    // Half a copy is nobody's disk.
+    delete_volumes(node, state, |volume| volume.filling.is_some()).await?;
     match leaving {
         Leaving::Release => release(node, state).await,
         Leaving::Delete => {
             undefine(node, state, UndefineKeep::Nothing).await?;
-            delete_volumes(node, state).await?;
+            delete_volumes(node, state, |_| true).await?;
             delete_files(node, state);
             state.step("deleted");
             Ok(())
@@ -54,8 +57,8 @@ async fn undefine(node: &Node, state: &State, keep: UndefineKeep) -> Result<(), 
     }
 }
 
-async fn delete_volumes(node: &Node, state: &State) -> Result<(), Error> {
-    for volume in state.order.volumes.values().filter(|v| v.foreign_path.is_none()) {
+async fn delete_volumes(node: &Node, state: &State, which: impl Fn(&VolumeRecord) -> bool) -> Result<(), Error> {
+    for volume in state.order.volumes.values().filter(|v| v.foreign_path.is_none() && which(v)) {
         let spec = state.order.pools.get(&volume.pool).ok_or_else(|| Error::not_found("pool", &volume.pool))?;
         node.pool(spec)?.delete_volume(volume.id).await?;
     }

@@ -1,6 +1,6 @@
 //! What a worker knows of its VM, and how it is written down: `Seen` and events, in one transaction, only when they changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
@@ -50,6 +50,7 @@ pub struct State {
     pub conflicts: Vec<FieldChange>,
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    pub also_open: Option<BTreeSet<String>>,
     pub restarts: RestartCount,
     pub warnings: Vec<String>,
     since: jiff::Timestamp,
@@ -81,6 +82,7 @@ impl State {
             conflicts: Vec::new(),
             qemu: None,
             volumes: BTreeMap::new(),
+            also_open: None,
             restarts: RestartCount::default(),
             warnings: Vec::new(),
             since: now,
@@ -190,6 +192,7 @@ impl State {
             conflicts: self.conflicts.clone(),
             qemu: self.qemu.clone(),
             volumes: self.volumes.clone(),
+            also_open: self.also_open.clone(),
             restarts: self.restarts.clone(),
             memory: self.memory.clone(),
             since: self.since,

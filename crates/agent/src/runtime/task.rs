@@ -3,20 +3,20 @@
 //! A crash in the middle leaves the task without outcome, and the next start runs it again; image and volume work is made
 //! for that, and a second reset or reboot within a crash is what an operator would expect. Deleting the task cancels it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use vmkeep_store::{Compare, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ids::VmId;
+use vmkeep_types::ids::{VmId, VolumeId};
 use vmkeep_types::image::ImageFacts;
 use vmkeep_types::order::{NodeTask, Progress, TaskResult, TaskState, Work};
-use vmkeep_types::vm::DiskFormat;
 
 use super::node::Node;
-use crate::hypervisor::HvError;
-use crate::{image, net};
+use crate::hypervisor::{HvError, XmlKind};
+use crate::{domain, image, net};
 
 /// Progress is stored at most this often.
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -95,19 +95,37 @@ async fn carry_out(node: &Node, task: &NodeTask, told: Arc<Mutex<Told>>) -> Resu
             pool.create_volume(volume).await.map(|_| None)
         }
         Work::CopyVolume { from, from_pool, to, to_pool } => {
-            let source = match &from.foreign_path {
-                Some(path) => path.into(),
-                None => node.pool(from_pool)?.volume_path(from),
-            };
-            node.pool(to_pool)?.copy_volume(&source, to, &sink).await.map(|()| None)
+            let source = node.pool(from_pool)?.data_path(from);
+            node.pool(to_pool)?.copy_volume(&source, from.data_format()?, to, &sink).await.map(|()| None)
         }
-        Work::DeleteVolume { volume, pool } => node.pool(pool)?.delete_volume(*volume).await.map(|()| None),
+        Work::DeleteVolume { volume, pool } => {
+            refuse_open(node, *volume).await?;
+            node.pool(pool)?.delete_volume(*volume).await.map(|()| None)
+        }
         Work::DeleteImage { image, pool } => node.pool(pool)?.delete_image(*image).await.map(|()| None),
         Work::DeleteNetwork { network } => net::remove(node.hv.as_ref(), &task.project, network).await.map(|()| None),
         Work::Fetch { .. } | Work::ImportUpload { .. } | Work::Build { .. } | Work::ImageFromVolume { .. } => {
             image_work(node, &task.work, &sink).await.map(Some)
         }
     }
+}
+
+/// A file that a running domain has open would go on growing without a name, and its data with it at the end.
+async fn refuse_open(node: &Node, volume: VolumeId) -> Result<(), Error> {
+    let unanswered = |error: HvError| Error::new(Code::Unavailable, format!("cannot tell whether a domain has the volume open: {error}"));
+    let id = volume.to_string();
+    let is_it = |file: &String| Path::new(file).file_name().is_some_and(|name| name.to_string_lossy().starts_with(&id));
+    for domain in node.hv.list().await.map_err(unanswered)?.into_iter().filter(|d| d.state.is_live()) {
+        let xml = match node.hv.xml(domain.uuid, XmlKind::Live).await {
+            Err(HvError::NoDomain(_) | HvError::WrongState(_)) => continue,
+            other => other.map_err(unanswered)?,
+        };
+        if let Some(file) = domain::disk_files(&xml)?.iter().find(|file| is_it(file)) {
+            return Err(Error::conflict(format!("the running domain '{}' has {file} open", domain.name))
+                .hint(format!("stop it (vmkeep vm stop {0}, or virsh shutdown {0}), then delete the volume again", domain.name)));
+        }
+    }
+    Ok(())
 }
 
 fn domain_call(vm: VmId, result: Result<(), HvError>, what: &str) -> Result<Option<ImageFacts>, Error> {
@@ -145,13 +163,9 @@ async fn image_work(node: &Node, work: &Work, sink: &crate::pool::ProgressSink) 
         }
         Work::ImageFromVolume { image, pool, volume, volume_pool } => {
             let kept_in = node.pool(volume_pool)?;
-            let path = match &volume.foreign_path {
-                Some(path) => path.into(),
-                None => kept_in.volume_path(volume),
-            };
-            let format = if volume.format == DiskFormat::Raw { "raw" } else { "qcow2" };
+            let path = kept_in.data_path(volume);
             let base = volume.image.map(|image| kept_in.image_path(image));
-            let source = image::VolumeSource { path: &path, format, image: base.as_deref() };
+            let source = image::VolumeSource { path: &path, format: volume.data_format()?, image: base.as_deref() };
             image::from_volume(node.pool(pool)?.as_ref(), *image, source, sink).await
         }
         _ => Err(Error::internal("not image work")),

@@ -4,19 +4,17 @@ use vmkeep_e2e::host::Host;
 
 use super::hello::{host_with_tiny, manifest};
 
-/// A domain that an administrator made with virsh.
+/// A domain that an administrator made with virsh; the name of its qcow2 file says something else.
 fn foreign(host: &Host, name: &str) -> String {
     let xml = format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
          <os><type arch='x86_64' machine='q35'>hvm</type></os>\
-         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/{name}.qcow2'/>\
+         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/{name}.img'/>\
          <target dev='vda' bus='virtio'/></disk><serial type='pty'/></devices></domain>"
     );
     let file = host.path(&format!("{name}.xml"));
     std::fs::write(&file, xml).expect("a file");
-    assert!(
-        host.exec(["qemu-img", "create", "-q", "-f", "qcow2", &format!("/var/lib/libvirt/images/{name}.qcow2"), "64M"]).status.success()
-    );
+    assert!(host.exec(["qemu-img", "create", "-q", "-f", "qcow2", &format!("/var/lib/libvirt/images/{name}.img"), "64M"]).status.success());
     host.virsh(["define", file.to_str().expect("a path")]);
     host.virsh(["start", name]);
     host.virsh(["domuuid", name]).trim().to_owned()
@@ -39,6 +37,11 @@ fn adopted_without_a_stop_and_released_again() {
         let now = host.qemu_pids("old");
         if !now.is_empty() && now != pids { Ok(()) } else { Err(format!("{now:?} {}", host.vm("old")["status"])) }
     });
+    host.ok(["vm", "set", "old", "description=ours now", "disks[vda].size=96M"]);
+    let disk = host.virsh(["dumpxml", "old", "--inactive"]);
+    let qcow2 = disk.contains("type='qcow2'") && disk.contains("/old.img") && disk.contains("ours now");
+    assert!(qcow2, "vmkeep's own description reads the file as what it is, whatever its name: {disk}");
+    assert!(host.virsh(["domblkinfo", "old", "vda"]).contains(&(96u64 << 20).to_string()), "and it grows");
     host.ok(["vm", "release", "old", "--yes"]);
     assert!(!host.qemu_pids("old").is_empty(), "a released domain goes on");
     assert!(!host.virsh(["dumpxml", "old"]).contains("vmkeep:"), "without our mark");

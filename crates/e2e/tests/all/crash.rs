@@ -1,4 +1,4 @@
-//! SIGKILL of the daemon at every store write and every libvirt call of a launch, a resize and a delete.
+//! SIGKILL of the daemon at every store write and every libvirt call of a launch, a resize, a delete and a clone.
 //!
 //! A first run counts the crash points; then one daemon per point dies there and the next one carries on.
 
@@ -16,13 +16,18 @@ fn wish(size: &str) -> String {
     )
 }
 
-/// The three steps of the story, and how each ends.
+/// The steps of the stories, and how each ends.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Launch,
     Resize,
     Delete,
+    /// Of `c`, which is off and has [`PATTERN`] on its disk.
+    Clone,
 }
+
+/// What the source's first 64 KiB hold.
+const PATTERN: &str = "0x5a 0 64k";
 
 impl Step {
     fn begin(self, host: &Host) {
@@ -34,6 +39,7 @@ impl Step {
                 vec!["apply".into(), "--no-wait".into(), "-f".into(), file.to_string_lossy().into_owned()]
             }
             Self::Delete => ["vm", "delete", "c", "--yes", "--no-wait"].map(String::from).to_vec(),
+            Self::Clone => ["vm", "clone", "c", "d", "--no-wait"].map(String::from).to_vec(),
         };
         // The daemon may die under this request: whether it was accepted shows afterwards.
         let _ = host.vmkeep(args);
@@ -45,6 +51,7 @@ impl Step {
             self.begin(host);
             match self {
                 Self::Launch | Self::Resize if host.vmkeep(["vm", "show", "c"]).status.success() => Ok(()),
+                Self::Clone if host.vmkeep(["vm", "show", "d"]).status.success() => Ok(()),
                 Self::Delete => Ok(()),
                 _ => Err("not there".into()),
             }
@@ -61,6 +68,14 @@ impl Step {
             Self::Delete => {
                 domains.trim().is_empty() && files.trim().is_empty() && host.vmkeep(["vm", "show", "c"]).status.code() == Some(3)
             }
+            Self::Clone => {
+                let ops = host.json(["op", "list", "-o", "json"]);
+                let open = ops.as_array().is_none_or(|ops| ops.iter().any(|op| op["state"] == "pending" || op["state"] == "running"));
+                !open
+                    && domains.lines().any(|name| name == "d")
+                    && host.vm("d")["status"]["phase"] == "stopped"
+                    && has_pattern(host, "d-root")
+            }
             Self::Launch => running == 1 && files.lines().count() == 2 && host.vm("c")["status"]["phase"] == "running",
             Self::Resize => {
                 running == 1 && host.virsh(["domblkinfo", "c", "vda"]).contains("2097152") && host.vm("c")["status"]["phase"] == "running"
@@ -68,6 +83,16 @@ impl Step {
         };
         if fine { Ok(()) } else { Err(told) }
     }
+}
+
+fn file_of(host: &Host, volume: &str) -> String {
+    let id = host.json(["volume", "show", volume, "-o", "json"])["id"].as_str().expect("an id").to_owned();
+    format!("/var/lib/libvirt/images/vmkeep/{id}.qcow2")
+}
+
+fn has_pattern(host: &Host, volume: &str) -> bool {
+    let out = host.exec(["qemu-io", "-r", "-f", "qcow2", "-c", &format!("read -P {PATTERN}"), &file_of(host, volume)]);
+    out.status.success() && !text(&out.stdout).contains("failed")
 }
 
 /// Names of the points that one step passes, in order.
@@ -120,4 +145,26 @@ fn killed_at_every_point_of_a_launch_a_resize_and_a_delete() {
         launch(host);
     });
     crash_everywhere(&mut host, Step::Delete, launch);
+}
+
+#[test]
+fn killed_at_every_point_of_a_clone() {
+    let mut host = Host::new("crash-clone");
+    let file = host.path("crash.yaml");
+    std::fs::write(&file, format!("{}run: manual\n", wish("1M"))).expect("a manifest");
+    host.ok(["apply".as_ref(), "-f".as_ref(), file.as_os_str()]);
+    let written = host.exec(["qemu-io", "-f", "qcow2", "-c", &format!("write -P {PATTERN}"), &file_of(&host, "c-root")]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    let files = |host: &Host| {
+        let found = host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-type", "f", "-name", "*.qcow2*"]);
+        text(&found.stdout).lines().count()
+    };
+    crash_everywhere(&mut host, Step::Clone, |host| {
+        host.vmkeep(["vm", "delete", "d", "--yes"]);
+        until("the clone is gone, and every part of it", SETTLE, || {
+            let gone = host.vmkeep(["vm", "show", "d"]).status.code() == Some(3) && files(host) == 1;
+            if gone { Ok(()) } else { Err(format!("{} files", files(host))) }
+        });
+    });
+    assert!(has_pattern(&host, "c-root"), "the source is as it was");
 }

@@ -63,3 +63,30 @@ fn a_volume_kept_at_deletion_can_be_used_again() {
     host.apply(&format!("kind: vm\nname: two\nfirmware: bios\nmemory: 128M\ndisks: [{{name: root, volume: {volume}}}]\n"));
     serial_says(&host, "two", "hello from");
 }
+
+#[test]
+fn a_clone_boots_with_the_data_of_its_source() {
+    let host = host_with_tiny("clone");
+    let disks = "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 8M}]\n";
+    host.apply(&manifest("one", &format!("run: manual\n{disks}")));
+    let file = |volume: &str| {
+        let id = host.json(["volume", "show", volume, "-o", "json"])["id"].as_str().expect("an id").to_owned();
+        format!("/var/lib/libvirt/images/vmkeep/{id}.qcow2")
+    };
+    let io = |volume: &str, command: &str| {
+        let out = host.exec(["qemu-io", "-f", "qcow2", "-c", command, &file(volume)]);
+        assert!(out.status.success(), "{command}: {}{}", text(&out.stdout), text(&out.stderr));
+        text(&out.stdout)
+    };
+    io("one-data", "write -P 0x5a 1M 64k");
+    let sum = |volume: &str| text(&host.exec(["sha256sum", &file(volume)]).stdout);
+    let before = (sum("one-root"), sum("one-data"));
+    host.ok(["vm", "clone", "one", "two"]);
+    // The clone is done when its disks are: nothing is left to wait for.
+    assert!(!io("two-data", "read -P 0x5a 1M 64k").contains("failed"));
+    host.ok(["vm", "start", "two"]);
+    serial_says(&host, "two", "hello from two");
+    assert_eq!((sum("one-root"), sum("one-data")), before, "the source is untouched");
+    let running = host.vmkeep(["vm", "clone", "two", "three"]);
+    assert!(!running.status.success() && text(&running.stderr).contains("torn"), "{}", text(&running.stderr));
+}

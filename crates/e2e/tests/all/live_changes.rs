@@ -59,7 +59,7 @@ fn drift_shows_and_apply_mends_it() {
 #[test]
 fn a_foreign_overlay_is_a_conflict_and_never_lost() {
     let host = host_with_tiny("overlay");
-    host.apply(&manifest("a", ""));
+    host.apply(&manifest("a", "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 8M, format: raw}]\n"));
     serial_says(&host, "a", "hello from a");
     host.virsh(["snapshot-create-as", "a", "backup", "--disk-only", "--atomic", "--no-metadata"]);
     let before = host.virsh(["domblklist", "a"]);
@@ -77,6 +77,11 @@ fn a_foreign_overlay_is_a_conflict_and_never_lost() {
     host.ok(["vm", "start", "a"]);
     serial_says(&host, "a", "hello from a");
     assert!(host.virsh(["domblklist", "a"]).contains(".backup"), "accepted as it is");
+    // The next description that vmkeep writes: read as raw, the guest would write into the overlay's own tables.
+    host.ok(["vm", "set", "a", "description=again"]);
+    let xml = host.virsh(["dumpxml", "a", "--inactive"]);
+    let overlays: Vec<&str> = xml.split("<disk ").skip(1).filter(|disk| disk.contains(".backup")).collect();
+    assert!(overlays.len() == 2 && overlays.iter().all(|disk| disk.contains("type='qcow2'")) && xml.contains("again"), "{xml}");
 }
 
 #[test]

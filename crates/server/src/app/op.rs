@@ -44,6 +44,9 @@ pub async fn cancel(store: &dyn Store, project: &Name, id: &str) -> Result<Opera
         txn = txn.then(Op::Delete(keys::task(&node.name, over.id))).then(Op::Delete(keys::result(&node.name, over.id)));
     }
     txn = drop_half_made(store, &over, txn).await?;
+    let clone = super::vm_copy::give_up(store, &over).await?;
+    txn.compare.extend(clone.compare);
+    txn.then.extend(clone.then);
     commit(store, txn).await?.map(|_| over).ok_or_else(|| Error::conflict("the operation moved on meanwhile; look again"))
 }
 

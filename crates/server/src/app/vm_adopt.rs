@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use vmkeep_api::body::AdoptionProposal;
+use vmkeep_api::body::{AdoptionProposal, FoundDisk};
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Revision, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
-use vmkeep_types::pool::{Attachment, VolumeRecord};
+use vmkeep_types::pool::{Attachment, PoolDriver, PoolSpec, VolumeRecord};
 use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
 use super::vm_resolve::{fixed_macs, name_is_free_elsewhere, volume_name};
-use super::{Ask, commit, get, nodes, operation, put_op};
+use super::{Ask, commit, get, nodes, operation, pool, put_op};
 
 /// Takes over a domain that a node proposes.
 pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
@@ -43,8 +43,8 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
     for mac in fixed_macs(&record.spec) {
         txn = txn.when(Compare::Absent(keys::mac(&mac))).then(typed::put(keys::mac(&mac), &record.id));
     }
-    for (disk, path) in proposal.disks {
-        let volume = foreign_volume(ask, &record, &node, &disk, path);
+    for (disk, found) in proposal.disks {
+        let volume = foreign_volume(ask, &record, &node, &disk, found);
         let volume_name = keys::name("volume", &ask.project, &volume.name);
         if let Some(wish) = record.spec.disks.iter_mut().find(|d| d.name == disk) {
             wish.volume = Some(volume.name.clone());
@@ -72,7 +72,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
     commit(store, txn).await?.map(|_| op).ok_or_else(taken)
 }
 
-fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: String) -> VolumeRecord {
+fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: FoundDisk) -> VolumeRecord {
     VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
         project: ask.project.clone(),
@@ -80,20 +80,21 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, path: Stri
         pool: Name::known("default"),
         node: node.clone(),
         size: None,
-        format: DiskFormat::Auto,
+        format: found.format,
         image: None,
-        foreign_path: Some(path),
+        foreign_path: Some(found.path),
         filling: None,
         attached: Some(Attachment { vm: vm.id, disk: disk.clone() }),
         created_at: vm.created_at,
     }
 }
 
-/// A pool names a volume's file after its id and format; such a file stays vmkeep's to delete. An overlay that virsh made of
-/// it begins with the id too, but ends otherwise.
-fn is_own_file(path: &str, id: VolumeId) -> bool {
-    let name = std::path::Path::new(path).file_name().unwrap_or_default();
-    [format!("{id}.qcow2"), format!("{id}.raw")].iter().any(|own| name == own.as_str())
+/// The format of the file that a pool itself made for a volume; such a file stays vmkeep's to delete. None: any other file,
+/// an overlay that virsh made of it too, whose name begins with the same id.
+fn own_format(pool: &PoolSpec, path: &str, id: VolumeId) -> Option<DiskFormat> {
+    let PoolDriver::Dir { path: folder } = &pool.driver;
+    let own = |suffix: &str| std::path::Path::new(folder).join(format!("{id}.{suffix}")) == std::path::Path::new(path);
+    [("qcow2", DiskFormat::Qcow2), ("raw", DiskFormat::Raw)].into_iter().find(|(suffix, _)| own(suffix)).map(|(_, format)| format)
 }
 
 /// Accepts the disk chains that are there now.
@@ -107,18 +108,22 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, proposal: &A
     if found.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
-    let mut txn =
-        Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &found.value));
+    let mut accepted = found.value.clone();
+    let mut txn = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified));
     for (disk, id) in &found.value.volumes {
         let key = keys::volume(&ask.project, *id);
-        let (Some(path), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };
-        let foreign_path = (!is_own_file(path, *id)).then(|| path.clone());
-        if foreign_path == volume.value.foreign_path {
-            continue;
+        let (Some(there), Some(volume)) = (disks.get(disk), get::<VolumeRecord>(store, &key).await?) else { continue };
+        let own = own_format(&pool::find(store, &volume.value.pool).await?.spec, &there.path, *id);
+        let foreign_path = own.is_none().then(|| there.path.clone());
+        let format = own.unwrap_or(there.format);
+        let wish = accepted.spec.disks.iter_mut().find(|wish| wish.name == *disk && wish.format != DiskFormat::Auto);
+        wish.into_iter().for_each(|wish| wish.format = format);
+        let taken = VolumeRecord { foreign_path, format, ..volume.value.clone() };
+        if taken != volume.value {
+            txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &taken));
         }
-        let accepted = VolumeRecord { foreign_path, ..volume.value };
-        txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &accepted));
     }
-    let op = operation(ask, "vm.adopt", resource(&found.value), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    commit(store, txn.then(put_op(&op))).await?.map(|_| op).ok_or_else(|| busy(name))
+    let op = operation(ask, "vm.adopt", resource(&accepted), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    let txn = txn.then(typed::put(found.key, &accepted)).then(put_op(&op));
+    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use vmkeep_api::body::VmView;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error};
@@ -10,12 +11,12 @@ use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
-use vmkeep_types::record::{Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord};
-use vmkeep_types::vm::{DiskFormat, RunPolicy};
+use vmkeep_types::record::{FirmwareChoice, Leaving, Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord};
+use vmkeep_types::vm::{DiskFormat, OsFamily, RunPolicy};
 
 use super::network::task;
 use super::vm_parts::resource;
-use super::vm_resolve::{name_is_free_elsewhere, volume_name};
+use super::vm_resolve::{name_is_free_elsewhere, size_now, volume_name};
 use super::vm_write::{choices, taken_macs};
 use super::{Ask, commit, get, operation, pool, put_op};
 
@@ -44,13 +45,18 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
 }
 
 /// A full copy of a stopped VM, with a new uuid, new MACs and serials.
+///
+/// Its volumes are `filling` until their copies are through, and until then it gets no node. A copy that fails or is
+/// cancelled takes the whole clone with it (`reconcile::task`).
 pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
-    let source = super::vm_parts::show(store, &ask.project, name).await?;
-    if source.status.phase != vmkeep_api::body::VmPhase::Stopped {
-        return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", source.status.text))
+    let source = super::vm_parts::record(store, &ask.project, name).await?;
+    let power = get::<Power>(store, &keys::power(source.value.id)).await?.ok_or_else(|| Error::not_found("vm", name))?;
+    let view = super::vm_parts::show(store, &ask.project, name).await?;
+    if view.status.phase != vmkeep_api::body::VmPhase::Stopped {
+        return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", view.status.text))
             .hint(format!("vmkeep vm stop {name}")));
     }
-    let old = super::vm_parts::record(store, &ask.project, name).await?.value;
+    let old = source.value;
     let admins = check::admin_only(&old.spec);
     if !admins.is_empty() && ask.caller.role < Role::Admin {
         let words = format!("only admins may copy a VM with {}", admins.join(", "));
@@ -69,12 +75,15 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
     record.spec.name = new.clone();
     record.spec.nics.iter_mut().for_each(|nic| nic.mac = "auto".into());
     record.spec.run = if old.spec.run == RunPolicy::Halted { RunPolicy::Halted } else { RunPolicy::Manual };
-    let mut txn = Txn::default();
+    // What is read here must still be so when the clone is written: a source that was started meanwhile writes to its disks.
+    let mut txn =
+        Txn::default().when(Compare::ModifiedAt(source.key, source.modified)).when(Compare::ModifiedAt(power.key, power.modified));
     for disk in record.spec.disks.clone() {
         let Some(from) = old.volumes.get(&disk.name) else { continue };
         txn = copy_disk(store, ask, &mut record, &disk.name, *from, txn).await?;
     }
-    let op = operation(ask, "vm.clone", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    let mut op = operation(ask, "vm.clone", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    op.steps.extend(left_behind(&view));
     let name_key = keys::name("vm", &ask.project, &new);
     let txn = txn
         .when(Compare::Absent(name_key.clone()))
@@ -83,7 +92,45 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken_macs(store).await?)))
         .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }))
         .then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("'{new}' or one of its volumes is taken")))
+    let refused = || Error::conflict(format!("'{new}' or one of its volumes is taken, or '{name}' changed at the same time"));
+    commit(store, txn).await?.map(|_| op).ok_or_else(refused)
+}
+
+/// How the step of an operation begins that says what a clone does not take.
+pub const NOT_COPIED: &str = "not copied: ";
+
+/// What a clone does not take from its source.
+fn left_behind(source: &VmView) -> Option<String> {
+    let uefi = matches!(source.choices.firmware, Some(FirmwareChoice::Uefi { .. }));
+    let what = match (uefi, source.spec.tpm.unwrap_or(source.spec.os == OsFamily::Windows)) {
+        (_, true) => "the TPM's secrets and the UEFI variables; a disk that the TPM unlocks asks for its recovery key",
+        (true, false) => "the UEFI variables; the firmware looks for boot entries anew",
+        (false, false) => return None,
+    };
+    Some(format!("{NOT_COPIED}{what}"))
+}
+
+/// What ends with a copy that is cancelled, or its clone's operation: the whole clone. Nothing when the copies are through.
+pub(super) async fn give_up(store: &dyn Store, op: &Operation) -> Result<Txn, Error> {
+    let vm = match op.kind.as_str() {
+        "vm.clone" => Some(VmId(op.resource.uid)),
+        "volume.copy" => get::<VolumeRecord>(store, &keys::volume(&op.project, VolumeId(op.resource.uid)))
+            .await?
+            .and_then(|volume| volume.value.attached)
+            .map(|attached| attached.vm),
+        _ => None,
+    };
+    let Some(vm) = vm else { return Ok(Txn::default()) };
+    let Some(record) = get::<VmRecord>(store, &keys::vm(&op.project, vm)).await? else { return Ok(Txn::default()) };
+    let mut filling = false;
+    for id in record.value.volumes.values() {
+        filling |= get::<VolumeRecord>(store, &keys::volume(&op.project, *id)).await?.is_some_and(|v| v.value.filling.is_some());
+    }
+    if !filling {
+        return Ok(Txn::default());
+    }
+    let going = VmRecord { leaving: Some(Leaving::Delete), ..record.value };
+    Ok(Txn::default().when(Compare::ModifiedAt(record.key.clone(), record.modified)).then(typed::put(record.key, &going)))
 }
 
 pub(super) fn volume_resource(ask: &Ask, volume: &VolumeRecord) -> ResourceRef {
@@ -92,15 +139,23 @@ pub(super) fn volume_resource(ask: &Ask, volume: &VolumeRecord) -> ResourceRef {
 
 /// A new volume for one disk of `record`, and the task that fills it from the volume `from`.
 async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &Name, from: VolumeId, txn: Txn) -> Result<Txn, Error> {
-    let from = get::<VolumeRecord>(store, &keys::volume(&ask.project, from)).await?.ok_or_else(|| Error::not_found("volume", from))?.value;
+    let source = get::<VolumeRecord>(store, &keys::volume(&ask.project, from)).await?.ok_or_else(|| Error::not_found("volume", from))?;
+    let from = source.value;
+    if from.filling.is_some() {
+        return Err(Error::conflict(format!("volume '{}' is still being filled", from.name)).hint("vmkeep op list shows how far it is"));
+    }
+    let format = if from.data_format()? == "raw" { DiskFormat::Raw } else { DiskFormat::Qcow2 };
     let pool = pool::find(store, &from.pool).await?.spec;
+    let op_id = OperationId(uuid::Uuid::now_v7());
     let to = VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
         name: volume_name(&record.spec.name, disk),
         image: None,
         foreign_path: None,
-        filling: None,
-        format: if from.format == DiskFormat::Auto { DiskFormat::Qcow2 } else { from.format },
+        filling: Some(op_id),
+        // A copy has no image to take its size from.
+        size: size_now(store, &from).await?,
+        format,
         attached: Some(Attachment { vm: record.id, disk: disk.clone() }),
         created_at: record.created_at,
         ..from.clone()
@@ -110,9 +165,10 @@ async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &N
     }
     record.volumes.insert(disk.clone(), to.id);
     let node = from.node.clone();
-    let op = Operation { id: OperationId(uuid::Uuid::now_v7()), ..operation(ask, "volume.copy", volume_resource(ask, &to), Wanted::Task) };
+    let op = Operation { id: op_id, ..operation(ask, "volume.copy", volume_resource(ask, &to), Wanted::Task) };
     let name_key = keys::name("volume", &ask.project, &to.name);
     Ok(txn
+        .when(Compare::ModifiedAt(source.key, source.modified))
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &to.id))
         .then(typed::put(keys::volume(&ask.project, to.id), &to))

@@ -10,6 +10,7 @@ use vmkeep_types::ids::{ImageId, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageKind, ImageRecord};
 use vmkeep_types::manifest;
 use vmkeep_types::name::{NAME_BYTES_MAX, Name};
+use vmkeep_types::observed::Seen;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::{Role, VmChoices, VmRecord};
 use vmkeep_types::units::ByteCount;
@@ -173,14 +174,18 @@ fn nic_field(n: usize, nic: &Nic) -> String {
     if nic.name.as_str().is_empty() { format!("nics[{n}].network") } else { format!("nics[{}].network", nic.name) }
 }
 
-/// What a volume has at least: its own size, or that of the image it was cloned from.
-async fn size_now(store: &dyn Store, volume: &VolumeRecord) -> Result<Option<ByteCount>, Error> {
+/// What a volume has at least: its own size, that of the image it was cloned from, or what its node found.
+pub(super) async fn size_now(store: &dyn Store, volume: &VolumeRecord) -> Result<Option<ByteCount>, Error> {
     if volume.size.is_some() {
         return Ok(volume.size);
     }
-    let Some(image) = volume.image else { return Ok(None) };
-    let image = get::<ImageRecord>(store, &keys::image(&volume.project, image)).await?;
-    Ok(image.and_then(|i| i.value.facts).map(|facts| facts.virtual_size))
+    if let Some(image) = volume.image {
+        let image = get::<ImageRecord>(store, &keys::image(&volume.project, image)).await?;
+        return Ok(image.and_then(|i| i.value.facts).map(|facts| facts.virtual_size));
+    }
+    let Some(attached) = &volume.attached else { return Ok(None) };
+    let seen = get::<Seen>(store, &keys::seen(&volume.node, attached.vm)).await?;
+    Ok(seen.and_then(|s| s.value.volumes.get(&volume.id).map(|v| ByteCount::from_bytes(v.size_bytes))))
 }
 
 /// One wish while it is looked through.
@@ -370,12 +375,15 @@ impl Look<'_> {
         let Some(there) = self.missing(found, &field)? else { return Ok(()) };
         let volume = there.value;
         let twice = self.found.volumes.values().any(|v| v.id == volume.id);
+        let own = |a: &Attachment| self.old.is_some_and(|old| old.id == a.vm && !old.volumes.values().any(|id| *id == volume.id));
         let refused = match &volume.attached {
             _ if twice => Some("it is in this VM twice".into()),
             _ if volume.filling.is_some() => Some(format!("volume '{name}' is still being made; `vmkeep op list` shows how far it is")),
             None => None,
             Some(_) if volume::is_free(&volume) => Some(format!("volume '{name}' is being deleted")),
-            Some(_) => Some(format!("volume '{name}' is a disk of another VM")),
+            // A disk that was dropped, and that the guest may have yet, can come back to its own VM.
+            Some(attached) if own(attached) => None,
+            Some(_) => Some(volume::whose(self.store, &volume).await?.message),
         };
         if let Some(message) = refused {
             self.problem(field, message);

@@ -11,7 +11,6 @@ use vmkeep_types::ids::{OperationId, Revision, VmId};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
-use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
@@ -184,14 +183,6 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
         let new = choices(&record.spec, kept.value.clone(), &taken_macs(store).await?);
         if new != kept.value {
             txn = txn.when(Compare::ModifiedAt(choices_key.clone(), kept.modified)).then(typed::put(choices_key, &new));
-        }
-    }
-    for (disk, id) in &old.value.volumes {
-        if !record.volumes.contains_key(disk)
-            && let Some(volume) = get::<VolumeRecord>(store, &keys::volume(&ask.project, *id)).await?
-        {
-            txn = txn.when(Compare::ModifiedAt(volume.key.clone(), volume.modified));
-            txn = txn.then(typed::put(volume.key, &VolumeRecord { attached: None, ..volume.value }));
         }
     }
     txn = resolved.write(ask, record.id, txn);

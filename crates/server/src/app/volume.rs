@@ -36,6 +36,19 @@ fn is_mark(attached: &Attachment) -> bool {
     attached.vm.0.is_nil() && attached.disk.as_str() == DELETING
 }
 
+/// Which VM has it, and the way out. A disk that its wish let go of stays the VM's until its guest has let go too.
+pub async fn whose(store: &dyn Store, volume: &VolumeRecord) -> Result<Error, Error> {
+    let Some(attached) = &volume.attached else { return Ok(Error::conflict(format!("volume '{}' is nobody's", volume.name))) };
+    let vm = get::<VmRecord>(store, &keys::vm(&volume.project, attached.vm)).await?.map(|v| v.value);
+    let name = vm.as_ref().map_or_else(|| attached.vm.to_string(), |vm| vm.spec.name.to_string());
+    let (volume_name, disk) = (&volume.name, &attached.disk);
+    if vm.is_some_and(|vm| !vm.volumes.values().any(|id| *id == volume.id)) {
+        let words = format!("volume '{volume_name}' was disk '{disk}' of VM '{name}', which has not let go of it yet");
+        return Ok(Error::conflict(words).hint(format!("a guest that keeps it lets go at its next cold start: vmkeep vm restart {name}")));
+    }
+    Ok(Error::conflict(format!("volume '{volume_name}' is disk '{disk}' of VM '{name}'")).hint("drop the disk from the VM first"))
+}
+
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<VolumeRecord, Error> {
     Ok(stored(store, project, name).await?.value)
 }
@@ -67,6 +80,8 @@ pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView,
         image,
         attached: volume.attached.filter(|a| !is_mark(a)),
         vm,
+        foreign_path: volume.foreign_path,
+        filling: volume.filling,
     })
 }
 
@@ -122,13 +137,8 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let seen = stored(store, &ask.project, name).await?;
     let volume = seen.value;
-    if let Some(attached) = volume.attached.as_ref().filter(|_| !is_free(&volume)) {
-        let vm = get::<VmRecord>(store, &keys::vm(&ask.project, attached.vm))
-            .await?
-            .map_or_else(|| attached.vm.to_string(), |v| v.value.spec.name.to_string());
-        return Err(
-            Error::conflict(format!("volume '{name}' is disk '{}' of VM '{vm}'", attached.disk)).hint("drop the disk from the VM first")
-        );
+    if !is_free(&volume) {
+        return Err(whose(store, &volume).await?);
     }
     if volume.foreign_path.is_some() {
         return Err(Error::conflict(format!("volume '{name}' is a file that was there before vmkeep; it is not deleted"))

@@ -1,6 +1,6 @@
 //! What the leader writes when a node's task moves on: the operation tells it, and its end settles the records.
 //!
-//! A failed import or creation leaves no record behind; a finished deletion removes it. The task and its result go in the
+//! A failed import or creation leaves no record behind, a failed copy no clone; a finished deletion removes it. The task and its result go in the
 //! same transaction, so that the outcome is folded in exactly once.
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::order::{NodeTask, TaskResult, TaskState, Work};
 use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{Leaving, VmRecord};
 
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key};
@@ -32,7 +33,7 @@ pub fn next(view: &ClusterView, node: &Name, id: OperationId, now: jiff::Timesta
         txn = txn.then(typed::put(op_key(&op.value), &over(&op.value, &result.value, now)));
     }
     if let Some(task) = task {
-        txn = settle(view, &op.value, task, &result.value, txn);
+        txn = settle(view, &op.value, task, &result.value, now, txn);
     }
     Some(txn)
 }
@@ -58,8 +59,12 @@ fn over(op: &Operation, result: &TaskResult, now: jiff::Timestamp) -> Operation 
 }
 
 /// What the end of a task does to records. Each is compared with what was seen of it: somebody may have taken it meanwhile.
-fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResult, txn: Txn) -> Txn {
-    let failed = matches!(result.state, TaskState::Failed { .. });
+fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResult, now: jiff::Timestamp, txn: Txn) -> Txn {
+    let error = match &result.state {
+        TaskState::Failed { error } => Some(error),
+        TaskState::Done | TaskState::Running => None,
+    };
+    let failed = error.is_some();
     match &task.work {
         Work::Fetch { image, .. } | Work::ImportUpload { image, .. } | Work::Build { image, .. } | Work::ImageFromVolume { image, .. } => {
             match view.images.get(image) {
@@ -79,14 +84,17 @@ fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResu
             }
             _ => txn,
         },
-        Work::CreateVolume { volume, .. } => match view.volumes.get(&volume.id).filter(|kept| kept.value.filling == Some(op.id)) {
-            Some(kept) if failed => drop_volume(kept, txn),
-            Some(kept) => {
-                let value = VolumeRecord { filling: None, ..kept.value.clone() };
-                rewrite(keys::volume(&value.project, value.id), kept, &value, txn)
+        Work::CreateVolume { volume, .. } | Work::CopyVolume { to: volume, .. } => {
+            let Some(kept) = view.volumes.get(&volume.id).filter(|kept| kept.value.filling == Some(op.id)) else { return txn };
+            match (error, &task.work) {
+                (Some(error), Work::CopyVolume { .. }) => drop_clone(view, kept, error, now, txn),
+                (Some(_), _) => drop_volume(kept, txn),
+                (None, _) => {
+                    let value = VolumeRecord { filling: None, ..kept.value.clone() };
+                    rewrite(keys::volume(&value.project, value.id), kept, &value, txn)
+                }
             }
-            None => txn,
-        },
+        }
         Work::DeleteVolume { volume, .. } if !failed => match view.volumes.get(volume) {
             Some(kept) => drop_volume(kept, txn),
             None => txn,
@@ -102,6 +110,19 @@ fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResu
         },
         _ => txn,
     }
+}
+
+/// A clone without one of its disks is none: it leaves with all its volumes, and its operation says why.
+fn drop_clone(view: &ClusterView, copy: &Kept<VolumeRecord>, error: &Error, now: jiff::Timestamp, txn: Txn) -> Txn {
+    let vm = copy.value.attached.as_ref().and_then(|attached| view.vms.get(&attached.vm));
+    let Some(vm) = vm.filter(|vm| vm.value.leaving.is_none()) else { return txn };
+    let going = VmRecord { leaving: Some(Leaving::Delete), ..vm.value.clone() };
+    let mut txn = rewrite(keys::vm(&vm.value.project, vm.value.id), vm, &going, txn);
+    for op in view.ops_of(vm.value.id).filter(|op| op.value.kind == "vm.clone") {
+        let over = Operation { error: Some(error.clone()), ..ended(&op.value, OpState::Failed, now) };
+        txn = rewrite(op_key(&op.value), op, &over, txn);
+    }
+    txn
 }
 
 fn rewrite<T: Serialize>(key: String, kept: &Kept<T>, value: &T, txn: Txn) -> Txn {

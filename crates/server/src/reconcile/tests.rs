@@ -1,6 +1,6 @@
 //! The leader's writes, told as a story: what is in the store, what the leader writes, what the agent answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use expect_test::expect;
@@ -18,7 +18,9 @@ use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
 use super::view::{ClusterView, PREFIXES};
-use super::vm;
+use super::{task, vm};
+
+mod volumes;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(1));
 const OP: OperationId = OperationId(uuid::Uuid::from_u128(2));
@@ -145,6 +147,7 @@ async fn answer(store: &EmbeddedStore, change: impl FnOnce(&mut Seen)) {
         conflicts: Vec::new(),
         qemu: None,
         volumes: BTreeMap::new(),
+        also_open: Some(BTreeSet::new()),
         restarts: RestartCount::default(),
         memory: VmMemory { power_cycle: 1, applied: order.spec_revision, ..VmMemory::default() },
         since: now(),

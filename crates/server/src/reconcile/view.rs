@@ -53,6 +53,8 @@ pub struct ClusterView {
     pub ops: BTreeMap<OperationId, Kept<Operation>>,
     /// VM to its operations that are not over.
     open_ops: BTreeMap<VmId, BTreeSet<OperationId>>,
+    /// VM to the volumes that are attached to it, those too that its wish let go of.
+    attached: BTreeMap<VmId, BTreeSet<VolumeId>>,
     pub nodes: BTreeMap<Name, NodeKeys>,
 }
 
@@ -115,16 +117,18 @@ impl ClusterView {
     fn put(&mut self, kv: &KeyValue, touched: &mut Touched) {
         let parts: Vec<&str> = kv.key.split('/').collect();
         match parts[..] {
-            ["vm", _, id] => keep(&mut self.vms, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["vm", _, id] => {
+                if let Some(id) = keep(&mut self.vms, id, kv) {
+                    touch_vm(touched, id);
+                    self.touch_copies(id, touched);
+                }
+            }
             ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["volume", _, id] => {
-                if let Some(vm) =
-                    keep(&mut self.volumes, id, kv).and_then(|id: VolumeId| self.volumes[&id].value.attached.as_ref()).map(|a| a.vm)
-                {
-                    touch_vm(touched, vm);
-                }
+                self.unindex_volume(id);
+                keep(&mut self.volumes, id, kv).into_iter().for_each(|id| self.index_volume(id, touched));
                 self.touch_results(touched);
             }
             ["image", _, id] => {
@@ -139,6 +143,7 @@ impl ClusterView {
             ["op", _, id] => {
                 if let Some(vm) = keep(&mut self.ops, id, kv).and_then(|id| self.index_op(id)) {
                     touch_vm(touched, vm);
+                    self.touch_copies(vm, touched);
                 }
             }
             ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
@@ -174,6 +179,7 @@ impl ClusterView {
             ["power", id] => drop(drop_key(&mut self.power, id)),
             ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["volume", _, id] => {
+                self.unindex_volume(id);
                 drop_key(&mut self.volumes, id);
                 self.touch_results(touched);
             }
@@ -230,6 +236,35 @@ impl ClusterView {
     /// Operations on a VM that are not over.
     pub fn ops_of(&self, vm: VmId) -> impl Iterator<Item = &Kept<Operation>> {
         self.open_ops.get(&vm).into_iter().flatten().filter_map(|id| self.ops.get(id))
+    }
+
+    /// Volumes that are attached to a VM.
+    pub fn volumes_of(&self, vm: VmId) -> impl Iterator<Item = &Kept<VolumeRecord>> {
+        self.attached.get(&vm).into_iter().flatten().filter_map(|id| self.volumes.get(id))
+    }
+
+    fn index_volume(&mut self, id: VolumeId, touched: &mut Touched) {
+        let Some(vm) = self.volumes[&id].value.attached.as_ref().map(|a| a.vm) else { return };
+        self.attached.entry(vm).or_default().insert(id);
+        touch_vm(touched, vm);
+        self.touch_copies(vm, touched);
+    }
+
+    /// The end of a copy writes the records of its volume, VM and operation: when somebody else wrote one first, it is told again.
+    fn touch_copies(&self, vm: VmId, touched: &mut Touched) {
+        let copy = |volume: &Kept<VolumeRecord>| volume.value.filling.map(|op| (volume.value.node.clone(), op));
+        touched.tasks.extend(self.volumes_of(vm).filter_map(copy));
+    }
+
+    fn unindex_volume(&mut self, id: &str) {
+        let Ok(id) = id.parse::<VolumeId>() else { return };
+        let Some(vm) = self.volumes.get(&id).and_then(|v| v.value.attached.as_ref()).map(|a| a.vm) else { return };
+        if let Some(volumes) = self.attached.get_mut(&vm) {
+            volumes.remove(&id);
+            if volumes.is_empty() {
+                self.attached.remove(&vm);
+            }
+        }
     }
 
     /// Keeps `open_ops` true for one operation; the VM it is about.

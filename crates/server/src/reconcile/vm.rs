@@ -3,6 +3,7 @@
 //! ```text
 //!  wish without owner ──place──► owner + own ──mirror──► n/NODE/order ──(agent)──► n/NODE/seen ──fold──► operations
 //!  wish leaving, agent says removed ──forget──► all its keys gone, volumes deleted or set free
+//!  disk dropped, agent sees it closed ──free_dropped──► its volume is nobody's
 //! ```
 //! One transaction at a time per VM; the next look continues. Each compares the revisions it was decided from, so a write by
 //! anyone else in between makes it fail harmlessly.
@@ -18,10 +19,12 @@ use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Observed, Rest, Seen};
 use vmkeep_types::operation::{OpState, Operation, Wanted};
 use vmkeep_types::order::{ImageBrief, Order};
+use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
 use vmkeep_types::units::ByteCount;
 
 use super::view::{ClusterView, Kept};
+use crate::app::vm_copy::NOT_COPIED;
 
 /// The next writes for one VM: at most one transaction that decides, and those that fold words into operations.
 pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
@@ -37,12 +40,19 @@ pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
 fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
     let vm = &record.value;
     if vm.leaving.is_some() {
-        return Some(forget(view, record));
+        return Some(remove_by_node(view, record, now).unwrap_or_else(|| forget(view, record)));
+    }
+    // No node has it, so nobody has its disks.
+    if let Some(txn) = free(view, record, Compare::Absent(keys::owner(vm.id)), |_| true) {
+        return Some(txn);
     }
     match awaited_image(view, vm) {
         Awaited::None => {}
         Awaited::Later(why) => return block(view, vm.id, &why),
         Awaited::Never(why) => return give_up(view, vm, &why, now),
+    }
+    if let Some(volume) = filling(view, vm).next() {
+        return block(view, vm.id, &format!("volume '{}' is still being filled", volume.value.name));
     }
     match place::choose(&vm.spec, &loads(view, vm)) {
         Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
@@ -93,6 +103,29 @@ fn give_up(view: &ClusterView, vm: &VmRecord, why: &str, now: jiff::Timestamp) -
     let hint = format!("vmkeep vm delete {}, and create it again when the image is there", vm.spec.name);
     let value = Operation { error: Some(Error::conflict(why).hint(hint)), ..ended(&op.value, OpState::Failed, now) };
     Some(replace_op(op, &value))
+}
+
+/// Volumes of a wish whose first data is still being written.
+fn filling<'a>(view: &'a ClusterView, vm: &VmRecord) -> impl Iterator<Item = &'a Kept<VolumeRecord>> {
+    vm.volumes.values().filter_map(|id| view.volumes.get(id)).filter(|volume| volume.value.filling.is_some())
+}
+
+/// A clone that is given up, or a VM that never found room: the node that holds its volumes takes away what is there of
+/// them, after what writes them was cancelled. None: no node has anything of it.
+fn remove_by_node(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
+    let vm = &record.value;
+    let home = vm.volumes.values().find_map(|id| view.volumes.get(id)).map(|volume| &volume.value.node)?;
+    view.nodes.get(home)?.facts.as_ref()?;
+    let mut txn = place(view, vm, home, record.modified);
+    for volume in filling(view, vm) {
+        let op = volume.value.filling.expect("it was found by that");
+        txn.then.extend([keys::task(&volume.value.node, op), keys::result(&volume.value.node, op)].map(Op::Delete));
+        if let Some(op) = view.ops.get(&op).filter(|op| !op.value.state.is_over()) {
+            let over = ended(&op.value, OpState::Cancelled, now);
+            txn = txn.when(Compare::ModifiedAt(op_key(&op.value), op.modified)).then(typed::put(op_key(&op.value), &over));
+        }
+    }
+    Some(txn)
 }
 
 fn loads<'a>(view: &'a ClusterView, vm: &VmRecord) -> Vec<NodeLoad<'a>> {
@@ -146,6 +179,9 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
     if let Some(txn) = seen.and_then(|seen| keep_choices(view, record, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
         return Some(txn);
     }
+    if let Some(txn) = free_dropped(view, record, owner) {
+        return Some(txn);
+    }
     let node = &owner.value.node;
     let old = view.nodes.get(node).and_then(|keys| keys.orders.get(&vm.id));
     let order = refreshed_epoch(view, owner)
@@ -168,6 +204,43 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
 fn refreshed_epoch(view: &ClusterView, owner: &Kept<Owner>) -> Option<Owner> {
     let epoch = view.nodes.get(&owner.value.node)?.facts.as_ref()?.value.epoch;
     (epoch > owner.value.epoch).then(|| Owner { epoch, ..owner.value.clone() })
+}
+
+/// Disks that the wish let go of are set free once the domain has them no more, running or stored: until then a guest
+/// writes to them.
+fn free_dropped(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> Option<Txn> {
+    let seen = view.nodes.get(&owner.value.node)?.seen.get(&record.value.id)?;
+    let current = seen.value.generation == owner.value.generation && seen.value.memory.applied >= record.modified;
+    let open = seen.value.also_open.as_ref().filter(|_| current)?;
+    let looked = Compare::ModifiedAt(keys::seen(&owner.value.node, record.value.id), seen.modified);
+    free(view, record, looked, |volume| !open.iter().any(|file| is_file_of(file, volume)))
+}
+
+fn free(view: &ClusterView, record: &Kept<VmRecord>, guard: Compare, closed: impl Fn(&VolumeRecord) -> bool) -> Option<Txn> {
+    let vm = &record.value;
+    let gone: Vec<_> = dropped(view, vm).filter(|volume| closed(&volume.value)).collect();
+    let txn = Txn::default().when(guard).when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified));
+    (!gone.is_empty()).then(|| {
+        gone.into_iter().fold(txn, |txn, volume| {
+            let key = keys::volume(&volume.value.project, volume.value.id);
+            txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &set_free(&volume.value)))
+        })
+    })
+}
+
+/// Volumes that are attached to a VM whose wish does not name them any more.
+fn dropped<'a>(view: &'a ClusterView, vm: &'a VmRecord) -> impl Iterator<Item = &'a Kept<VolumeRecord>> {
+    view.volumes_of(vm.id).filter(|volume| !vm.volumes.values().any(|id| *id == volume.value.id))
+}
+
+/// A volume's own file begins with its id, as do the overlays that other tools make of it.
+fn is_file_of(file: &str, volume: &VolumeRecord) -> bool {
+    let name = file.rsplit('/').next().unwrap_or_default();
+    volume.foreign_path.as_deref() == Some(file) || name.starts_with(&volume.id.to_string())
+}
+
+fn set_free(volume: &VolumeRecord) -> VolumeRecord {
+    VolumeRecord { attached: None, ..volume.clone() }
 }
 
 /// Only what was chosen for the wish as it is: an older word would bring back what a change of the wish gave up.
@@ -215,8 +288,11 @@ fn follow_outside_start(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn
     Some(Txn::default().when(Compare::ModifiedAt(keys::power(id), power.modified)).then(typed::put(keys::power(id), &value)))
 }
 
-/// Everything the node needs; None while a record it must name is missing.
+/// Everything the node needs; None while a record it must name is missing or a volume has not its first data yet.
 fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -> Option<Order> {
+    if vm.leaving.is_none() && filling(view, vm).next().is_some() {
+        return None;
+    }
     let choices = view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default();
     let power = view.power.get(&vm.id)?.value.clone();
     let volumes: BTreeMap<_, _> =
@@ -272,17 +348,16 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
     for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)) {
         txn.then.extend(let_go(vm, volume));
     }
+    txn.then.extend(dropped(view, vm).map(|v| typed::put(keys::volume(&v.value.project, v.value.id), &set_free(&v.value))));
     txn
 }
 
-fn let_go(vm: &VmRecord, volume: &Kept<vmkeep_types::pool::VolumeRecord>) -> Vec<Op> {
+fn let_go(vm: &VmRecord, volume: &Kept<VolumeRecord>) -> Vec<Op> {
     let value = &volume.value;
     let key = keys::volume(&value.project, value.id);
     let ours = value.foreign_path.is_none();
-    if vm.leaving == Some(Leaving::DeleteKeepDisks) && ours {
-        let mut free = value.clone();
-        free.attached = None;
-        return vec![typed::put(key, &free)];
+    if vm.leaving == Some(Leaving::DeleteKeepDisks) && ours && value.filling.is_none() {
+        return vec![typed::put(key, &set_free(value))];
     }
     vec![Op::Delete(key), Op::Delete(keys::name("volume", &value.project, &value.name))]
 }
@@ -315,16 +390,22 @@ fn tell(op: &Kept<Operation>, seen: &Seen, now: jiff::Timestamp) -> Option<Opera
     value.blocked = None;
     let fresh = seen.spec_revision >= wanted && !matches!(seen.domain, Observed::Unknown);
     if seen.memory.tried() >= wanted && seen.memory.power_cycle >= power_cycle && fresh {
-        value.steps.clone_from(&seen.steps);
+        value.steps = steps(&op.value, seen);
         value.error.clone_from(&seen.error);
         let state = if seen.error.is_some() { OpState::Failed } else { OpState::Done };
         return Some(ended(&value, state, now));
     }
     value.state = OpState::Running;
     if seen.spec_revision >= wanted {
-        value.steps.clone_from(&seen.steps);
+        value.steps = steps(&op.value, seen);
     }
     Some(value)
+}
+
+/// What a clone does not take stays said before what the agent does for it.
+fn steps(op: &Operation, seen: &Seen) -> Vec<String> {
+    let kept = op.steps.iter().filter(|step| step.starts_with(NOT_COPIED)).cloned();
+    kept.chain(seen.steps.iter().cloned()).collect()
 }
 
 pub fn ended(op: &Operation, state: OpState, now: jiff::Timestamp) -> Operation {

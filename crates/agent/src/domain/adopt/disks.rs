@@ -1,5 +1,6 @@
 //! Disks and cdroms of a domain.
 
+use vmkeep_api::body::FoundDisk;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{CacheMode, Cdrom, Disk, DiskBus, DiskFormat};
@@ -101,7 +102,7 @@ fn disk(disk: &Element, taken: &mut Taken) -> Option<()> {
     for extra in disk.children.iter().filter(|c| !HANDLED.contains(&c.name.as_str())) {
         taken.add(&at, extra);
     }
-    taken.disks.insert(name, path.to_owned());
+    taken.disks.insert(name, FoundDisk { path: path.to_owned(), format });
     taken.spec.disks.push(wish);
     Some(())
 }

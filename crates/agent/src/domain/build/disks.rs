@@ -4,7 +4,7 @@ use std::path::Path;
 
 use vmkeep_types::error::Error;
 use vmkeep_types::nearest;
-use vmkeep_types::vm::{CacheMode, Cdrom, Disk, DiskBus, DiskFormat};
+use vmkeep_types::vm::{CacheMode, Cdrom, Disk, DiskBus};
 
 use super::place::Targets;
 use super::{alias, boot_order};
@@ -100,12 +100,8 @@ fn driver(input: &BuildInput<'_>, wish: &Disk, source: &DiskSource, warnings: &m
         (false, _) => "threads",
     };
     let (discard, zeroes) = if wish.discard { ("unmap", "unmap") } else { ("ignore", "off") };
-    let format = match wish.format {
-        DiskFormat::Auto => source.format.as_str(),
-        DiskFormat::Qcow2 => "qcow2",
-        DiskFormat::Raw => "raw",
-    };
-    let driver = el("driver").attr("name", "qemu").attr("type", format).attr("cache", cache).attr("io", io);
+    // The data's own, whatever the wish said when the disk was new.
+    let driver = el("driver").attr("name", "qemu").attr("type", source.format.as_str()).attr("cache", cache).attr("io", io);
     let driver = driver.attr("discard", discard).attr("detect_zeroes", zeroes);
     match wish.bus(input.order.spec.os) {
         DiskBus::Virtio => driver.attr("iothread", 1),

@@ -148,9 +148,9 @@ async fn what_another_vm_has() {
         &bed,
         second,
         expect![[r#"
-        422 invalid: vm web2 has 2 problems
-          nics[lan].mac: 52:54:00:00:00:01 is the MAC of VM 'web1'
-          disks[data].volume: volume 'data' is a disk of another VM"#]],
+            422 invalid: vm web2 has 2 problems
+              nics[lan].mac: 52:54:00:00:00:01 is the MAC of VM 'web1'
+              disks[data].volume: volume 'data' is disk 'data' of VM 'web1'"#]],
     )
     .await;
     let chosen = bed.get("/v1/vms/web1").await;

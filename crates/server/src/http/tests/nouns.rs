@@ -4,6 +4,7 @@ use vmkeep_types::ids::OperationId;
 use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{VmOrigin, VmRecord};
+use vmkeep_types::vm::DiskFormat;
 
 use super::*;
 
@@ -151,7 +152,7 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
     let mut spec = serde_json::to_value(vmkeep_types::vm::VmSpec::named(Name::known("old"))).expect("plain data");
     spec["disks"] = json!([{"name": "vda", "volume": "vda"}]);
     let proposal = json!({"uuid": uuid, "name": "old", "spec": spec, "choices": {"macs": {"lan": "52:54:00:01:02:03"}, "serials": {}},
-        "disks": {"vda": "/srv/old.qcow2"}, "running": true, "warnings": []});
+        "disks": {"vda": {"path": "/srv/old.qcow2", "format": "raw"}}, "running": true, "warnings": []});
     bed.node.answers.lock().expect("lock").push(("/n/domains/old/adoption", proposal));
     bed.check(
         "POST /v1/adopt",
@@ -166,7 +167,8 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
     let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(uuid))).await;
     assert_eq!(record.origin, VmOrigin::Adopted);
     let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known("vda")])).await;
-    assert_eq!(volume.foreign_path.as_deref(), Some("/srv/old.qcow2"));
+    assert_eq!((volume.foreign_path.as_deref(), volume.format), (Some("/srv/old.qcow2"), DiskFormat::Raw), "as the domain says");
+    assert_eq!(bed.get("/v1/volumes/web1-vda").await["foreign_path"], json!("/srv/old.qcow2"));
     bed.check(
         "POST /v1/adopt",
         json!({"domain": "old"}),
@@ -178,6 +180,37 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
     bed.by(Role::Operator)
         .check("POST /v1/adopt", json!({"domain": "old"}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"])
         .await;
+}
+
+#[tokio::test]
+async fn an_accepted_overlay_has_its_own_format_and_is_left_again() {
+    let bed = Bed::new().await;
+    let wish = json!({"name": "web1", "run": "manual", "disks": [{"name": "root", "empty": true, "size": "1G", "format": "raw"}]});
+    bed.call("POST /v1/vms", wish).await;
+    let uuid = bed.vm_id("web1").await;
+    let record: VmRecord = bed.stored(&keys::vm(&default(), uuid)).await;
+    let id = record.volumes[&Name::known("root")];
+    let (own, overlay) = (format!("/pool/{id}.raw"), format!("/pool/{id}.snap1"));
+    let elsewhere = format!("/mnt/{id}.raw");
+    for (path, format, kept, of) in [
+        (&overlay, "qcow2", Some(overlay.clone()), DiskFormat::Qcow2),
+        (&own, "raw", None, DiskFormat::Raw),
+        (&elsewhere, "raw", Some(elsewhere.clone()), DiskFormat::Raw),
+    ] {
+        let spec = serde_json::to_value(&record.spec).expect("plain data");
+        let proposal = json!({"uuid": uuid, "name": "web1", "spec": spec, "choices": {"macs": {}, "serials": {}},
+            "disks": {"root": {"path": path, "format": format}}, "running": false, "warnings": []});
+        {
+            let mut answers = bed.node.answers.lock().expect("lock");
+            answers.clear();
+            answers.push(("/n/domains/web1/adoption", proposal));
+        }
+        bed.check("POST /v1/adopt", json!({"domain": "web1", "disks": true}), expect!["202 vm.adopt web1 pending"]).await;
+        let volume: VolumeRecord = bed.stored(&keys::volume(&default(), id)).await;
+        assert_eq!((volume.foreign_path, volume.format), (kept, of), "{path}");
+        let record: VmRecord = bed.stored(&keys::vm(&default(), uuid)).await;
+        assert_eq!(record.spec.disks[0].format, of, "the wish tells what is there");
+    }
 }
 
 #[tokio::test]

@@ -255,8 +255,24 @@ async fn a_clone_has_its_own_identity_and_volumes() {
     let copies = bed.store.list(&keys::tasks(&Name::known("node1"))).await.expect("a list").items;
     let copies = copies.iter().filter(|kv| matches!(typed::decode::<NodeTask>(kv).expect("a task").work, Work::CopyVolume { .. })).count();
     assert_eq!(copies, 2);
-    bed.check("POST /v1/vms/web1/actions/clone", json!({"name": "web2"}), expect!["409 conflict: 'web2' or one of its volumes is taken"])
-        .await;
+    bed.check(
+        "POST /v1/vms/web1/actions/clone",
+        json!({"name": "web2"}),
+        expect!["409 conflict: 'web2' or one of its volumes is taken, or 'web1' changed at the same time"],
+    )
+    .await;
+    let copy = bed.get("/v1/volumes/web2-root").await["filling"].as_str().expect("it is being filled").to_owned();
+    bed.check(
+        "DELETE /v1/volumes/web2-root",
+        Value::Null,
+        expect![[r#"
+        409 conflict: volume 'web2-root' is disk 'root' of VM 'web2'
+          hint: drop the disk from the VM first"#]],
+    )
+    .await;
+    bed.call(&format!("DELETE /v1/operations/{copy}"), Value::Null).await;
+    let clone: VmRecord = bed.stored(&keys::vm(&default(), bed.vm_id("web2").await)).await;
+    assert_eq!(clone.leaving, Some(Leaving::Delete), "half a clone is none");
 }
 
 #[tokio::test]
@@ -308,8 +324,23 @@ async fn disks_grow_go_and_come() {
     assert_eq!(bed.get("/v1/volumes/web1-root").await["size"], json!("3G"));
     bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}])), expect!["202 vm.update web1 pending"])
         .await;
-    let kept = bed.get("/v1/volumes/web1-data").await;
-    assert_eq!((&kept["attached"], &kept["vm"]), (&Value::Null, &Value::Null), "kept, nobody's");
+    assert_eq!(bed.get("/v1/volumes/web1-data").await["vm"], json!("web1"), "the guest has it until its node says otherwise");
+    bed.check(
+        "DELETE /v1/volumes/web1-data",
+        Value::Null,
+        expect![[r#"
+        409 conflict: volume 'web1-data' was disk 'data' of VM 'web1', which has not let go of it yet
+          hint: a guest that keeps it lets go at its next cold start: vmkeep vm restart web1"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/vms",
+        json!({"name": "web2", "run": "manual", "disks": [{"name": "d", "volume": "web1-data"}]}),
+        expect![[r#"
+        422 invalid: vm web2 has 1 problem
+          disks[d].volume: volume 'web1-data' was disk 'data' of VM 'web1', which has not let go of it yet"#]],
+    )
+    .await;
     bed.check("PUT /v1/vms/web1", with(json!([{"name": "root", "image": "tiny", "size": "3G"}, {"name": "data", "empty": true, "size": "1G"}])), expect![[r#"
         422 invalid: vm web1 has 1 problem
           disks[data].name: there is a volume 'web1-data' already, perhaps kept from a deleted VM; use it (volume: web1-data) or delete it"#]]).await;
