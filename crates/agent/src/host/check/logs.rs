@@ -25,7 +25,7 @@ pub fn gather() -> LogFacts {
 /// The last setting counts; 0 is no limit.
 fn max_size(config: &str) -> ByteCount {
     let value = |line: &str| line.trim().strip_prefix("max_size")?.trim().strip_prefix('=')?.trim().parse().ok();
-    match config.lines().filter_map(value).last() {
+    match config.lines().filter_map(value).next_back() {
         None => MAX_SIZE_DEFAULT,
         Some(0) => ByteCount::from_bytes(u64::MAX),
         Some(bytes) => ByteCount::from_bytes(bytes),
