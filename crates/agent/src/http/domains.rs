@@ -1,6 +1,7 @@
 //! libvirt's domains as they are: all of them, one's XML, its addresses, and what adopting one would mean.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,13 +82,13 @@ pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String
         nic: nics.get(&a.mac.to_ascii_lowercase()).cloned(),
         source: source(&a, &stale).into(),
         // The neighbour table knows no prefix.
-        address: if a.prefix == 0 { a.address } else { format!("{}/{}", a.address, a.prefix) },
+        address: if a.prefix == 0 { a.address.to_string() } else { format!("{}/{}", a.address, a.prefix) },
         mac: a.mac,
     };
     Ok(Json(best(found).into_iter().map(view).collect()))
 }
 
-fn source(address: &GuestAddress, stale: &BTreeSet<String>) -> &'static str {
+fn source(address: &GuestAddress, stale: &BTreeSet<IpAddr>) -> &'static str {
     match address.source {
         AddressSource::Lease => "lease",
         AddressSource::Agent => "agent",
@@ -103,17 +104,20 @@ fn best(mut found: Vec<GuestAddress>) -> Vec<GuestAddress> {
         AddressSource::Lease => 1,
         AddressSource::Arp => 2,
     };
-    let local = |a: &GuestAddress| a.address.starts_with("fe80:") || a.address.starts_with("169.254.");
-    found.retain(|a| !a.address.starts_with("127.") && a.address != "::1");
+    let local = |a: &GuestAddress| match a.address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    found.retain(|a| !a.address.is_loopback());
     // What the guest says of itself wins; an old lease may be there beside it.
-    found.sort_by(|a, b| (local(a), rank(a.source), &a.address).cmp(&(local(b), rank(b.source), &b.address)));
+    found.sort_by(|a, b| (local(a), rank(a.source), a.address).cmp(&(local(b), rank(b.source), b.address)));
     let mut seen = BTreeSet::new();
-    found.retain(|a| seen.insert((a.mac.to_ascii_lowercase(), a.address.clone())));
+    found.retain(|a| seen.insert((a.mac.to_ascii_lowercase(), a.address)));
     found
 }
 
 /// Addresses whose ARP entry the kernel has not confirmed of late.
-async fn stale_neighbours() -> BTreeSet<String> {
+async fn stale_neighbours() -> BTreeSet<IpAddr> {
     let mut ip = tokio::process::Command::new("ip");
     ip.args(["-json", "neigh", "show"]).env("LC_ALL", "C.UTF-8").kill_on_drop(true);
     match tokio::time::timeout(TOOL_PATIENCE, ip.output()).await {
@@ -122,10 +126,10 @@ async fn stale_neighbours() -> BTreeSet<String> {
     }
 }
 
-fn stale_in(json: &[u8]) -> BTreeSet<String> {
+fn stale_in(json: &[u8]) -> BTreeSet<IpAddr> {
     let neighbours: Vec<serde_json::Value> = serde_json::from_slice(json).unwrap_or_default();
     let is_stale = |n: &&serde_json::Value| n["state"].as_array().is_some_and(|s| s.iter().any(|w| w == "STALE" || w == "FAILED"));
-    neighbours.iter().filter(is_stale).filter_map(|n| n["dst"].as_str().map(str::to_owned)).collect()
+    neighbours.iter().filter(is_stale).filter_map(|n| n["dst"].as_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -133,7 +137,7 @@ mod tests {
     use super::*;
 
     fn address(address: &str, source: AddressSource) -> GuestAddress {
-        GuestAddress { mac: "52:54:00:00:00:01".into(), address: address.into(), prefix: 24, source }
+        GuestAddress { mac: "52:54:00:00:00:01".into(), address: address.parse().expect("an address"), prefix: 24, source }
     }
 
     #[test]

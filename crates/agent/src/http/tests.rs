@@ -270,7 +270,12 @@ async fn addresses_have_a_nic_and_a_source() {
     let path = format!("/n/vms/{VM}/addresses");
     bed.check(Method::GET, &path, "", expect!["200 []"]).await;
     bed.hv.start(id()).await.expect("started");
-    let address = |mac: &str, address: &str, source| GuestAddress { mac: mac.into(), address: address.into(), prefix: 24, source };
+    let address = |mac: &str, address: &str, source| GuestAddress {
+        mac: mac.into(),
+        address: address.parse().expect("an address"),
+        prefix: 24,
+        source,
+    };
     let found = vec![
         address("52:54:00:00:00:01", "10.0.0.5", AddressSource::Lease),
         address("aa:00:00:00:00:09", "10.0.0.9", AddressSource::Agent),

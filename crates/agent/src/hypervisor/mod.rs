@@ -6,8 +6,9 @@
 
 pub mod fake;
 pub mod libvirt;
-mod xml;
+pub(crate) mod xml;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -150,7 +151,7 @@ pub struct DomainStats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestAddress {
     pub mac: String,
-    pub address: String,
+    pub address: IpAddr,
     pub prefix: u32,
     pub source: AddressSource,
 }

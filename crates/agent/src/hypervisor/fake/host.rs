@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::take;
+use std::net::Ipv4Addr;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -314,7 +315,7 @@ impl Host {
         let leases = nics.filter_map(|nic| {
             let mac = nic.child_get("mac", "address")?.to_owned();
             let last = u8::from_str_radix(mac.rsplit(':').next()?, 16).ok()?;
-            let address = format!("192.0.2.{}", last.clamp(2, 254));
+            let address = Ipv4Addr::new(192, 0, 2, last.clamp(2, 254)).into();
             Some(GuestAddress { mac, address, prefix: 24, source: AddressSource::Lease })
         });
         Ok(leases.collect())

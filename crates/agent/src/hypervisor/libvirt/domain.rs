@@ -328,7 +328,8 @@ impl Domain<'_> {
                 let mac = text((*record).hwaddr).unwrap_or_default();
                 for a in 0..(*record).naddrs as usize {
                     let address = &*(*record).addrs.add(a);
-                    let Some(ip) = text(address.addr) else { continue };
+                    // The guest's agent may say anything; what is no address is not passed on.
+                    let Some(ip) = text(address.addr).and_then(|ip| ip.parse().ok()) else { continue };
                     found.push(GuestAddress { mac: mac.clone(), address: ip, prefix: address.prefix, source });
                 }
                 sys::virDomainInterfaceFree(record);
