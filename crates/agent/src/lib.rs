@@ -15,5 +15,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod net;
 pub mod pool;
+#[doc(hidden)]
+pub mod probe;
 pub mod runtime;
 pub mod seed;

@@ -24,7 +24,7 @@ mod metrics;
 mod screen;
 mod uploads;
 mod vnc;
-mod xml;
+pub(crate) mod xml;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

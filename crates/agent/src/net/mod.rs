@@ -4,8 +4,8 @@
 //! the host. The subnet of a NAT network is chosen once against all routes of the host and then read back from libvirt, so
 //! that it stays. IPv6 comes with it as soon as forwarding it does not cost the host its own default route.
 
-mod host;
-mod nat;
+pub(crate) mod host;
+pub(crate) mod nat;
 mod subnet;
 
 use std::path::Path;
