@@ -87,7 +87,7 @@ fn cloud_config(wish: &CloudInit) -> Value {
     }
     if let Some(password) = &wish.password {
         put("password", json!(password));
-        put("chpasswd", json!({"expire": false}));
+        put("chpasswd", json!({"expire": wish.password_expires}));
         user.insert("lock_passwd".into(), json!(false));
     }
     // For the console only: a password never opens ssh.

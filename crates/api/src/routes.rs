@@ -112,7 +112,7 @@ routes! {
     "image.create" Post "/v1/images" Project Operator ("ImageSpec") ("Accepted") Accepted "Import or build an image";
     "image.get" Get "/v1/images/{name}" Project Viewer () ("ImageView") Json "Show an image";
     "image.delete" Delete "/v1/images/{name}" Project Operator () ("Accepted") Accepted "Delete an image that nothing uses";
-    "image.export" Get "/v1/images/{name}/content" Project Viewer () () Bytes "Download the image as qcow2";
+    "image.export" Get "/v1/images/{name}/content" Project Viewer () () Bytes "Download the image: a disk as qcow2, a CD as ISO";
     "upload.create" Post "/v1/uploads" Project Operator () ("UploadCreated") Json "Begin an upload";
     "upload.get" Get "/v1/uploads/{id}" Project Operator () ("UploadCreated") Json "How much of an upload is there";
     "upload.put" Put "/v1/uploads/{id}" Project Operator () ("UploadCreated") Bytes "Append bytes at ?offset=";

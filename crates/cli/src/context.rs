@@ -14,6 +14,7 @@ use vmkeep_types::units::Seconds;
 
 use crate::cli::Global;
 use crate::failure::{Failure, INTERRUPTED};
+use crate::plain::escaped;
 use crate::printer::{Format, Printer};
 use crate::progress::Board;
 
@@ -157,7 +158,7 @@ impl Ctx {
         if !std::io::stdin().is_terminal() || !self.printer.err_tty {
             return Err(Failure::usage(format!("there is no terminal to ask on: {question}"), "give --yes to do it without asking"));
         }
-        eprint!("{question} [y/N] ");
+        eprint!("{} [y/N] ", escaped(question));
         let _ = std::io::stderr().flush();
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map_err(|e| Failure::io("cannot read the answer", &e))?;

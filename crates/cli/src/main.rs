@@ -6,6 +6,7 @@
 //! | [`commands`] | one file per verb or group of verbs: its arguments and what it does |
 //! | [`context`] | what every command has: client, printer, waiting on operations, asking before destroying |
 //! | [`printer`] | stdout is data, stderr is talk; colours, tables, `-o` |
+//! | [`plain`] | text from guests, made harmless for a terminal |
 //! | [`failure`] | errors and exit codes |
 //! | [`files`] | manifests read from files, directories and stdin, and `@file` in them |
 //! | [`terminal`] | raw mode that is always undone |
@@ -16,6 +17,7 @@ mod context;
 mod failure;
 mod fields;
 mod files;
+mod plain;
 mod printer;
 mod progress;
 mod terminal;

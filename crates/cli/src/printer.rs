@@ -1,7 +1,8 @@
 //! What is said, and where: stdout carries data, stderr carries talk. All output of all commands goes through here.
 //!
 //! Colours only on a terminal without `NO_COLOR`; our own words are ASCII always, and bars are drawn with it when the locale is
-//! not UTF-8. A closed pipe (`vmkeep vm list | head -1`) ends the program quietly.
+//! not UTF-8. Control characters are escaped in all that is printed ([`crate::plain`]), because a guest may have written them;
+//! raw bytes go through [`Printer::out_bytes`] only. A closed pipe (`vmkeep vm list | head -1`) ends the program quietly.
 
 use std::io::{IsTerminal, Write};
 
@@ -10,6 +11,7 @@ use unicode_width::UnicodeWidthStr;
 use vmkeep_types::error::Error;
 
 use crate::failure::Failure;
+use crate::plain::{escaped, one_line, stripped};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -86,8 +88,16 @@ impl Printer {
 
     /// Data, with its newline.
     pub fn out(&self, text: &str) {
-        self.out_bytes(text.as_bytes());
-        self.out_bytes(b"\n");
+        self.out_bytes(format!("{}\n", escaped(text)).as_bytes());
+    }
+
+    /// What a guest or QEMU wrote: as it is into a file or pipe, readable on a terminal.
+    pub fn out_foreign(&self, text: &str) {
+        if self.out_tty {
+            self.out_bytes(stripped(text).as_bytes());
+        } else {
+            self.out_bytes(text.as_bytes());
+        }
     }
 
     pub fn out_bytes(&self, bytes: &[u8]) {
@@ -98,31 +108,45 @@ impl Printer {
         }
     }
 
+    /// The same for what a guest's program complains of.
+    pub fn err_foreign(&self, text: &str) {
+        let text = if self.err_tty { stripped(text) } else { text.to_owned() };
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+
     /// Talk: progress, results in words. Not with `--quiet`.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = writeln!(std::io::stderr(), "{}", escaped(text));
         }
     }
 
     pub fn warn(&self, text: &str) {
-        let _ = writeln!(std::io::stderr(), "{} {text}", self.paint_err("warning:", Tone::Warn));
+        let _ = writeln!(std::io::stderr(), "{} {}", self.paint_err("warning:", Tone::Warn), escaped(text));
     }
 
     pub fn hint(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{} {text}", self.paint_err("hint:", Tone::Good));
+            let _ = writeln!(std::io::stderr(), "{} {}", self.paint_err("hint:", Tone::Good), escaped(text));
         }
     }
 
     pub fn error(&self, error: &Error) {
         let mut stderr = std::io::stderr().lock();
-        let _ = writeln!(stderr, "{} {}", self.paint_err("error:", Tone::Bad), error.message);
+        let _ = writeln!(stderr, "{} {}", self.paint_err("error:", Tone::Bad), escaped(&error.message));
         for p in &error.problems {
-            let _ = writeln!(stderr, "  {}: {}", p.field, p.message);
+            let _ = writeln!(stderr, "  {}: {}", escaped(&p.field), escaped(&p.message));
         }
         if let Some(hint) = &error.hint {
-            let _ = writeln!(stderr, "{} {hint}", self.paint_err("hint:", Tone::Good));
+            let _ = writeln!(stderr, "{} {}", self.paint_err("hint:", Tone::Good), escaped(hint));
+        }
+    }
+
+    /// Refuses `-o json` and its like for what is nothing but text.
+    pub fn text_only(&self, what: &str, hint: &str) -> Result<(), Failure> {
+        match self.format {
+            Format::Table | Format::Wide => Ok(()),
+            Format::Json | Format::Yaml | Format::Name => Err(Failure::usage(format!("{what} is plain text: it takes no -o"), hint)),
         }
     }
 
@@ -231,11 +255,6 @@ fn layout(head: &[&str], rows: &[Vec<Cell>], color: bool) -> Vec<String> {
     let head = line(head.iter().map(|h| ((*h).to_owned(), h.len())).collect());
     let body = rows.iter().map(|row| line(row.iter().map(|c| (paint(&c.0, c.1, color), c.0.width())).collect()));
     std::iter::once(head).chain(body).collect()
-}
-
-/// Control characters in a name or message must not reach the terminal, nor break the table.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

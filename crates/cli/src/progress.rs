@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vmkeep_types::operation::{OpState, Operation};
 
+use crate::plain::escaped;
 use crate::printer::Printer;
 
 /// Redraws a second; more only costs the terminal.
@@ -112,6 +113,7 @@ impl Track {
         if self.quiet {
             return;
         }
+        let text = escaped(text);
         match &self.multi {
             Some(multi) => {
                 let _ = multi.println(text);

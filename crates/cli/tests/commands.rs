@@ -10,6 +10,17 @@ fn check(stub: &Stub, args: &[&str], expected: Expect) {
     expected.assert_eq(&stub.run(args, ""));
 }
 
+fn image(name: &str, kind: &str) -> serde_json::Value {
+    let facts = json!({
+        "kind": kind, "virtual_size": "2G", "stored_size": "1G", "sha256": null, "firmware": "auto", "os": "linux", "os_name": "Debian",
+        "cloud_init": "yes", "guest_agent": "yes", "virtio": "yes", "warnings": [],
+    });
+    json!({
+        "id": "00000000-0000-0000-0000-000000000003", "project": "default", "facts": facts, "state": "ready", "used_by": [],
+        "spec": {"name": name, "source": {"from": "build", "recipe": "debian-13"}}, "created_at": "2026-01-31T14:05:09Z",
+    })
+}
+
 fn two_vms() -> Stub {
     Stub::new(vec![
         ("GET /v1/vms/web/", 404, problem(404, "not_found", "no")),
@@ -338,24 +349,17 @@ fn host_check() {
 
 #[test]
 fn launch_makes_a_password_where_there_is_no_key() {
-    let facts = json!({
-        "kind": "disk", "virtual_size": "2G", "stored_size": "1G", "sha256": null, "firmware": "auto", "os": "linux", "os_name": "Debian",
-        "cloud_init": "yes", "guest_agent": "yes", "virtio": "yes", "warnings": [],
-    });
-    let image = json!({
-        "id": "00000000-0000-0000-0000-000000000003", "project": "default", "facts": facts, "state": "ready", "used_by": [],
-        "spec": {"name": "debian-13", "source": {"from": "build", "recipe": "debian-13"}}, "created_at": "2026-01-31T14:05:09Z",
-    });
+    // It fails: the password was told before.
     let stub = Stub::new(vec![
-        ("GET /v1/images/debian-13", 200, image),
+        ("GET /v1/images/debian-13", 200, image("debian-13", "disk")),
         ("GET /v1/images/", 404, problem(404, "not_found", "there is no image 'tiny'")),
-        ("POST /v1/vms", 202, json!({"operation": operation("vm.create", "done", &[])})),
+        ("POST /v1/vms", 202, json!({"operation": operation("vm.create", "failed", &[])})),
     ]);
     let told = stub.run(&["launch", "debian-13", "web", "--cpus", "2", "--memory", "2GiB", "--disk", "20GiB", "--network", "default"], "");
     let password = told.split("password of the image's user is ").nth(1).and_then(|t| t.split(' ').next()).expect("a password is said");
     assert_eq!(password.len(), 16);
-    assert!(told.starts_with("exit 0\n"), "{told}");
-    assert!(stub.changes().contains(&format!(r#""password":"{password}""#)), "{}", stub.changes());
+    assert!(told.starts_with("exit 1\n"), "{told}");
+    assert!(stub.changes().contains(&format!(r#""password":"{password}","password_expires":true"#)), "{}", stub.changes());
     assert!(stub.header("idempotency-key").is_some());
     check(
         &stub,
@@ -388,35 +392,6 @@ fn the_guests_exit_code_is_passed_on() {
         POST /v1/vms/web/exec {"command":["sh","-c","exit 7"],"stdin":null,"timeout":"1m"}
     "#]]
     .assert_eq(&stub.changes());
-}
-
-#[test]
-fn a_watched_list_goes_on_after_a_break_where_it_was() {
-    let stub = Stub::with(Box::new(|seen| match seen.line.as_str() {
-        "GET /v1/vms" => Some((200, page(json!([])))),
-        "GET /v1/vms?watch=true" if seen.head.contains("last-event-id: 3-18") => {
-            Some((403, problem(403, "forbidden", "the token was revoked")))
-        }
-        "GET /v1/vms?watch=true" => {
-            let put = json!({"type": "put", "object": vm("web", "starting", "starting")});
-            let deleted = json!({"type": "deleted", "name": "web", "id": "00000000-0000-0000-0000-000000000001"});
-            Some((200, json!(format!(": hello\n\nid: 3-17\nevent: put\ndata: {put}\n\nid: 3-18\nevent: deleted\ndata: {deleted}\n\n"))))
-        }
-        _ => None,
-    }));
-    check(
-        &stub,
-        &["vm", "list", "-w", "-q"],
-        expect![[r#"
-        exit 1
-        --- stdout
-        NAME                  STATE                         CPUS  MEMORY  NOTES
-        web                   starting                      1     2G      pending 1
-        web                   deleted
-        --- stderr
-        error: the token was revoked
-    "#]],
-    );
 }
 
 #[test]
@@ -457,10 +432,22 @@ fn a_file_is_uploaded_and_imported() {
         "POST /v1/uploads" => Some((200, json!({"upload": id, "have": 0}))),
         line if line.starts_with("PUT /v1/uploads/") => Some((200, json!({"upload": id, "have": 5}))),
         "POST /v1/images" => Some((202, json!({"operation": operation("image.import", "done", &["checked: qcow2"])}))),
+        "GET /v1/images/taken" => Some((200, image("taken", "disk"))),
         "GET /v1/images/my-disk" => Some((404, problem(404, "not_found", "gone again"))),
         _ => None,
     }));
     stub.write("My_Disk.img", "12345");
+    check(
+        &stub,
+        &["image", "import", "My_Disk.img", "--name", "taken"],
+        expect![[r#"
+            exit 4
+            --- stderr
+            error: image 'taken' exists already
+            hint: give another name with --name, or 'vmkeep image delete taken'
+        "#]],
+    );
+    assert_eq!(stub.changes(), "", "nothing went up");
     check(
         &stub,
         &["image", "import", "My_Disk.img", "--sha256", "12"],
@@ -478,6 +465,7 @@ fn a_file_is_uploaded_and_imported() {
         expect![[r#"
         exit 3
         --- stderr
+        upload 00000000-0000-0000-0000-0000000000aa; should it break, go on with 'vmkeep image import My_Disk.img --name my-disk --resume 00000000-0000-0000-0000-0000000000aa'
           web: checked: qcow2
         vm 'web' imported after 2.3 s
         error: gone again
@@ -488,4 +476,195 @@ fn a_file_is_uploaded_and_imported() {
         PUT /v1/uploads/00000000-0000-0000-0000-0000000000aa?offset=0 12345
         POST /v1/images {"description":"","name":"my-disk","pool":"default","source":{"from":"upload","sha256":null,"upload":"00000000-0000-0000-0000-0000000000aa"}}
     "#]].assert_eq(&stub.changes());
+}
+
+#[test]
+fn a_cd_is_exported_as_what_it_is() {
+    let stub =
+        Stub::new(vec![("GET /v1/images/netinst/content", 200, json!("CD001")), ("GET /v1/images/netinst", 200, image("netinst", "iso"))]);
+    check(
+        &stub,
+        &["image", "export", "netinst"],
+        expect![[r#"
+            exit 0
+            --- stderr
+            netinst.iso: 5 bytes
+        "#]],
+    );
+    assert_eq!(std::fs::read_to_string(stub.path("netinst.iso")).expect("written"), "CD001");
+}
+
+#[test]
+fn an_interrupted_upload_says_how_it_goes_on() {
+    let id = "00000000-0000-0000-0000-0000000000aa";
+    let (began, begun) = std::sync::mpsc::channel();
+    let began = std::sync::Mutex::new(began);
+    let stub = Stub::with(Box::new(move |seen| match seen.line.split('?').next().unwrap_or_default() {
+        "POST /v1/uploads" => Some((200, json!({"upload": id, "have": 0}))),
+        line if line.starts_with("PUT /v1/uploads/") => {
+            let _ = began.lock().expect("unpoisoned").send(());
+            // The bytes are on their way until somebody ends it.
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => None,
+    }));
+    stub.write("disk.img", "12345");
+    let child = stub.spawn(&["image", "import", "disk.img", "-q"]);
+    begun.recv().expect("the upload begins");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("Ctrl-C");
+    expect![[r#"
+        exit 130
+        --- stderr
+        warning: stopped; what is there is kept for a while: go on with 'vmkeep image import disk.img --name disk --resume 00000000-0000-0000-0000-0000000000aa'
+    "#]]
+    .assert_eq(&stub.end_of(child));
+}
+
+#[test]
+fn what_stays_is_not_called_deleted() {
+    let volume = json!([{
+        "id": "00000000-0000-0000-0000-000000000002", "project": "default", "name": "web-root", "pool": "default", "node": "host1", "format": "qcow2",
+        "size": "4G", "allocated": "1G", "image": null, "attached": {"vm": "00000000-0000-0000-0000-000000000001", "disk": "root"}, "vm": "web",
+        "foreign_path": "/srv/old.qcow2",
+    }]);
+    let stub = Stub::new(vec![("GET /v1/vms/web", 200, vm("web", "running", "running")), ("GET /v1/volumes", 200, page(volume))]);
+    check(
+        &stub,
+        &["vm", "delete", "web", "--dry-run"],
+        expect![[r#"
+            exit 0
+            --- stderr
+              volume web-root 4G: forgotten; the adopted file stays at /srv/old.qcow2
+            would delete vm 'web'
+        "#]],
+    );
+}
+
+#[test]
+fn what_a_guest_wrote_cannot_paint_on_the_terminal() {
+    let evil = "\u{1b}]0;title\u{7}\u{9b}2J";
+    let event = json!({
+        "at": "2026-01-31T14:05:09Z", "level": "error", "code": "vm.crashed", "message": format!("said {evil}\nnext"), "node": null,
+        "resource": {"kind": "vm", "project": "default", "name": "web", "uid": "00000000-0000-0000-0000-000000000001"},
+    });
+    let stub = Stub::new(vec![
+        ("GET /v1/vms/web/logs", 200, json!(format!("log {evil}\n"))),
+        ("GET /v1/vms/web/events", 200, page(json!([event]))),
+        ("GET /v1/vms/web/addresses", 200, json!([{"nic": null, "mac": "", "address": evil, "source": "agent"}])),
+        ("GET /v1/vms/web", 409, problem(409, "conflict", evil)),
+    ]);
+    for args in [
+        &["vm", "events", "web"][..],
+        &["vm", "events", "web", "-o", "json"],
+        &["vm", "events", "web", "-o", "yaml"],
+        &["vm", "ip", "web", "-o", "name"],
+        &["vm", "show", "web"],
+    ] {
+        let told = stub.run(args, "");
+        assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{args:?}: {told:?}");
+    }
+    assert!(stub.run(&["vm", "logs", "web"], "").contains(evil), "a log in a pipe is as it was written");
+}
+
+#[test]
+fn formats_that_a_command_has_not_are_refused() {
+    let stub = two_vms();
+    for args in [&["explain", "vm", "-o", "json"][..], &["vm", "logs", "web", "-o", "yaml"], &["token", "create", "ci", "-o", "name"]] {
+        assert!(stub.run(args, "").starts_with("exit 2\n"), "{args:?}");
+    }
+    check(
+        &stub,
+        &["man", "pages", "--dry-run"],
+        expect![[r#"
+            exit 0
+            --- stderr
+            would write man pages into pages
+        "#]],
+    );
+    assert!(!stub.path("pages").exists());
+}
+
+#[test]
+fn a_dry_run_asks_the_server() {
+    let created = json!({"results": [{"kind": "vm", "name": "new", "action": "create", "warnings": [], "operation": null, "changes": []}]});
+    let mut refused = problem(422, "invalid", "the list of manifests has 1 problem");
+    refused["problems"] = json!([{"field": "manifests[0].memory.size", "message": "64G is more than the host has (16G)"}]);
+    let stub = Stub::with(Box::new(move |seen| match seen.line.as_str() {
+        "POST /v1/apply" if seen.body["dry_run"] != true => None,
+        "POST /v1/apply" if seen.body["manifests"][0]["memory"]["size"] == "64G" => Some((422, refused.clone())),
+        "POST /v1/apply" if seen.body["manifests"][0]["name"] == "new" => Some((200, created.clone())),
+        "POST /v1/apply" => Some((
+            200,
+            json!({"results": [{"kind": "vm", "name": "web", "action": "update", "warnings": [], "operation": null, "changes": []}]}),
+        )),
+        "GET /v1/vms/web" => Some((200, vm("web", "running", "running"))),
+        _ => None,
+    }));
+    check(
+        &stub,
+        &["vm", "create", "new", "image=tiny", "--dry-run"],
+        expect![[r#"
+        exit 0
+        --- stdout
+        vm/new: create
+        --- stderr
+        1 to create, 0 to update, 0 to mend, 0 unchanged
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "create", "web", "image=tiny", "--dry-run"],
+        expect![[r#"
+        exit 4
+        --- stderr
+        error: vm 'web' exists already
+        hint: change it with 'vmkeep vm set web', or take another name
+    "#]],
+    );
+    check(
+        &stub,
+        &["vm", "set", "web", "memory=64G", "--dry-run"],
+        expect![[r#"
+        exit 1
+        --- stderr
+        error: vm 'web' has 1 problem
+          memory.size: 64G is more than the host has (16G)
+    "#]],
+    );
+}
+
+#[test]
+fn the_way_out_releases_all_and_says_what_stays() {
+    let stub = Stub::new(vec![
+        ("GET /v1/vms", 200, page(json!([vm("web", "running", "running"), vm("db", "stopped", "stopped")]))),
+        (
+            "GET /v1/domains",
+            200,
+            json!([{"uuid": "00000000-0000-0000-0000-000000000001", "name": "web", "state": "running", "ours": false}]),
+        ),
+        ("POST /v1/vms/", 202, json!({"operation": operation("vm.release", "done", &[])})),
+    ]);
+    check(
+        &stub,
+        &["host", "uninstall", "--release-all"],
+        expect![[r#"
+        exit 2
+        --- stderr
+        error: there is no terminal to ask on: Release web, db? The domains stay and run on, but vmkeep keeps them running no longer.
+        hint: give --yes to do it without asking
+    "#]],
+    );
+    let told = stub.run(&["host", "uninstall", "--release-all", "--yes"], "");
+    assert!(
+        told.starts_with("exit 0\n") && told.contains("/var/lib/libvirt/images/vmkeep/") && told.contains("apt purge vmkeep"),
+        "{told}"
+    );
+    expect![[r#"
+        POST /v1/vms/web/actions/release {"image":null,"name":null,"timeout":null}
+        POST /v1/vms/db/actions/release {"image":null,"name":null,"timeout":null}
+    "#]]
+    .assert_eq(&stub.changes());
 }

@@ -570,6 +570,8 @@ pub struct CloudInit {
     pub users: Vec<serde_json::Value>,
     /// For the console only; stored hashed by the guest.
     pub password: Option<String>,
+    /// The first login by it must choose another one.
+    pub password_expires: bool,
     pub ssh_keys: Vec<String>,
     pub timezone: Option<String>,
     pub locale: Option<String>,

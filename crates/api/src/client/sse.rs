@@ -33,6 +33,8 @@ pub struct Parser {
     /// `data:` was seen: an event without it is not given out.
     has_data: bool,
     after_cr: bool,
+    /// Counts when its event has ended: half an event must come again.
+    next_id: Option<String>,
     last_id: Option<String>,
     ready: VecDeque<SseEvent>,
 }
@@ -58,6 +60,11 @@ impl Parser {
         Ok(())
     }
 
+    /// Of the newest event that has come whole.
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
     pub fn pop(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }
@@ -65,6 +72,7 @@ impl Parser {
     fn take_line(&mut self, line: &str) {
         if line.is_empty() {
             let event = std::mem::take(&mut self.current);
+            self.last_id = self.next_id.take().or_else(|| self.last_id.take());
             if std::mem::take(&mut self.has_data) {
                 self.ready.push_back(event);
             }
@@ -74,7 +82,7 @@ impl Parser {
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "event" => self.current.event = value.to_owned(),
-            "id" => self.last_id = Some(value.to_owned()),
+            "id" => self.next_id = Some(value.to_owned()),
             "data" => {
                 if self.has_data {
                     self.current.data.push('\n');
@@ -119,7 +127,7 @@ impl Events<'_> {
 
     /// The watch token of the newest event: goes into `Last-Event-ID`.
     pub fn last_id(&self) -> Option<&str> {
-        self.parser.last_id.as_deref()
+        self.parser.last_id()
     }
 }
 

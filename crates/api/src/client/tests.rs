@@ -173,7 +173,7 @@ async fn an_absent_daemon_is_named_with_what_to_look_at() {
 #[test]
 fn events_come_whole_however_the_bytes_are_cut() {
     let text =
-        b": hello\r\nevent: put\r\nid: 3-17\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\n:\n\nid: 4\n\nevent: bookmark\ndata: {}\n\nevent: half";
+        b": hello\r\nevent: put\r\nid: 3-17\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\n:\n\nid: 4\n\nevent: bookmark\ndata: {}\n\nid: 5\nevent: half";
     for size in [1, 2, 3, 7, text.len()] {
         let mut parser = Parser::default();
         let mut got = Vec::new();
@@ -184,6 +184,7 @@ fn events_come_whole_however_the_bytes_are_cut() {
             }
         }
         assert_eq!(got, [("put".to_owned(), "{\"a\":\n1}".to_owned()), ("bookmark".to_owned(), "{}".to_owned())], "cut by {size}");
+        assert_eq!(parser.last_id(), Some("4"), "half an event was not heard");
     }
     assert!(Parser::default().push(&vec![b'x'; sse::EVENT_BYTES_MAX + 1]).is_err(), "an endless event is refused");
 }
@@ -212,8 +213,10 @@ async fn an_upload_goes_on_where_the_connection_broke() {
     std::fs::write(&file, &bytes).expect("written");
     let last = Arc::new(AtomicU64::new(0));
     let seen = last.clone();
-    let upload = client.upload(&file, None, Arc::new(move |done, _| seen.store(done, Ordering::SeqCst))).await.expect("uploaded");
-    assert_eq!(upload, id);
+    let upload = client.begin_upload(None).await.expect("begun");
+    let begun = upload.upload;
+    client.upload(&file, upload, Arc::new(move |done, _| seen.store(done, Ordering::SeqCst))).await.expect("uploaded");
+    assert_eq!(begun, id);
     assert!(*stored.lock().expect("unpoisoned") == bytes, "the server has the file");
     assert_eq!(last.load(Ordering::SeqCst), bytes.len() as u64);
 }

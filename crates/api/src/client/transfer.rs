@@ -30,14 +30,18 @@ const UPLOAD_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 pub type OnBytes = dyn Fn(u64, Option<u64>) + Send + Sync;
 
 impl Client {
-    /// Sends a file and gives the upload's id. `resume` continues an upload that was begun before.
-    pub async fn upload(&self, file: &Path, resume: Option<uuid::Uuid>, on_bytes: std::sync::Arc<OnBytes>) -> Result<uuid::Uuid, Error> {
+    /// A new upload, or one that was begun before and how much of it is there.
+    pub async fn begin_upload(&self, resume: Option<uuid::Uuid>) -> Result<UploadCreated, Error> {
+        match resume {
+            Some(id) => self.call("upload.get").field("id", id).answer().await,
+            None => self.call("upload.create").answer().await,
+        }
+    }
+
+    /// Sends what is missing of a file.
+    pub async fn upload(&self, file: &Path, mut state: UploadCreated, on_bytes: std::sync::Arc<OnBytes>) -> Result<(), Error> {
         let unreadable = |e: std::io::Error| Error::invalid(format!("cannot read {}: {e}", file.display()));
         let total = tokio::fs::metadata(file).await.map_err(unreadable)?.len();
-        let mut state: UploadCreated = match resume {
-            Some(id) => self.call("upload.get").field("id", id).answer().await?,
-            None => self.call("upload.create").answer().await?,
-        };
         let mut attempts = 0;
         while state.have < total {
             let body = file_body(file, state.have, total, on_bytes.clone()).await.map_err(unreadable)?;
@@ -53,7 +57,7 @@ impl Client {
             };
             attempts += 1;
             if attempts == ATTEMPTS_MAX {
-                return Err(failed.hint(format!("go on later with --resume {}", state.upload)));
+                return Err(failed);
             }
             tokio::time::sleep(Duration::from_millis(250 << attempts.min(5))).await;
             if let Ok(now) = self.call("upload.get").field("id", state.upload).answer::<UploadCreated>().await {
@@ -66,7 +70,7 @@ impl Client {
                 .hint("the file changed since the upload began; begin a new one"));
         }
         on_bytes(total, Some(total));
-        Ok(state.upload)
+        Ok(())
     }
 
     async fn put_rest(&self, state: &UploadCreated, body: Body, total: u64) -> Result<UploadCreated, Error> {

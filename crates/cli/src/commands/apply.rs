@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen};
 use vmkeep_types::error::{Error, Problem};
-use vmkeep_types::manifest::Document;
+use vmkeep_types::manifest::{Document, Manifest};
 use vmkeep_types::operation::OpState;
+use vmkeep_types::vm::VmSpec;
 
 use crate::context::Ctx;
 use crate::failure::Failure;
@@ -66,6 +67,40 @@ async fn send(ctx: &Ctx, documents: &[Document], write: Write) -> Result<ApplyAn
         Ok(answer) => Ok(answer),
         Err(e) => Err(located(e, documents).into()),
     }
+}
+
+/// `--dry-run` of one VM's wish: what the server would do with it, or would refuse.
+pub async fn rehearse(ctx: &Ctx, spec: &VmSpec, wanted: Wanted) -> Result<(), Failure> {
+    let request = ApplyRequest { manifests: vec![Manifest::Vm(spec.clone()).to_json()], dry_run: true, restart: false };
+    let answer: ApplyAnswer = ctx.call("apply")?.json(&request).answer().await.map_err(|e| without_index(e, spec))?;
+    let is_new = answer.results.iter().any(|r| r.action == ApplyAction::Create);
+    if wanted == Wanted::New && !is_new {
+        let error = Error::conflict(format!("vm '{}' exists already", spec.name));
+        return Err(error.hint(format!("change it with 'vmkeep vm set {}', or take another name", spec.name)).into());
+    }
+    print_plan(ctx, &answer)
+}
+
+/// What the wish is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    New,
+    Changed,
+}
+
+/// Nobody wrote a list of manifests, so its index would tell nothing.
+fn without_index(mut error: Error, spec: &VmSpec) -> Error {
+    match error.problems.len() {
+        0 => {}
+        1 => error.message = format!("vm '{}' has 1 problem", spec.name),
+        n => error.message = format!("vm '{}' has {n} problems", spec.name),
+    }
+    for problem in &mut error.problems {
+        if let Some(field) = problem.field.strip_prefix("manifests[0]") {
+            problem.field = field.trim_start_matches('.').to_owned();
+        }
+    }
+    error
 }
 
 /// The server's problems, shown at the lines that the user wrote.

@@ -1,12 +1,18 @@
 //! `event list`, `events`: what happened, in words.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use uuid::Uuid;
+use vmkeep_api::client::Call;
 use vmkeep_types::event::{Event, Level};
 
 use super::watch::{Change, watch};
 use super::{or_dash, pages};
 use crate::context::Ctx;
 use crate::failure::Failure;
+use crate::plain::one_line;
 use crate::printer::{Cell, Format, Row, Tone};
 use crate::time;
 
@@ -50,21 +56,43 @@ pub async fn run(ctx: &Ctx, command: EventCommand) -> Result<(), Failure> {
 }
 
 pub async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
-    let events = pages::<Event>(ctx, "event.list", None).await?;
-    if !args.watch {
-        return ctx.printer.list(&events);
+    if args.watch {
+        return follow(ctx, || ctx.call("event.list")).await;
     }
-    events.iter().try_for_each(|e| line(ctx, e))?;
-    follow(ctx, || ctx.call("event.list")).await
+    ctx.printer.list(&pages::<Event>(ctx, "event.list", None).await?)
 }
 
-/// New events as lines.
-pub async fn follow<'a>(ctx: &'a Ctx, call: impl Fn() -> Result<vmkeep_api::client::Call<'a>, Failure>) -> Result<(), Failure> {
+/// What there is and then new events, as lines; each once, however often the server tells it.
+pub async fn follow<'a>(ctx: &'a Ctx, call: impl Fn() -> Result<Call<'a>, Failure>) -> Result<(), Failure> {
+    let mut told = Told::default();
     watch::<Event>(ctx, call, |change| match change {
-        Change::Put(event) => line(ctx, &event),
-        Change::Deleted(_) => Ok(()),
+        Change::All(events) => events.iter().filter(|e| told.is_new(e)).try_for_each(|e| line(ctx, e)),
+        Change::Put(event) if told.is_new(&event) => line(ctx, &event),
+        Change::Put(_) | Change::Deleted(_) => Ok(()),
     })
     .await
+}
+
+/// Events that are remembered as told. A list after a break may hold more; what is older than all of these is not told again.
+const TOLD_MAX: usize = 20_000;
+
+/// The newest events that were told: when, of what, which.
+#[derive(Default)]
+struct Told(BTreeSet<(Timestamp, Uuid, String)>);
+
+impl Told {
+    fn is_new(&mut self, event: &Event) -> bool {
+        let key = (event.at, event.resource.uid, event.code.clone());
+        let full = self.0.len() == TOLD_MAX;
+        if full && self.0.first().is_some_and(|oldest| key < *oldest) {
+            return false;
+        }
+        let is_new = self.0.insert(key);
+        if is_new && full {
+            self.0.pop_first();
+        }
+        is_new
+    }
 }
 
 /// One event as one line, in the format that was asked for.
@@ -74,7 +102,7 @@ pub fn line(ctx: &Ctx, event: &Event) -> Result<(), Failure> {
         Format::Yaml => ctx.printer.out(&format!("---\n{}", crate::printer::yaml(event)?.trim_end())),
         Format::Name => ctx.printer.out(&event.name()),
         Format::Table | Format::Wide => {
-            let cells: Vec<String> = event.cells().into_iter().map(|c| ctx.printer.paint(&c.0, c.1)).collect();
+            let cells: Vec<String> = event.cells().into_iter().map(|c| ctx.printer.paint(&one_line(&c.0), c.1)).collect();
             ctx.printer.out(&cells.join("  "));
         }
     }

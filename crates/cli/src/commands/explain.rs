@@ -13,6 +13,7 @@ pub struct ExplainArgs {
 }
 
 pub fn run(ctx: &Ctx, args: &ExplainArgs) -> Result<(), Failure> {
+    ctx.printer.text_only("an explanation", "for programs: GET /v1/schema, the same as docs/reference/manifest.schema.json")?;
     ctx.printer.out(vmkeep_types::explain::explain(&args.path)?.trim_end());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `launch IMAGE NAME`: one command from an image to a running VM.
 //!
 //! Logging in must be possible: a key that is given, else the user's own `~/.ssh/id_*.pub`, else a console password that is made
-//! here and printed once.
+//! here, printed once as soon as the server has the wish, and good for one login.
 
 use std::path::{Path, PathBuf};
 
@@ -60,16 +60,21 @@ pub async fn run(ctx: &Ctx, args: LaunchArgs) -> Result<(), Failure> {
     if let Some(facts) = &image.facts {
         spec.os = facts.os;
     }
-    super::vm::create::submit(ctx, &spec).await?;
+    // At once: nothing that ends the waiting may take the only password along.
+    let tell_password = || {
+        if let Some(password) = &password {
+            let user = args.user.as_deref().unwrap_or("the image's user");
+            ctx.printer.warn(&format!(
+                "no ssh key: the console password of {user} is {password} (shown only now; the first login asks for another one)"
+            ));
+        }
+    };
+    super::vm::create::submit(ctx, &spec, tell_password).await?;
     if ctx.global.dry_run {
         return Ok(());
     }
-    if let Some(password) = password {
-        let user = args.user.as_deref().unwrap_or("the image's user");
-        ctx.printer.warn(&format!("no ssh key: the console password of {user} is {password} (shown only now)"));
-    }
     if args.console {
-        return super::vm::console::attach(ctx, &args.name, None).await;
+        return super::vm::console::attach(ctx, &args.name, super::vm::console::Window::Untold).await;
     }
     if !ctx.global.no_wait {
         ctx.printer.hint(&format!("'vmkeep console {0}', 'vmkeep vm ip {0} --wait', 'vmkeep vm ssh {0}'", args.name));
@@ -122,6 +127,7 @@ fn login(ctx: &Ctx, args: &LaunchArgs, facts: Option<&ImageFacts>) -> Result<(Cl
     }
     let password = password();
     login.password = Some(password.clone());
+    login.password_expires = true;
     Ok((login, Some(password)))
 }
 

@@ -23,6 +23,8 @@ pub mod watch;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vmkeep_api::body::Page;
+use vmkeep_api::client::Call;
+use vmkeep_types::ids::Revision;
 
 use crate::cli::Command;
 use crate::context::Ctx;
@@ -61,18 +63,25 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
 
 /// All rows of a paged list, filtered by labels.
 pub async fn pages<T: DeserializeOwned>(ctx: &Ctx, route_id: &str, label: Option<&str>) -> Result<Vec<T>, Failure> {
-    let mut rows = Vec::new();
-    let mut after = None::<String>;
-    for _ in 0..PAGES_MAX {
-        let page: Page<T> = ctx.call(route_id)?.query_opt("label", label).query_opt("after", after.as_ref()).answer().await?;
-        rows.extend(page.items);
-        after = page.next;
-        if after.is_none() {
-            return Ok(rows);
-        }
+    Ok(listed(ctx, &|| Ok(ctx.call(route_id)?.query_opt("label", label))).await?.0)
+}
+
+/// All rows of the list that `call` asks for, and the revision of its first page: what changed since is still to come.
+pub async fn listed<'a, T: DeserializeOwned>(
+    ctx: &'a Ctx,
+    call: &impl Fn() -> Result<Call<'a>, Failure>,
+) -> Result<(Vec<T>, Revision), Failure> {
+    let mut page: Page<T> = call()?.answer().await?;
+    let (mut rows, revision) = (page.items, page.revision);
+    for _ in 1..PAGES_MAX {
+        let Some(after) = &page.next else { return Ok((rows, revision)) };
+        page = call()?.query("after", after).answer().await?;
+        rows.append(&mut page.items);
     }
-    ctx.printer.warn(&format!("only the first {} are shown", rows.len()));
-    Ok(rows)
+    if page.next.is_some() {
+        ctx.printer.warn(&format!("only the first {} are shown", rows.len()));
+    }
+    Ok((rows, revision))
 }
 
 /// One object: as a card for people, as it is for programs.

@@ -1,12 +1,13 @@
-//! `token create|list|delete`: access over the network.
+//! `token create|list|show|delete`: access over the network.
 
 use clap::{Args, Subcommand, ValueEnum};
 use vmkeep_api::body::{TokenCreate, TokenCreated, TokenView};
+use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::record::Role;
 use vmkeep_types::units::Seconds;
 
-use super::word;
+use super::{show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Format, Row};
@@ -17,6 +18,11 @@ pub enum TokenCommand {
     /// List tokens, without their secrets
     #[command(visible_aliases = ["ls", "get"])]
     List,
+    /// Show one token, without its secret
+    Show {
+        /// Its id, from 'vmkeep token list'
+        id: String,
+    },
     /// Make a token; its secret is printed once
     Create(CreateArgs),
     /// Revoke a token
@@ -77,6 +83,19 @@ impl Row for TokenView {
 pub async fn run(ctx: &Ctx, command: TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::List => ctx.printer.list(&ctx.call("token.list")?.answer::<Vec<TokenView>>().await?),
+        TokenCommand::Show { id } => {
+            let tokens: Vec<TokenView> = ctx.call("token.list")?.answer().await?;
+            let absent = || Error::not_found("token", &id).hint("see 'vmkeep token list'");
+            let token = tokens.iter().find(|t| t.id == id).ok_or_else(absent)?;
+            let card = [
+                ("Id", token.id.clone()),
+                ("Name", token.name.to_string()),
+                ("Role", word(&token.role)),
+                ("Expires", token.expires_at.map_or_else(|| "never".into(), time::local)),
+                ("Created", time::local(token.created_at)),
+            ];
+            show(ctx, token, &card)
+        }
         TokenCommand::Create(args) => create(ctx, args).await,
         TokenCommand::Delete { id } => {
             if ctx.is_rehearsal(&format!("revoke token {id}")) {
@@ -93,6 +112,9 @@ pub async fn run(ctx: &Ctx, command: TokenCommand) -> Result<(), Failure> {
 async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     if ctx.is_rehearsal(&format!("make token '{}'", args.name)) {
         return Ok(());
+    }
+    if ctx.printer.format == Format::Name {
+        return Err(Failure::usage("a token is of no use without its secret", "leave -o out for the secret alone, or take -o json"));
     }
     let body = TokenCreate { name: args.name, role: args.role.into(), expires_in: args.expires_in };
     let made: TokenCreated = ctx.call("token.create")?.json(&body).answer().await?;

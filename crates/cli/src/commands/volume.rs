@@ -119,6 +119,7 @@ pub async fn run(ctx: &Ctx, command: VolumeCommand) -> Result<(), Failure> {
                 ("Pool", volume.pool.to_string()),
                 ("Node", volume.node.to_string()),
                 ("Format", word(&volume.format)),
+                ("Adopted file", volume.foreign_path.clone().unwrap_or_default()),
                 ("Id", volume.id.to_string()),
             ];
             show(ctx, &volume, &card)

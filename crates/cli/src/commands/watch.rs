@@ -1,15 +1,21 @@
 //! `-w`: a list that goes on as lines.
 //!
-//! The stream's token is kept, so that after a break nothing is missed; a server that has forgotten it (`gone`) is asked anew.
+//! ```text
+//! list ──► rows, token of the moment they were read ──► watch from there ──► changes
+//!   ▲                                                     │  break: again from the newest token
+//!   └──────────── the server has forgotten the token ◄────┘
+//! ```
+//! List and watch are joined by the token, so nothing is missed between them or in a break; at worst a change is told twice.
 
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
-use vmkeep_api::body::WatchEvent;
+use vmkeep_api::body::{VersionAnswer, WatchEvent};
 use vmkeep_api::client::Call;
 use vmkeep_api::follow::PATIENCE;
 use vmkeep_types::error::Code;
 
+use super::listed;
 use crate::context::Ctx;
 use crate::failure::Failure;
 
@@ -17,44 +23,68 @@ use crate::failure::Failure;
 const AGAIN: Duration = Duration::from_millis(500);
 
 pub enum Change<T> {
+    /// All there is: at the beginning, and after a break that the server's memory did not cover.
+    All(Vec<T>),
     Put(Box<T>),
     Deleted(String),
 }
 
-/// Calls `on_change` for every change until the user ends it or the server is away too long.
+/// Calls `on_change` with all rows and then every change, until the user ends it or the server is away too long. `call` is the
+/// route of the list.
 pub async fn watch<'a, T: DeserializeOwned>(
     ctx: &'a Ctx,
     call: impl Fn() -> Result<Call<'a>, Failure>,
     mut on_change: impl FnMut(Change<T>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let mut last_id = None::<String>;
+    let (rows, mut token) = list(ctx, &call).await?;
+    on_change(Change::All(rows))?;
     let mut heard = Instant::now();
     loop {
-        match call()?.watch(last_id.as_deref()).await {
-            Ok(mut events) => loop {
-                match events.next().await {
-                    Ok(Some(event)) if event.event == "gone" => {
-                        last_id = None;
-                        break;
-                    }
-                    Ok(Some(event)) => {
-                        heard = Instant::now();
-                        if let Some(change) = read::<T>(ctx, &event.data) {
-                            on_change(change)?;
-                        }
-                        last_id = events.last_id().map(str::to_owned);
-                    }
-                    Ok(None) => break,
-                    Err(e) if e.code.retryable() => break,
-                    Err(e) => return Err(e.into()),
+        match stream(ctx, call()?, &mut token, &mut heard, &mut on_change).await {
+            Ok(()) => {}
+            Err(Failure::Error(e)) if e.code.retryable() && heard.elapsed() < PATIENCE => {}
+            Err(Failure::Error(e)) if e.code == Code::Stale => match list(ctx, &call).await {
+                Ok((rows, now)) => {
+                    token = now;
+                    on_change(Change::All(rows))?;
                 }
+                Err(Failure::Error(e)) if e.code.retryable() && heard.elapsed() < PATIENCE => {}
+                Err(failure) => return Err(failure),
             },
-            Err(e) if e.code.retryable() && heard.elapsed() < PATIENCE && last_id.is_some() => {}
-            Err(e) if e.code == Code::NotFound && last_id.is_some() => last_id = None,
-            Err(e) => return Err(e.into()),
+            Err(failure) => return Err(failure),
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// All rows, and the watch token `STORE:REVISION` of the moment they were read.
+async fn list<'a, T: DeserializeOwned>(ctx: &'a Ctx, call: &impl Fn() -> Result<Call<'a>, Failure>) -> Result<(Vec<T>, String), Failure> {
+    // Should the store be another one before the rows are read, the token is of none and the server says so.
+    let version: VersionAnswer = ctx.call("version")?.answer().await?;
+    let (rows, revision) = listed(ctx, call).await?;
+    Ok((rows, format!("{}:{revision}", version.store)))
+}
+
+/// Reads one stream to its end, which may come at any time.
+async fn stream<T: DeserializeOwned>(
+    ctx: &Ctx,
+    call: Call<'_>,
+    token: &mut String,
+    heard: &mut Instant,
+    on_change: &mut impl FnMut(Change<T>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut events = call.watch(Some(token)).await?;
+    *heard = Instant::now();
+    while let Some(event) = events.next().await? {
+        *heard = Instant::now();
+        if let Some(change) = read::<T>(ctx, &event.data) {
+            on_change(change)?;
+        }
+        if let Some(id) = events.last_id() {
+            id.clone_into(token);
+        }
+    }
+    Ok(())
 }
 
 fn read<T: DeserializeOwned>(ctx: &Ctx, data: &str) -> Option<Change<T>> {

@@ -7,6 +7,16 @@ use expect_test::expect_file;
 
 use crate::cli::Cli;
 
+/// `list | show | create | edit | delete` for every noun, but for these.
+const MISSING: &str = "## Verbs that a noun does not have
+
+- `image edit`, `volume edit`: nothing of them can be changed afterwards. A disk grows by its VM (`vm resize-disk`).
+- `pool create`, `edit`, `delete`: there is one pool, `default`; `/etc/vmkeep/vmkeepd.toml` names its folder.
+- `event show`, `op create`, `token edit`: an event is one line and has no name; operations come from other commands; a token is
+  withdrawn and another one made.
+
+";
+
 #[test]
 fn the_reference_is_what_the_grammar_says() {
     let mut root = Cli::command();
@@ -15,6 +25,7 @@ fn the_reference_is_what_the_grammar_says() {
         "# vmkeep, the command line\n\nMade from the program's own grammar; `vmkeep man DIR` writes the same as man pages.\n\n",
     );
     let _ = writeln!(out, "```text\n{}\n```\n", root.get_after_help().map(ToString::to_string).unwrap_or_default());
+    out.push_str(MISSING);
     out.push_str("## Options that hold everywhere\n\n");
     arguments(&mut out, root.get_arguments().filter(|a| a.is_global_set()));
     for command in root.get_subcommands().filter(|c| !c.is_hide_set()) {

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -72,10 +72,25 @@ impl Stub {
     pub fn run(&self, args: &[&str], stdin: &str) -> String {
         run(&self.dir, &self.path("sock"), args, stdin)
     }
+
+    /// Starts `vmkeep` with an open stdin; [`Stub::end_of`] tells how it ended.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        spawn(&self.dir, &self.path("sock"), args)
+    }
+
+    pub fn end_of(&self, child: Child) -> String {
+        end_of(&self.dir, child)
+    }
 }
 
 pub fn run(dir: &tempfile::TempDir, socket: &std::path::Path, args: &[&str], stdin: &str) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vmkeep"))
+    let mut child = spawn(dir, socket, args);
+    child.stdin.take().expect("piped").write_all(stdin.as_bytes()).expect("it reads or ends");
+    end_of(dir, child)
+}
+
+fn spawn(dir: &tempfile::TempDir, socket: &std::path::Path, args: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_vmkeep"))
         .args(args)
         .current_dir(dir.path())
         .env_clear()
@@ -86,8 +101,10 @@ pub fn run(dir: &tempfile::TempDir, socket: &std::path::Path, args: &[&str], std
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("vmkeep starts");
-    child.stdin.take().expect("piped").write_all(stdin.as_bytes()).expect("it reads or ends");
+        .expect("vmkeep starts")
+}
+
+fn end_of(dir: &tempfile::TempDir, child: Child) -> String {
     let out = child.wait_with_output().expect("it ends");
     let clean = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&dir.path().display().to_string(), "DIR");
     let (stdout, stderr) = (clean(&out.stdout), clean(&out.stderr));

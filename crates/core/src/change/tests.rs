@@ -186,7 +186,7 @@ fn secrets_are_named_and_not_shown() {
         json!({"cloud_init": null}),
         json!({"cloud_init": {"password": "x"}}),
         expect![[r#"
-            cloud_init: none -> {hostname: none, locale: none, network_data: none, packages: [], password: (secret), ssh_keys: [], timezone: none, user: none, user_data: none, users: []} (Restart)
+            cloud_init: none -> {hostname: none, locale: none, network_data: none, packages: [], password: (secret), password_expires: false, ssh_keys: [], timezone: none, user: none, user_data: none, users: []} (Restart)
         "#]],
     );
 }

@@ -192,8 +192,8 @@ async fn images(mut call: Call) -> Answer {
     match call.route.id {
         "image.list" if call.flag("watch") => watch::follow(call, watch::What::Images).await,
         "image.list" => {
-            let rows = image::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
+            let rows = image::list(call.store(), &call.ask.project).await?;
             respond::page(&call, rows, revision, |i| i.spec.name.to_string())
         }
         "image.create" => {
@@ -219,6 +219,7 @@ async fn images(mut call: Call) -> Answer {
     }
 }
 
+/// Read before the rows: what changes between the two is told again by a watch from there, and not missed.
 async fn revision(call: &Call) -> Result<Revision, Error> {
     call.store().revision().await.map_err(app::store_error)
 }
@@ -227,8 +228,8 @@ async fn volumes(mut call: Call) -> Answer {
     match call.route.id {
         "volume.list" if call.flag("watch") => watch::follow(call, watch::What::Volumes).await,
         "volume.list" => {
-            let rows = volume::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
+            let rows = volume::list(call.store(), &call.ask.project).await?;
             respond::page(&call, rows, revision, |v| v.name.to_string())
         }
         "volume.create" => {
@@ -248,8 +249,8 @@ async fn networks(mut call: Call) -> Answer {
     match call.route.id {
         "network.list" if call.flag("watch") => watch::follow(call, watch::What::Networks).await,
         "network.list" => {
-            let rows = network::list(call.store(), &call.ask.project).await?;
             let revision = revision(&call).await?;
+            let rows = network::list(call.store(), &call.ask.project).await?;
             respond::page(&call, rows, revision, |n| n.spec.name.to_string())
         }
         "network.put" => {
@@ -266,8 +267,8 @@ async fn networks(mut call: Call) -> Answer {
         }
         "network.delete" => accepted(&call, network::delete(call.store(), &call.ask, &call.name()?).await?),
         "pool.list" => {
-            let rows = pool::list(call.store()).await?;
             let revision = revision(&call).await?;
+            let rows = pool::list(call.store()).await?;
             respond::page(&call, rows, revision, |p| p.spec.name.to_string())
         }
         "pool.get" => {
@@ -285,10 +286,10 @@ async fn history(call: Call) -> Answer {
             watch::follow(call, watch::What::Stored(prefix)).await
         }
         "op.list" => {
+            let revision = revision(&call).await?;
             let mut rows: Vec<Operation> =
                 app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
             rows.sort_by_key(|op| op.id);
-            let revision = revision(&call).await?;
             respond::page(&call, rows, revision, |op| op.id.to_string())
         }
         "op.get" if call.flag("watch") => watch::operation(call).await,
@@ -306,8 +307,8 @@ async fn events(call: Call, prefix: &str) -> Answer {
     if call.flag("watch") {
         return watch::follow(call, watch::What::Stored(prefix.to_owned())).await;
     }
-    let rows = event::list(call.store(), prefix).await?;
     let revision = revision(&call).await?;
+    let rows = event::list(call.store(), prefix).await?;
     respond::page(&call, rows, revision, |row| row.place.clone())
 }
 
@@ -337,8 +338,8 @@ async fn host(call: Call) -> Answer {
         "domain.list" => to_node(call, &node, "/n/domains").await,
         "host.check" => to_node(call, &node, "/n/host/check").await,
         "node.list" => {
-            let rows: Vec<NodeView> = app::nodes(call.store()).await?.into_iter().map(|facts| NodeView { facts }).collect();
             let revision = revision(&call).await?;
+            let rows: Vec<NodeView> = app::nodes(call.store()).await?.into_iter().map(|facts| NodeView { facts }).collect();
             respond::page(&call, rows, revision, |n| n.facts.name.to_string())
         }
         "stats.list" => stats(&call).await,

@@ -196,11 +196,17 @@ impl Feed {
     }
 
     async fn tell(&mut self, batch: WatchBatch, line: &Line) -> Result<(), Hung> {
-        self.at = batch.revision;
-        for event in self.events(&batch).await {
+        let mut events = self.events(&batch).await;
+        let last = events.pop();
+        // A reader that loses the line in the middle has the token of the batch before, and gets all of this one again.
+        for event in events {
             line.send(self.call.store(), self.at, &event).await?;
         }
-        Ok(())
+        self.at = batch.revision;
+        match last {
+            Some(event) => line.send(self.call.store(), self.at, &event).await,
+            None => Ok(()),
+        }
     }
 
     /// The token moves on although nothing of ours changed. What is published up to this revision is in the queue already.

@@ -639,84 +639,85 @@ fn the_full_form_shows_every_field() {
     check_full(
         "{kind: vm, name: hello, image: debian-13}",
         expect![[r#"
-        kind: vm
-        name: hello
-        description: ""
-        labels: {}
-        protect: false
-        os: linux
-        run: on-failure
-        start:
-          order: 100
-          delay: 0s
-          wait_for: running
-        stop_timeout: 2m
-        restart:
-          max: 5
-          within: 10m
-        cpus:
-          count: 1
-        cpu:
-          model: auto
-          features: {}
-        memory:
-          size: 1G
-          balloon: true
-          hugepages: false
-        machine: q35
-        firmware: auto
-        clock: utc
-        boot: []
-        disks:
-        - name: root
-          image: debian-13
-          empty: false
-          pool: default
-          format: auto
-          cache: none
-          discard: true
-          serial: auto
-          limits:
-            iops: 0
-            bandwidth: 0B
-          read_only: false
-        cdroms: []
-        nics:
-        - name: lan
-          network: default
-          mac: auto
-          queues: auto
-          mtu: auto
-          link: up
-          addresses:
-          - dhcp
-          dns: []
-        cloud_init:
-          hostname: null
-          user: null
-          users: []
-          password: null
-          ssh_keys: []
-          timezone: null
-          locale: null
-          packages: []
-          user_data: null
-          network_data: null
-        serial:
-          log: 10M
-        display:
-          type: vnc
-          listen: socket
-          video: auto
-          password: null
-        agent: true
-        rng: true
-        shares: []
-        devices:
-          pci: []
-          usb: []
-        libvirt_xml: []
-    "#]],
+            kind: vm
+            name: hello
+            description: ""
+            labels: {}
+            protect: false
+            os: linux
+            run: on-failure
+            start:
+              order: 100
+              delay: 0s
+              wait_for: running
+            stop_timeout: 2m
+            restart:
+              max: 5
+              within: 10m
+            cpus:
+              count: 1
+            cpu:
+              model: auto
+              features: {}
+            memory:
+              size: 1G
+              balloon: true
+              hugepages: false
+            machine: q35
+            firmware: auto
+            clock: utc
+            boot: []
+            disks:
+            - name: root
+              image: debian-13
+              empty: false
+              pool: default
+              format: auto
+              cache: none
+              discard: true
+              serial: auto
+              limits:
+                iops: 0
+                bandwidth: 0B
+              read_only: false
+            cdroms: []
+            nics:
+            - name: lan
+              network: default
+              mac: auto
+              queues: auto
+              mtu: auto
+              link: up
+              addresses:
+              - dhcp
+              dns: []
+            cloud_init:
+              hostname: null
+              user: null
+              users: []
+              password: null
+              password_expires: false
+              ssh_keys: []
+              timezone: null
+              locale: null
+              packages: []
+              user_data: null
+              network_data: null
+            serial:
+              log: 10M
+            display:
+              type: vnc
+              listen: socket
+              video: auto
+              password: null
+            agent: true
+            rng: true
+            shares: []
+            devices:
+              pci: []
+              usb: []
+            libvirt_xml: []
+        "#]],
     );
 }
 

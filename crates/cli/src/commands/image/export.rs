@@ -1,10 +1,11 @@
-//! `image export`: download an image as qcow2. The file appears under its name only when it is whole.
+//! `image export`: download an image: a disk as qcow2, a CD as ISO. The file appears under its name only when it is whole.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use vmkeep_types::image::ImageKind;
 use vmkeep_types::name::Name;
 
 use crate::context::Ctx;
@@ -18,12 +19,19 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub struct ExportArgs {
     /// Image to download
     name: Name,
-    /// File to write, '-' = stdout; default: NAME.qcow2
+    /// File to write, '-' = stdout; default: NAME.qcow2, of a CD NAME.iso
     file: Option<PathBuf>,
 }
 
 pub async fn run(ctx: &Ctx, args: ExportArgs) -> Result<(), Failure> {
-    let file = args.file.unwrap_or_else(|| PathBuf::from(format!("{}.qcow2", args.name)));
+    let file = match args.file {
+        Some(file) => file,
+        None => {
+            let facts = super::get(ctx, &args.name).await?.facts;
+            let ending = if facts.is_some_and(|f| f.kind == ImageKind::Iso) { "iso" } else { "qcow2" };
+            PathBuf::from(format!("{}.{ending}", args.name))
+        }
+    };
     if ctx.is_rehearsal(&format!("write image '{}' to {}", args.name, file.display())) {
         return Ok(());
     }

@@ -1,9 +1,10 @@
 //! `image import FILE|URL`: a file goes up with a bar and can be resumed; a URL is fetched by the host itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use uuid::Uuid;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::image::{ImageSource, ImageSpec};
 use vmkeep_types::name::Name;
 
@@ -47,6 +48,9 @@ pub async fn run(ctx: &Ctx, args: ImportArgs) -> Result<(), Failure> {
         None => name_of(&args.source)?,
     };
     let is_url = args.source.starts_with("http://") || args.source.starts_with("https://");
+    if !ctx.global.dry_run {
+        refuse_taken(ctx, &name).await?;
+    }
     let source = if is_url {
         ImageSource::Url { url: args.source.clone(), sha256: args.sha256 }
     } else {
@@ -54,6 +58,18 @@ pub async fn run(ctx: &Ctx, args: ImportArgs) -> Result<(), Failure> {
         ImageSource::Upload { upload, sha256: args.sha256 }
     };
     super::create(ctx, ImageSpec { name, description: args.description, pool: args.pool, source }).await
+}
+
+/// Told before the bytes go up, not after an hour of it.
+async fn refuse_taken(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
+    match super::get(ctx, name).await {
+        Ok(_) => {
+            let error = Error::conflict(format!("image '{name}' exists already"));
+            Err(error.hint(format!("give another name with --name, or 'vmkeep image delete {name}'")).into())
+        }
+        Err(Failure::Error(e)) if e.code == Code::NotFound => Ok(()),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// None in a dry run.
@@ -65,12 +81,27 @@ async fn upload(ctx: &Ctx, file: &Path, resume: Option<Uuid>, name: &Name) -> Re
     if ctx.is_rehearsal(&format!("upload {} ({} bytes) as image '{name}'", file.display(), meta.len())) {
         return Ok(None);
     }
+    let client = ctx.client()?;
+    let begun = client.begin_upload(resume).await?;
+    let id = begun.upload;
+    let again = format!("'vmkeep image import {} --name {name} --resume {id}'", file.display());
+    ctx.printer.say(&format!("upload {id}; should it break, go on with {again}"));
     let bar = Board::new(&ctx.printer).bytes("upload");
-    let file = PathBuf::from(file);
     tokio::select! {
-        done = ctx.client()?.upload(&file, resume, bar) => Ok(Some(done?)),
-        _ = tokio::signal::ctrl_c() => Err(Failure::Code(INTERRUPTED)),
+        done = client.upload(file, begun, bar) => done.map(|()| Some(id)).map_err(|e| resumable(e, &again)),
+        _ = tokio::signal::ctrl_c() => {
+            ctx.printer.say("");
+            ctx.printer.warn(&format!("stopped; what is there is kept for a while: go on with {again}"));
+            Err(Failure::Code(INTERRUPTED))
+        }
     }
+}
+
+fn resumable(mut error: Error, again: &str) -> Failure {
+    if error.code.retryable() {
+        error.hint = Some(format!("go on with {again}"));
+    }
+    error.into()
 }
 
 /// `debian-12` for `…/Debian_12.qcow2?x=1`.

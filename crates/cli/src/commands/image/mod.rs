@@ -30,7 +30,7 @@ pub enum ImageCommand {
     Import(import::ImportArgs),
     /// Build an image on the host from its own apt sources
     Build(BuildArgs),
-    /// Download an image as qcow2
+    /// Download an image: a disk as qcow2, a CD as ISO
     Export(export::ExportArgs),
     /// Delete images that nothing uses
     #[command(visible_alias = "rm")]

@@ -46,7 +46,11 @@ pub async fn ask(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure>
     for name in names {
         for volume in volumes.iter().filter(|v| v.vm.as_ref() == Some(name)) {
             let size = volume.size.map(ByteCount::human).unwrap_or_default();
-            let fate = if disks == Disks::Keep { "kept as an unused volume" } else { "deleted with its data" };
+            let fate = match (&volume.foreign_path, disks) {
+                (Some(path), _) => format!("forgotten; the adopted file stays at {path}"),
+                (None, Disks::Keep) => "kept as an unused volume".to_owned(),
+                (None, Disks::Delete) => "deleted with its data".to_owned(),
+            };
             ctx.printer.say(&format!("  volume {} {size}: {fate}", volume.name));
         }
     }

@@ -1,6 +1,6 @@
 //! `vm exec`: a program in the guest, run by the guest agent. Its output and exit code are passed on.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::time::Duration;
 
 use clap::Args;
@@ -44,8 +44,8 @@ pub async fn run(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     if matches!(ctx.printer.format, Format::Json | Format::Yaml) {
         ctx.printer.value(&answer)?;
     } else {
-        ctx.printer.out_bytes(answer.stdout.as_bytes());
-        let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
+        ctx.printer.out_foreign(&answer.stdout);
+        ctx.printer.err_foreign(&answer.stderr);
     }
     if answer.truncated {
         ctx.printer.warn("the output was cut at 1 MiB");

@@ -1,5 +1,7 @@
 //! `vm list`: one line per VM; `-A` adds libvirt's other domains, `-w` goes on with changes.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use serde::Serialize;
 use vmkeep_api::body::{DomainView, VmPhase, VmView};
@@ -9,6 +11,7 @@ use crate::commands::watch::{Change, watch};
 use crate::commands::{or_dash, pages, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
+use crate::plain::one_line;
 use crate::printer::{Cell, Format, Row, Tone};
 use crate::time;
 
@@ -116,33 +119,18 @@ impl Row for Any {
 }
 
 pub async fn run(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
+    if args.watch {
+        return watch_list(ctx, args.label.as_deref()).await;
+    }
     let vms = pages::<VmView>(ctx, "vm.list", args.label.as_deref()).await?;
     if args.all {
         return list_all(ctx, vms).await;
-    }
-    if args.watch && matches!(ctx.printer.format, Format::Table | Format::Wide) {
-        return watch_lines(ctx, vms, args.label.as_deref()).await;
     }
     ctx.printer.list(&vms)?;
     if vms.is_empty() && ctx.printer.format == Format::Table {
         ctx.printer.hint("make one: 'vmkeep image build tiny', then 'vmkeep launch tiny hello'");
     }
-    if !args.watch {
-        return Ok(());
-    }
-    watch::<VmView>(
-        ctx,
-        || Ok(ctx.call("vm.list")?.query_opt("label", args.label.as_ref())),
-        |change| match change {
-            Change::Put(vm) if ctx.printer.format == Format::Json => {
-                ctx.printer.out(&serde_json::to_string(&vm).map_err(|e| vmkeep_types::error::Error::internal(e.to_string()))?);
-                Ok(())
-            }
-            Change::Put(vm) => ctx.printer.list(std::slice::from_ref(&*vm)),
-            Change::Deleted(_) => Ok(()),
-        },
-    )
-    .await
+    Ok(())
 }
 
 async fn list_all(ctx: &Ctx, vms: Vec<VmView>) -> Result<(), Failure> {
@@ -153,30 +141,72 @@ async fn list_all(ctx: &Ctx, vms: Vec<VmView>) -> Result<(), Failure> {
     ctx.printer.list(&rows)
 }
 
-/// What there is and then every change, as lines with columns that do not move.
-async fn watch_lines(ctx: &Ctx, vms: Vec<VmView>, label: Option<&str>) -> Result<(), Failure> {
-    line(ctx, &["NAME", "STATE", "CPUS", "MEMORY", "NOTES"].map(str::to_owned), Tone::Plain);
-    let mut shown = std::collections::HashMap::new();
-    let mut show = |vm: &VmView| {
-        let now = texts(vm);
-        if shown.get(&vm.id) != Some(&now) {
-            line(ctx, &now, tone(vm.status.phase));
-            shown.insert(vm.id, now);
+/// What there is and then every change: lines with columns that do not move, or one document per VM.
+async fn watch_list(ctx: &Ctx, label: Option<&str>) -> Result<(), Failure> {
+    let call = || Ok(ctx.call("vm.list")?.query_opt("label", label));
+    match ctx.printer.format {
+        Format::Table | Format::Wide => {
+            let mut board = Board { ctx, shown: BTreeMap::new() };
+            watch::<VmView>(ctx, call, |change| {
+                board.take(change);
+                Ok(())
+            })
+            .await
         }
-    };
-    vms.iter().for_each(&mut show);
-    watch::<VmView>(
-        ctx,
-        || Ok(ctx.call("vm.list")?.query_opt("label", label)),
-        |change| {
-            match change {
-                Change::Put(vm) => show(&vm),
-                Change::Deleted(name) => line(ctx, &[name, "deleted".into(), String::new(), String::new(), String::new()], Tone::Dim),
+        Format::Json | Format::Yaml | Format::Name => {
+            watch::<VmView>(ctx, call, |change| match change {
+                Change::All(vms) => vms.iter().try_for_each(|vm| document(ctx, vm)),
+                Change::Put(vm) => document(ctx, &vm),
+                Change::Deleted(_) => Ok(()),
+            })
+            .await
+        }
+    }
+}
+
+fn document(ctx: &Ctx, vm: &VmView) -> Result<(), Failure> {
+    if ctx.printer.format == Format::Json {
+        ctx.printer.out(&serde_json::to_string(vm).map_err(|e| vmkeep_types::error::Error::internal(e.to_string()))?);
+        return Ok(());
+    }
+    ctx.printer.list(std::slice::from_ref(vm))
+}
+
+/// What was last said of each VM, by name.
+struct Board<'a> {
+    ctx: &'a Ctx,
+    shown: BTreeMap<String, [String; 5]>,
+}
+
+impl Board<'_> {
+    fn take(&mut self, change: Change<VmView>) {
+        match change {
+            Change::All(vms) => {
+                if self.shown.is_empty() {
+                    line(self.ctx, &["NAME", "STATE", "CPUS", "MEMORY", "NOTES"].map(str::to_owned), Tone::Plain);
+                }
+                let gone: Vec<String> = self.shown.keys().filter(|name| !vms.iter().any(|vm| vm.name() == **name)).cloned().collect();
+                gone.into_iter().for_each(|name| self.gone(name));
+                vms.iter().for_each(|vm| self.put(vm));
             }
-            Ok(())
-        },
-    )
-    .await
+            Change::Put(vm) => self.put(&vm),
+            Change::Deleted(name) => self.gone(name),
+        }
+    }
+
+    fn put(&mut self, vm: &VmView) {
+        let now = texts(vm);
+        if self.shown.get(&vm.name()) != Some(&now) {
+            line(self.ctx, &now, tone(vm.status.phase));
+            self.shown.insert(vm.name(), now);
+        }
+    }
+
+    fn gone(&mut self, name: String) {
+        if self.shown.remove(&name).is_some() {
+            line(self.ctx, &[name, "deleted".into(), String::new(), String::new(), String::new()], Tone::Dim);
+        }
+    }
 }
 
 fn line(ctx: &Ctx, [name, state, cpus, memory, notes]: &[String; 5], tone: Tone) {
@@ -187,5 +217,5 @@ fn line(ctx: &Ctx, [name, state, cpus, memory, notes]: &[String; 5], tone: Tone)
 
 /// What is shown of a VM and changes: everything but its age.
 fn texts(vm: &VmView) -> [String; 5] {
-    [vm.name(), vm.status.text.clone(), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
+    [vm.name(), one_line(&vm.status.text), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
 }

@@ -1,11 +1,10 @@
 //! `vm logs`, `vm events`.
 
 use clap::{Args, ValueEnum};
-use vmkeep_api::body::Page;
 use vmkeep_types::event::Event;
 use vmkeep_types::name::Name;
 
-use crate::commands::event;
+use crate::commands::{event, listed};
 use crate::context::Ctx;
 use crate::failure::Failure;
 
@@ -19,6 +18,9 @@ pub struct LogsArgs {
     /// Last lines
     #[arg(short = 'n', long, default_value = "200", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     lines: u64,
+    /// On a terminal too, print escape sequences of the guest as they are
+    #[arg(long)]
+    raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -44,10 +46,19 @@ pub async fn logs(ctx: &Ctx, args: LogsArgs) -> Result<(), Failure> {
     let source = match args.source {
         Source::Serial => "serial",
         Source::Qemu => "qemu",
-        Source::Vmkeep => return events(ctx, EventsArgs { name: args.name, watch: false }).await,
+        Source::Vmkeep => {
+            let (mut events, _) = listed::<Event>(ctx, &|| Ok(ctx.call("vm.events")?.field("name", &args.name))).await?;
+            let first = events.len().saturating_sub(usize::try_from(args.lines).unwrap_or(usize::MAX));
+            return ctx.printer.list(&events.split_off(first));
+        }
     };
+    ctx.printer.text_only("a log", "'--source vmkeep' has a format")?;
     let text = ctx.call("vm.logs")?.field("name", &args.name).query("source", source).query("lines", args.lines).text().await?;
-    ctx.printer.out_bytes(text.as_bytes());
+    if args.raw {
+        ctx.printer.out_bytes(text.as_bytes());
+    } else {
+        ctx.printer.out_foreign(&text);
+    }
     if !text.is_empty() && !text.ends_with('\n') {
         ctx.printer.out("");
     }
@@ -56,10 +67,9 @@ pub async fn logs(ctx: &Ctx, args: LogsArgs) -> Result<(), Failure> {
 
 pub async fn events(ctx: &Ctx, args: EventsArgs) -> Result<(), Failure> {
     let call = || Ok(ctx.call("vm.events")?.field("name", &args.name));
-    let page: Page<Event> = call()?.answer().await?;
-    if !args.watch {
-        return ctx.printer.list(&page.items);
+    if args.watch {
+        return event::follow(ctx, call).await;
     }
-    page.items.iter().try_for_each(|e| event::line(ctx, e))?;
-    event::follow(ctx, call).await
+    let (events, _) = listed::<Event>(ctx, &call).await?;
+    ctx.printer.list(&events)
 }

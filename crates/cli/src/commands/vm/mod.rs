@@ -26,6 +26,7 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::name::Name;
 use vmkeep_types::vm::VmSpec;
 
+use crate::commands::apply;
 use crate::context::Ctx;
 use crate::failure::Failure;
 
@@ -75,7 +76,7 @@ pub enum VmCommand {
     Detach(device::DetachCommand),
     /// Serial console; Ctrl-] detaches
     Console(console::ConsoleArgs),
-    /// Open a local port for a VNC viewer
+    /// Open a private unix socket (or a port) for one VNC viewer
     Vnc(vnc::VncArgs),
     /// Save a picture of the display
     Screenshot(screen::ScreenshotArgs),
@@ -155,12 +156,15 @@ pub fn action<'a>(ctx: &'a Ctx, name: &Name, action: &str, request: &ActionReque
 
 /// Writes a changed wish, unless somebody else changed it since it was read.
 pub async fn put(ctx: &Ctx, spec: &VmSpec, read_at: Revision) -> Result<(), Failure> {
+    if ctx.global.dry_run {
+        return apply::rehearse(ctx, spec, apply::Wanted::Changed).await;
+    }
     let call = ctx.call("vm.put")?.field("name", &spec.name).if_match(read_at).json(spec);
     ctx.change(&format!("change vm '{}'", spec.name), call).await.map_err(|failure| match failure {
         Failure::Error(e) if e.code == vmkeep_types::error::Code::Stale && e.hint.is_none() => stale(e).into(),
         other => other,
     })?;
-    if !ctx.global.no_wait && !ctx.global.dry_run {
+    if !ctx.global.no_wait {
         say_pending(ctx, &get(ctx, &spec.name).await?);
     }
     Ok(())

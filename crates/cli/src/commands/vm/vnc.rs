@@ -1,10 +1,17 @@
-//! `vm vnc`: a local port (or unix socket) for a VNC viewer; each connection to it becomes a WebSocket to the host.
+//! `vm vnc`: a door for one VNC viewer, which leads through a WebSocket to the host.
+//!
+//! A display has no password of its own, so whoever comes through the door controls the VM. The door is therefore a unix socket
+//! that nobody else can open; a TCP port is there for viewers that know no other way, and says who may come in. It is closed
+//! as soon as one viewer is in, and the command ends with that viewer.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
+use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use vmkeep_api::client::websocket::{Message, Socket};
@@ -20,83 +27,79 @@ const PIECE_BYTES: usize = 16 << 10;
 pub struct VncArgs {
     /// VM
     name: Name,
-    /// Address to listen on; port 0 = a free one
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
-    listen: SocketAddr,
-    /// Listen on a unix socket instead
+    /// Listen on TCP, for viewers without unix sockets; port 0 = a free one. Every user of that computer can connect
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where to make the unix socket; default: in a new private directory
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     unix: Option<PathBuf>,
 }
 
 pub async fn run(ctx: &Ctx, args: VncArgs) -> Result<(), Failure> {
     // Before anything is printed: the VM may be off or have no display.
-    let first = open(ctx, &args.name).await?;
-    let done = async {
-        match &args.unix {
-            Some(path) => serve_unix(ctx, &args.name, path, first).await,
-            None => serve_tcp(ctx, &args.name, args.listen, first).await,
+    let socket = ctx.call("vm.vnc")?.field("name", &args.name).websocket().await?;
+    let served = async {
+        match args.listen {
+            Some(listen) => serve_tcp(ctx, listen, socket).await,
+            None => serve_unix(ctx, &args, socket).await,
         }
     };
-    let ended = tokio::select! {
-        ended = done => ended,
+    tokio::select! {
+        served = served => served,
         _ = tokio::signal::ctrl_c() => Ok(()),
-    };
-    if let Some(path) = &args.unix {
-        let _ = std::fs::remove_file(path);
     }
-    ended
 }
 
-async fn open(ctx: &Ctx, name: &Name) -> Result<Socket, Failure> {
-    Ok(ctx.call("vm.vnc")?.field("name", name).websocket().await?)
-}
-
-async fn serve_tcp(ctx: &Ctx, name: &Name, listen: SocketAddr, first: Socket) -> Result<(), Failure> {
+async fn serve_tcp(ctx: &Ctx, listen: SocketAddr, socket: Socket) -> Result<(), Failure> {
     let cannot = |e: std::io::Error| Failure::io(format!("cannot listen on {listen}"), &e);
-    if !listen.ip().is_loopback() {
-        ctx.printer.warn("everybody who reaches this address sees and controls the VM");
-    }
     let listener = TcpListener::bind(listen).await.map_err(cannot)?;
     let at = listener.local_addr().map_err(cannot)?;
+    let who = if listen.ip().is_loopback() { "every user of this computer" } else { "everybody who reaches this address" };
+    ctx.printer.warn(&format!("until your viewer is connected, {who} can see and control the VM"));
     ctx.printer.out(&format!("vnc://{at}"));
     ctx.printer.hint(&format!("open it with 'vncviewer {}::{}' or 'remote-viewer vnc://{at}'; Ctrl-C ends", at.ip(), at.port()));
-    let mut first = Some(first);
-    loop {
-        let (stream, _) = listener.accept().await.map_err(cannot)?;
-        let _ = stream.set_nodelay(true);
-        one(ctx, name, &mut first, stream).await?;
-    }
-}
-
-async fn serve_unix(ctx: &Ctx, name: &Name, path: &PathBuf, first: Socket) -> Result<(), Failure> {
-    let cannot = |e: std::io::Error| Failure::io(format!("cannot listen on {}", path.display()), &e);
-    let listener = UnixListener::bind(path).map_err(cannot)?;
-    ctx.printer.out(&path.display().to_string());
-    let mut first = Some(first);
-    loop {
-        let (stream, _) = listener.accept().await.map_err(cannot)?;
-        one(ctx, name, &mut first, stream).await?;
-    }
-}
-
-/// Serves one viewer beside the others.
-async fn one<S>(ctx: &Ctx, name: &Name, first: &mut Option<Socket>, stream: S) -> Result<(), Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let socket = match first.take() {
-        Some(socket) => socket,
-        None => match open(ctx, name).await {
-            Ok(socket) => socket,
-            Err(failure) => {
-                // The next viewer may find the VM running again.
-                failure.report(&ctx.printer);
-                return Ok(());
-            }
-        },
-    };
-    tokio::spawn(pump(socket, stream));
+    let (stream, peer) = listener.accept().await.map_err(cannot)?;
+    drop(listener);
+    let _ = stream.set_nodelay(true);
+    ctx.printer.say(&format!("a viewer has come from {peer}; nobody else gets in"));
+    pump(socket, stream).await;
     Ok(())
+}
+
+async fn serve_unix(ctx: &Ctx, args: &VncArgs, socket: Socket) -> Result<(), Failure> {
+    let private = tempfile::Builder::new().prefix("vmkeep-vnc-").permissions(Permissions::from_mode(0o700)).tempdir();
+    let private = private.map_err(|e| Failure::io("cannot make a private directory", &e))?;
+    let path = args.unix.clone().unwrap_or_else(|| private.path().join(args.name.as_str()));
+    let cannot = |e: std::io::Error| Failure::io(format!("cannot listen on {}", path.display()), &e);
+    let door = Door::open(&path).map_err(cannot)?;
+    ctx.printer.out(&path.display().to_string());
+    let path = path.display();
+    ctx.printer.hint(&format!("open it with 'vncviewer {path}' (TigerVNC); other viewers need '--listen 127.0.0.1:0'; Ctrl-C ends"));
+    let (stream, _) = door.listener.accept().await.map_err(cannot)?;
+    drop(door);
+    pump(socket, stream).await;
+    Ok(())
+}
+
+/// A socket that only its owner can open; gone with this value.
+struct Door<'a> {
+    listener: UnixListener,
+    path: &'a Path,
+}
+
+impl<'a> Door<'a> {
+    fn open(path: &'a Path) -> std::io::Result<Self> {
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        umask(before);
+        Ok(Self { listener: listener?, path })
+    }
+}
+
+impl Drop for Door<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.path);
+    }
 }
 
 async fn pump<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket, stream: S) {
