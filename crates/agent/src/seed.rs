@@ -226,4 +226,12 @@ mod tests {
         let made = whole(theirs).expect("taken");
         assert!(made.contains(&format!("\n--==vmkeep===\n{theirs}\n--==vmkeep===\nContent-Type: text/cloud-config;")), "{made}");
     }
+
+    #[test]
+    fn a_password_of_one_login_expires_with_it() {
+        for expires in [false, true] {
+            let wish = CloudInit { password: Some("secret".into()), password_expires: expires, ..CloudInit::default() };
+            assert_eq!(cloud_config(&wish)["chpasswd"], json!({"expire": expires}));
+        }
+    }
 }

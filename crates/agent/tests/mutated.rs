@@ -120,7 +120,7 @@ const SLOW: Duration = Duration::from_secs(10);
 #[test]
 fn mutated_xml() {
     let corpus = corpus();
-    let runs = std::env::var("VMKEEP_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
+    let runs = std::env::var("VMKEEP_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(250);
     let (mut good, mut bad) = (0, 0);
     for seed in 1..=runs {
         let mut dice = Dice(u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15));
@@ -148,7 +148,7 @@ fn mutated_xml() {
         }
         assert!(begun.elapsed() < SLOW, "seed {seed} took {:?}:\n{xml}", begun.elapsed());
     }
-    assert!(good > 30 && bad > 100, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
+    assert!(good > 20 && bad > 50, "the mutations are neither too mild nor too wild: {good} good, {bad} bad");
 }
 
 /// Deeper or larger than any real description.

@@ -95,7 +95,8 @@ fn nvram_path(vm: vmkeep_types::ids::VmId) -> String {
     format!("/var/lib/libvirt/qemu/nvram/{vm}_VARS.fd")
 }
 
-/// libvirt's XML did not make sense.
+/// libvirt's XML did not make sense. `what` may quote it, and others may have edited it.
 fn odd(what: impl std::fmt::Display) -> Error {
+    let what: String = what.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     Error::refused(format!("the domain XML does not make sense: {what}"))
 }
