@@ -45,16 +45,20 @@ if [ "${VERSION_CODENAME:-}" = bookworm ] && dpkg-query -W -f '${Version}' qemu-
 fi
 echo "vmkeep: installing ${missing[*]}" >&2
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-as_root apt-get update -q >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
-# Services must not start by installing: tests and the demo start their own.
-policy=/usr/sbin/policy-rc.d
 made_policy=
-if [ ! -e $policy ] && [ ! -d /run/systemd/system ]; then
-  printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null; as_root chmod 755 $policy; made_policy=1
+cleanup() { rm -f "$log"; [ -z "$made_policy" ] || as_root rm -f "$policy"; }
+policy=/usr/sbin/policy-rc.d
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+as_root apt-get update -q >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+# Services must not start by installing: tests and the demo start their own. A host that shall run VMs ('run') wants libvirt started.
+# What runs already under systemd may be restarted by its own upgrade.
+if [ ! -e $policy ] && { [ "$level" != run ] || [ ! -d /run/systemd/system ]; }; then
+  made_policy=1
+  printf '#!/bin/sh\n[ "$2" = restart ] && [ -d /run/systemd/system ] && exit 0\nexit 101\n' | as_root tee $policy >/dev/null
+  as_root chmod 755 $policy
 fi
 ok=0
 as_root apt-get install -q -y --no-install-recommends "${target[@]}" "${missing[@]}" >"$log" 2>&1 || ok=$?
-[ -n "$made_policy" ] && as_root rm -f $policy
 if [ $ok -ne 0 ]; then cat "$log" >&2; fi
 exit $ok
