@@ -1,5 +1,6 @@
 //! Tests of the grammar and of everything that is made from it.
 
+mod docs;
 mod reference;
 
 use clap::CommandFactory;
