@@ -110,7 +110,7 @@ fn best(mut found: Vec<GuestAddress>) -> Vec<GuestAddress> {
     };
     found.retain(|a| !a.address.is_loopback());
     // What the guest says of itself wins; an old lease may be there beside it.
-    found.sort_by(|a, b| (local(a), rank(a.source), a.address).cmp(&(local(b), rank(b.source), b.address)));
+    found.sort_by_key(|a| (local(a), rank(a.source), a.address));
     let mut seen = BTreeSet::new();
     found.retain(|a| seen.insert((a.mac.to_ascii_lowercase(), a.address)));
     found
