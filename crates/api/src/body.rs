@@ -1,6 +1,6 @@
 //! Bodies of requests and answers that are not stored records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -365,6 +365,9 @@ pub struct TokenCreate {
     /// None = does not expire.
     #[serde(default)]
     pub expires_in: Option<Seconds>,
+    /// The only projects it opens; None = all, and what belongs to none.
+    #[serde(default)]
+    pub projects: Option<BTreeSet<Name>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -374,6 +377,9 @@ pub struct TokenView {
     pub role: Role,
     pub created_at: jiff::Timestamp,
     pub expires_at: Option<jiff::Timestamp>,
+    /// The only projects it opens; None = all.
+    #[serde(default)]
+    pub projects: Option<BTreeSet<Name>>,
 }
 
 /// The only time the secret is shown.

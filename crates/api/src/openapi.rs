@@ -215,13 +215,14 @@ fn parameters(route: &Route) -> Vec<Value> {
         query("watch", flag, "Stream changes as server-sent events");
         parameters.push(header("Last-Event-ID", "Go on after this event of a watch; 410 when it is too old"));
     }
-    match route.id {
-        "vm.create" => parameters.push(header("Idempotency-Key", "The same key within a day answers the same operation")),
-        "vm.put" => parameters.push(header(
-            "If-Match",
-            "Revision that is replaced; 409 `stale` with the newer revision when it has changed. `*`: must exist",
-        )),
-        _ => {}
+    if route.takes_idempotency_key() {
+        parameters.push(header(
+            "Idempotency-Key",
+            "The same request with the same key, within days, is carried out once; another request is 409",
+        ));
+    }
+    if route.takes_if_match() {
+        parameters.push(header("If-Match", "ETag of what is changed; 409 `stale` when it has another one by now. `*`: must exist"));
     }
     parameters
 }

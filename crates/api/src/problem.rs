@@ -11,7 +11,7 @@ use crate::body::ProblemBody;
 /// Content type of every error.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Begins `type`; the code follows. A name, not a place: docs/reference/errors.md says what each means.
+/// Begins `type`; the code follows. A name, not a place: docs/errors says what each means.
 const TYPE_PREFIX: &str = "urn:vmkeep:error:";
 
 /// Longest text of a foreign error that is passed on.

@@ -61,6 +61,23 @@ pub struct Route {
 }
 
 impl Route {
+    /// Does a call of it belong into the audit log? Consoles are read and typed into.
+    pub fn is_audited(&self) -> bool {
+        self.method != Method::Get || self.shape == Shape::WebSocket
+    }
+
+    /// Does it change one object that has an ETag?
+    pub fn takes_if_match(&self) -> bool {
+        let noun = self.id.split('.').next().unwrap_or_default();
+        let has_tag = matches!(noun, "vm" | "image" | "volume" | "network" | "op");
+        self.method != Method::Get && has_tag && self.path.contains('{') && !matches!(self.id, "vm.sendkey" | "vm.exec")
+    }
+
+    /// Does it begin something that must not be begun twice when the request comes again?
+    pub fn takes_idempotency_key(&self) -> bool {
+        self.method == Method::Post && (self.shape == Shape::Accepted || self.id == "token.create")
+    }
+
     /// `/v1/projects/{project}/vms` for `/v1/vms`.
     pub fn project_path(&self) -> Option<String> {
         match self.scope {
@@ -100,11 +117,11 @@ routes! {
     "vm.xml" Get "/v1/vms/{name}/xml" Project Viewer () ("XmlAnswer") Json "The domain XML libvirt has";
     "vm.console" Get "/v1/vms/{name}/console" Project Operator () () WebSocket "Serial console; binary frames both ways";
     "vm.vnc" Get "/v1/vms/{name}/vnc" Project Operator () () WebSocket "VNC (RFB) in binary frames";
-    "vm.screenshot" Get "/v1/vms/{name}/screenshot" Project Viewer () () Bytes "Picture of the display";
+    "vm.screenshot" Get "/v1/vms/{name}/screenshot" Project Operator () () Bytes "Picture of the display";
     "vm.sendkey" Post "/v1/vms/{name}/sendkey" Project Operator ("SendKeyRequest") () Json "Press keys";
     "vm.exec" Post "/v1/vms/{name}/exec" Project Operator ("ExecRequest") ("ExecAnswer") Json "Run a program in the guest by its agent";
     "vm.addresses" Get "/v1/vms/{name}/addresses" Project Viewer () ("Vec<AddressView>") Json "IP addresses and where they are known from";
-    "vm.logs" Get "/v1/vms/{name}/logs" Project Viewer () () Text "Last lines of the serial or QEMU log";
+    "vm.logs" Get "/v1/vms/{name}/logs" Project Operator () () Text "Last lines of the serial or QEMU log";
     "vm.events" Get "/v1/vms/{name}/events" Project Viewer () ("Page<Event>") Watchable "Events of one VM";
     "domain.list" Get "/v1/domains" Cluster Viewer () ("Vec<DomainView>") Json "All libvirt domains of the node, foreign ones too";
     "apply" Post "/v1/apply" Project Operator ("ApplyRequest") ("ApplyAnswer") Json "Plan (dry_run) or apply manifests, all problems at once";
@@ -112,7 +129,7 @@ routes! {
     "image.create" Post "/v1/images" Project Operator ("ImageSpec") ("Accepted") Accepted "Import or build an image";
     "image.get" Get "/v1/images/{name}" Project Viewer () ("ImageView") Json "Show an image";
     "image.delete" Delete "/v1/images/{name}" Project Operator () ("Accepted") Accepted "Delete an image that nothing uses";
-    "image.export" Get "/v1/images/{name}/content" Project Viewer () () Bytes "Download the image: a disk as qcow2, a CD as ISO";
+    "image.export" Get "/v1/images/{name}/content" Project Operator () () Bytes "Download the image: a disk as qcow2, a CD as ISO";
     "upload.create" Post "/v1/uploads" Project Operator () ("UploadCreated") Json "Begin an upload";
     "upload.get" Get "/v1/uploads/{id}" Project Operator () ("UploadCreated") Json "How much of an upload is there";
     "upload.put" Put "/v1/uploads/{id}" Project Operator () ("UploadCreated") Bytes "Append bytes at ?offset=";

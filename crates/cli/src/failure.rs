@@ -99,6 +99,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_failed_operation_is_no_refused_request() {
+        let failed = |code| {
+            let text = serde_json::json!({"id": uuid::Uuid::nil(), "project": "default", "kind": "vm.start", "state": "failed", "steps": [],
+                "resource": {"kind": "vm", "project": "default", "name": "web1", "uid": uuid::Uuid::nil()}, "progress": null, "blocked": null,
+                "error": Error::new(code, "x"), "wanted": {"is": "task"}, "by": "me", "created_at": "2026-01-01T00:00:00Z", "ended_at": null});
+            Failure::Operation(serde_json::from_value(text).expect("an operation")).exit_code()
+        };
+        let codes = [Code::NotFound, Code::Conflict, Code::Stale, Code::Unavailable, Code::Refused].map(failed);
+        assert_eq!(codes, [3, 4, 4, 1, 1]);
+    }
+
+    #[test]
     fn the_documented_codes_are_these() {
         let page = include_str!("../../../docs/errors/README.md");
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();

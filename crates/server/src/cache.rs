@@ -22,7 +22,9 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
 use crate::app::{store_error, vm_parts};
-use crate::view::{self, VmParts};
+use crate::feed::Feed;
+use crate::page::Place;
+use crate::view::{self, Sight, VmParts};
 
 /// A reader waits so long for the cache; then the store is as quick.
 const FRESH_PATIENCE: Duration = Duration::from_millis(50);
@@ -36,9 +38,20 @@ const SINGLE_ROWS_MAX: usize = 20;
 pub struct Ready {
     pub name: Name,
     /// A `VmView`.
-    pub json: Bytes,
+    json: Bytes,
+    /// What viewers get, where that is another.
+    veiled: Option<Bytes>,
     pub phase: VmPhase,
     pub spec_revision: Revision,
+}
+
+impl Ready {
+    pub fn json(&self, sight: Sight) -> &Bytes {
+        match sight {
+            Sight::Open => &self.json,
+            Sight::Veiled => self.veiled.as_ref().unwrap_or(&self.json),
+        }
+    }
 }
 
 pub struct Cache {
@@ -51,6 +64,8 @@ struct Shared {
     rows: Mutex<Rows>,
     /// The last whole list that was asked for: consoles ask for it again and again.
     page: Mutex<Option<Page>>,
+    /// Told of everything that was taken in.
+    feed: Feed,
     /// What the index is at; 0 = it cannot be relied on.
     at: watch::Sender<Revision>,
 }
@@ -74,6 +89,7 @@ struct Row {
 /// The answer to a list without labels, from its beginning.
 struct Page {
     project: Name,
+    sight: Sight,
     limit: usize,
     revision: Revision,
     json: Bytes,
@@ -83,11 +99,11 @@ struct Page {
 type Chosen = (VmId, Option<Arc<Ready>>);
 
 /// Which rows of a project are wanted.
-#[derive(Default)]
 pub struct Wanted<'a> {
     pub labels: Vec<(&'a str, &'a str)>,
-    pub after: Option<&'a str>,
+    pub after: Option<Place>,
     pub limit: usize,
+    pub sight: Sight,
 }
 
 pub struct Rendered {
@@ -100,11 +116,17 @@ pub struct Rendered {
 impl Cache {
     /// Follows `store` until it is dropped. Called within a runtime.
     pub fn follow(store: Arc<dyn Store>) -> Self {
-        let shared = Arc::new(Shared { rows: Mutex::default(), page: Mutex::default(), at: watch::Sender::new(Revision(0)) });
+        let shared =
+            Arc::new(Shared { rows: Mutex::default(), page: Mutex::default(), feed: Feed::default(), at: watch::Sender::new(Revision(0)) });
         let stop = CancellationToken::new();
         let (follower, stopped) = (shared.clone(), stop.clone());
         tokio::spawn(async move { stopped.run_until_cancelled_owned(follower.follow(store)).await });
         Self { shared, _stop: stop.drop_guard() }
+    }
+
+    /// For event streams: the cache watches the whole store already.
+    pub fn feed(&self) -> &Feed {
+        &self.shared.feed
     }
 
     /// True when the index is at what was newest in the store when this was called.
@@ -152,16 +174,22 @@ impl Cache {
         let from_begin = wanted.labels.is_empty() && wanted.after.is_none();
         if from_begin && self.fresh(store).await? {
             let now = *self.shared.at.borrow();
-            let fits = |page: &&Page| page.revision == now && page.limit == wanted.limit && page.project == *project;
+            let fits =
+                |page: &&Page| page.revision == now && page.limit == wanted.limit && page.project == *project && page.sight == wanted.sight;
             if let Some(page) = self.shared.page().as_ref().filter(fits) {
                 return Ok(page.json.clone());
             }
         }
         let rendered = self.list(store, project, wanted).await?;
-        let json = rendered.body();
+        let json = rendered.body(store, wanted);
         if from_begin {
-            *self.shared.page() =
-                Some(Page { project: project.clone(), limit: wanted.limit, revision: rendered.revision, json: json.clone() });
+            *self.shared.page() = Some(Page {
+                project: project.clone(),
+                sight: wanted.sight,
+                limit: wanted.limit,
+                revision: rendered.revision,
+                json: json.clone(),
+            });
         }
         Ok(json)
     }
@@ -205,17 +233,18 @@ impl Cache {
 }
 
 impl Rendered {
-    fn body(&self) -> Bytes {
-        let size: usize = self.rows.iter().map(|row| row.json.len() + 1).sum();
+    fn body(&self, store: &dyn Store, wanted: &Wanted<'_>) -> Bytes {
+        let size: usize = self.rows.iter().map(|row| row.json(wanted.sight).len() + 1).sum();
         let mut out = Vec::with_capacity(size + 128);
         out.extend_from_slice(b"{\"items\":[");
         for (n, row) in self.rows.iter().enumerate() {
             out.extend_from_slice(if n == 0 { b"" } else { b"," });
-            out.extend_from_slice(&row.json);
+            out.extend_from_slice(row.json(wanted.sight));
         }
-        let next = self.rows.last().filter(|_| self.more).map(|row| row.name.as_str());
-        let next = serde_json::to_string(&next).expect("a name is plain data");
-        out.extend_from_slice(format!("],\"next\":{next},\"revision\":{}}}", self.revision).as_bytes());
+        let begun = wanted.after.as_ref().map_or(self.revision, |place| place.begun);
+        let next = self.rows.last().filter(|_| self.more).map(|row| Place::token(&store.id(), begun, row.name.as_str()));
+        let next = serde_json::to_string(&next).expect("a token is plain data");
+        out.extend_from_slice(format!("],\"next\":{next},\"revision\":{begun}}}").as_bytes());
         out.into()
     }
 }
@@ -223,7 +252,8 @@ impl Rendered {
 fn render(parts: VmParts) -> Arc<Ready> {
     let view = view::vm(parts);
     let json = Bytes::from(serde_json::to_vec(&view).expect("views are plain data"));
-    Arc::new(Ready { name: view.spec.name, json, phase: view.status.phase, spec_revision: view.spec_revision })
+    let veiled = view::veiled(&view).map(|view| Bytes::from(serde_json::to_vec(&view).expect("views are plain data")));
+    Arc::new(Ready { name: view.spec.name, json, veiled, phase: view.status.phase, spec_revision: view.spec_revision })
 }
 
 async fn from_store(store: &dyn Store, project: &Name, wanted: &Wanted<'_>) -> Result<Rendered, Error> {
@@ -236,7 +266,7 @@ async fn from_store(store: &dyn Store, project: &Name, wanted: &Wanted<'_>) -> R
 }
 
 fn fits(name: &Name, labels: &BTreeMap<String, String>, wanted: &Wanted<'_>) -> bool {
-    wanted.after.is_none_or(|after| name.as_str() > after) && has_labels(labels, &wanted.labels)
+    wanted.after.as_ref().is_none_or(|after| name.as_str() > after.name.as_str()) && has_labels(labels, &wanted.labels)
 }
 
 pub fn has_labels(labels: &BTreeMap<String, String>, wanted: &[(&str, &str)]) -> bool {
@@ -257,6 +287,7 @@ impl Shared {
             if let Err(error) = self.follow_once(store.as_ref()).await {
                 tracing::debug!(%error, "the cache starts over from a listing");
             }
+            self.feed.end();
             self.at.send_replace(Revision(0));
             tokio::time::sleep(REST).await;
         }
@@ -272,6 +303,7 @@ impl Shared {
             loop {
                 let revision = batch.revision;
                 self.lock().apply(&batch);
+                self.feed.publish(batch);
                 match watch.try_recv() {
                     Ok(next) => batch = next?,
                     Err(_) => {
@@ -291,6 +323,7 @@ impl Shared {
                 rows.put(&kv.key, &kv.value);
             }
         }
+        self.feed.begin(listing.revision);
         self.at.send_replace(listing.revision);
     }
 }

@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 use vmkeep_api::body::BODY_BYTES_MAX;
 use vmkeep_store::Store;
 use vmkeep_types::name::Name;
 
+use crate::app::ask::Admission;
 use crate::audit::Audit;
 use crate::cache::Cache;
 use crate::gate::NodeGate;
 use crate::metrics::Metrics;
+use crate::streams::Streams;
 
 /// Room for the bodies of all requests under way, in KiB: eight of the largest. More wait; that bounds the daemon's memory.
 const BODIES_KIB_MAX: usize = 8 * BODY_BYTES_MAX / 1024;
@@ -29,6 +32,11 @@ pub struct Server {
     pub cache: Cache,
     /// Permits are KiB.
     pub bodies: Arc<Semaphore>,
+    /// Changes under way: they are carried out and noted although their client hang up, and the daemon's end waits for them.
+    pub changes: TaskTracker,
+    /// Who must agree to a change.
+    pub admission: Admission,
+    pub streams: Streams,
     /// Between two bookmarks of an event stream.
     pub bookmark_every: Duration,
 }
@@ -38,6 +46,18 @@ impl Server {
     pub fn new(store: Arc<dyn Store>, gate: Arc<dyn NodeGate>, node: Name, audit: Audit) -> Arc<Self> {
         let cache = Cache::follow(store.clone());
         let bodies = Arc::new(Semaphore::new(BODIES_KIB_MAX));
-        Arc::new(Self { store, gate, node, audit, metrics: Metrics::default(), cache, bodies, bookmark_every: BOOKMARK_EVERY })
+        Arc::new(Self {
+            store,
+            gate,
+            node,
+            audit,
+            metrics: Metrics::default(),
+            cache,
+            bodies,
+            changes: TaskTracker::new(),
+            admission: Admission::default(),
+            streams: Streams::default(),
+            bookmark_every: BOOKMARK_EVERY,
+        })
     }
 }

@@ -9,10 +9,13 @@
 //! |---|---|
 //! | [`http`] | every row of the route table: who may, what is read, how it answers |
 //! | [`app`] | what each noun can do: a listing of it is the feature list |
+//! | [`page`] | places in a list: what `next` says |
 //! | [`view`] | records as they are shown; status is computed here and stored nowhere |
+//! | [`feed`] | one watch of the store for all event streams |
 //! | [`cache`] | VMs ready to be answered, kept true by the store's watch |
 //! | [`reconcile`] | the leader's loop |
 //! | [`auth`], [`audit`] | tokens and the log of who changed what |
+//! | [`streams`] | how many event streams one caller has |
 //! | [`gate`] | the way to a node's own router |
 
 pub mod app;
@@ -20,10 +23,13 @@ pub mod audit;
 pub mod auth;
 pub mod cache;
 pub mod context;
+pub mod feed;
 pub mod gate;
 pub mod http;
 pub mod metrics;
+pub mod page;
 pub mod reconcile;
+pub mod streams;
 pub mod view;
 
-pub use http::router;
+pub use http::{router, to_its_end};

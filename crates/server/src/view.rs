@@ -7,7 +7,7 @@ use vmkeep_api::body::{VmPhase, VmStatus, VmView};
 use vmkeep_types::error::Problem;
 use vmkeep_types::ids::Revision;
 use vmkeep_types::observed::{Doing, DomainState, Observed, RestartCount, Seen};
-use vmkeep_types::record::{Owner, Power, PowerWish, VmChoices, VmRecord};
+use vmkeep_types::record::{Owner, Power, PowerWish, Role, VmChoices, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 /// What a secret looks like in every answer.
@@ -27,7 +27,7 @@ pub fn vm(parts: VmParts) -> VmView {
     let status = status(&parts);
     let VmParts { record, spec_revision, choices, .. } = parts;
     let mut spec = record.spec;
-    hide_secrets(&mut spec);
+    hide_passwords(&mut spec);
     VmView {
         id: record.id,
         project: record.project,
@@ -43,18 +43,43 @@ pub fn vm(parts: VmParts) -> VmView {
 /// Fields of a cloud-init user that hold a password.
 const USER_SECRETS: [&str; 3] = ["passwd", "hashed_passwd", "plain_text_passwd"];
 
-/// Every password of a wish with its path. Text in which people may have put one (`user_data`) is not looked into.
-fn secrets(spec: &mut VmSpec) -> Vec<(String, &mut String)> {
-    let display = spec.display.as_mut().and_then(|d| d.password.as_mut()).map(|p| ("display.password".to_owned(), p));
-    let mut found: Vec<_> = display.into_iter().collect();
+/// How much of a wish its reader sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// All but passwords.
+    Open,
+    /// Also without the text in which people put passwords and keys.
+    Veiled,
+}
+
+impl Sight {
+    pub fn of(role: Role) -> Self {
+        if role < Role::Operator { Self::Veiled } else { Self::Open }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Secret {
+    /// Nobody sees it.
+    Password,
+    /// Whoever may change it sees it.
+    Text,
+}
+
+/// Every secret of a wish with its path.
+fn secrets(spec: &mut VmSpec) -> Vec<(String, Secret, &mut String)> {
+    let display = spec.display.as_mut().and_then(|d| d.password.as_mut());
+    let mut found: Vec<_> = display.into_iter().map(|p| ("display.password".to_owned(), Secret::Password, p)).collect();
     let Some(cloud_init) = spec.cloud_init.as_mut() else { return found };
-    found.extend(cloud_init.password.as_mut().map(|p| ("cloud_init.password".to_owned(), p)));
+    found.extend(cloud_init.password.as_mut().map(|p| ("cloud_init.password".to_owned(), Secret::Password, p)));
+    found.extend(cloud_init.user_data.as_mut().map(|t| ("cloud_init.user_data".to_owned(), Secret::Text, t)));
+    found.extend(cloud_init.network_data.as_mut().map(|t| ("cloud_init.network_data".to_owned(), Secret::Text, t)));
     for (n, user) in cloud_init.users.iter_mut().enumerate() {
         let who = user.get("name").and_then(Value::as_str).map_or_else(|| n.to_string(), str::to_owned);
         let Value::Object(fields) = user else { continue };
         for (field, value) in fields {
             if let (true, Value::String(secret)) = (USER_SECRETS.contains(&field.as_str()), value) {
-                found.push((format!("cloud_init.users[{who}].{field}"), secret));
+                found.push((format!("cloud_init.users[{who}].{field}"), Secret::Password, secret));
             }
         }
     }
@@ -62,15 +87,30 @@ fn secrets(spec: &mut VmSpec) -> Vec<(String, &mut String)> {
 }
 
 /// Passwords leave the server for the node only.
-fn hide_secrets(spec: &mut VmSpec) {
-    secrets(spec).into_iter().for_each(|(_, secret)| HIDDEN.clone_into(secret));
+fn hide_passwords(spec: &mut VmSpec) {
+    hide(spec, Secret::Password);
+}
+
+fn hide(spec: &mut VmSpec, kind: Secret) {
+    let of_kind = secrets(spec).into_iter().filter(|(_, is, _)| *is == kind);
+    of_kind.for_each(|(_, _, secret)| HIDDEN.clone_into(secret));
+}
+
+/// The same VM for one who only looks; None when there is nothing to hide.
+pub fn veiled(view: &VmView) -> Option<VmView> {
+    let has_text = view.spec.cloud_init.as_ref().is_some_and(|c| c.user_data.is_some() || c.network_data.is_some());
+    has_text.then(|| {
+        let mut view = view.clone();
+        hide(&mut view.spec, Secret::Text);
+        view
+    })
 }
 
 /// A wish that was read, edited and sent back keeps the secrets it could not see.
 pub fn restore_secrets(new: &mut VmSpec, old: &VmSpec) {
     let mut old = old.clone();
-    let kept: BTreeMap<String, &mut String> = secrets(&mut old).into_iter().collect();
-    for (path, secret) in secrets(new).into_iter().filter(|(_, secret)| *secret == HIDDEN) {
+    let kept: BTreeMap<String, &mut String> = secrets(&mut old).into_iter().map(|(path, _, secret)| (path, secret)).collect();
+    for (path, _, secret) in secrets(new).into_iter().filter(|(_, _, secret)| *secret == HIDDEN) {
         if let Some(kept) = kept.get(&path) {
             secret.clone_from(kept);
         }
@@ -80,8 +120,12 @@ pub fn restore_secrets(new: &mut VmSpec, old: &VmSpec) {
 /// Stars where a secret is wanted, and nothing to put in their place: the guest would get them as its password.
 pub fn unrestored_secrets(spec: &VmSpec) -> Vec<Problem> {
     let mut spec = spec.clone();
-    let hidden = secrets(&mut spec).into_iter().filter(|(_, secret)| *secret == HIDDEN);
-    hidden.map(|(field, _)| Problem { field, message: "vmkeep does not show passwords; write the real one here".into() }).collect()
+    let hidden = secrets(&mut spec).into_iter().filter(|(_, _, secret)| *secret == HIDDEN);
+    let problem = |(field, kind, _): (String, Secret, &mut String)| {
+        let what = if kind == Secret::Password { "vmkeep does not show passwords" } else { "vmkeep does not show this text to viewers" };
+        Problem { field, message: format!("{what}; write the real one here") }
+    };
+    hidden.map(problem).collect()
 }
 
 fn status(parts: &VmParts) -> VmStatus {

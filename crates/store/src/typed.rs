@@ -77,6 +77,17 @@ pub async fn list_json<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> 
     store.list(prefix).await?.items.into_iter().map(stored).collect()
 }
 
+/// As [`list_json`], without the values that do not parse: each is logged. For showing only; a decision must not be made
+/// over a record that it cannot read.
+pub async fn list_readable<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Stored<T>>, StoreError> {
+    Ok(store.list(prefix).await?.items.into_iter().filter_map(|kv| readable(stored(kv))).collect())
+}
+
+/// What was decoded; what was not is logged.
+pub fn readable<T>(decoded: Result<T, StoreError>) -> Option<T> {
+    decoded.inspect_err(|error| tracing::error!(%error, "a record is left out")).ok()
+}
+
 fn stored<T: DeserializeOwned>(kv: KeyValue) -> Result<Stored<T>, StoreError> {
     let value = decode(&kv)?;
     Ok(Stored { key: kv.key, value, created: kv.created, modified: kv.modified })

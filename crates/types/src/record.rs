@@ -3,7 +3,8 @@
 //! Each is a key of its own, so that a transaction can compare it whole and the ETag of a VM (the revision of its wish)
 //! does not move when status or choices do. The key layout is in `vmkeep-store::keys`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -136,6 +137,36 @@ pub struct Claim {
 pub struct Caller {
     pub name: String,
     pub role: Role,
+    /// How we know: a token may have the name of a user of the host.
+    pub via: Via,
+    /// The only projects it may work in; None = all.
+    pub projects: Option<BTreeSet<Name>>,
+}
+
+/// How a caller was known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// The kernel said so.
+    Uid(u32),
+    /// Id of a bearer token.
+    Token(String),
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Token(id) => write!(f, "token {id}"),
+        }
+    }
+}
+
+impl Caller {
+    /// May it work in this project?
+    pub fn may_enter(&self, project: &Name) -> bool {
+        self.projects.as_ref().is_none_or(|only| only.contains(project))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -103,7 +103,7 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     let roles = Roles::new(&config);
     let socket = listen::bind_unix(&config.socket, &roles)?;
     let serve = |router: Router| Serve { router, shutdown: shutdown.clone(), connections: connections.clone() };
-    let local = serve(parts.api.clone().merge(guest_routes(parts.node_router)));
+    let local = serve(parts.api.clone().merge(guest_routes(parts.node_router, parts.server.clone())));
     tasks.spawn(async move {
         listen::unix(local, socket, roles).await;
         "the unix socket"
@@ -112,13 +112,14 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
         let current: CurrentTls = Arc::new(Mutex::new(tls::load(wanted)?));
         let listener = listen::bind_tls(wanted.listen).await?;
         let (remote, store) = (serve(parts.api), store.clone());
-        tokio::spawn(reload_on_hangup(hangup, current.clone(), wanted.clone(), shutdown.clone()));
+        let pair = Some((current.clone(), wanted.clone()));
+        tokio::spawn(reload_on_hangup(hangup, parts.server.clone(), pair, shutdown.clone()));
         tasks.spawn(async move {
             listen::tls(remote, listener, current, store).await;
             "the TLS listener"
         });
     } else {
-        tokio::spawn(ignore_hangup(hangup, shutdown.clone()));
+        tokio::spawn(reload_on_hangup(hangup, parts.server.clone(), None, shutdown.clone()));
     }
     let (leading, name, stop) = (store, node_name.clone(), shutdown.clone());
     tasks.spawn(async move {
@@ -142,11 +143,13 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     notify.stopping();
     shutdown.cancel();
     connections.close();
+    parts.server.changes.close();
     let orderly = async {
         while let Some(ended) = tasks.join_next().await {
             tracing::debug!(part = ended.unwrap_or("a part that panicked"), "ended");
         }
         connections.wait().await;
+        parts.server.changes.wait().await;
     };
     if tokio::time::timeout(STOP_PATIENCE, orderly).await.is_err() {
         tracing::debug!("some work was cut off; it goes on after the next start");
@@ -170,6 +173,7 @@ struct Parts {
     node: Arc<Node>,
     node_router: Router,
     api: Router,
+    server: Arc<Server>,
 }
 
 impl Parts {
@@ -214,8 +218,9 @@ impl Parts {
         let gate = Arc::new(LocalGate::new(name.clone(), node_router.clone()));
         let audit_file = config.audit_file();
         let audit = Audit::open(&audit_file).with_context(|| format!("cannot write the audit log {}", audit_file.display()))?;
-        let api = vmkeep_server::router(Server::new(store, gate, name.clone(), audit));
-        Ok(Self { node, node_router, api })
+        let server = Server::new(store, gate, name.clone(), audit);
+        let api = vmkeep_server::router(server.clone());
+        Ok(Self { node, node_router, api, server })
     }
 }
 
@@ -237,10 +242,14 @@ async fn pools(config: &Config, store: &dyn Store) -> anyhow::Result<BTreeMap<Na
 }
 
 /// Host shutdown, on the unix socket only.
-fn guest_routes(node: Router) -> Router {
+fn guest_routes(node: Router, server: Arc<Server>) -> Router {
     let pass = move |request: Request| {
-        let node = node.clone();
-        async move { admin_only(node, request).await }
+        let (node, server) = (node.clone(), server.clone());
+        async move {
+            let caller = request.extensions().get::<Caller>().cloned();
+            let path = request.uri().path().to_owned();
+            vmkeep_server::to_its_end(&server, caller, "guests", path, admin_only(node, request)).await
+        }
     };
     Router::new().route("/n/guests/shutdown", post(pass.clone())).route("/n/guests/resume", post(pass))
 }
@@ -252,9 +261,20 @@ async fn admin_only(node: Router, request: Request) -> Response {
     node.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-async fn reload_on_hangup(mut hangup: Signal, current: CurrentTls, wanted: crate::config::Tls, shutdown: CancellationToken) {
+/// The audit log, which logrotate has moved away, and certificate and key, which may be new.
+async fn reload_on_hangup(
+    mut hangup: Signal,
+    server: Arc<Server>,
+    pair: Option<(CurrentTls, crate::config::Tls)>,
+    shutdown: CancellationToken,
+) {
     while tokio::select! { () = shutdown.cancelled() => false, got = hangup.recv() => got.is_some() } {
-        match tls::load(&wanted) {
+        match server.audit.reopen() {
+            Ok(()) => tracing::info!("the audit log was opened again"),
+            Err(error) => tracing::error!(%error, "the audit log cannot be opened again; the old file is kept"),
+        }
+        let Some((current, wanted)) = &pair else { continue };
+        match tls::load(wanted) {
             Ok(new) => {
                 *current.lock().expect("no panic holds this lock") = new;
                 tracing::info!("certificate and key were read again");
@@ -262,11 +282,6 @@ async fn reload_on_hangup(mut hangup: Signal, current: CurrentTls, wanted: crate
             Err(error) => tracing::error!(error = format!("{error:#}"), "the old certificate stays"),
         }
     }
-}
-
-/// SIGHUP would end the process; without TLS there is nothing to read again.
-async fn ignore_hangup(mut hangup: Signal, shutdown: CancellationToken) {
-    while tokio::select! { () = shutdown.cancelled() => false, got = hangup.recv() => got.is_some() } {}
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Serving connections of both kinds with one router: HTTP/1.1, upgrades, limits, and an end that does not wait for streams.
 //!
 //! ```text
-//!  unix: accept ─ peer credentials ─► Caller ─┐
-//!  tls:  accept ─ handshake ─ bearer token ───┴► router
+//!  unix: accept ─┬─ peer credentials ─► Caller ─┐
+//!  tls:  accept ─┼─ handshake ─ bearer token ───┴► router
+//!                └─ a task each: nothing but accepting is done in the loop
 //! ```
 //! A connection that breaks, a bad handshake or a peer without a role harms nobody else.
 
@@ -31,9 +32,10 @@ use vmkeep_api::body::ProblemBody;
 use vmkeep_api::problem;
 use vmkeep_store::Store;
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::record::Caller;
+use vmkeep_types::record::{Caller, Via};
 
-use crate::peer::{Peer, Roles};
+use crate::lease::{Lease, Tokens};
+use crate::peer::{Names, Roles};
 
 /// Connections of one listener at once: 20 clients, their event streams and consoles, and room; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 512;
@@ -85,7 +87,7 @@ enum Who {
     /// Known by the kernel.
     Peer(Option<Caller>),
     /// Each request brings its token.
-    Token(Arc<dyn Store>),
+    Token(Arc<dyn Store>, Lease),
 }
 
 impl Who {
@@ -107,7 +109,7 @@ impl Who {
                 Err(Error::new(Code::Forbidden, "you have no role here")
                     .hint("root, the socket's group and socket_users in vmkeepd.toml have"))
             }
-            Self::Token(store) => {
+            Self::Token(store, lease) => {
                 let bearer = authorization
                     .as_ref()
                     .and_then(|v| v.to_str().ok())
@@ -118,7 +120,11 @@ impl Who {
                         .hint("make one on the host: vmkeep token create NAME --role operator")
                 };
                 let (_, token) = bearer.ok_or_else(missing)?;
-                vmkeep_server::auth::authenticate_token(store.as_ref(), token.trim()).await
+                let caller = vmkeep_server::auth::authenticate_token(store.as_ref(), token.trim()).await?;
+                if let Via::Token(id) = &caller.via {
+                    lease.stands_on(id);
+                }
+                Ok(caller)
             }
         }
     }
@@ -163,6 +169,7 @@ pub fn bind_unix(path: &Path, roles: &Roles) -> anyhow::Result<UnixListener> {
 
 pub async fn unix(serve: Serve, listener: UnixListener, roles: Roles) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (roles, names) = (Arc::new(roles), Names::default());
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let accepted = tokio::select! {
@@ -177,11 +184,10 @@ pub async fn unix(serve: Serve, listener: UnixListener, roles: Roles) {
                 continue;
             }
         };
-        let peer = Peer::of(stream.as_fd()).map_err(|error| tracing::warn!(%error, "a peer without credentials")).ok();
-        let who = Who::Peer(peer.and_then(|peer| roles.caller(&peer)));
-        let one = serve.clone();
+        let (one, roles, names) = (serve.clone(), roles.clone(), names.clone());
         serve.connections.spawn(async move {
-            one.connection(stream, who).await;
+            let peer = names.peer(stream.as_fd()).await.map_err(|error| tracing::warn!(%error, "a peer without credentials")).ok();
+            one.connection(stream, Who::Peer(peer.and_then(|peer| roles.caller(&peer)))).await;
             drop(permit);
         });
     }
@@ -196,6 +202,7 @@ pub async fn bind_tls(at: SocketAddr) -> anyhow::Result<TcpListener> {
 
 pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Arc<dyn Store>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let tokens = Tokens::follow(store.clone(), serve.shutdown.clone());
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let accepted = tokio::select! {
@@ -212,10 +219,13 @@ pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Ar
         };
         let _ = stream.set_nodelay(true);
         let acceptor = TlsAcceptor::from(tls.lock().expect("no panic holds this lock").clone());
-        let (one, who) = (serve.clone(), Who::Token(store.clone()));
+        let (one, store, tokens) = (serve.clone(), store.clone(), tokens.clone());
         serve.connections.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => one.connection(stream, who).await,
+                Ok(Ok(stream)) => {
+                    let (lease, stream) = tokens.lease(stream);
+                    one.connection(stream, Who::Token(store, lease)).await;
+                }
                 Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
             }

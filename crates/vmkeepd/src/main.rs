@@ -13,6 +13,7 @@ mod config;
 mod daemon;
 mod gate;
 mod guests;
+mod lease;
 mod listen;
 mod log;
 mod notify;

@@ -1,10 +1,13 @@
 //! Who is at the other end of the unix socket: the kernel's word, not the client's.
 
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Gid, Group, Uid, User};
-use vmkeep_types::record::{Caller, Role};
+use vmkeep_types::record::{Caller, Role, Via};
 
 use crate::config::Config;
 
@@ -12,6 +15,13 @@ use crate::config::Config;
 const SO_PEERGROUPS: libc::c_int = 59;
 /// Groups of one process; Linux allows 65 536, people have a dozen.
 const GROUPS_MAX: usize = 1024;
+
+/// A user's name is asked for again after this time.
+const NAME_LASTS: Duration = Duration::from_secs(60);
+/// The host's user database may be an LDAP server far away.
+const NAME_PATIENCE: Duration = Duration::from_secs(5);
+/// Names kept; a host has fewer users of vmkeep.
+const NAMES_MAX: usize = 1024;
 
 /// Which socket users have which role.
 #[derive(Clone, Debug)]
@@ -25,7 +35,8 @@ pub struct Roles {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub uid: u32,
-    pub user: String,
+    /// None: the user database did not answer.
+    pub user: Option<String>,
     pub groups: Vec<u32>,
 }
 
@@ -41,25 +52,74 @@ impl Roles {
 
     /// None: it may connect (it got through the socket's mode), but is nobody here.
     pub fn caller(&self, peer: &Peer) -> Option<Caller> {
-        let named = self.users.get(&peer.user).copied();
+        let named = peer.user.as_ref().and_then(|user| self.users.get(user)).copied();
         let in_group = self.group.is_some_and(|group| peer.groups.contains(&group.as_raw()));
         let role = match peer.uid {
             0 => Role::Admin,
+            // It may be one of whom something else is said than of its group.
+            _ if peer.user.is_none() && !self.users.is_empty() => return None,
             // What is said of a user wins over what is said of the group.
             _ => named.or(in_group.then_some(self.group_role))?,
         };
-        Some(Caller { name: peer.user.clone(), role })
+        let name = peer.user.clone().unwrap_or_else(|| format!("uid {}", peer.uid));
+        Some(Caller { name, role, via: Via::Uid(peer.uid), projects: None })
     }
 }
 
-impl Peer {
-    pub fn of(socket: BorrowedFd<'_>) -> std::io::Result<Self> {
+/// Names of users, kept for a while. One look-up at a time: a database that hangs takes one thread and not all of them.
+#[derive(Clone, Default)]
+pub struct Names {
+    known: Arc<Mutex<HashMap<u32, (Instant, String)>>>,
+    asking: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Names {
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub async fn peer(&self, socket: BorrowedFd<'_>) -> std::io::Result<Peer> {
         let credentials = getsockopt(&socket, PeerCredentials)?;
-        let uid = Uid::from_raw(credentials.uid());
+        let uid = credentials.uid();
         let mut groups = groups(socket)?;
         groups.push(credentials.gid());
-        let user = User::from_uid(uid).ok().flatten().map_or_else(|| format!("uid {uid}"), |user| user.name);
-        Ok(Self { uid: uid.as_raw(), user, groups })
+        Ok(Peer { uid, user: self.of(uid).await, groups })
+    }
+
+    async fn of(&self, uid: u32) -> Option<String> {
+        if uid == 0 {
+            return Some("root".into());
+        }
+        if let Some(name) = self.known(uid) {
+            return Some(name);
+        }
+        let answer = tokio::time::timeout(NAME_PATIENCE, self.ask(uid)).await;
+        answer.inspect_err(|_| tracing::warn!(uid, "the user database does not answer")).ok().flatten()
+    }
+
+    fn known(&self, uid: u32) -> Option<String> {
+        let known = self.known.lock().expect("no panic holds this lock");
+        known.get(&uid).filter(|(at, _)| at.elapsed() < NAME_LASTS).map(|(_, name)| name.clone())
+    }
+
+    async fn ask(&self, uid: u32) -> Option<String> {
+        let one_at_a_time = self.asking.clone().lock_owned().await;
+        if let Some(name) = self.known(uid) {
+            return Some(name);
+        }
+        let asked = tokio::task::spawn_blocking(move || {
+            let found = User::from_uid(Uid::from_raw(uid));
+            drop(one_at_a_time);
+            found
+        });
+        let found = asked.await.ok()?.inspect_err(|error| tracing::warn!(uid, %error, "the user database fails")).ok()?;
+        let name = found.map_or_else(|| format!("uid {uid}"), |user| user.name);
+        let mut known = self.known.lock().expect("no panic holds this lock");
+        if known.len() >= NAMES_MAX {
+            known.clear();
+        }
+        known.insert(uid, (Instant::now(), name.clone()));
+        Some(name)
     }
 }
 
@@ -84,12 +144,16 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_kernel_names_the_peer() {
+    #[tokio::test]
+    async fn the_kernel_names_the_peer() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let peer = Peer::of(ours.as_fd()).expect("credentials");
+        let names = Names::default();
+        let peer = names.peer(ours.as_fd()).await.expect("credentials");
         assert_eq!(peer.uid, Uid::current().as_raw());
         assert!(peer.groups.contains(&Gid::current().as_raw()));
+        let known = User::from_uid(Uid::current()).ok().flatten().map(|user| user.name);
+        assert_eq!(peer.user, known.or(Some(format!("uid {}", peer.uid))));
+        assert_eq!(names.peer(ours.as_fd()).await.expect("credentials"), peer, "from memory");
         let mine: Vec<u32> = nix::unistd::getgroups().expect("groups").into_iter().map(Gid::as_raw).collect();
         assert!(mine.iter().all(|group| peer.groups.contains(group)), "{mine:?} in {peer:?}");
     }
@@ -102,13 +166,17 @@ mod tests {
             ..Config::default()
         };
         let roles = Roles { group: Some(Gid::from_raw(700)), ..Roles::new(&config) };
-        let peer = |uid, user: &str, groups: &[u32]| Peer { uid, user: user.into(), groups: groups.to_vec() };
+        let peer = |uid, user: &str, groups: &[u32]| Peer { uid, user: Some(user.into()), groups: groups.to_vec() };
         let role = |p: Peer| roles.caller(&p).map(|c| c.role);
         assert_eq!(role(peer(0, "root", &[0])), Some(Role::Admin));
         assert_eq!(role(peer(1000, "me", &[1000, 700])), Some(Role::Operator));
         assert_eq!(role(peer(1001, "eve", &[700])), Some(Role::Viewer), "a named user's role wins");
         assert_eq!(role(peer(1002, "ops", &[1002])), Some(Role::Admin), "a named user needs no group");
         assert_eq!(role(peer(1003, "stranger", &[1003])), None);
+        let nameless = Peer { user: None, ..peer(1001, "", &[700]) };
+        assert_eq!(role(nameless.clone()), None, "it may be eve");
+        let no_names = Roles { users: [].into(), ..roles.clone() };
+        assert_eq!(no_names.caller(&nameless).map(|c| c.role), Some(Role::Operator));
         let no_group = Roles { group: None, ..roles.clone() };
         assert_eq!(no_group.caller(&peer(1000, "me", &[700])), None);
     }

@@ -43,6 +43,9 @@ pub struct CreateArgs {
     /// It ends after this time, like 90d; without it, never
     #[arg(long, value_name = "TIME")]
     expires_in: Option<Seconds>,
+    /// It opens this project only; may be given more than once. Without it, all of them
+    #[arg(long = "only", value_name = "PROJECT")]
+    only: Vec<Name>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,7 +70,7 @@ impl From<RoleArg> for Role {
 
 impl Row for TokenView {
     const HEAD: &'static [&'static str] = &["ID", "NAME", "ROLE", "EXPIRES"];
-    const WIDE: &'static [&'static str] = &["CREATED"];
+    const WIDE: &'static [&'static str] = &["PROJECTS", "CREATED"];
     fn name(&self) -> String {
         self.id.clone()
     }
@@ -76,7 +79,9 @@ impl Row for TokenView {
         vec![self.id.clone().into(), self.name.to_string().into(), word(&self.role).into(), expires.into()]
     }
     fn wide(&self) -> Vec<Cell> {
-        vec![time::local(self.created_at).into()]
+        let only = self.projects.iter().flatten().map(Name::to_string).collect::<Vec<_>>();
+        let projects = if only.is_empty() { "all".into() } else { only.join(", ") };
+        vec![projects.into(), time::local(self.created_at).into()]
     }
 }
 
@@ -116,7 +121,8 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     if ctx.printer.format == Format::Name {
         return Err(Failure::usage("a token is of no use without its secret", "leave -o out for the secret alone, or take -o json"));
     }
-    let body = TokenCreate { name: args.name, role: args.role.into(), expires_in: args.expires_in };
+    let projects = (!args.only.is_empty()).then(|| args.only.into_iter().collect());
+    let body = TokenCreate { name: args.name, role: args.role.into(), expires_in: args.expires_in, projects };
     let made: TokenCreated = ctx.call("token.create")?.json(&body).answer().await?;
     match ctx.printer.format {
         Format::Json | Format::Yaml => ctx.printer.value(&made)?,

@@ -15,7 +15,7 @@ use vmkeep_types::record::{PowerWish, Role};
 use vmkeep_types::vm::VmSpec;
 
 use super::vm_resolve::{Coming, check_only, name_is_free_elsewhere};
-use super::vm_write::{Changed, Guard};
+use super::vm_write::{Changed, Same};
 use super::{Ask, image, network, vm, vm_parts, vm_write};
 use crate::view;
 
@@ -244,9 +244,9 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
                 }
                 return Ok(());
             }
-            let guard = Guard { again: result.action == ApplyAction::Mend, ..Guard::default() };
+            let same = if result.action == ApplyAction::Mend { Same::Renewed } else { Same::Kept };
             let name = spec.name.clone();
-            let written = vm_write::put(store, ask, spec, &guard).await?;
+            let written = vm_write::put(store, ask, spec, same).await?;
             if written.changed != Changed::Nothing {
                 result.operation = Some(written.op);
             }

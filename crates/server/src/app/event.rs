@@ -29,7 +29,7 @@ pub struct Row {
 
 /// Events under a prefix, oldest first.
 pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Row>, Error> {
-    let stored = typed::list_json::<Event>(store, prefix).await.map_err(store_error)?;
+    let stored = typed::list_readable::<Event>(store, prefix).await.map_err(store_error)?;
     let row = |s: Stored<Event>| Row {
         place: format!("{}/{}", s.key.rsplit('/').next().unwrap_or_default(), s.value.resource.uid),
         event: s.value,

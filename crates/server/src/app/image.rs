@@ -1,5 +1,7 @@
 //! Images.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use vmkeep_api::body::{ImageView, ObjectState};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
@@ -14,7 +16,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
 use super::network::task;
-use super::{Ask, commit, get, nodes, open_deletion, operation, pool, put_op, uid_of, volume};
+use super::{Ask, begin, commit, get, nodes, open_deletion, operation, pool, put_op, uid_of, volume};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -54,23 +56,35 @@ async fn users(store: &dyn Store, image: &ImageRecord) -> Result<Vec<Name>, Erro
 
 pub async fn view(store: &dyn Store, image: ImageRecord) -> Result<ImageView, Error> {
     let used_by = users(store, &image).await?;
+    Ok(show(image, used_by))
+}
+
+fn show(image: ImageRecord, used_by: Vec<Name>) -> ImageView {
     let state = if image.facts.is_some() && image.leaving.is_none() { ObjectState::Ready } else { ObjectState::Pending };
-    Ok(ImageView {
-        id: image.id,
-        project: image.project,
-        spec: image.spec,
-        facts: image.facts,
-        state,
-        used_by,
-        created_at: image.created_at,
-    })
+    ImageView { id: image.id, project: image.project, spec: image.spec, facts: image.facts, state, used_by, created_at: image.created_at }
 }
 
 pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<ImageView>, Error> {
-    let mut views = Vec::new();
-    for stored in super::list::<ImageRecord>(store, &format!("image/{project}/")).await? {
-        views.push(view(store, stored.value).await?);
+    let [images, volumes] = ["image", "volume"].map(|kind| format!("{kind}/{project}/"));
+    let all = store.list_many(&[&images, &volumes, &keys::vms(project)]).await.map_err(super::store_error)?.items;
+    let (mut clones, mut trays) = (BTreeMap::<ImageId, Vec<Name>>::new(), BTreeMap::<Name, Vec<Name>>::new());
+    let mut records = Vec::new();
+    for kv in &all {
+        if kv.key.starts_with(&images) {
+            records.extend(typed::readable(typed::decode::<ImageRecord>(kv)));
+        } else if kv.key.starts_with(&volumes) {
+            let Some(volume) = typed::readable(typed::decode::<VolumeRecord>(kv)) else { continue };
+            volume.image.into_iter().for_each(|image| clones.entry(image).or_default().push(volume.name.clone()));
+        } else if let Some(vm) = typed::readable(typed::decode::<VmRecord>(kv)) {
+            let inserted = vm.spec.cdroms.iter().filter_map(|cdrom| cdrom.image.clone()).collect::<BTreeSet<_>>();
+            inserted.into_iter().for_each(|image| trays.entry(image).or_default().push(vm.spec.name.clone()));
+        }
     }
+    let view = |image: ImageRecord| {
+        let used_by = [clones.remove(&image.id), trays.remove(&image.spec.name)].into_iter().flatten().flatten().collect();
+        show(image, used_by)
+    };
+    let mut views: Vec<ImageView> = records.into_iter().map(view).collect();
     views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     Ok(views)
 }
@@ -109,16 +123,16 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &image.id))
         .then(typed::put(keys::image(&ask.project, image.id), &image))
-        .then(put_op(&op))
         .then(task(&node, &ask.project, op.id, work));
     let taken =
         || Error::conflict(format!("there is an image '{name}' already")).hint("choose another --name, or delete the old one first");
-    commit(store, txn).await?.map(|_| op).ok_or_else(taken)
+    begin(store, ask, txn, op).await?.ok_or_else(taken)
 }
 
 /// Marked first, then looked at for users once more: a VM that is written at the same time either sees the mark or is seen.
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let found = stored(store, &ask.project, name).await?;
+    ask.expect(name, &found)?;
     if let Some(op) = open_deletion(store, &ask.project, found.value.leaving).await? {
         return Ok(op);
     }
@@ -131,6 +145,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let pool = pool::find(store, &image.spec.pool).await?.spec;
     let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
     let op = operation(ask, "image.delete", resource, Wanted::Task);
+    ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("image '{name}' was changed at the same time; try again"));
     let going = ImageRecord { leaving: Some(op.id), ..image.clone() };
     let mark = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &going));

@@ -1,6 +1,7 @@
 //! What the control plane can do, noun by noun. Each change is one transaction: the intent and the operation that tells of it.
 
 pub mod apply;
+pub mod ask;
 pub mod event;
 pub mod image;
 pub mod network;
@@ -25,7 +26,9 @@ use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
 use vmkeep_types::pool::{PoolDriver, PoolRecord, PoolSpec};
-use vmkeep_types::record::Caller;
+
+pub use ask::Ask;
+use ask::begin;
 
 /// Tries of a change that somebody else's write overtook.
 pub const TRIES_MAX: u32 = 5;
@@ -45,13 +48,6 @@ pub fn store_error(error: StoreError) -> Error {
     }
 }
 
-/// Who asks, where.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    pub project: Name,
-    pub caller: Caller,
-}
-
 /// The uid behind a name.
 pub async fn uid_of<T: DeserializeOwned>(store: &dyn Store, kind: &'static str, project: &Name, name: &Name) -> Result<T, Error> {
     let stored = typed::get_json::<T>(store, &keys::name(kind, project, name)).await.map_err(store_error)?;
@@ -64,6 +60,11 @@ pub async fn get<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Op
 
 pub async fn list<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Stored<T>>, Error> {
     typed::list_json(store, prefix).await.map_err(store_error)
+}
+
+/// For showing: one record that does not parse must not hide the others.
+pub async fn list_readable<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Stored<T>>, Error> {
+    typed::list_readable(store, prefix).await.map_err(store_error)
 }
 
 /// Runs a transaction; `None` = a compare did not hold.
@@ -152,12 +153,13 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> 
     typed::agree_on_level(store).await.map(drop).map_err(store_error)
 }
 
-/// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, and
-/// all events of an object that is gone for 7 days. Under the leader's compare, where there is a leader.
+/// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, all
+/// events of an object that is gone for 7 days, and tokens a day after they expired. Under the leader's compare, where there is a leader.
 ///
 /// # Errors
 /// The store's.
 pub async fn housekeeping(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
     op::expire(store, only_if).await?;
-    event::trim(store, only_if).await
+    event::trim(store, only_if).await?;
+    crate::auth::expire(store, only_if).await
 }

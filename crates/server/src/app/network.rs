@@ -1,10 +1,12 @@
 //! Networks.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use vmkeep_api::body::NetworkView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{NetworkId, OperationId};
+use vmkeep_types::ids::{NetworkId, OperationId, Revision};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkRecord, NetworkSpec};
@@ -35,16 +37,29 @@ pub async fn view(store: &dyn Store, record: NetworkRecord) -> Result<NetworkVie
 }
 
 pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<NetworkView>, Error> {
-    let mut views = Vec::new();
-    for stored in super::list::<NetworkRecord>(store, &format!("network/{project}/")).await? {
-        views.push(view(store, stored.value).await?);
+    let prefix = format!("network/{project}/");
+    let all = store.list_many(&[&prefix, &keys::vms(project)]).await.map_err(super::store_error)?.items;
+    let mut used: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
+    let mut records = Vec::new();
+    for kv in &all {
+        if kv.key.starts_with(&prefix) {
+            records.extend(typed::readable(typed::decode::<NetworkRecord>(kv)));
+        } else if let Some(vm) = typed::readable(typed::decode::<VmRecord>(kv)) {
+            let networks = vm.spec.nics.iter().map(|nic| nic.network.clone()).collect::<BTreeSet<_>>();
+            networks.into_iter().for_each(|network| used.entry(network).or_default().push(vm.spec.name.clone()));
+        }
     }
+    let view = |NetworkRecord { id, project, spec, created_at, .. }| {
+        let used_by = used.remove(&spec.name).unwrap_or_default();
+        NetworkView { id, project, spec, used_by, created_at }
+    };
+    let mut views: Vec<NetworkView> = records.into_iter().map(view).collect();
     views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     Ok(views)
 }
 
 /// Creates or changes.
-pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<NetworkView, Error> {
+pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<(NetworkView, Revision), Error> {
     let name_key = keys::name("network", &ask.project, &spec.name);
     let problems = vmkeep_types::check::network(&spec);
     if !problems.is_empty() {
@@ -52,9 +67,12 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<Netw
     }
     let old = match stored(store, &ask.project, &spec.name).await {
         Ok(old) => Some(old),
-        Err(e) if e.code == vmkeep_types::error::Code::NotFound => None,
+        Err(e) if e.code == vmkeep_types::error::Code::NotFound && ask.if_match.is_none() => None,
         Err(e) => return Err(e),
     };
+    if let Some(old) = &old {
+        ask.expect(&spec.name, old)?;
+    }
     if old.as_ref().is_some_and(|old| old.value.leaving.is_some()) {
         return Err(Error::conflict(format!("network '{}' is being deleted", spec.name)));
     }
@@ -72,23 +90,30 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<Netw
             created_at: jiff::Timestamp::now(),
         },
     };
+    ask.admit("network.put", &resource(ask, &record))?;
     let key = keys::network(&ask.project, record.id);
     let txn = Txn::default().when(guard).then(typed::put(name_key, &record.id)).then(typed::put(key, &record));
-    commit(store, txn).await?.ok_or_else(|| Error::conflict("somebody changed the network at the same time; try again"))?;
-    view(store, record).await
+    let changed = || Error::conflict("somebody changed the network at the same time; try again");
+    let revision = commit(store, txn).await?.ok_or_else(changed)?;
+    Ok((view(store, record).await?, revision))
+}
+
+fn resource(ask: &Ask, record: &NetworkRecord) -> ResourceRef {
+    ResourceRef { kind: "network".into(), project: ask.project.clone(), name: record.spec.name.clone(), uid: record.id.0 }
 }
 
 /// Marked first, then looked at for users once more: a VM that is written at the same time either sees the mark or is seen.
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let found = stored(store, &ask.project, name).await?;
+    ask.expect(name, &found)?;
     if let Some(op) = open_deletion(store, &ask.project, found.value.leaving).await? {
         return Ok(op);
     }
     refuse_users(store, &found.value).await?;
     let record = found.value;
     let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
-    let resource = ResourceRef { kind: "network".into(), project: ask.project.clone(), name: name.clone(), uid: record.id.0 };
-    let op = operation(ask, "network.delete", resource, Wanted::Task);
+    let op = operation(ask, "network.delete", resource(ask, &record), Wanted::Task);
+    ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("network '{name}' was changed at the same time; try again"));
     let going = NetworkRecord { leaving: Some(op.id), ..record.clone() };
     let mark = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &going));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{ImageId, NetworkId, OperationId, VolumeId};
@@ -11,7 +12,7 @@ use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation, Wanted};
 use vmkeep_types::pool::VolumeRecord;
 
-use super::{commit, get, nodes, put_op};
+use super::{Ask, commit, get, nodes, put_op};
 
 /// Ended operations are kept this long.
 const KEEP_DAYS: i64 = 7;
@@ -20,17 +21,16 @@ const KEEP_PER_OBJECT: usize = 20;
 /// Deletes per transaction.
 const DELETES_PER_TXN: usize = 100;
 
-pub async fn find(store: &dyn Store, project: &Name, id: &str) -> Result<Operation, Error> {
+pub async fn find(store: &dyn Store, project: &Name, id: &str) -> Result<Stored<Operation>, Error> {
     let id: OperationId = id.parse().map_err(|_| Error::invalid(format!("'{id}' is not an operation's id")))?;
-    get(store, &keys::op(project, id)).await?.map(|s| s.value).ok_or_else(|| Error::not_found("operation", id))
+    get(store, &keys::op(project, id)).await?.ok_or_else(|| Error::not_found("operation", id))
 }
 
 /// Ends an operation that can be: a node's task, or a wish that no node could take. A wish itself is never taken back.
-pub async fn cancel(store: &dyn Store, project: &Name, id: &str) -> Result<Operation, Error> {
-    let found = find(store, project, id).await?;
-    let key = keys::op(project, found.id);
-    let stored = get::<Operation>(store, &key).await?.ok_or_else(|| Error::not_found("operation", id))?;
-    let op = stored.value;
+pub async fn cancel(store: &dyn Store, ask: &Ask, id: &str) -> Result<Operation, Error> {
+    let stored = find(store, &ask.project, id).await?;
+    ask.expect(&stored.value.resource.name, &stored)?;
+    let (key, op) = (stored.key, stored.value);
     if op.state.is_over() {
         return Err(Error::conflict(format!("operation {id} is over already")));
     }
@@ -79,7 +79,7 @@ pub(super) async fn expire(store: &dyn Store, only_if: Option<&Compare>) -> Resu
     let oldest = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * KEEP_DAYS);
     let mut of_object: BTreeMap<uuid::Uuid, usize> = BTreeMap::new();
     let mut gone = Vec::new();
-    let mut all = typed::list_json::<Operation>(store, keys::ALL_OPS).await?;
+    let mut all = typed::list_readable::<Operation>(store, keys::ALL_OPS).await?;
     // Newest first, so that the newest of each object stay.
     all.sort_by_key(|stored| std::cmp::Reverse((stored.value.created_at, stored.value.id)));
     for stored in all {
@@ -91,23 +91,7 @@ pub(super) async fn expire(store: &dyn Store, only_if: Option<&Compare>) -> Resu
         }
     }
     delete_all(store, gone, only_if).await?;
-    forget_repeats(store, only_if).await
-}
-
-/// An Idempotency-Key lives as long as its operation.
-async fn forget_repeats(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
-    let mut gone = Vec::new();
-    for stored in typed::list_json::<OperationId>(store, super::vm_write::ALL_REPEATS).await? {
-        let project = stored.key.split('/').nth(1).and_then(|p| p.parse::<Name>().ok());
-        let kept = match project {
-            Some(project) => store.get(&keys::op(&project, stored.value)).await?.is_some(),
-            None => false,
-        };
-        if !kept {
-            gone.push(stored.key);
-        }
-    }
-    delete_all(store, gone, only_if).await
+    delete_all(store, super::ask::forget_repeats(store).await?, only_if).await
 }
 
 pub(super) async fn delete_all(store: &dyn Store, gone: Vec<String>, only_if: Option<&Compare>) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::pool::PoolRecord;
 
 pub async fn list(store: &dyn Store) -> Result<Vec<PoolView>, Error> {
-    let all = super::list::<PoolRecord>(store, keys::ALL_POOLS).await?;
+    let all = super::list_readable::<PoolRecord>(store, keys::ALL_POOLS).await?;
     Ok(all.into_iter().map(|p| PoolView { id: p.value.id, spec: p.value.spec, created_at: p.value.created_at }).collect())
 }
 

@@ -14,7 +14,7 @@ use vmkeep_types::vm::RunPolicy;
 
 use super::network::task;
 use super::vm_parts::{busy, record, resource};
-use super::{Ask, TRIES_MAX, commit, get, operation, put_op};
+use super::{Ask, TRIES_MAX, begin, get, operation};
 
 /// One of the verbs of `POST …/actions/{action}`.
 pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wish: ActionRequest) -> Result<Operation, Error> {
@@ -59,6 +59,7 @@ pub async fn command(
 ) -> Result<Operation, Error> {
     for _ in 0..TRIES_MAX {
         let found = record(store, &ask.project, name).await?;
+        ask.expect(name, &found)?;
         if found.value.spec.run == RunPolicy::Halted && matches!(want, PowerWish::On | PowerWish::Restart) {
             return Err(Error::conflict(format!("'{name}' has run: halted")).hint(format!("vmkeep vm set {name} run=on-failure")));
         }
@@ -75,9 +76,8 @@ pub async fn command(
         let txn = Txn::default()
             .when(Compare::ModifiedAt(key.clone(), old.modified))
             .when(Compare::ModifiedAt(found.key, found.modified))
-            .then(typed::put(key, &new))
-            .then(put_op(&op));
-        if commit(store, txn).await?.is_some() {
+            .then(typed::put(key, &new));
+        if let Some(op) = begin(store, ask, txn, op).await? {
             return Ok(op);
         }
     }
@@ -86,23 +86,27 @@ pub async fn command(
 
 /// Something for the node to do now.
 async fn node_task(store: &dyn Store, ask: &Ask, name: &Name, verb: &str, work: impl FnOnce(VmId) -> Work) -> Result<Operation, Error> {
-    let found = record(store, &ask.project, name).await?.value;
+    let stored = record(store, &ask.project, name).await?;
+    let unchanged = ask.expect(name, &stored)?;
+    let found = stored.value;
     let owner =
         get::<Owner>(store, &keys::owner(found.id)).await?.ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?.value;
     let op = operation(ask, &format!("vm.{verb}"), resource(&found), Wanted::Task);
-    let txn = Txn::default().when(Compare::Present(keys::owner(found.id))).then(put_op(&op)).then(task(
+    let txn = Txn { compare: unchanged.into_iter().collect(), ..Txn::default() }.when(Compare::Present(keys::owner(found.id))).then(task(
         &owner.node,
         &ask.project,
         op.id,
         work(found.id),
     ));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+    begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
 }
 
 /// Begins the end of a VM.
 pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leaving: Leaving) -> Result<Operation, Error> {
     for _ in 0..TRIES_MAX {
-        let Stored { key, value, modified, .. } = record(store, &ask.project, name).await?;
+        let found = record(store, &ask.project, name).await?;
+        ask.expect(name, &found)?;
+        let Stored { key, value, modified, .. } = found;
         if value.spec.protect && leaving != Leaving::Release {
             let hint = format!("vmkeep vm set {name} protect=false");
             return Err(Error::conflict(format!("'{name}' is protected from deletion")).hint(hint));
@@ -117,8 +121,8 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         }
         let op = operation(ask, kind, resource(&value), Wanted::Gone);
         let going = VmRecord { leaving: Some(leaving), ..value };
-        let txn = Txn::default().when(Compare::ModifiedAt(key.clone(), modified)).then(typed::put(key, &going)).then(put_op(&op));
-        if commit(store, txn).await?.is_some() {
+        let txn = Txn::default().when(Compare::ModifiedAt(key.clone(), modified)).then(typed::put(key, &going));
+        if let Some(op) = begin(store, ask, txn, op).await? {
             return Ok(op);
         }
     }

@@ -14,7 +14,7 @@ use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
 use super::vm_resolve::{fixed_macs, name_is_free_elsewhere, volume_name};
-use super::{Ask, commit, get, nodes, operation, pool, put_op};
+use super::{Ask, begin, get, nodes, operation, pool};
 
 /// Takes over a domain that a node proposes.
 pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
@@ -63,13 +63,12 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         .then(typed::put(name_key, &record.id))
         .then(typed::put(key, &record))
         .then(typed::put(keys::choices(record.id), &proposal.choices))
-        .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }))
-        .then(put_op(&op));
+        .then(typed::put(keys::power(record.id), &Power { want, cycle: 0, held: None, stop_timeout: None }));
     let taken = || {
         Error::conflict(format!("'{}', its domain, or one of its volumes or MACs is in vmkeep already", record.spec.name))
             .hint("choose another name with --name")
     };
-    commit(store, txn).await?.map(|_| op).ok_or_else(taken)
+    begin(store, ask, txn, op).await?.ok_or_else(taken)
 }
 
 fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: FoundDisk) -> VolumeRecord {
@@ -124,6 +123,6 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, proposal: &A
         }
     }
     let op = operation(ask, "vm.adopt", resource(&accepted), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    let txn = txn.then(typed::put(found.key, &accepted)).then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+    let txn = txn.then(typed::put(found.key, &accepted));
+    begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
 }

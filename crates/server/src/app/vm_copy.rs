@@ -18,11 +18,12 @@ use super::network::task;
 use super::vm_parts::resource;
 use super::vm_resolve::{name_is_free_elsewhere, size_now, volume_name};
 use super::vm_write::{choices, taken_macs};
-use super::{Ask, commit, get, operation, pool, put_op};
+use super::{Ask, begin, get, operation, pool, put_op};
 
 /// Another name, the same VM.
 pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Result<Operation, Error> {
     let old = super::vm_parts::record(store, &ask.project, name).await?;
+    ask.expect(name, &old)?;
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
@@ -36,11 +37,9 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
         .when(Compare::ModifiedAt(old.key.clone(), old.modified))
         .then(Op::Delete(from))
         .then(typed::put(to, &record.id))
-        .then(typed::put(old.key, &record))
-        .then(put_op(&op));
-    commit(store, txn)
+        .then(typed::put(old.key, &record));
+    begin(store, ask, txn, op)
         .await?
-        .map(|_| op)
         .ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
 }
 
@@ -56,6 +55,7 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         return Err(Error::conflict(format!("'{name}' is {}; a clone of a running disk would be torn", view.status.text))
             .hint(format!("vmkeep vm stop {name}")));
     }
+    ask.expect(name, &source)?;
     let old = source.value;
     let admins = check::admin_only(&old.spec);
     if !admins.is_empty() && ask.caller.role < Role::Admin {
@@ -90,10 +90,9 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken_macs(store).await?)))
-        .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }))
-        .then(put_op(&op));
+        .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }));
     let refused = || Error::conflict(format!("'{new}' or one of its volumes is taken, or '{name}' changed at the same time"));
-    commit(store, txn).await?.map(|_| op).ok_or_else(refused)
+    begin(store, ask, txn, op).await?.ok_or_else(refused)
 }
 
 /// How the step of an operation begins that says what a clone does not take.

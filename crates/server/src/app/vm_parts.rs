@@ -35,7 +35,7 @@ pub async fn parts(store: &dyn Store, project: &Name, id: VmId) -> Result<Option
     Ok(Some(VmParts { record: record.value, spec_revision: record.modified, choices, power, owner, seen }))
 }
 
-/// All VMs of a project at one revision.
+/// All VMs of a project at one revision, as far as they can be read.
 pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids::Revision, Vec<VmParts>), Error> {
     let own = keys::vms(project);
     let listing =
@@ -43,22 +43,19 @@ pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids
     let by_key: BTreeMap<&str, &KeyValue> = listing.items.iter().map(|kv| (kv.key.as_str(), kv)).collect();
     let mut vms = Vec::new();
     for kv in listing.items.iter().filter(|kv| kv.key.starts_with(&own)) {
-        let record: VmRecord = typed::decode(kv).map_err(store_error)?;
+        let Some(record) = typed::readable(typed::decode::<VmRecord>(kv)) else { continue };
         let id = record.id;
-        let owner: Option<Owner> = find(&by_key, &keys::owner(id))?;
-        let seen = match &owner {
-            Some(owner) => find(&by_key, &keys::seen(&owner.node, id))?,
-            None => None,
-        };
-        let choices = find(&by_key, &keys::choices(id))?.unwrap_or_default();
-        let power = find(&by_key, &keys::power(id))?;
+        let owner: Option<Owner> = find(&by_key, &keys::owner(id));
+        let seen = owner.as_ref().and_then(|owner| find(&by_key, &keys::seen(&owner.node, id)));
+        let choices = find(&by_key, &keys::choices(id)).unwrap_or_default();
+        let power = find(&by_key, &keys::power(id));
         vms.push(VmParts { record, spec_revision: kv.modified, choices, power, owner, seen });
     }
     Ok((listing.revision, vms))
 }
 
-fn find<T: DeserializeOwned>(by_key: &BTreeMap<&str, &KeyValue>, key: &str) -> Result<Option<T>, Error> {
-    by_key.get(key).map(|kv| typed::decode(kv).map_err(store_error)).transpose()
+fn find<T: DeserializeOwned>(by_key: &BTreeMap<&str, &KeyValue>, key: &str) -> Option<T> {
+    by_key.get(key).and_then(|kv| typed::readable(typed::decode(kv)))
 }
 
 pub async fn show(store: &dyn Store, project: &Name, name: &Name) -> Result<VmView, Error> {

@@ -13,11 +13,12 @@ use vmkeep_types::record::{Power, VmRecord};
 use super::network::task;
 use super::vm_copy::volume_resource;
 use super::vm_parts::{busy, resource};
-use super::{Ask, commit, get, image, operation, pool, put_op, volume};
+use super::{Ask, begin, get, image, operation, pool, put_op, volume};
 
 /// The guest's cloud-init takes itself for a new instance at its next start.
 pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let old = super::vm_parts::record(store, &ask.project, name).await?;
+    ask.expect(name, &old)?;
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
@@ -26,8 +27,8 @@ pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     }
     let record = VmRecord { instance: old.value.instance + 1, ..old.value };
     let op = operation(ask, "vm.reinit", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
-    let txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key, &record)).then(put_op(&op));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+    let txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key, &record));
+    begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
 }
 
 /// The first disk that was made from an image is made again, from that image or another; what was on it is lost.
@@ -38,6 +39,7 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
             .hint(format!("vmkeep vm stop {name}")));
     }
     let old = super::vm_parts::record(store, &ask.project, name).await?;
+    ask.expect(name, &old)?;
     let mut record = old.value.clone();
     if record.spec.protect {
         return Err(Error::conflict(format!("'{name}' is protected")).hint(format!("vmkeep vm set {name} protect=false")));
@@ -74,10 +76,9 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
         .when(still_there)
         .then(typed::put(old.key, &record))
         .then(typed::put(keys::name("volume", &ask.project, &fresh.name), &fresh.id))
-        .then(typed::put(keys::volume(&ask.project, fresh.id), &fresh))
-        .then(put_op(&op));
+        .then(typed::put(keys::volume(&ask.project, fresh.id), &fresh));
     let txn = discard(store, ask, there.value, txn).await?;
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| busy(name))
+    begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
 }
 
 /// The old volume leaves under a name of its own, because the new one has its name.

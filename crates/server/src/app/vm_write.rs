@@ -14,6 +14,7 @@ use vmkeep_types::operation::{Operation, Wanted};
 use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
+use super::ask::{self, IfMatch, stale, write};
 use super::vm_parts::{self, busy, resource};
 use super::vm_resolve::{Coming, dropped_macs, name_is_free_elsewhere, resolve};
 use super::{Ask, TRIES_MAX, commit, done, get, operation, put_op};
@@ -29,6 +30,8 @@ pub struct Written {
     pub changed: Changed,
     /// What the wish will not do as it may be meant.
     pub warnings: Vec<String>,
+    /// The wish's revision; None after a repetition that wrote nothing.
+    pub revision: Option<Revision>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,39 +41,22 @@ pub enum Changed {
     Nothing,
 }
 
-/// The condition of an `If-Match` header (RFC 9110, 13.1.1).
+/// What is done with a wish that is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfMatch {
-    /// `*`: the VM is there.
-    Exists,
-    /// The revision the caller read.
-    At(Revision),
-}
-
-/// What a caller asks of the write beyond the wish.
-#[derive(Clone, Debug, Default)]
-pub struct Guard {
-    /// What the caller says is there; anything else is refused.
-    pub if_match: Option<IfMatch>,
-    /// Key of a POST that may be repeated.
-    pub idempotency: Option<String>,
-    /// Write the wish again although it is the same: drift is mended so.
-    pub again: bool,
+pub enum Same {
+    /// Nothing.
+    Kept,
+    /// Written again: drift is mended so.
+    Renewed,
 }
 
 /// A new VM; a taken name is a conflict.
-pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> Result<Written, Error> {
+pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Written, Error> {
     let spec = check::normalize(spec);
     name_is_free_elsewhere(store, ask, &spec.name).await?;
     for _ in 0..TRIES_MAX {
-        if let Some(written) = try_create(store, ask, &spec, guard).await? {
+        if let Some(written) = try_create(store, ask, &spec).await? {
             return Ok(written);
-        }
-        // Two of one key at once: the second gets the first one's operation.
-        if let Some(key) = &guard.idempotency
-            && let Some(op) = repeated(store, &ask.project, key, &spec.name).await?
-        {
-            return Ok(Written { op, changed: Changed::Nothing, warnings: Vec::new() });
         }
         if get::<VmId>(store, &keys::name("vm", &ask.project, &spec.name)).await?.is_some() {
             return Err(Error::conflict(format!("there is a VM '{}' already", spec.name)));
@@ -80,7 +66,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -
 }
 
 /// None: something of what it was decided from was written meanwhile.
-async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec, guard: &Guard) -> Result<Option<Written>, Error> {
+async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Option<Written>, Error> {
     let mut resolved = resolve(store, ask, spec, None, &Coming::default()).await?;
     let taken = taken_macs(store).await?;
     let id = VmId(uuid::Uuid::new_v4());
@@ -97,20 +83,18 @@ async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec, guard: &Guard) 
     let want = if runs_by_itself(record.spec.run) { PowerWish::On } else { PowerWish::Off };
     let op = operation(ask, "vm.create", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 1 });
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
-    let mut txn = Txn::default()
+    let txn = Txn::default()
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken)))
-        .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None, stop_timeout: None }))
-        .then(put_op(&op));
-    if let Some(key) = &guard.idempotency {
-        let key = idempotency_key(&ask.project, key);
-        txn = txn.when(Compare::Absent(key.clone())).then(typed::put(key, &op.id));
-    }
+        .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None, stop_timeout: None }));
     let warnings = warn::warnings(&record.spec, None, &resolved.images, &resolved.nodes);
-    txn = resolved.write(ask, id, txn);
-    Ok(commit(store, txn).await?.map(|_| Written { op, changed: Changed::Created, warnings }))
+    let written = write(store, ask, resolved.write(ask, id, txn), op).await?;
+    Ok(written.map(|ask::Written { op, at }| match at {
+        Some(_) => Written { op, changed: Changed::Created, warnings, revision: at },
+        None => Written { op, changed: Changed::Nothing, warnings: Vec::new(), revision: None },
+    }))
 }
 
 fn runs_by_itself(run: RunPolicy) -> bool {
@@ -118,19 +102,19 @@ fn runs_by_itself(run: RunPolicy) -> bool {
 }
 
 /// Creates or replaces a wish.
-pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> Result<Written, Error> {
+pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, same: Same) -> Result<Written, Error> {
     for _ in 0..TRIES_MAX {
         match vm_parts::record(store, &ask.project, &spec.name).await {
-            Err(e) if e.code == Code::NotFound && guard.if_match.is_none() => match create(store, ask, spec.clone(), guard).await {
+            Err(e) if e.code == Code::NotFound && ask.if_match.is_none() => match create(store, ask, spec.clone()).await {
                 Err(e) if e.code == Code::Conflict => continue,
                 other => return other,
             },
             Err(e) => return Err(e),
             Ok(old) => {
-                if let Some(written) = update(store, ask, &old, spec.clone(), guard).await? {
+                if let Some(written) = update(store, ask, &old, spec.clone(), same).await? {
                     return Ok(written);
                 }
-                if matches!(guard.if_match, Some(IfMatch::At(_))) {
+                if matches!(ask.if_match, Some(IfMatch::At(_))) {
                     return Err(stale(&spec.name, vm_parts::record(store, &ask.project, &spec.name).await?.modified));
                 }
             }
@@ -139,24 +123,17 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: VmSpec, guard: &Guard) -> R
     Err(busy(&spec.name))
 }
 
-fn stale(name: &Name, now: Revision) -> Error {
-    Error::new(Code::Stale, format!("'{name}' was changed by somebody else; it has revision {now} now"))
-        .hint("read it again, merge, and send it with the new ETag")
-}
-
 /// None: somebody else wrote in between.
-async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSpec, guard: &Guard) -> Result<Option<Written>, Error> {
-    if guard.if_match.is_some_and(|wanted| wanted != IfMatch::Exists && wanted != IfMatch::At(old.modified)) {
-        return Err(stale(&spec.name, old.modified));
-    }
+async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSpec, same: Same) -> Result<Option<Written>, Error> {
+    ask.expect(&spec.name, old)?;
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{}' is being deleted", spec.name)));
     }
     let mut spec = check::normalize(spec);
     restore_secrets(&mut spec, &old.value.spec);
-    if spec == old.value.spec && !guard.again {
+    if spec == old.value.spec && same == Same::Kept {
         let op = unchanged(store, ask, old).await?;
-        return Ok(Some(Written { op, changed: Changed::Nothing, warnings: Vec::new() }));
+        return Ok(Some(Written { op, changed: Changed::Nothing, warnings: Vec::new(), revision: Some(old.modified) }));
     }
     let refusals = change::refusals(&old.value.spec, &spec);
     if !refusals.is_empty() {
@@ -171,10 +148,7 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     let start = starts_now(store, old, &record).await?;
     let power_cycle = start.as_ref().map_or(0, |start| start.value.cycle);
     let op = operation(ask, "vm.update", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle });
-    let mut txn = Txn::default()
-        .when(Compare::ModifiedAt(old.key.clone(), old.modified))
-        .then(typed::put(old.key.clone(), &record))
-        .then(put_op(&op));
+    let mut txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key.clone(), &record));
     if let Some(power) = start {
         txn = txn.when(Compare::ModifiedAt(power.key.clone(), power.modified)).then(typed::put(power.key, &power.value));
     }
@@ -186,7 +160,8 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
         }
     }
     txn = resolved.write(ask, record.id, txn);
-    Ok(commit(store, txn).await?.map(|_| Written { op, changed: Changed::Updated, warnings }))
+    let written = write(store, ask, txn, op).await?;
+    Ok(written.map(|ask::Written { op, at }| Written { op, changed: Changed::Updated, warnings, revision: at }))
 }
 
 /// The power of a VM that is off because its policy was so, and whose new policy starts it; a hold outlives the change.
@@ -252,26 +227,4 @@ fn random_mac() -> String {
     let random = uuid::Uuid::new_v4().into_bytes();
     let tail: Vec<String> = random[..MAC_RANDOM_BYTES].iter().map(|b| format!("{b:02x}")).collect();
     format!("52:54:00:{}", tail.join(":"))
-}
-
-/// The id under which an operation of a repeated POST is found again.
-pub fn idempotency_key(project: &Name, key: &str) -> String {
-    format!("{ALL_REPEATS}{project}/{key}")
-}
-
-/// Keys of POSTs that may be repeated.
-pub const ALL_REPEATS: &str = "idem/";
-
-/// The operation that a POST with this key began before, for the same VM.
-///
-/// # Errors
-/// `Conflict` when the key was used for another VM.
-pub async fn repeated(store: &dyn Store, project: &Name, key: &str, vm: &Name) -> Result<Option<Operation>, Error> {
-    let Some(id) = get::<OperationId>(store, &idempotency_key(project, key)).await? else { return Ok(None) };
-    let Some(op) = get::<Operation>(store, &keys::op(project, id.value)).await?.map(|s| s.value) else { return Ok(None) };
-    if op.resource.name != *vm {
-        let hint = "a new request takes a new key";
-        return Err(Error::conflict(format!("this Idempotency-Key was used to create '{}'", op.resource.name)).hint(hint));
-    }
-    Ok(Some(op))
 }

@@ -16,7 +16,7 @@ use vmkeep_types::record::VmRecord;
 use vmkeep_types::units::ByteCount;
 
 use super::network::task;
-use super::{Ask, commit, get, image, nodes, operation, pool, put_op, uid_of};
+use super::{Ask, begin, get, image, nodes, operation, pool, uid_of};
 
 /// The disk name under which a volume that is being deleted is attached to nobody: no VM can take it meanwhile, and a deletion
 /// that failed can be asked for again.
@@ -87,7 +87,7 @@ pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView,
 
 pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<VolumeView>, Error> {
     let mut views = Vec::new();
-    for stored in super::list::<VolumeRecord>(store, &format!("volume/{project}/")).await? {
+    for stored in super::list_readable::<VolumeRecord>(store, &format!("volume/{project}/")).await? {
         views.push(view(store, stored.value).await?);
     }
     views.sort_by(|a, b| a.name.cmp(&b.name));
@@ -129,13 +129,13 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &volume.id))
         .then(typed::put(keys::volume(&ask.project, volume.id), &volume))
-        .then(put_op(&op))
         .then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool: pool.spec, image: brief }));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict(format!("there is a volume '{}' already", wish.name)))
+    begin(store, ask, txn, op).await?.ok_or_else(|| Error::conflict(format!("there is a volume '{}' already", wish.name)))
 }
 
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
     let seen = stored(store, &ask.project, name).await?;
+    ask.expect(name, &seen)?;
     let volume = seen.value;
     if !is_free(&volume) {
         return Err(whose(store, &volume).await?);
@@ -154,10 +154,11 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
     let node = volume.node.clone();
     let marked = going(volume);
-    let txn = Txn::default()
-        .when(Compare::ModifiedAt(seen.key.clone(), seen.modified))
-        .then(typed::put(seen.key, &marked))
-        .then(put_op(&op))
-        .then(task(&node, &ask.project, op.id, work));
-    commit(store, txn).await?.map(|_| op).ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))
+    let txn = Txn::default().when(Compare::ModifiedAt(seen.key.clone(), seen.modified)).then(typed::put(seen.key, &marked)).then(task(
+        &node,
+        &ask.project,
+        op.id,
+        work,
+    ));
+    begin(store, ask, txn, op).await?.ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))
 }

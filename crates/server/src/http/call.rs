@@ -7,13 +7,17 @@ use std::time::Duration;
 use axum::RequestPartsExt;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawPathParams, Request};
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use vmkeep_api::body::BODY_BYTES_MAX;
-use vmkeep_api::routes::Route;
+use vmkeep_api::routes::{Route, Scope};
 use vmkeep_store::Store;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::Revision;
@@ -22,7 +26,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::Caller;
 
 use crate::app::Ask;
-use crate::app::vm_write::IfMatch;
+use crate::app::ask::{IfMatch, Repeat};
 use crate::context::Server;
 
 /// A client that sends its body so slowly is gone, or means harm.
@@ -39,6 +43,8 @@ pub struct Call {
     room: Option<OwnedSemaphorePermit>,
     /// Behind a lock only because a body alone may not be shared between threads.
     body: Mutex<Body>,
+    /// The body, once it was read.
+    read: Option<Bytes>,
 }
 
 impl Call {
@@ -48,8 +54,13 @@ impl Call {
         let fields: BTreeMap<String, String> = params.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let query = parse_query(parts.uri.query().unwrap_or_default());
         let project = fields.get("project").map_or("default", String::as_str);
-        let project = project.parse().map_err(|e| Error::invalid(format!("project: {e}")))?;
-        Ok(Self { server, route, ask: Ask { project, caller }, fields, query, parts, room: None, body: Mutex::new(body) })
+        let project: Name = project.parse().map_err(|e| Error::invalid(format!("project: {e}")))?;
+        if route.scope == Scope::Project && !caller.may_enter(&project) {
+            return Err(Error::new(Code::Forbidden, format!("'{}' may not work in project {project}", caller.name)));
+        }
+        let if_match = if route.takes_if_match() { if_match(&parts.headers)? } else { None };
+        let ask = Ask { project, caller, if_match, repeat: None, admission: server.admission.clone() };
+        Ok(Self { server, route, ask, fields, query, parts, room: None, body: Mutex::new(body), read: None })
     }
 
     pub fn store(&self) -> &dyn Store {
@@ -77,14 +88,27 @@ impl Call {
         self.parts.headers.get(name).and_then(|v| v.to_str().ok())
     }
 
-    pub fn if_match(&self) -> Result<Option<IfMatch>, Error> {
-        let Some(tag) = self.header("if-match").map(str::trim) else { return Ok(None) };
-        if tag == "*" {
-            return Ok(Some(IfMatch::Exists));
+    /// Reads the body and, under an `Idempotency-Key`, what makes this request the same as another.
+    ///
+    /// # Errors
+    /// `Invalid` for a key that is none; the body's.
+    pub async fn read_repeat(&mut self) -> Result<(), Error> {
+        let Some(key) = self.parts.headers.get("idempotency-key") else { return Ok(()) };
+        let key = key.to_str().unwrap_or_default().to_owned();
+        let fine = (1..=64).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !fine {
+            return Err(Error::invalid("Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"));
         }
-        let number =
-            tag.trim_matches('"').parse().map_err(|_| Error::invalid(format!("If-Match {} is no ETag of ours", tag.escape_debug())))?;
-        Ok(Some(IfMatch::At(Revision(number))))
+        let body = self.body().await?;
+        let mut hash = Sha256::new();
+        // The project is in the key's place, and two forms of a path may name it.
+        for (field, value) in self.fields.iter().filter(|(field, _)| *field != "project") {
+            hash.update(format!("{field}={value}\n"));
+        }
+        hash.update(format!("{}\n", self.route.id));
+        hash.update(&body);
+        self.ask.repeat = Some(Repeat { key, request: URL_SAFE_NO_PAD.encode(hash.finalize()) });
+        Ok(())
     }
 
     /// The labels of `?label=a=b,c=d`.
@@ -107,8 +131,13 @@ impl Call {
 
     /// The body, at most [`BODY_BYTES_MAX`], within [`BODY_PATIENCE`], when there is room for it.
     pub async fn body(&mut self) -> Result<Bytes, Error> {
+        if let Some(read) = &self.read {
+            return Ok(read.clone());
+        }
         let late = |_| Error::new(Code::Unavailable, format!("the body did not arrive within {} s", BODY_PATIENCE.as_secs()));
-        tokio::time::timeout(BODY_PATIENCE, self.read_body()).await.map_err(late)?
+        let read = tokio::time::timeout(BODY_PATIENCE, self.read_body()).await.map_err(late)??;
+        self.read = Some(read.clone());
+        Ok(read)
     }
 
     async fn read_body(&mut self) -> Result<Bytes, Error> {
@@ -138,6 +167,25 @@ impl Call {
     /// A JSON body; unknown fields are told with the nearest name.
     pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
         manifest::body_from_json(self.value().await?)
+    }
+}
+
+/// A condition that cannot be read is never taken for none: the change would be made without it.
+fn if_match(headers: &HeaderMap) -> Result<Option<IfMatch>, Error> {
+    let mut tags = headers.get_all("if-match").iter();
+    let Some(tag) = tags.next() else { return Ok(None) };
+    let unreadable = || {
+        Error::invalid(format!("If-Match {} is no ETag of ours", String::from_utf8_lossy(tag.as_bytes()).escape_debug()))
+            .hint("send one ETag as it came, or *")
+    };
+    let text = tag.to_str().map_err(|_| unreadable())?.trim();
+    if tags.next().is_some() {
+        return Err(unreadable());
+    }
+    match text.trim_matches('"').parse() {
+        _ if text == "*" => Ok(Some(IfMatch::Exists)),
+        Ok(number) => Ok(Some(IfMatch::At(Revision(number)))),
+        Err(_) => Err(unreadable()),
     }
 }
 

@@ -14,18 +14,24 @@ use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::{Leaving, Owner};
-use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
 use super::{respond, watch};
 use crate::app::{self, apply, event, image, network, op, pool, vm, vm_adopt, vm_parts, vm_write, volume};
 use crate::auth;
 use crate::cache::Wanted;
+use crate::view::Sight;
 
 type Answer = Result<Response, Error>;
 
 /// The answer to one request; every id of the route table has its line here.
-pub async fn handle(call: Call) -> Answer {
+pub async fn handle(mut call: Call) -> Answer {
+    if call.route.takes_idempotency_key() {
+        call.read_repeat().await?;
+        if let Some(op) = app::ask::repeated(call.store(), &call.ask).await? {
+            return Ok(respond::accepted(op));
+        }
+    }
     let id = call.route.id;
     match id.split_once('.').map_or(id, |(noun, _)| noun) {
         "vm" => vms(call).await,
@@ -49,11 +55,11 @@ async fn vms(mut call: Call) -> Answer {
         "vm.list" => vm_list(&call).await,
         "vm.create" => {
             let spec = manifest::vm_from_json(call.value().await?)?;
-            vm_create(&call, spec).await
+            accepted_with(&call, vm_write::create(call.store(), &call.ask, spec).await?)
         }
         "vm.get" => {
             let ready = call.server.cache.vm(call.store(), &call.ask.project, &call.name()?).await?;
-            let mut response = respond::ready(ready.json.clone());
+            let mut response = respond::ready(ready.json(sight(&call)).clone());
             respond::etag(&mut response, ready.spec_revision);
             Ok(response)
         }
@@ -65,8 +71,7 @@ async fn vms(mut call: Call) -> Answer {
                     Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`")
                 );
             }
-            let guard = vm_write::Guard { if_match: call.if_match()?, ..Default::default() };
-            match vm_write::put(call.store(), &call.ask, spec, &guard).await {
+            match vm_write::put(call.store(), &call.ask, spec, vm_write::Same::Kept).await {
                 Ok(written) => accepted_with(&call, written),
                 Err(error) if error.code == Code::Stale => {
                     let now = vm_parts::record(call.store(), &call.ask.project, &name).await?.modified;
@@ -95,8 +100,13 @@ async fn vms(mut call: Call) -> Answer {
 }
 
 async fn vm_list(call: &Call) -> Answer {
-    let wanted = Wanted { labels: call.labels(), after: call.query("after"), limit: respond::limit(call)? };
+    let after = respond::after(call).await?;
+    let wanted = Wanted { labels: call.labels(), after, limit: respond::limit(call)?, sight: sight(call) };
     Ok(respond::ready(call.server.cache.page(call.store(), &call.ask.project, &wanted).await?))
+}
+
+fn sight(call: &Call) -> Sight {
+    Sight::of(call.ask.caller.role)
 }
 
 /// An operation was begun.
@@ -107,22 +117,9 @@ fn accepted(call: &Call, op: Operation) -> Answer {
 
 fn accepted_with(call: &Call, written: vm_write::Written) -> Answer {
     call.server.metrics.operation(&written.op.kind);
-    Ok(respond::accepted_with(written.op, written.warnings))
-}
-
-async fn vm_create(call: &Call, spec: VmSpec) -> Answer {
-    let idempotency = call.header("idempotency-key").map(str::to_owned);
-    if let Some(key) = &idempotency {
-        let fine = key.len() <= 64 && !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !fine {
-            return Err(Error::invalid("Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"));
-        }
-        if let Some(op) = vm_write::repeated(call.store(), &call.ask.project, key, &spec.name).await? {
-            return Ok(respond::accepted(op));
-        }
-    }
-    let guard = vm_write::Guard { idempotency, ..Default::default() };
-    accepted_with(call, vm_write::create(call.store(), &call.ask, spec, &guard).await?)
+    let mut response = respond::accepted_with(written.op, written.warnings);
+    written.revision.into_iter().for_each(|revision| respond::etag(&mut response, revision));
+    Ok(response)
 }
 
 async fn adopt(mut call: Call) -> Answer {
@@ -194,15 +191,15 @@ async fn images(mut call: Call) -> Answer {
         "image.list" => {
             let revision = revision(&call).await?;
             let rows = image::list(call.store(), &call.ask.project).await?;
-            respond::page(&call, rows, revision, |i| i.spec.name.to_string())
+            respond::page(&call, rows, revision, |i| i.spec.name.to_string()).await
         }
         "image.create" => {
             let spec = manifest::image_from_json(call.value().await?)?;
             accepted(&call, image::create(call.store(), &call.ask, spec).await?)
         }
         "image.get" => {
-            let record = image::find(call.store(), &call.ask.project, &call.name()?).await?;
-            Ok(respond::json(&image::view(call.store(), record).await?))
+            let found = image::stored(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::tagged(&image::view(call.store(), found.value).await?, found.modified))
         }
         "image.delete" => accepted(&call, image::delete(call.store(), &call.ask, &call.name()?).await?),
         "image.export" => {
@@ -230,15 +227,15 @@ async fn volumes(mut call: Call) -> Answer {
         "volume.list" => {
             let revision = revision(&call).await?;
             let rows = volume::list(call.store(), &call.ask.project).await?;
-            respond::page(&call, rows, revision, |v| v.name.to_string())
+            respond::page(&call, rows, revision, |v| v.name.to_string()).await
         }
         "volume.create" => {
             let wish: VolumeCreate = call.json().await?;
             accepted(&call, volume::create(call.store(), &call.ask, wish).await?)
         }
         "volume.get" => {
-            let record = volume::find(call.store(), &call.ask.project, &call.name()?).await?;
-            Ok(respond::json(&volume::view(call.store(), record).await?))
+            let found = volume::stored(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::tagged(&volume::view(call.store(), found.value).await?, found.modified))
         }
         "volume.delete" => accepted(&call, volume::delete(call.store(), &call.ask, &call.name()?).await?),
         _ => Err(no_handler(&call)),
@@ -251,7 +248,7 @@ async fn networks(mut call: Call) -> Answer {
         "network.list" => {
             let revision = revision(&call).await?;
             let rows = network::list(call.store(), &call.ask.project).await?;
-            respond::page(&call, rows, revision, |n| n.spec.name.to_string())
+            respond::page(&call, rows, revision, |n| n.spec.name.to_string()).await
         }
         "network.put" => {
             let name = call.name()?;
@@ -259,17 +256,18 @@ async fn networks(mut call: Call) -> Answer {
             if spec.name != name {
                 return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)));
             }
-            Ok(respond::json(&network::put(call.store(), &call.ask, spec).await?))
+            let (view, revision) = network::put(call.store(), &call.ask, spec).await?;
+            Ok(respond::tagged(&view, revision))
         }
         "network.get" => {
-            let record = network::find(call.store(), &call.ask.project, &call.name()?).await?;
-            Ok(respond::json(&network::view(call.store(), record).await?))
+            let found = network::stored(call.store(), &call.ask.project, &call.name()?).await?;
+            Ok(respond::tagged(&network::view(call.store(), found.value).await?, found.modified))
         }
         "network.delete" => accepted(&call, network::delete(call.store(), &call.ask, &call.name()?).await?),
         "pool.list" => {
             let revision = revision(&call).await?;
             let rows = pool::list(call.store()).await?;
-            respond::page(&call, rows, revision, |p| p.spec.name.to_string())
+            respond::page(&call, rows, revision, |p| p.spec.name.to_string()).await
         }
         "pool.get" => {
             let record = pool::find(call.store(), &call.name()?).await?;
@@ -288,13 +286,16 @@ async fn history(call: Call) -> Answer {
         "op.list" => {
             let revision = revision(&call).await?;
             let mut rows: Vec<Operation> =
-                app::list(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
+                app::list_readable(call.store(), &keys::ops(&call.ask.project)).await?.into_iter().map(|s| s.value).collect();
             rows.sort_by_key(|op| op.id);
-            respond::page(&call, rows, revision, |op| op.id.to_string())
+            respond::page(&call, rows, revision, |op| op.id.to_string()).await
         }
         "op.get" if call.flag("watch") => watch::operation(call).await,
-        "op.get" => Ok(respond::json(&op::find(call.store(), &call.ask.project, call.field("id")).await?)),
-        "op.cancel" => Ok(respond::json(&op::cancel(call.store(), &call.ask.project, call.field("id")).await?)),
+        "op.get" => {
+            let found = op::find(call.store(), &call.ask.project, call.field("id")).await?;
+            Ok(respond::tagged(&found.value, found.modified))
+        }
+        "op.cancel" => Ok(respond::json(&op::cancel(call.store(), &call.ask, call.field("id")).await?)),
         "event.list" => {
             let prefix = event::all(&call.ask.project);
             events(call, &prefix).await
@@ -309,7 +310,7 @@ async fn events(call: Call, prefix: &str) -> Answer {
     }
     let revision = revision(&call).await?;
     let rows = event::list(call.store(), prefix).await?;
-    respond::page(&call, rows, revision, |row| row.place.clone())
+    respond::page(&call, rows, revision, |row| row.place.clone()).await
 }
 
 async fn tokens(mut call: Call) -> Answer {
@@ -317,7 +318,7 @@ async fn tokens(mut call: Call) -> Answer {
         "token.list" => Ok(respond::json(&auth::list(call.store()).await?)),
         "token.create" => {
             let wish: TokenCreate = call.json().await?;
-            Ok(respond::json(&auth::create(call.store(), wish).await?))
+            Ok(respond::json(&auth::create_for(call.store(), &call.ask, wish).await?))
         }
         "token.delete" => {
             auth::delete(call.store(), call.field("id")).await?;
@@ -340,7 +341,7 @@ async fn host(call: Call) -> Answer {
         "node.list" => {
             let revision = revision(&call).await?;
             let rows: Vec<NodeView> = app::nodes(call.store()).await?.into_iter().map(|facts| NodeView { facts }).collect();
-            respond::page(&call, rows, revision, |n| n.facts.name.to_string())
+            respond::page(&call, rows, revision, |n| n.facts.name.to_string()).await
         }
         "stats.list" => stats(&call).await,
         "version" => {
@@ -376,7 +377,7 @@ async fn metrics(call: Call, node: &Name) -> Answer {
     use http_body_util::BodyExt;
     let server = call.server.clone();
     let mut phases: BTreeMap<String, i64> = BTreeMap::new();
-    let everything = Wanted { limit: usize::MAX, ..Wanted::default() };
+    let everything = Wanted { labels: Vec::new(), after: None, limit: usize::MAX, sight: Sight::Veiled };
     for row in &server.cache.list(call.store(), &call.ask.project, &everything).await?.rows {
         *phases.entry(phase_word(row.phase)).or_default() += 1;
     }

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!  request ──► route row: role ──► Call (project, fields, query, body with limit) ──► handler ──► audit, metrics
+//!                                  └────── in a task of its own when it changes something ──────┘
 //! ```
+//! A client that hangs up, or the time for an answer, ends no change half-way: it is carried out and noted all the same.
 //! Handlers are thin: they read, call `app`, and answer. Errors are problem+json everywhere, unknown paths included.
 
 mod call;
@@ -20,7 +22,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use futures_util::FutureExt;
-use vmkeep_api::routes::{Method, ROUTES, Route, Shape};
+use vmkeep_api::routes::{Method, ROUTES, Route, Scope, Shape};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::nearest::nearest;
 use vmkeep_types::record::Caller;
@@ -111,32 +113,75 @@ fn nearest_route(path: &str) -> Option<String> {
 
 async fn serve(server: Arc<Server>, route: &'static Route, request: Request) -> Response {
     let begin = Instant::now();
-    let path = request.uri().path().to_owned();
     let caller = request.extensions().get::<Caller>().cloned();
-    let response = match caller.clone() {
-        None => problem(Error::new(Code::Unauthenticated, "who are you?").hint("send `Authorization: Bearer TOKEN`")),
-        Some(caller) if caller.role < route.role => problem(forbidden(&caller, route)),
-        Some(caller) => answer(server.clone(), route, caller, request).await,
+    let path = request.uri().path().to_owned();
+    let work = answer(server.clone(), route, caller.clone(), request);
+    let response = if route.is_audited() {
+        in_time(route, to_its_end(&server, caller, route.id, path, work)).await
+    } else {
+        in_time(route, work).await
     };
-    let status = response.status().as_u16();
-    server.metrics.note(route.id, status, begin.elapsed());
-    if route.method != Method::Get || route.shape == Shape::WebSocket {
-        let nobody = || Caller { name: "nobody".into(), role: vmkeep_types::record::Role::Viewer };
-        server.audit.note(&caller.unwrap_or_else(nobody), route.id, &path, status);
-    }
+    server.metrics.note(route.id, response.status().as_u16(), begin.elapsed());
     response
 }
 
-/// Within its time, and whatever happens.
-async fn answer(server: Arc<Server>, route: &'static Route, caller: Caller, request: Request) -> Response {
-    let handled = AssertUnwindSafe(async move { handlers::handle(Call::new(server, route, caller, request).await?).await });
-    let patience = if lasts_as_long_as_it_must(route) { Duration::MAX } else { REQUEST_PATIENCE };
-    match tokio::time::timeout(patience, handled.catch_unwind()).await {
-        Ok(Ok(answered)) => answered.unwrap_or_else(problem),
+/// Carries a change out to its end and notes it, whoever still waits for the answer: hyper drops the future of a request
+/// whose client hung up.
+pub async fn to_its_end(
+    server: &Arc<Server>,
+    caller: Option<Caller>,
+    route: &'static str,
+    path: String,
+    work: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    let (noting, done) = (server.clone(), AssertUnwindSafe(work).catch_unwind());
+    let noted = async move {
         // The panic's own words are in the log.
-        Ok(Err(_)) => problem(Error::internal(format!("{} failed inside vmkeepd", route.id)).hint("journalctl -u vmkeepd shows where")),
-        Err(_) => problem(Error::new(Code::Unavailable, format!("{} took longer than {} s", route.id, REQUEST_PATIENCE.as_secs()))),
+        let broke = |_| problem(Error::internal(format!("{route} failed inside vmkeepd")).hint("journalctl -u vmkeepd shows where"));
+        let response = done.await.unwrap_or_else(broke);
+        noting.audit.note(caller.as_ref(), route, &path, response.status().as_u16());
+        response
+    };
+    let cut = |_| problem(Error::new(Code::Unavailable, "vmkeepd is ending"));
+    server.changes.spawn(noted).await.unwrap_or_else(cut)
+}
+
+/// The head of an answer within its time.
+async fn in_time(route: &'static Route, work: impl Future<Output = Response>) -> Response {
+    let patience = if lasts_as_long_as_it_must(route) { Duration::MAX } else { REQUEST_PATIENCE };
+    let late = |_| {
+        let late = Error::new(Code::Unavailable, format!("{} took longer than {} s", route.id, REQUEST_PATIENCE.as_secs()));
+        problem(if route.is_audited() { late.hint("it goes on: see vmkeep op list") } else { late })
+    };
+    let broke = |_| problem(Error::internal(format!("{} failed inside vmkeepd", route.id)).hint("journalctl -u vmkeepd shows where"));
+    let whatever_happens = AssertUnwindSafe(work).catch_unwind();
+    tokio::time::timeout(patience, whatever_happens).await.map_or_else(late, |done| done.unwrap_or_else(broke))
+}
+
+async fn answer(server: Arc<Server>, route: &'static Route, caller: Option<Caller>, request: Request) -> Response {
+    let caller = match caller {
+        None => return problem(Error::new(Code::Unauthenticated, "who are you?").hint("send `Authorization: Bearer TOKEN`")),
+        Some(caller) if caller.role < route.role => return problem(forbidden(&caller, route)),
+        Some(caller) if caller.projects.is_some() && !is_for_everybody(route) => return problem(all_projects_only(&caller)),
+        Some(caller) => caller,
+    };
+    let handled = async { handlers::handle(Call::new(server, route, caller, request).await?).await };
+    match handled.await {
+        // A place in a list that has ended, as an event token has.
+        Err(error) if error.code == Code::Stale && route.method == Method::Get => respond::problem_as(StatusCode::GONE, error),
+        answered => answered.unwrap_or_else(problem),
     }
+}
+
+/// What a caller with a few projects may use: those, and what tells nothing of the others.
+fn is_for_everybody(route: &Route) -> bool {
+    route.scope == Scope::Project
+        || matches!(route.id, "version" | "schema" | "openapi" | "pool.list" | "pool.get" | "node.list" | "host.check")
+}
+
+fn all_projects_only(caller: &Caller) -> Error {
+    let only: Vec<&str> = caller.projects.iter().flatten().map(|p| p.as_str()).collect();
+    Error::new(Code::Forbidden, format!("'{}' may work in project {} only, and this is of all projects", caller.name, only.join(", ")))
 }
 
 /// Uploads last as long as their bytes do, programs in guests as long as the caller lets them.

@@ -11,6 +11,7 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::operation::Operation;
 
 use super::call::Call;
+use crate::page::Place;
 
 fn body(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(bytes));
@@ -66,6 +67,13 @@ pub fn nothing() -> Response {
     body(StatusCode::NO_CONTENT, "application/json", Vec::new())
 }
 
+/// JSON of one object with its ETag.
+pub fn tagged<T: Serialize>(value: &T, revision: Revision) -> Response {
+    let mut response = json(value);
+    etag(&mut response, revision);
+    response
+}
+
 /// 202, or 200 when the operation is over already.
 pub fn accepted(operation: Operation) -> Response {
     accepted_with(operation, Vec::new())
@@ -84,12 +92,24 @@ pub fn limit(call: &Call) -> Result<usize, Error> {
     number.ok_or_else(|| Error::invalid(format!("limit '{}' is not between 1 and {PAGE_MAX}", text.escape_debug())))
 }
 
-/// One page of a sorted list; `id` gives each row's place, `?after=` the last one seen.
-pub fn page<T: Serialize>(call: &Call, rows: Vec<T>, revision: Revision, id: impl Fn(&T) -> String) -> Result<Response, Error> {
+/// Where the page before ended.
+///
+/// # Errors
+/// `Invalid` for what is no place; `Stale` for one that has ended.
+pub async fn after(call: &Call) -> Result<Option<Place>, Error> {
+    match call.query("after") {
+        Some(token) => Place::read(call.store(), token).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// One page of a sorted list; `id` gives each row's place.
+pub async fn page<T: Serialize>(call: &Call, rows: Vec<T>, revision: Revision, id: impl Fn(&T) -> String) -> Result<Response, Error> {
     let limit = limit(call)?;
-    let after = call.query("after").map(str::to_owned);
-    let mut rest = rows.into_iter().skip_while(|row| after.as_ref().is_some_and(|after| id(row) <= *after));
+    let after = after(call).await?;
+    let begun = after.as_ref().map_or(revision, |place| place.begun);
+    let mut rest = rows.into_iter().skip_while(|row| after.as_ref().is_some_and(|after| id(row) <= after.name));
     let items: Vec<T> = rest.by_ref().take(limit).collect();
-    let next = rest.next().and_then(|_| items.last().map(&id));
-    Ok(json(&Page { items, next, revision }))
+    let next = rest.next().and_then(|_| items.last().map(|row| Place::token(&call.store().id(), begun, &id(row))));
+    Ok(json(&Page { items, next, revision: begun }))
 }

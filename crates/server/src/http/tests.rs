@@ -2,6 +2,7 @@
 
 mod apply;
 mod bad_input;
+mod conditions;
 mod lists;
 mod nouns;
 mod vms;
@@ -25,7 +26,7 @@ use vmkeep_types::host::{KvmState, NodeFacts};
 use vmkeep_types::ids::{Epoch, ImageId, VmId};
 use vmkeep_types::image::{Found, ImageFacts, ImageKind, ImageRecord, ImageSource, ImageSpec};
 use vmkeep_types::name::Name;
-use vmkeep_types::record::Role;
+use vmkeep_types::record::{Role, Via};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Firmware, OsFamily};
 
@@ -60,6 +61,7 @@ impl NodeGate for FakeNode {
 struct Bed {
     router: Router,
     store: Arc<EmbeddedStore>,
+    server: Arc<Server>,
     node: Arc<FakeNode>,
     role: Role,
 }
@@ -90,7 +92,8 @@ impl Reply {
         }
         if let Some(items) = body.get("items").and_then(Value::as_array) {
             let name = |item: &Value| word(item.get("spec").map_or(&item["name"], |spec| &spec["name"]));
-            return format!("{} [{}] next {}", self.status, items.iter().map(name).collect::<Vec<_>>().join(" "), body["next"]);
+            let next = body["next"].as_str().and_then(|next| next.splitn(3, ':').nth(2));
+            return format!("{} [{}] next {}", self.status, items.iter().map(name).collect::<Vec<_>>().join(" "), json!(next));
         }
         format!("{} {}", self.status, self.body)
     }
@@ -168,7 +171,7 @@ impl Bed {
         };
         let node = Arc::new(FakeNode::default());
         let server = Server::new(store.clone(), node.clone(), name.clone(), audit);
-        let bed = Self { router: router(server), store, node, role: Role::Admin };
+        let bed = Self { router: router(server.clone()), store, server, node, role: Role::Admin };
         let tiny = image("tiny");
         bed.put_all(vec![
             typed::put(keys::epoch(&name), &Epoch(1)),
@@ -181,7 +184,7 @@ impl Bed {
     }
 
     fn by(&self, role: Role) -> Self {
-        Self { router: self.router.clone(), store: self.store.clone(), node: self.node.clone(), role }
+        Self { router: self.router.clone(), store: self.store.clone(), server: self.server.clone(), node: self.node.clone(), role }
     }
 
     async fn put_all(&self, ops: Vec<Op>) {
@@ -197,7 +200,7 @@ impl Bed {
     }
 
     async fn send(&self, request: axum::http::request::Builder, body: impl Into<Body>) -> Response {
-        let caller = Caller { name: "alice".into(), role: self.role };
+        let caller = Caller { name: "alice".into(), role: self.role, via: Via::Uid(1000), projects: None };
         let request = request.extension(caller).body(body.into()).expect("a request");
         self.router.clone().oneshot(request).await.expect("routers answer")
     }
@@ -335,9 +338,9 @@ async fn changes_are_in_the_audit_log_and_nothing_secret() {
         lines += &format!("{line}\n");
     }
     expect![[r#"
-        {"at":"NOW","by":"alice","path":"/v1/vms","role":"admin","route":"vm.create","status":202}
-        {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"viewer","route":"vm.delete","status":403}
-        {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"admin","route":"vm.put","status":202}
+        {"at":"NOW","by":"alice","path":"/v1/vms","role":"admin","route":"vm.create","status":202,"via":"uid 1000"}
+        {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"viewer","route":"vm.delete","status":403,"via":"uid 1000"}
+        {"at":"NOW","by":"alice","path":"/v1/vms/web1","role":"admin","route":"vm.put","status":202,"via":"uid 1000"}
     "#]]
     .assert_eq(&lines);
 }

@@ -4,8 +4,8 @@
 //! or 410 when the history is compacted or the store is another one. A bookmark every 15 s moves the token on and shows that
 //! the line lives. Objects are sent as the list shows them.
 //!
-//! How it fails: a reader that takes nothing for [`LINE_PATIENCE`], or a watch that fell behind, ends the stream; the reader
-//! comes back with its token.
+//! How it fails: a reader that takes nothing for [`LINE_PATIENCE`], a feed that fell behind or a store that does not answer
+//! ends the stream; the reader comes back with its token. A value that does not parse is logged and left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -31,6 +31,9 @@ use super::call::Call;
 use super::respond;
 use crate::app::{self, image, network, op, vm_parts, volume};
 use crate::cache::{has_labels, vm_of};
+use crate::feed::{Broke, Source};
+use crate::streams::{STREAMS_PER_CALLER_MAX, Seat};
+use crate::view::{self, Sight};
 
 /// Events that wait for a slow reader.
 const LINE_MAX: usize = 256;
@@ -83,7 +86,12 @@ fn token(call: &Call) -> Result<Option<Revision>, Box<Response>> {
     revision.parse().map(|n| Some(Revision(n))).map_err(|_| other())
 }
 
-async fn begin(call: &Call, prefix: &str) -> Result<(Watch, Revision), Box<Response>> {
+fn too_many() -> Response {
+    let told = Error::new(Code::Unavailable, format!("you have {STREAMS_PER_CALLER_MAX} event streams already; no more at once"));
+    respond::problem_as(StatusCode::TOO_MANY_REQUESTS, told.hint("end some; one stream of a list tells of all its objects"))
+}
+
+async fn begin(call: &Call, prefix: &str) -> Result<(Source, Revision), Box<Response>> {
     let refused = |e: StoreError| match e {
         StoreError::Compacted { .. } => Box::new(gone(format!("the watch token is too old: {e}"))),
         other => Box::new(respond::problem(app::store_error(other))),
@@ -94,8 +102,8 @@ async fn begin(call: &Call, prefix: &str) -> Result<(Watch, Revision), Box<Respo
         Some(seen) => seen,
         None => newest,
     };
-    let watch = call.store().watch(prefix, from.next()).await.map_err(refused)?;
-    Ok((watch, from))
+    let source = Source::open(call.server.cache.feed(), call.store(), prefix, from).await.map_err(refused)?;
+    Ok((source, from))
 }
 
 fn frame(store: &dyn Store, revision: Revision, event: &WatchEvent) -> Bytes {
@@ -114,12 +122,18 @@ struct Line {
     bookmarks: Interval,
 }
 
-/// The reader is gone.
+/// The reader is gone, or what it reads from.
 struct Hung;
 
+impl From<Broke> for Hung {
+    fn from(_: Broke) -> Self {
+        Self
+    }
+}
+
 /// What came first.
-enum Next {
-    Batch(WatchBatch),
+enum Next<T> {
+    Batch(T),
     Bookmark,
 }
 
@@ -142,10 +156,10 @@ impl Line {
         sent.map_err(|_| Hung)?.map_err(|_| Hung)
     }
 
-    async fn next(&mut self, watch: &mut Watch) -> Result<Next, Hung> {
+    async fn next<T>(&mut self, batch: impl Future<Output = Result<T, Hung>>) -> Result<Next<T>, Hung> {
         tokio::select! {
             () = self.queue.closed() => Err(Hung),
-            batch = watch.recv() => batch.and_then(Result::ok).map(Next::Batch).ok_or(Hung),
+            batch = batch => batch.map(Next::Batch),
             _ = self.bookmarks.tick() => Ok(Next::Bookmark),
         }
     }
@@ -153,7 +167,8 @@ impl Line {
 
 /// Changes of what `call` lists, from now or from its token.
 pub async fn follow(call: Call, what: What) -> Result<Response, Error> {
-    let (watch, at) = match begin(&call, what.prefix()).await {
+    let Some(seat) = call.server.streams.take(&call.ask.caller.via) else { return Ok(too_many()) };
+    let (source, at) = match begin(&call, what.prefix()).await {
         Ok(begun) => begun,
         Err(answer) => return Ok(*answer),
     };
@@ -162,7 +177,7 @@ pub async fn follow(call: Call, what: What) -> Result<Response, Error> {
         None => BTreeMap::new(),
     };
     let (line, response) = Line::open(call.server.bookmark_every);
-    tokio::spawn(Feed { call, what, names, left: BTreeSet::new(), at }.run(watch, line));
+    tokio::spawn(Telling { call, what, names, left: BTreeSet::new(), at, _seat: seat }.run(source, line));
     Ok(response)
 }
 
@@ -173,21 +188,22 @@ async fn names(store: &dyn Store, project: &Name, kind: &str) -> Result<BTreeMap
     Ok(index.into_iter().filter_map(|entry| Some((entry.value, entry.key[prefix.len()..].parse().ok()?))).collect())
 }
 
-struct Feed {
+struct Telling {
     call: Call,
     what: What,
     names: BTreeMap<Uuid, Name>,
     /// VMs whose labels are not the wanted ones.
     left: BTreeSet<VmId>,
     at: Revision,
+    _seat: Seat,
 }
 
-impl Feed {
-    async fn run(mut self, mut watch: Watch, mut line: Line) {
-        while let Ok(next) = line.next(&mut watch).await {
+impl Telling {
+    async fn run(mut self, mut source: Source, mut line: Line) {
+        while let Ok(next) = line.next(async { Ok(source.next().await?) }).await {
             let told = match next {
-                Next::Batch(batch) => self.tell(batch, &line).await,
-                Next::Bookmark => self.bookmark(&mut watch, &line).await,
+                Next::Batch(batch) => self.tell(&batch, &line).await,
+                Next::Bookmark => self.bookmark(&mut source, &line).await,
             };
             if told.is_err() {
                 return;
@@ -195,8 +211,8 @@ impl Feed {
         }
     }
 
-    async fn tell(&mut self, batch: WatchBatch, line: &Line) -> Result<(), Hung> {
-        let mut events = self.events(&batch).await;
+    async fn tell(&mut self, batch: &WatchBatch, line: &Line) -> Result<(), Hung> {
+        let mut events = self.events(batch).await?;
         let last = events.pop();
         // A reader that loses the line in the middle has the token of the batch before, and gets all of this one again.
         for event in events {
@@ -209,47 +225,50 @@ impl Feed {
         }
     }
 
-    /// The token moves on although nothing of ours changed. What is published up to this revision is in the queue already.
-    async fn bookmark(&mut self, watch: &mut Watch, line: &Line) -> Result<(), Hung> {
-        let Ok(newest) = self.call.store().revision().await else { return Err(Hung) };
-        while let Ok(batch) = watch.try_recv() {
-            self.tell(batch.map_err(|_| Hung)?, line).await?;
+    /// The token moves on although nothing of ours changed.
+    async fn bookmark(&mut self, source: &mut Source, line: &Line) -> Result<(), Hung> {
+        let server = self.call.server.clone();
+        let (batches, settled) = source.settle(server.cache.feed(), self.call.store()).await?;
+        for batch in batches {
+            self.tell(&batch, line).await?;
         }
-        self.at = self.at.max(newest);
+        self.at = self.at.max(settled);
         line.send(self.call.store(), self.at, &WatchEvent::Bookmark).await
     }
 
-    async fn events(&mut self, batch: &WatchBatch) -> Vec<WatchEvent> {
+    async fn events(&mut self, batch: &WatchBatch) -> Result<Vec<WatchEvent>, Hung> {
         let mut events = Vec::new();
         if self.what == What::Vms {
             for id in batch.changes.iter().filter_map(|c| vm_of(key_of(c))).collect::<BTreeSet<_>>() {
-                events.extend(self.vm(id, batch).await);
+                events.extend(self.vm(id, batch).await?);
             }
-            return events;
+            return Ok(events);
         }
         for change in &batch.changes {
-            events.extend(self.object(change, batch).await);
+            events.extend(self.object(change, batch).await?);
         }
-        events
+        Ok(events)
     }
 
-    async fn vm(&mut self, id: VmId, batch: &WatchBatch) -> Option<WatchEvent> {
+    async fn vm(&mut self, id: VmId, batch: &WatchBatch) -> Result<Option<WatchEvent>, Hung> {
         let (store, project) = (self.call.store(), &self.call.ask.project);
-        let Some(view) = vm_parts::show_by_id(store, project, id).await.ok()? else {
+        let Some(shown) = readable(vm_parts::show_by_id(store, project, id).await)? else { return Ok(None) };
+        let Some(view) = shown else {
             let key = keys::vm(project, id);
             let deleted = batch.changes.iter().any(|c| matches!(c, Change::Deleted { key: k, .. } if *k == key));
-            return deleted.then(|| self.deleted(id.0, batch));
+            return Ok(deleted.then(|| self.deleted(id.0, batch)));
         };
         self.names.insert(id.0, view.spec.name.clone());
         if has_labels(&view.spec.labels, &self.call.labels()) {
             self.left.remove(&id);
-            return put(&view);
+            let veiled = (Sight::of(self.call.ask.caller.role) == Sight::Veiled).then(|| view::veiled(&view)).flatten();
+            return Ok(Some(put(&veiled.unwrap_or(view))));
         }
         // For this reader it is not in the list; said once, because it may have been.
-        self.left.insert(id).then_some(WatchEvent::Deleted { name: view.spec.name, id: id.0 })
+        Ok(self.left.insert(id).then_some(WatchEvent::Deleted { name: view.spec.name, id: id.0 }))
     }
 
-    async fn object(&mut self, change: &Change, batch: &WatchBatch) -> Option<WatchEvent> {
+    async fn object(&mut self, change: &Change, batch: &WatchBatch) -> Result<Option<WatchEvent>, Hung> {
         let key = key_of(change);
         let mut parts = key.split('/');
         let ours = match (&self.what, self.what.kind()) {
@@ -257,35 +276,39 @@ impl Feed {
             (_, kind) => parts.next() == kind && parts.next() == Some(self.call.ask.project.as_str()),
         };
         match change {
-            _ if !ours => None,
+            _ if !ours => Ok(None),
             Change::Put(kv) => self.put(kv).await,
             Change::Deleted { key, .. } => {
-                let id = key.rsplit('/').next()?.parse().ok()?;
-                Some(self.deleted(id, batch))
+                let id = key.rsplit('/').next().and_then(|id| id.parse().ok());
+                Ok(id.map(|id| self.deleted(id, batch)))
             }
         }
     }
 
-    async fn put(&mut self, kv: &KeyValue) -> Option<WatchEvent> {
+    async fn put(&mut self, kv: &KeyValue) -> Result<Option<WatchEvent>, Hung> {
         let store = self.call.store();
-        match &self.what {
+        let (id, name, event) = match &self.what {
             What::Images => {
-                let view = image::view(store, typed::decode(kv).ok()?).await.ok()?;
-                self.names.insert(view.id.0, view.spec.name.clone());
-                put(&view)
+                let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
+                let Some(view) = readable(image::view(store, record).await)? else { return Ok(None) };
+                (view.id.0, view.spec.name.clone(), put(&view))
             }
             What::Volumes => {
-                let view = volume::view(store, typed::decode(kv).ok()?).await.ok()?;
-                self.names.insert(view.id.0, view.name.clone());
-                put(&view)
+                let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
+                let Some(view) = readable(volume::view(store, record).await)? else { return Ok(None) };
+                (view.id.0, view.name.clone(), put(&view))
             }
             What::Networks => {
-                let view = network::view(store, typed::decode(kv).ok()?).await.ok()?;
-                self.names.insert(view.id.0, view.spec.name.clone());
-                put(&view)
+                let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
+                let Some(view) = readable(network::view(store, record).await)? else { return Ok(None) };
+                (view.id.0, view.spec.name.clone(), put(&view))
             }
-            What::Vms | What::Stored(_) => Some(WatchEvent::Put { object: typed::decode::<Value>(kv).ok()? }),
-        }
+            What::Vms | What::Stored(_) => {
+                return Ok(typed::readable(typed::decode::<Value>(kv)).map(|object| WatchEvent::Put { object }));
+            }
+        };
+        self.names.insert(id, name);
+        Ok(Some(event))
     }
 
     fn deleted(&mut self, id: Uuid, batch: &WatchBatch) -> WatchEvent {
@@ -305,8 +328,23 @@ impl Feed {
     }
 }
 
-fn put<T: Serialize>(view: &T) -> Option<WatchEvent> {
-    Some(WatchEvent::Put { object: serde_json::to_value(view).ok()? })
+fn put<T: Serialize>(view: &T) -> WatchEvent {
+    WatchEvent::Put { object: serde_json::to_value(view).expect("views are plain data") }
+}
+
+/// A record that does not parse is left out; any other error ends the stream, so that its token does not move over the change.
+fn readable<T>(looked: Result<T, Error>) -> Result<Option<T>, Hung> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.code == Code::Internal => {
+            tracing::error!(%error, "a change is not told");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "an event stream ends");
+            Err(Hung)
+        }
+    }
 }
 
 fn key_of(change: &Change) -> &str {
@@ -318,24 +356,28 @@ fn key_of(change: &Change) -> &str {
 
 /// One operation: its state now, then each change, until it is over.
 pub async fn operation(call: Call) -> Result<Response, Error> {
-    let first = op::find(call.store(), &call.ask.project, call.field("id")).await?;
+    let Some(seat) = call.server.streams.take(&call.ask.caller.via) else { return Ok(too_many()) };
+    let first = op::find(call.store(), &call.ask.project, call.field("id")).await?.value;
     let key = keys::op(&call.ask.project, first.id);
     let from = call.store().revision().await.map_err(app::store_error)?;
     let watch = call.store().watch(&key, from.next()).await.map_err(app::store_error)?;
     // Read again: what changed between the two reads must not be lost.
-    let now = op::find(call.store(), &call.ask.project, call.field("id")).await?;
+    let now = op::find(call.store(), &call.ask.project, call.field("id")).await?.value;
     let (line, response) = Line::open(call.server.bookmark_every);
-    tokio::spawn(follow_operation(call, watch, line, from, now));
+    tokio::spawn(async move {
+        follow_operation(call, watch, line, from, now).await;
+        drop(seat);
+    });
     Ok(response)
 }
 
 async fn follow_operation(call: Call, mut watch: Watch, mut line: Line, mut at: Revision, mut current: Operation) {
-    while let Some(event) = put(&current) {
-        if line.send(call.store(), at, &event).await.is_err() || current.state.is_over() {
+    loop {
+        if line.send(call.store(), at, &put(&current)).await.is_err() || current.state.is_over() {
             return;
         }
         current = loop {
-            match line.next(&mut watch).await {
+            match line.next(async { watch.recv().await.and_then(Result::ok).ok_or(Hung) }).await {
                 Err(Hung) => return,
                 Ok(Next::Bookmark) => {
                     if line.send(call.store(), at, &WatchEvent::Bookmark).await.is_err() {
@@ -355,7 +397,7 @@ async fn follow_operation(call: Call, mut watch: Watch, mut line: Line, mut at: 
 
 fn newest(batch: WatchBatch) -> Option<Operation> {
     batch.changes.into_iter().rev().find_map(|change| match change {
-        Change::Put(kv) => serde_json::from_slice(&kv.value).ok(),
+        Change::Put(kv) => typed::readable(typed::decode(&kv)),
         Change::Deleted { .. } => None,
     })
 }

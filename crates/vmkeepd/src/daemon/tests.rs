@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use vmkeep_api::body::{Accepted, HostCheck, VersionAnswer};
 use vmkeep_api::client::Client;
 use vmkeep_api::client::websocket::Message;
+use vmkeep_types::record::Via;
 
 use super::*;
 
@@ -125,13 +126,18 @@ async fn a_second_daemon_on_the_same_store_is_refused() {
 #[tokio::test]
 async fn only_administrators_shut_all_vms_down() {
     let node = Router::new().route("/n/guests/shutdown", post(|| async { "done" }));
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = dir.path().join("audit.log");
+    let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+    let gate = Arc::new(LocalGate::new(Name::known("node1"), node.clone()));
+    let server = Server::new(store, gate, Name::known("node1"), Audit::open(&log).expect("a log"));
     let status = |role: Option<Role>| {
-        let routes = guest_routes(node.clone());
+        let routes = guest_routes(node.clone(), server.clone());
         let mut request = Request::post("/n/guests/shutdown").body(axum::body::Body::empty()).expect("a request");
         request.extensions_mut().extend(
             role.map(|role| {
                 let mut of = http::Extensions::new();
-                of.insert(Caller { name: "me".into(), role });
+                of.insert(Caller { name: "me".into(), role, via: Via::Uid(1), projects: None });
                 of
             })
             .unwrap_or_default(),
@@ -141,4 +147,9 @@ async fn only_administrators_shut_all_vms_down() {
     assert_eq!(status(None).await, 403);
     assert_eq!(status(Some(Role::Operator)).await, 403);
     assert_eq!(status(Some(Role::Admin)).await, 200);
+    let text = std::fs::read_to_string(&log).expect("text");
+    let noted: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<_> = noted.iter().map(|line| (line["via"].as_str(), line["path"].as_str(), line["status"].as_u64())).collect();
+    let path = Some("/n/guests/shutdown");
+    assert_eq!(told, [(None, path, Some(403)), (Some("uid 1"), path, Some(403)), (Some("uid 1"), path, Some(200))]);
 }

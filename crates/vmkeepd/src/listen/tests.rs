@@ -134,7 +134,7 @@ impl Remote {
     }
 
     async fn client(&self, role: Role) -> Client {
-        let wish = TokenCreate { name: Name::known("ci"), role, expires_in: None };
+        let wish = TokenCreate { name: Name::known("ci"), role, expires_in: None, projects: None };
         let made = vmkeep_server::auth::create(self.store.as_ref(), wish).await.expect("a token");
         self.client_with(Some(made.secret))
     }
@@ -167,7 +167,7 @@ async fn tokens_open_the_api_over_tls_as_far_as_their_role_goes() {
 async fn the_host_shutdown_is_not_offered_over_the_network() {
     let remote = Remote::new().await;
     let mut request = http::Request::post("/n/guests/shutdown").body(axum::body::Body::empty()).expect("a request");
-    request.extensions_mut().insert(Caller { name: "root".into(), role: Role::Admin });
+    request.extensions_mut().insert(Caller { name: "root".into(), role: Role::Admin, via: Via::Uid(0), projects: None });
     assert_eq!(remote.serve.router.clone().oneshot(request).await.expect("an answer").status(), 404);
 }
 
@@ -180,4 +180,30 @@ async fn who_does_not_speak_tls_harms_nobody() {
     plain.write_all(b"GET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
     let viewer = remote.client(Role::Viewer).await;
     assert!(viewer.call("version").answer::<VersionAnswer>().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token() {
+    let remote = Remote::new().await;
+    let made = async |expires_in: Option<u64>| {
+        let wish = TokenCreate {
+            name: Name::known("ci"),
+            role: Role::Viewer,
+            expires_in: expires_in.map(vmkeep_types::units::Seconds::new),
+            projects: None,
+        };
+        vmkeep_server::auth::create(remote.store.as_ref(), wish).await.expect("a token")
+    };
+    let (kept, revoked, short) = (made(None).await, made(None).await, made(Some(2)).await);
+    let clients = [&kept, &revoked, &short].map(|token| remote.client_with(Some(token.secret.clone())));
+    let mut streams = Vec::new();
+    for client in &clients {
+        streams.push(client.call("vm.list").watch(None).await.expect("a stream"));
+    }
+    vmkeep_server::auth::delete(remote.store.as_ref(), &revoked.token.id).await.expect("revoked");
+    for over in [1, 2] {
+        let ended = tokio::time::timeout(PATIENCE, streams[over].next()).await.expect("it ends");
+        assert!(!matches!(ended, Ok(Some(_))), "{over}");
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(100), streams[0].next()).await.is_err(), "the other goes on");
 }

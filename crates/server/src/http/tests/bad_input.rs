@@ -114,7 +114,10 @@ async fn bodies_that_are_none() {
     bed.check("GET /v1/vms?limit=0", Value::Null, expect!["422 invalid: limit '0' is not between 1 and 1000"]).await;
     bed.check("GET /v1/operations/x", Value::Null, expect!["422 invalid: 'x' is not an operation's id"]).await;
     let stale = bed.reply(Request::builder().method("PUT").uri("/v1/vms/web1").header("if-match", "W/x"), r#"{"name":"web1"}"#).await;
-    expect!["422 invalid: If-Match W/x is no ETag of ours"].assert_eq(&stale.words());
+    expect![[r#"
+        422 invalid: If-Match W/x is no ETag of ours
+          hint: send one ETag as it came, or *"#]]
+    .assert_eq(&stale.words());
 }
 
 #[tokio::test]

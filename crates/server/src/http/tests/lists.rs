@@ -9,11 +9,75 @@ async fn pages_go_on_where_the_last_ended() {
         bed.vm(name).await;
     }
     bed.check("GET /v1/vms?limit=2", Value::Null, expect![[r#"200 [a b] next "b""#]]).await;
-    bed.check("GET /v1/vms?limit=2&after=b", Value::Null, expect![[r#"200 [c d] next "d""#]]).await;
-    bed.check("GET /v1/vms?limit=2&after=d", Value::Null, expect!["200 [e] next null"]).await;
-    bed.check("GET /v1/vms?limit=2&after=e", Value::Null, expect!["200 [] next null"]).await;
+    let first = bed.get("/v1/vms?limit=2").await;
+    bed.vm("aa").await;
+    let after = |page: &Value| format!("GET /v1/vms?limit=2&after={}", word(&page["next"]));
+    bed.check(&after(&first), Value::Null, expect![[r#"200 [c d] next "d""#]]).await;
+    let second = bed.call(&after(&first), Value::Null).await.json();
+    assert_eq!(second["revision"], first["revision"], "a watch from there misses no change between the pages");
+    bed.check(&after(&second), Value::Null, expect!["200 [e] next null"]).await;
     bed.check("GET /v1/vms?limit=1001", Value::Null, expect!["422 invalid: limit '1001' is not between 1 and 1000"]).await;
     bed.check("GET /v1/projects/other/vms", Value::Null, expect!["200 [] next null"]).await;
+}
+
+#[tokio::test]
+async fn a_place_in_a_list_ends() {
+    let bed = Bed::new().await;
+    bed.vm("a").await;
+    bed.vm("b").await;
+    let place = word(&bed.get("/v1/vms?limit=1").await["next"]);
+    let name_of_store = bed.store.id().0;
+    bed.check(
+        "GET /v1/vms?after=a",
+        Value::Null,
+        expect![[r#"
+        422 invalid: after 'a' is no place in a list
+          hint: send the `next` of the page before"#]],
+    )
+    .await;
+    bed.check(
+        &format!("GET /v1/volumes?after={}", place.replace(&name_of_store, "other")),
+        Value::Null,
+        expect![[r#"
+        410 stale: the list has to be read anew: the store is another one
+          hint: begin again without `after`"#]],
+    )
+    .await;
+    // The embedded store keeps some thousand revisions.
+    for n in 0..20_000_u32 {
+        if bed.call(&format!("GET /v1/vms?after={place}"), Value::Null).await.status == 410 {
+            break;
+        }
+        for m in 0..200 {
+            bed.put_all(vec![typed::put("x/y", &(n * 200 + m))]).await;
+        }
+    }
+    bed.check(
+        &format!("GET /v1/vms?after={place}"),
+        Value::Null,
+        expect![[r#"
+        410 stale: the list has to be read anew: its first page is too old
+          hint: begin again without `after`"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_parse_hides_no_other() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    for kind in ["image", "volume", "network", "op", "vm"] {
+        bed.put_all(vec![Op::Put(format!("{kind}/default/{}", uuid::Uuid::new_v4()), b"{\"id\": 7}".to_vec())]).await;
+    }
+    bed.put_all(vec![Op::Put(format!("event/default/vm/{}/1-1", uuid::Uuid::new_v4()), b"nonsense".to_vec())]).await;
+    bed.check("GET /v1/images", Value::Null, expect!["200 [tiny] next null"]).await;
+    bed.check("GET /v1/volumes", Value::Null, expect!["200 [data] next null"]).await;
+    bed.check("GET /v1/networks", Value::Null, expect!["200 [default] next null"]).await;
+    bed.check("GET /v1/vms", Value::Null, expect!["200 [web1] next null"]).await;
+    assert_eq!(bed.get("/v1/operations").await["items"].as_array().map(Vec::len), Some(2));
+    assert_eq!(bed.get("/v1/events").await["items"], json!([]));
+    crate::app::housekeeping(bed.store.as_ref(), None).await.expect("swept");
 }
 
 #[tokio::test]

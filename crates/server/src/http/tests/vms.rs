@@ -123,7 +123,7 @@ async fn a_repeated_post_is_one_vm() {
     assert_eq!(first.json()["operation"]["id"], second.json()["operation"]["id"]);
     assert_eq!(post("k1", "web1").await.json()["operation"]["id"], first.json()["operation"]["id"]);
     expect![[r#"
-        409 conflict: this Idempotency-Key was used to create 'web1'
+        409 conflict: this Idempotency-Key was used for vm.create of 'web1', and the request was another one
           hint: a new request takes a new key"#]]
     .assert_eq(&post("k1", "web2").await.words());
     expect!["409 conflict: there is a VM 'web1' already"].assert_eq(&post("k2", "web1").await.words());

@@ -34,18 +34,18 @@ pub async fn seen_running(bed: &Bed, id: VmId, more: Value) {
 }
 
 /// A stream of events under way.
-struct Stream {
+pub struct Stream {
     body: Body,
     text: String,
 }
 
-struct Event {
-    id: String,
+pub struct Event {
+    pub id: String,
     kind: String,
-    data: Value,
+    pub data: Value,
 }
 
-async fn open(bed: &Bed, path: &str, last: Option<&str>) -> Stream {
+pub async fn open(bed: &Bed, path: &str, last: Option<&str>) -> Stream {
     let mut request = Request::builder().uri(path);
     if let Some(last) = last {
         request = request.header("last-event-id", last);
@@ -57,7 +57,7 @@ async fn open(bed: &Bed, path: &str, last: Option<&str>) -> Stream {
 }
 
 impl Stream {
-    async fn next(&mut self) -> Option<Event> {
+    pub async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let field = |name: &str| event.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().to_owned();
@@ -71,7 +71,7 @@ impl Stream {
         }
     }
 
-    async fn one(&mut self) -> Event {
+    pub async fn one(&mut self) -> Event {
         self.next().await.expect("not over")
     }
 }
@@ -197,4 +197,38 @@ async fn bookmarks_move_the_token_of_a_quiet_line() {
     let bookmark = stream.one().await;
     assert_eq!(bookmark.kind, "bookmark");
     assert_eq!(bookmark.id, format!("{}:{}", bed.store.id().0, bed.store.revision().await.expect("a revision")));
+}
+
+#[tokio::test]
+async fn what_does_not_parse_is_left_out_and_the_stream_goes_on() {
+    let bed = Bed::new().await;
+    let mut stream = open(&bed, "/v1/volumes?watch", None).await;
+    bed.put_all(vec![Op::Put(format!("volume/default/{}", uuid::Uuid::new_v4()), b"nonsense".to_vec())]).await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    assert_eq!(word(&stream.one().await.data["object"]["name"]), "data");
+}
+
+#[tokio::test]
+async fn one_caller_has_so_many_streams_and_no_more() {
+    let bed = Bed::new().await;
+    let mut streams = Vec::new();
+    for _ in 0..crate::streams::STREAMS_PER_CALLER_MAX {
+        streams.push(open(&bed, "/v1/vms?watch", None).await);
+    }
+    let refused = bed.call("GET /v1/images?watch", Value::Null).await;
+    expect![[r#"
+        429 unavailable: you have 32 event streams already; no more at once
+          hint: end some; one stream of a list tells of all its objects"#]]
+    .assert_eq(&refused.words());
+    drop(streams.pop());
+    // Its task sees that the reader is gone, and gives the place back.
+    while bed.call("GET /v1/images?watch&since=other:1", Value::Null).await.status == 429 {
+        tokio::task::yield_now().await;
+    }
+    let mut last = open(&bed, "/v1/vms?watch", None).await;
+    bed.vm("web1").await;
+    assert_eq!(words(&last.one().await), "put web1 waiting for a node");
+    for mut stream in streams {
+        assert_eq!(words(&stream.one().await), "put web1 waiting for a node");
+    }
 }
