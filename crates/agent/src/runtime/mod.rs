@@ -8,7 +8,8 @@
 //! ```
 //! Each worker makes one call at a time for its VM. A crash at any point loses nothing: what was done is visible in libvirt
 //! and in the pools, what was decided is in `Seen.memory`, and the first look after a start goes on from there. libvirt gone:
-//! every domain is unknown, nothing is acted upon, guests go on. The store gone: workers keep their last order.
+//! every domain is unknown, nothing is acted upon, guests go on. The store gone: workers keep their last order. An order that
+//! does not parse is told and left alone, such a task fails; a worker that panics begins anew from the store.
 
 pub mod apply;
 pub mod boot;
@@ -22,16 +23,18 @@ pub mod report;
 pub mod task;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 pub mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vmkeep_store::{Change, StoreError, Watch, WatchBatch, typed};
+use vmkeep_store::{Change, KeyValue, StoreError, Watch, WatchBatch, typed};
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::observed::Seen;
 use vmkeep_types::order::{NodeTask, Order};
@@ -81,7 +84,7 @@ impl Dispatcher {
         let prefix = format!("n/{}/", self.node.name);
         let listing = self.node.store.list(&prefix).await?;
         let mut watch: Watch = self.node.store.watch(&prefix, listing.revision.next()).await?;
-        self.begin(&listing.items)?;
+        self.begin(&listing.items);
         let mut sleep = SleepWatch::new(slept_ms());
         let mut sleep_look = tokio::time::interval(SLEEP_LOOK);
         sleep_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -90,7 +93,7 @@ impl Dispatcher {
                 () = shutdown.cancelled() => return Ok(()),
                 batch = watch.recv() => {
                     let closed = || Err(StoreError::Unavailable("the watch was closed".into()));
-                    self.take_in(batch.unwrap_or_else(closed)?)?;
+                    self.take_in(batch.unwrap_or_else(closed)?);
                 }
                 _ = sleep_look.tick() => if sleep.look(slept_ms()) == Sleep::Ended {
                     tracing::info!("the host slept; the clocks of its guests are set");
@@ -106,13 +109,13 @@ impl Dispatcher {
     }
 
     /// All orders and what was last reported about them; then the tasks that have no outcome yet.
-    fn begin(&mut self, items: &[vmkeep_store::KeyValue]) -> Result<(), StoreError> {
+    fn begin(&mut self, items: &[KeyValue]) {
         let mut seen: BTreeMap<VmId, Seen> = BTreeMap::new();
         let mut orders: BTreeMap<VmId, Order> = BTreeMap::new();
         for kv in items {
             match kind_of(&kv.key) {
                 Some(("seen", _)) => seen.extend(typed::decode::<Seen>(kv).map(|s| (s.vm, s)).ok()),
-                Some(("order", _)) => orders.extend([typed::decode::<Order>(kv).map(|o| (o.vm, o))?]),
+                Some(("order", _)) => orders.extend(self.readable::<Order>(kv).map(|o| (o.vm, o))),
                 _ => {}
             }
         }
@@ -122,18 +125,23 @@ impl Dispatcher {
         }
         for kv in items {
             if let Some(("task", _)) = kind_of(&kv.key) {
-                self.begin_task(typed::decode::<NodeTask>(kv)?);
+                self.readable(kv).into_iter().for_each(|task| self.begin_task(task));
             }
         }
-        Ok(())
     }
 
-    fn take_in(&mut self, batch: WatchBatch) -> Result<(), StoreError> {
+    /// What does not parse must not keep the others from their work.
+    fn readable<T: DeserializeOwned>(&self, kv: &KeyValue) -> Option<T> {
+        let told = |error: &StoreError| drop(self.running.spawn(unreadable::tell(self.node.clone(), kv.key.clone(), error.to_string())));
+        typed::decode(kv).inspect_err(told).ok()
+    }
+
+    fn take_in(&mut self, batch: WatchBatch) {
         for change in batch.changes {
             match change {
                 Change::Put(kv) => match kind_of(&kv.key) {
-                    Some(("order", _)) => self.hand_over(typed::decode(&kv)?, None),
-                    Some(("task", _)) => self.begin_task(typed::decode(&kv)?),
+                    Some(("order", _)) => self.readable(&kv).into_iter().for_each(|order| self.hand_over(order, None)),
+                    Some(("task", _)) => self.readable(&kv).into_iter().for_each(|task| self.begin_task(task)),
                     _ => {}
                 },
                 Change::Deleted { key, .. } => match kind_of(&key) {
@@ -147,7 +155,6 @@ impl Dispatcher {
                 },
             }
         }
-        Ok(())
     }
 
     fn hand_over(&mut self, order: Order, seen: Option<Seen>) {
@@ -157,7 +164,7 @@ impl Dispatcher {
         }
         let mailbox = Arc::new(Mailbox::new(order.clone()));
         self.workers.insert(order.vm, mailbox.clone());
-        self.running.spawn(worker::run(self.node.clone(), mailbox, seen, self.stop.clone()));
+        self.running.spawn(worker::keep(self.node.clone(), mailbox, seen, self.stop.clone()));
     }
 
     fn begin_task(&mut self, task: NodeTask) {

@@ -3,14 +3,18 @@
 //! All that it knows is in [`State`], and all of that which must survive is in `Seen` in the store. It makes one call at a
 //! time, so libvirt never gets two for the same VM from us.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vmkeep_core::vm::{self, Act, Decision, DomainNow, HostPhase, Situation, Turn, Why};
+use vmkeep_store::{keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
+use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Seen};
 use vmkeep_types::order::Order;
 use vmkeep_types::record::{Leaving, VmOrigin};
@@ -27,6 +31,8 @@ use crate::hypervisor::{BY_HOST, HvError, HvEvent, Lifecycle};
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Decisions in a row before the worker lets others have the thread and looks at its inbox again.
 const ACTS_IN_A_ROW: u32 = 20;
+/// Between a panic and the next worker: what broke the first may well break the second.
+const PANIC_REST: Duration = Duration::from_secs(5);
 /// Events kept for a busy worker; older ones are dropped, because a look finds out the same.
 const INBOX_EVENTS_MAX: usize = 64;
 
@@ -53,6 +59,15 @@ impl Mailbox {
 
     pub fn order(&self, order: Order) {
         self.with(|inbox| inbox.order = Some(order));
+    }
+
+    /// An order from before, unless a newer one came.
+    fn order_again(&self, order: Order) {
+        self.with(|inbox| inbox.order = inbox.order.take().or(Some(order)));
+    }
+
+    fn vm(&self) -> Option<VmId> {
+        self.inbox.lock().expect("no panic holds this lock").order.as_ref().map(|order| order.vm)
     }
 
     pub fn event(&self, event: HvEvent) {
@@ -90,8 +105,37 @@ impl Mailbox {
     }
 }
 
+/// [`run`], begun anew from the store when it panics: the VM goes on meanwhile, and nobody else would look after it.
+pub async fn keep(node: Arc<Node>, mailbox: Arc<Mailbox>, mut seen: Option<Seen>, stop: CancellationToken) {
+    let Some(id) = mailbox.vm() else { return };
+    loop {
+        let working = run(node.clone(), mailbox.clone(), seen.take(), stop.clone());
+        if AssertUnwindSafe(working).catch_unwind().await.is_ok() {
+            return;
+        }
+        tracing::error!(vm = %id, "its worker panicked; a new one takes over");
+        let Some(order) = order_after_panic(&node, id, &stop).await else { return };
+        seen = typed::get_json(node.store.as_ref(), &keys::seen(&node.name, id)).await.ok().flatten().map(|stored| stored.value);
+        mailbox.order_again(order);
+    }
+}
+
+/// None: it is gone, or the agent stops.
+async fn order_after_panic(node: &Node, id: VmId, stop: &CancellationToken) -> Option<Order> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(PANIC_REST) => {}
+        }
+        match typed::get_json::<Order>(node.store.as_ref(), &keys::order(&node.name, id)).await {
+            Ok(order) => return order.map(|stored| stored.value),
+            Err(error) => tracing::warn!(vm = %id, %error, "its order cannot be read"),
+        }
+    }
+}
+
 /// Works for one VM until its order is gone or the agent stops.
-pub async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, stop: CancellationToken) {
+pub(super) async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<Seen>, stop: CancellationToken) {
     let first = mailbox.take();
     let Some(order) = first.order else { return };
     let id = order.vm;
