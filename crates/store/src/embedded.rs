@@ -15,7 +15,6 @@ mod schema;
 mod watchers;
 mod writer;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,8 +24,7 @@ use rusqlite::{Connection, OptionalExtension};
 use vmkeep_types::ids::Revision;
 
 use crate::keys::LEADER;
-use crate::{Compare, Held, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, VALUE_BYTES_MAX, Watch};
-use crate::{TXN_OPS_MAX, typed};
+use crate::{Compare, Held, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Watch, limits, typed};
 use watchers::Watchers;
 
 pub struct EmbeddedStore {
@@ -118,35 +116,6 @@ fn row_to_kv(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyValue> {
     Ok(KeyValue { key: row.get(0)?, value: row.get(1)?, created: revision(row.get(2)?), modified: revision(row.get(3)?) })
 }
 
-fn check_limits(txn: &Txn) -> Result<(), StoreError> {
-    let count = txn.compare.len().max(txn.then.len()).max(txn.otherwise.len());
-    if count > TXN_OPS_MAX {
-        return Err(StoreError::TooLarge(format!("{count} compares or operations, the limit is {TXN_OPS_MAX}")));
-    }
-    check_branch(&txn.then)?;
-    check_branch(&txn.otherwise)
-}
-
-/// Values fit, and no key is written twice: etcd refuses a branch that puts a key again or also deletes it.
-fn check_branch(ops: &[Op]) -> Result<(), StoreError> {
-    let mut put = BTreeSet::new();
-    for op in ops {
-        let Op::Put(key, value) = op else { continue };
-        if value.len() > VALUE_BYTES_MAX {
-            return Err(StoreError::TooLarge(format!("the value of '{key}' has {} bytes, the limit is {VALUE_BYTES_MAX}", value.len())));
-        }
-        if !put.insert(key.as_str()) {
-            return Err(StoreError::Invalid(format!("'{key}' is put twice")));
-        }
-    }
-    let hit = ops.iter().find_map(|op| match op {
-        Op::Delete(key) => put.get(key.as_str()),
-        Op::DeletePrefix(prefix) => put.range(prefix.as_str()..).next().filter(|key| key.starts_with(prefix)),
-        Op::Put(..) | Op::Get(_) => None,
-    });
-    hit.map_or(Ok(()), |key| Err(StoreError::Invalid(format!("'{key}' is put and deleted"))))
-}
-
 #[async_trait]
 impl Store for EmbeddedStore {
     fn id(&self) -> StoreId {
@@ -174,7 +143,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        check_limits(&txn)?;
+        limits::check(&txn)?;
         self.writer.txn(txn).await
     }
 

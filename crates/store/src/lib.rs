@@ -13,7 +13,9 @@
 
 pub mod crash;
 pub mod embedded;
+pub mod etcd;
 pub mod keys;
+mod limits;
 pub mod typed;
 
 use std::time::Duration;
@@ -56,6 +58,9 @@ pub const TXN_OPS_MAX: usize = 128;
 
 /// The largest value: well under etcd's 1.5 MiB request limit.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// Keys and values of a whole transaction, both branches: etcd takes requests up to 1.5 MiB, the frame around them included.
+pub const TXN_BYTES_MAX: usize = 1400 << 10;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
@@ -147,6 +152,9 @@ pub enum StoreError {
     Corrupt(String),
     #[error("the store was written by a newer vmkeep: {0}")]
     Newer(String),
+    /// Nothing was written and nothing is lost; reads go on.
+    #[error("the store takes no writes: {0}")]
+    Full(String),
 }
 
 #[async_trait]
@@ -164,7 +172,8 @@ pub trait Store: Send + Sync + 'static {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
 
-    /// Every change under `prefix` with a revision ≥ `from`, in order, without gaps.
+    /// Every change under `prefix` with a revision ≥ `from`, in order, without gaps. A revision that is gone is refused at once;
+    /// one that goes later (a reader too slow, a break too long) ends the watch with [`StoreError::Compacted`].
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
     /// Newest revision.

@@ -40,7 +40,7 @@ const ALL_EPOCHS: &str = "epoch/";
 pub fn store_error(error: StoreError) -> Error {
     match error {
         StoreError::TooLarge(_) => Error::new(Code::TooLarge, error.to_string()),
-        StoreError::Newer(_) => Error::refused(error.to_string()),
+        StoreError::Newer(_) | StoreError::Full(_) => Error::refused(error.to_string()),
         StoreError::Corrupt(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
         StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => {
             Error::new(Code::Unavailable, error.to_string())

@@ -1,4 +1,4 @@
-//! The file of the embedded store: its lock, mode, format, damage.
+//! What only the embedded store is: a file with its lock, mode, format and damage, and a history that it shortens by itself.
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -112,6 +112,19 @@ async fn what_is_no_store_is_refused() {
     let refused = refusal(&path);
     assert!(matches!(&refused, StoreError::Corrupt(told) if told.contains("restore a backup")), "{refused}");
     assert!(std::fs::read_to_string(&path).expect("a file").starts_with("this is a letter"), "left alone");
+}
+
+/// etcd's history ends when it is told so: see [`crate::etcd`].
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_ends_on_file() {
+    let (store, _dir) = crate::on_file();
+    crate::watch::history_ends(store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_ends_in_memory() {
+    let (store, ()) = crate::in_memory();
+    crate::watch::history_ends(store).await;
 }
 
 /// Values of a busy host are large; the history is kept short by bytes too.

@@ -1,7 +1,6 @@
 //! Limits: what is over them is refused before anything is written.
 
 use vmkeep_store::{Compare, Op, StoreError, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX};
-use vmkeep_types::ids::Revision;
 
 use crate::{Shared, get, put, run};
 
@@ -33,8 +32,17 @@ pub async fn values(store: Shared) {
     refuse(&store, Txn::default().otherwise(put("larger", vec![0; VALUE_BYTES_MAX + 1]))).await;
 }
 
+/// Many values that each fit, together too much for one request to etcd.
+pub async fn bytes(store: Shared) {
+    let halves = |count: usize| (0..count).map(|n| put(format!("half/{n}"), vec![b'x'; VALUE_BYTES_MAX / 2])).collect::<Vec<_>>();
+    run(&store, Txn { then: halves(2), ..Txn::default() }).await;
+    refuse(&store, Txn { then: halves(3), ..Txn::default() }).await;
+    refuse(&store, Txn { then: halves(2), otherwise: halves(1), ..Txn::default() }).await;
+}
+
 pub async fn nothing_left_behind(store: Shared) {
+    let before = store.revision().await.expect("a read");
     refuse(&store, Txn::default().then(put("small", "1")).then(put("larger", vec![0; VALUE_BYTES_MAX + 1]))).await;
     assert_eq!(get(&store, "small").await, None);
-    assert_eq!(store.revision().await, Ok(Revision(0)));
+    assert_eq!(store.revision().await, Ok(before));
 }

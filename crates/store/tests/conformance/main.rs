@@ -1,9 +1,11 @@
-//! What every store must do, as functions over a fresh store; run on the embedded one, on a file and in memory.
+//! What every store must do, as functions over a fresh store; run on the embedded one, on a file and in memory, and on a real
+//! etcd.
 //!
-//! A new store runs the same list by one more line in [`on_stores`]. [`embedded`] and [`crash`] are about files only.
+//! [`embedded`] and [`crash`] are about files only, [`etcd`] about what only a server can suffer.
 
 mod crash;
 mod embedded;
+mod etcd;
 mod lead;
 mod limits;
 mod read;
@@ -30,11 +32,22 @@ fn in_memory() -> (Shared, ()) {
     (Arc::new(EmbeddedStore::in_memory().expect("memory")), ())
 }
 
+async fn on_etcd() -> (Shared, etcd::Etcd) {
+    let etcd = etcd::Etcd::start(&[]);
+    (Arc::new(etcd.connect().await), etcd)
+}
+
 macro_rules! on_stores {
     ($($cases:ident { $($case:ident)* })*) => { $(
         mod $cases {
             $(
                 mod $case {
+                    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                    async fn on_etcd() {
+                        let (store, _etcd) = crate::on_etcd().await;
+                        crate::$cases::$case(store).await;
+                    }
+
                     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                     async fn on_file() {
                         let (store, _dir) = crate::on_file();
@@ -59,9 +72,9 @@ mod conformance {
             reads_its_own_writes concurrent_increments contradictions
         }
         read { order_and_prefixes consistent_under_writes }
-        watch { from_the_past from_the_future deletions no_gap_under_writes list_then_watch slow_watcher history_ends }
+        watch { from_the_past from_the_future deletions no_gap_under_writes list_then_watch slow_watcher }
         lead { one_leads hand_over_on_expiry resigned stale_resignation }
-        limits { ops values nothing_left_behind }
+        limits { ops values bytes nothing_left_behind }
     }
 }
 

@@ -34,6 +34,11 @@ fn told(batch: &WatchBatch) -> String {
     batch.changes.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
+/// The revision that the next write gets.
+async fn first_write(store: &Shared) -> u64 {
+    store.revision().await.expect("a read").0 + 1
+}
+
 async fn write_many(store: &Shared, prefix: &str, count: usize) {
     let tasks = (0..32).map(|task| {
         let (store, prefix) = (store.clone(), prefix.to_owned());
@@ -91,16 +96,17 @@ pub async fn deletions(store: Shared) {
 /// Watchers that begin at any moment of a storm of writes see every revision, once, in order.
 pub async fn no_gap_under_writes(store: Shared) {
     const WRITES: usize = 600;
+    let first = first_write(&store).await;
     let storm = tokio::spawn({
         let store = store.clone();
         async move { write_many(&store, "k/", WRITES).await }
     });
     let mut watchers = Vec::new();
     while !storm.is_finished() && watchers.len() < 200 {
-        let from = Revision(1.max(store.revision().await.expect("a read").0 / 2));
+        let from = Revision(first.max(store.revision().await.expect("a read").0 / 2));
         let mut events = watch(&store, "k/", from).await;
         watchers.push(tokio::spawn(async move {
-            for expected in from.0..=WRITES as u64 {
+            for expected in from.0..first + WRITES as u64 {
                 assert_eq!(next(&mut events).await.revision.0, expected);
             }
         }));
@@ -147,17 +153,18 @@ pub async fn list_then_watch(store: Shared) {
 
 /// Who does not read is told so in the end, and holds nobody else up.
 pub async fn slow_watcher(store: Shared) {
-    let count = WATCH_QUEUE_MAX + 100;
-    let mut slow = watch(&store, "k/", Revision(1)).await;
-    let mut quick = watch(&store, "k/", Revision(1)).await;
+    let count = (WATCH_QUEUE_MAX + 100) as u64;
+    let first = first_write(&store).await;
+    let mut slow = watch(&store, "k/", Revision(first)).await;
+    let mut quick = watch(&store, "k/", Revision(first)).await;
     let reader = tokio::spawn(async move {
-        for expected in 1..=count as u64 {
+        for expected in first..first + count {
             assert_eq!(next(&mut quick).await.revision.0, expected);
         }
     });
-    write_many(&store, "k/", count).await;
+    write_many(&store, "k/", WATCH_QUEUE_MAX + 100).await;
     reader.await.expect("the quick one misses nothing");
-    for expected in 1..=WATCH_QUEUE_MAX as u64 {
+    for expected in first..first + WATCH_QUEUE_MAX as u64 {
         assert_eq!(next(&mut slow).await.revision.0, expected, "what it has is without gaps");
     }
     let last = slow.recv().await.expect("told why");

@@ -1,0 +1,206 @@
+//! The store of a cluster: etcd.
+//!
+//! ```text
+//!  get, list, txn ──► one request each, with a deadline ──► any member that answers
+//!  watch ──► pump task: stream ─ breaks ─► again from the last revision + 1 ──► one queue for the reader
+//!  lead  ──► lease, renewed by each call; the key's revision is what leaders compare
+//! ```
+//! Only a transaction's outcome carries safety; the lease elects, no more. All keys are vmkeep's: it has an etcd of its own.
+//!
+//! How it fails: no answer in [`CALL_DEADLINE`] is [`StoreError::Unavailable`] for a read and [`StoreError::Unknown`] for a
+//! write. A member that hangs is noticed by pings within 3 s; a watch goes on at another one without its reader seeing it. When
+//! what it missed is compacted by then, the reader gets [`StoreError::Compacted`] and lists again. An etcd over its quota
+//! is [`StoreError::Full`] for writes.
+
+mod error;
+mod lease;
+mod txn;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, TlsOptions};
+use vmkeep_types::ids::Revision;
+
+use crate::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Watch, limits};
+use error::{Purpose, outcome};
+use lease::Lease;
+
+/// For one request. etcd answers in milliseconds; an election of its leader takes 1 to 3 s.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// For the TCP and TLS handshake with one member.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// Interval and patience, while a call or a watch is open. A member that does not answer is given up; calls go to the others.
+/// etcd must allow it: `--grpc-keepalive-min-time=1s`, else it hangs up on who pings more than once in 5 s.
+const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// Keys asked for at once: a listing of a large cluster comes in parts of one revision.
+const PAGE_KEYS: i64 = 1000;
+/// Of one answer: a page of the largest values that are usual, or a transaction's gets.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Where etcd is and who we are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdConfig {
+    /// `https://ADDRESS:2379` each; `http://` only on loopback, for tests and an etcd behind other protection.
+    pub endpoints: Vec<String>,
+    pub tls: Option<EtcdTls>,
+}
+
+/// PEM files. The certificate's common name is the etcd user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdTls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+pub struct EtcdStore {
+    id: StoreId,
+    client: Client,
+    lease: tokio::sync::Mutex<Option<Lease>>,
+}
+
+impl EtcdStore {
+    /// Connects and asks once.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] for endpoints or files that cannot be used, [`StoreError::Unavailable`] when no member answers.
+    pub async fn connect(config: &EtcdConfig) -> Result<Self, StoreError> {
+        let options = connect_options(config)?;
+        let client = Client::connect(&config.endpoints, Some(options)).await;
+        let client = client.map_err(|e| StoreError::Invalid(format!("etcd at {}: {e}", config.endpoints.join(", "))))?;
+        let mut store = Self { id: StoreId(String::new()), client, lease: tokio::sync::Mutex::new(None) };
+        store.id = store.identify().await?;
+        Ok(store)
+    }
+
+    /// The cluster's id changes when etcd is restored from a backup; so watch tokens of before are refused.
+    async fn identify(&self) -> Result<StoreId, StoreError> {
+        let answer = outcome(Purpose::Read, self.kv().get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        let header = answer.header().ok_or_else(|| StoreError::Corrupt("etcd answers without a header".into()))?;
+        Ok(StoreId(format!("etcd-{:016x}", header.cluster_id())))
+    }
+
+    /// The client beneath, for what is etcd's own: members, status, snapshots.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    fn kv(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// All keys of a prefix at `at`, or at what is newest when that is 0; and the revision of it.
+    async fn list_at(&self, prefix: &str, mut at: i64, items: &mut Vec<KeyValue>) -> Result<i64, StoreError> {
+        let end = range_end(prefix);
+        let mut from = range_start(prefix);
+        loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(at);
+            let mut page = outcome(Purpose::Read, self.kv().get(from, Some(options))).await?;
+            if at == 0 {
+                at = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = page.more();
+            for kv in page.take_kvs() {
+                items.push(key_value(kv)?);
+            }
+            match items.last() {
+                Some(last) if more => from = [last.key.as_bytes(), b"\0"].concat(),
+                _ => return Ok(at),
+            }
+        }
+    }
+}
+
+fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, StoreError> {
+    let options = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_DEADLINE)
+        .with_keep_alive(PING.0, PING.1)
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true);
+    let Some(tls) = &config.tls else { return Ok(options) };
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| StoreError::Invalid(format!("{}: {e}", path.display())));
+    let identity = Identity::from_pem(read(&tls.cert)?, read(&tls.key)?);
+    Ok(options.with_tls(TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?)).identity(identity)))
+}
+
+/// etcd has no empty key: a range over all begins at the smallest one.
+fn range_start(prefix: &str) -> Vec<u8> {
+    if prefix.is_empty() { vec![0] } else { prefix.into() }
+}
+
+/// The first key after all with this prefix; keys are UTF-8, which has no byte 0xff.
+fn range_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    match end.last_mut() {
+        Some(last) => *last += 1,
+        // etcd's mark for "to the end".
+        None => end.push(0),
+    }
+    end
+}
+
+fn revision(n: i64) -> Revision {
+    Revision(u64::try_from(n).unwrap_or(0))
+}
+
+/// Revisions beyond etcd's are asked for by nobody.
+fn etcd_revision(revision: Revision) -> i64 {
+    i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+fn key_value(kv: etcd_client::KeyValue) -> Result<KeyValue, StoreError> {
+    let (created, modified) = (revision(kv.create_revision()), revision(kv.mod_revision()));
+    let (key, value) = kv.into_key_value();
+    let key = String::from_utf8(key)
+        .map_err(|e| StoreError::Corrupt(format!("a key of etcd is no text: {e}; vmkeep wants an etcd of its own")))?;
+    Ok(KeyValue { key, value, created, modified })
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    fn id(&self) -> StoreId {
+        self.id.clone()
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        let mut answer = outcome(Purpose::Read, self.kv().get(key, None)).await?;
+        answer.take_kvs().pop().map(key_value).transpose()
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        self.list_many(&[prefix]).await
+    }
+
+    async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
+        let (mut items, mut at) = (Vec::new(), 0);
+        for prefix in prefixes {
+            at = self.list_at(prefix, at, &mut items).await?;
+        }
+        Ok(Listing { revision: revision(at), items })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        limits::check(&txn)?;
+        txn::run(self.kv(), txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        watch::open(&self.client, prefix, from).await
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        let answer = outcome(Purpose::Read, self.kv().get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        Ok(revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
+    }
+
+    async fn lead(&self, candidate: &str, ttl: Duration) -> Result<Option<Leadership>, StoreError> {
+        self.take_lead(candidate, ttl).await
+    }
+
+    async fn resign(&self, lead: &Leadership) -> Result<(), StoreError> {
+        self.give_up(lead).await
+    }
+}
