@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use vmkeep_store::etcd::{EtcdConfig, EtcdTls};
 use vmkeep_types::name::Name;
 use vmkeep_types::nearest;
 use vmkeep_types::record::Role;
@@ -41,6 +42,8 @@ pub struct Config {
     pub log: LogFormat,
     pub log_filter: String,
     pub tls: Option<Tls>,
+    /// The store in etcd instead of a file.
+    pub etcd: Option<Etcd>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -85,6 +88,47 @@ pub struct Tls {
     pub names: Vec<String>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Etcd {
+    pub endpoints: Vec<String>,
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+}
+
+impl Etcd {
+    /// How the store connects.
+    pub fn client(&self) -> EtcdConfig {
+        let tls = match (&self.ca, &self.cert, &self.key) {
+            (Some(ca), Some(cert), Some(key)) => Some(EtcdTls { ca: ca.clone(), cert: cert.clone(), key: key.clone() }),
+            _ => None,
+        };
+        EtcdConfig { endpoints: self.endpoints.clone(), tls }
+    }
+
+    fn problems(&self, problems: &mut Vec<String>) {
+        if self.endpoints.is_empty() {
+            problems.push("etcd.endpoints: name at least one, like \"https://192.0.2.11:2379\"".into());
+        }
+        let secured = [&self.ca, &self.cert, &self.key].into_iter().flatten().count();
+        for endpoint in &self.endpoints {
+            let uri = endpoint.parse::<http::Uri>().ok().filter(|uri| uri.port().is_some());
+            let loopback = uri.as_ref().and_then(http::Uri::host).is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"));
+            match uri.as_ref().and_then(http::Uri::scheme_str).unwrap_or_default() {
+                "http" if !loopback => problems.push(format!("etcd.endpoints: \"{endpoint}\": without TLS only on this host; use https")),
+                "https" if secured < 3 => problems.push(format!("etcd.endpoints: \"{endpoint}\": https needs ca, cert and key")),
+                "http" if secured > 0 => problems.push(format!("etcd.endpoints: \"{endpoint}\": ca, cert and key go with https")),
+                "http" | "https" => {}
+                _ => problems.push(format!("etcd.endpoints: \"{endpoint}\": write it like \"https://192.0.2.11:2379\"")),
+            }
+        }
+    }
+}
+
 fn default_cert() -> PathBuf {
     "/etc/vmkeep/tls.crt".into()
 }
@@ -116,6 +160,7 @@ impl Default for Config {
             log: LogFormat::Auto,
             log_filter: "info".into(),
             tls: None,
+            etcd: None,
         }
     }
 }
@@ -155,7 +200,12 @@ impl Config {
             ("boot_id_file", &self.boot_id_file),
         ];
         let tls_paths = self.tls.iter().flat_map(|tls| [("tls.cert", &tls.cert), ("tls.key", &tls.key)]);
-        for (key, path) in paths.into_iter().chain(tls_paths).chain(self.audit.iter().map(|path| ("audit", path))) {
+        let etcd_paths = self.etcd.iter().flat_map(|etcd| {
+            let named = [("etcd.ca", &etcd.ca), ("etcd.cert", &etcd.cert), ("etcd.key", &etcd.key)];
+            named.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?)))
+        });
+        let more = tls_paths.chain(etcd_paths).chain(self.audit.iter().map(|path| ("audit", path)));
+        for (key, path) in paths.into_iter().chain(more) {
             if !path.is_absolute() {
                 problems.push(format!("{key} = \"{}\": write the whole path, beginning with /", path.display()));
             }
@@ -171,6 +221,9 @@ impl Config {
                 problems.push("roles: a single host needs both \"control\" and \"compute\"".into());
                 break;
             }
+        }
+        if let Some(etcd) = &self.etcd {
+            etcd.problems(&mut problems);
         }
         if self.log_filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
             problems.push(format!("log_filter = \"{}\": write it like \"info\" or \"info,vmkeep_agent=debug\"", self.log_filter));
@@ -293,6 +346,20 @@ mod tests {
     }
 
     #[test]
+    fn an_etcd_that_cannot_be() {
+        check(
+            "[etcd]\nendpoints = [\"10.0.0.1:2379\", \"http://10.0.0.1:2379\", \"https://10.0.0.1:2379\", \"http://127.0.0.1:2379\"]\nca = \"ca\"",
+            expect![[r#"
+                etcd.ca = "ca": write the whole path, beginning with /
+                etcd.endpoints: "10.0.0.1:2379": write it like "https://192.0.2.11:2379"
+                etcd.endpoints: "http://10.0.0.1:2379": without TLS only on this host; use https
+                etcd.endpoints: "https://10.0.0.1:2379": https needs ca, cert and key
+                etcd.endpoints: "http://127.0.0.1:2379": ca, cert and key go with https"#]],
+        );
+        check("[etcd]\nendpoints = []", expect![[r#"etcd.endpoints: name at least one, like "https://192.0.2.11:2379""#]]);
+    }
+
+    #[test]
     fn the_packaged_file_is_valid_and_shows_the_defaults() {
         let text = include_str!("../../../packaging/vmkeepd.toml");
         assert_eq!(Config::parse(text).expect("it is valid"), Config::default());
@@ -301,6 +368,8 @@ mod tests {
         let mut config = Config::parse(&shown).expect("what is shown is valid");
         let tls = config.tls.take().expect("[tls] is shown");
         assert_eq!((tls.cert, tls.key), (default_cert(), default_key()));
+        let etcd = config.etcd.take().expect("[etcd] is shown");
+        assert_eq!(etcd.client().endpoints.len(), 3);
         (config.node, config.audit) = (None, None);
         config.socket_users.clear();
         assert_eq!(config, Config::default());

@@ -32,8 +32,9 @@ use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
-use vmkeep_store::Store;
 use vmkeep_store::embedded::EmbeddedStore;
+use vmkeep_store::etcd::EtcdStore;
+use vmkeep_store::{Store, StoreError};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::pool::PoolDriver;
@@ -53,6 +54,8 @@ const WORKER_THREADS: usize = 2;
 const BLOCKING_THREADS_MAX: usize = 32;
 /// malloc arenas: each keeps freed memory for itself.
 const ARENAS_MAX: libc::c_int = 2;
+/// Between two tries to reach etcd at the start.
+const ETCD_REST: Duration = Duration::from_secs(1);
 /// From the signal to the end: what runs then (a console, a stream) is cut.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -93,7 +96,7 @@ async fn until_signal(config: Config) -> anyhow::Result<()> {
 /// Serves until `shutdown`.
 pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<()> {
     let node_name = config.node_name()?;
-    let store = open_store(&config).await?;
+    let Some(store) = open_store(&config, &shutdown).await? else { return Ok(()) };
     let parts = Parts::assemble(&config, &node_name, store.clone()).await?;
     // Before the first request: a wish on an empty store must find the node that is to have it.
     parts.node.join().await.context("the node cannot join its store")?;
@@ -162,11 +165,33 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     }
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    let file = config.store.join("vmkeep.db");
-    let store = EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?;
-    vmkeep_server::app::bootstrap(&store, &config.pool.to_string_lossy()).await.context("cannot prepare the store")?;
-    Ok(Arc::new(store))
+/// None when the daemon is told to stop before etcd answers.
+async fn open_store(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Arc<dyn Store>>> {
+    let store: Arc<dyn Store> = match &config.etcd {
+        Some(etcd) => match shutdown.run_until_cancelled(connect_etcd(etcd)).await {
+            Some(store) => Arc::new(store?),
+            None => return Ok(None),
+        },
+        None => {
+            let file = config.store.join("vmkeep.db");
+            Arc::new(EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?)
+        }
+    };
+    vmkeep_server::app::bootstrap(store.as_ref(), &config.pool.to_string_lossy()).await.context("cannot prepare the store")?;
+    Ok(Some(store))
+}
+
+/// Waits for etcd: after a power cut its members may need longer than this host.
+async fn connect_etcd(etcd: &crate::config::Etcd) -> anyhow::Result<EtcdStore> {
+    let wanted = etcd.client();
+    loop {
+        match EtcdStore::connect(&wanted).await {
+            Ok(store) => return Ok(store),
+            Err(error @ StoreError::Invalid(_)) => return Err(error).context("[etcd]"),
+            Err(error) => tracing::warn!(%error, endpoints = wanted.endpoints.join(" "), "waiting for etcd; VMs go on"),
+        }
+        tokio::time::sleep(ETCD_REST).await;
+    }
 }
 
 struct Parts {

@@ -8,5 +8,6 @@ mod hello;
 mod kept_running;
 mod live_changes;
 mod many;
+mod on_etcd;
 mod remote;
 mod tidy;

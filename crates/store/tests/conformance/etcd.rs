@@ -1,13 +1,14 @@
 //! A real etcd on loopback, hurt in the ways that a cluster's is: killed, frozen, compacted, full.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
 use vmkeep_store::{Op, Store, StoreError, Txn, Watch};
 use vmkeep_types::ids::Revision;
 
@@ -19,25 +20,33 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Etcd {
     child: Child,
     ports: [u16; 2],
+    scheme: &'static str,
     dir: tempfile::TempDir,
     more: Vec<String>,
 }
 
 impl Etcd {
     pub fn start(more: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        Self::start_in(tempfile::tempdir().expect("a folder"), "http", more)
+    }
+
+    fn start_in(dir: tempfile::TempDir, scheme: &'static str, more: &[&str]) -> Self {
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port());
         let more: Vec<String> = more.iter().map(ToString::to_string).collect();
-        let child = spawn(&dir, ports, &more);
-        Self { child, ports, dir, more }
+        let child = spawn(&dir, ports, scheme, &more);
+        Self { child, ports, scheme, dir, more }
     }
 
     fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
+        format!("{}://127.0.0.1:{}", self.scheme, self.ports[0])
     }
 
     pub async fn connect(&self) -> EtcdStore {
-        let config = EtcdConfig { endpoints: vec![self.endpoint()], tls: None };
+        self.connect_as(None).await
+    }
+
+    async fn connect_as(&self, tls: Option<EtcdTls>) -> EtcdStore {
+        let config = EtcdConfig { endpoints: vec![self.endpoint()], tls };
         let began = Instant::now();
         loop {
             match EtcdStore::connect(&config).await {
@@ -59,7 +68,7 @@ impl Etcd {
     }
 
     fn start_again(&mut self) {
-        self.child = spawn(&self.dir, self.ports, &self.more);
+        self.child = spawn(&self.dir, self.ports, self.scheme, &self.more);
     }
 }
 
@@ -70,8 +79,8 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(dir: &tempfile::TempDir, [client, peer]: [u16; 2], more: &[String]) -> Child {
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+fn spawn(dir: &tempfile::TempDir, [client, peer]: [u16; 2], scheme: &str, more: &[String]) -> Child {
+    let (client, peer) = (format!("{scheme}://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
     let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).expect("a log");
     let mut command = Command::new("etcd");
     command
@@ -241,4 +250,47 @@ async fn a_leader_that_restarts_leads_at_once() {
     let second = after.lead("one", LONG).await.expect("an answer").expect("its own");
     assert!(second.revision > first.revision);
     assert_eq!(before.lead("two", LONG).await, Ok(None), "the old lease is worth nothing");
+}
+
+/// An authority in `dir`, and a certificate of it for each name; PEM files `NAME.crt` and `NAME.key`.
+fn certificates(dir: &Path, authority: &str, names: &[&str]) {
+    let write = |name: String, pem: String| std::fs::write(dir.join(name), pem).expect("a file");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, authority);
+    write(format!("{authority}.crt"), params.self_signed(&key).expect("a certificate").pem());
+    let issuer = rcgen::Issuer::new(params, key);
+    for name in names {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        params.distinguished_name.push(rcgen::DnType::CommonName, *name);
+        write(format!("{name}.crt"), params.signed_by(&key, &issuer).expect("a certificate").pem());
+        write(format!("{name}.key"), key.serialize_pem());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_certificates_of_its_authority_get_in() {
+    let dir = tempfile::tempdir().expect("a folder");
+    certificates(dir.path(), "ours", &["server", "node1"]);
+    certificates(dir.path(), "theirs", &["mallory"]);
+    let file = |name: &str| dir.path().join(name);
+    let [ca, cert, key] = ["ours.crt", "server.crt", "server.key"].map(|name| file(name).display().to_string());
+    let secured = ["--client-cert-auth", "--trusted-ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
+    let peers = ["--peer-client-cert-auth", "--peer-trusted-ca-file", &ca, "--peer-cert-file", &cert, "--peer-key-file", &key];
+    let etcd = Etcd::start_in(tempfile::tempdir().expect("a folder"), "https", &[&secured[..], &peers].concat());
+    let store: Shared =
+        Arc::new(etcd.connect_as(Some(EtcdTls { ca: file("ours.crt"), cert: file("node1.crt"), key: file("node1.key") })).await);
+    write(&store, [put("k", "v")]).await;
+    assert_eq!(get(&store, "k").await.expect("written").value, b"v");
+
+    for (ca, name) in [("ours", "mallory"), ("theirs", "node1")] {
+        let tls = EtcdTls { ca: file(&format!("{ca}.crt")), cert: file(&format!("{name}.crt")), key: file(&format!("{name}.key")) };
+        let refused = EtcdStore::connect(&EtcdConfig { endpoints: vec![etcd.endpoint()], tls: Some(tls) }).await;
+        assert!(matches!(refused.as_ref().err(), Some(StoreError::Unavailable(_))), "{ca} {name}: {:?}", refused.err());
+    }
+    let missing = EtcdTls { ca: file("nosuch.crt"), cert: file("node1.crt"), key: file("node1.key") };
+    let refused = EtcdStore::connect(&EtcdConfig { endpoints: vec![etcd.endpoint()], tls: Some(missing) }).await.err();
+    assert!(matches!(&refused, Some(StoreError::Invalid(words)) if words.contains("nosuch.crt")), "{refused:?}");
 }
