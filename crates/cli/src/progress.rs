@@ -135,6 +135,7 @@ fn past(verb: &str) -> String {
         "build" => "built",
         "reset" => "reset",
         "apply" => "applied",
+        "upgrade-machine" => "given the newest machine from its next cold start on",
         v if v.ends_with('e') => return format!("{v}d"),
         "start" | "restart" | "reboot" | "import" | "adopt" | "reinit" | "rebuild" => "",
         _ => return format!("{verb} done"),

@@ -94,7 +94,9 @@ pub fn choices_from(xml: &str, kept: &VmChoices) -> Result<VmChoices, Error> {
     if !ours {
         return Ok(choices);
     }
-    choices.machine = choices.machine.or_else(|| machine.map(str::to_owned));
+    // A kind without a version stands for the newest: libvirt put its version there when it took the description.
+    let versioned = choices.machine.take_if(|kept| !matches!(kept.as_str(), "q35" | "pc"));
+    choices.machine = versioned.or_else(|| machine.map(str::to_owned));
     if choices.domain_type.as_deref() != domain.get("type") {
         choices.domain_type = domain.get("type").map(str::to_owned);
         choices.cpu_xml = None;

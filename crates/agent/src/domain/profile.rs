@@ -38,6 +38,8 @@ pub struct HostProfile {
     pub secure_boot: Option<Loader>,
     /// The host's CPU written out as model and features, so that it means the same on the next QEMU.
     pub(super) host_cpu: Option<Element>,
+    /// The newest versions that `q35` and `pc` stand for here.
+    pub(super) newest_machines: Vec<String>,
     /// Named CPU models that QEMU knows here.
     pub cpu_models: BTreeSet<String>,
     pub disk_buses: BTreeSet<String>,
@@ -107,7 +109,12 @@ impl HostProfile {
     pub async fn gather(hv: &dyn Hypervisor, kvm: &KvmState) -> Result<Self, Error> {
         let unavailable = |e| Error::new(Code::Unavailable, format!("libvirt does not tell what QEMU can do: {e}"));
         let capabilities = hv.domain_capabilities(domain_type(kvm), "q35").await.map_err(unavailable)?;
-        Self::from_capabilities(&capabilities, &HostFacts::read(kvm))
+        let mut profile = Self::from_capabilities(&capabilities, &HostFacts::read(kvm))?;
+        // A QEMU without the old chipset is one for which there is nothing to upgrade.
+        if let Ok(capabilities) = hv.domain_capabilities(domain_type(kvm), "pc").await {
+            profile.newest_machines.extend(tree::parse(&capabilities)?.text_at("machine").map(str::to_owned));
+        }
+        Ok(profile)
     }
 
     /// # Errors
@@ -124,6 +131,7 @@ impl HostProfile {
             uefi: Firmware::plain(&firmware).or_else(|| Firmware::plain(&named())),
             secure_boot: Firmware::secure(&firmware).or_else(|| Firmware::secure(&named())),
             host_cpu: host_cpu(&tree),
+            newest_machines: tree.text_at("machine").map(str::to_owned).into_iter().collect(),
             cpu_models: cpu_models(&tree),
             disk_buses: values(&tree, "devices/disk", "bus"),
             video_models: values(&tree, "devices/video", "modelType"),

@@ -361,3 +361,21 @@ async fn another_kind_of_machine_is_chosen_once_too() {
     let seen = bed.until("the new one is chosen", |seen| seen.choices.machine.as_ref() != Some(&first)).await;
     assert!(seen.choices.machine.is_some_and(|m| m.starts_with("pc-i440fx-")), "a version of the wished kind");
 }
+
+/// What `vm set --machine latest` asks for: the kind without a version.
+#[tokio::test]
+async fn an_old_machine_is_replaced_when_the_vm_is_off() {
+    let mut bed = Bed::running(json!({})).await;
+    let newest = bed.until("it is chosen", |seen| seen.choices.machine.is_some()).await.choices;
+    bed.command(PowerWish::Off).await;
+    let machine = |version: &str| VmChoices { machine: Some(version.to_owned()), ..newest.clone() };
+    bed.give(|order| order.choices = machine("pc-q35-7.2")).await;
+    bed.edit(|spec| spec.description = "old".into()).await;
+    let inactive = async |bed: &Bed| bed.hv.xml(VM, XmlKind::Inactive).await.expect("it is defined");
+    bed.until("the old one is defined", |seen| seen.choices.machine.as_deref() == Some("pc-q35-7.2") && seen.drift.is_empty()).await;
+    assert!(inactive(&bed).await.contains("machine='pc-q35-7.2'"), "{}", inactive(&bed).await);
+    bed.give(|order| order.choices = machine("q35")).await;
+    bed.edit(|spec| spec.description = "new".into()).await;
+    bed.until("the newest is chosen", |seen| seen.choices.machine == newest.machine).await;
+    assert!(!inactive(&bed).await.contains("pc-q35-7.2"));
+}

@@ -35,10 +35,11 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         "rename" => super::vm_copy::rename(store, ask, name, new_name(wish)?).await,
         "clone" => super::vm_copy::clone(store, ask, name, new_name(wish)?).await,
         "reinit" => super::vm_renew::reinit(store, ask, name).await,
+        "upgrade-machine" => super::vm_renew::upgrade_machine(store, ask, name).await,
         "rebuild" => super::vm_renew::rebuild(store, ask, name, wish.image).await,
         "release" => leave(store, ask, name, "vm.release", Leaving::Release).await,
         other => {
-            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release";
+            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release";
             Err(Error::not_found("action", other).hint(format!("known are {hint}")))
         }
     }

@@ -1,4 +1,4 @@
-//! First boots once more, and root disks made anew.
+//! First boots once more, newer machines, and root disks made anew.
 
 use vmkeep_api::body::VmPhase;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
@@ -8,7 +8,8 @@ use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
 use vmkeep_types::order::Work;
 use vmkeep_types::pool::VolumeRecord;
-use vmkeep_types::record::{Power, VmRecord};
+use vmkeep_types::record::{Power, VmChoices, VmRecord};
+use vmkeep_types::vm::MachineFamily;
 
 use super::network::task;
 use super::vm_copy::volume_resource;
@@ -28,6 +29,28 @@ pub async fn reinit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let record = VmRecord { instance: old.value.instance + 1, ..old.value };
     let op = operation(ask, "vm.reinit", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     let txn = Txn::default().when(Compare::ModifiedAt(old.key.clone(), old.modified)).then(typed::put(old.key, &record));
+    begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
+}
+
+/// The newest version of its kind of machine, from the next cold start on. The node puts the version in the kind's place.
+pub async fn upgrade_machine(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
+    let old = super::vm_parts::record(store, &ask.project, name).await?;
+    ask.expect(name, &old)?;
+    if old.value.leaving.is_some() {
+        return Err(Error::conflict(format!("'{name}' is being deleted")));
+    }
+    let chosen = get::<VmChoices>(store, &keys::choices(old.value.id)).await?.ok_or_else(|| Error::not_found("vm", name))?;
+    let newest = match old.value.spec.machine {
+        MachineFamily::Q35 => "q35",
+        MachineFamily::Pc => "pc",
+    };
+    let op = operation(ask, "vm.upgrade-machine", resource(&old.value), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
+    // The wish is written again as it is: its new revision is what the node takes up and the operation waits for.
+    let txn = Txn::default()
+        .when(Compare::ModifiedAt(old.key.clone(), old.modified))
+        .when(Compare::ModifiedAt(chosen.key.clone(), chosen.modified))
+        .then(typed::put(old.key, &old.value))
+        .then(typed::put(chosen.key, &VmChoices { machine: Some(newest.to_owned()), ..chosen.value }));
     begin(store, ask, txn, op).await?.ok_or_else(|| busy(name))
 }
 

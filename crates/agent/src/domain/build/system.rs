@@ -5,7 +5,7 @@ use vmkeep_types::image::ImageFacts;
 use vmkeep_types::record::FirmwareChoice;
 use vmkeep_types::vm::{ClockOffset, Firmware, MachineFamily, OsFamily, VmSpec};
 
-use super::{NVRAM, same_machine};
+use super::{NVRAM, family, same_machine};
 use crate::domain::profile::Loader;
 use crate::domain::tree::{self, Element, el};
 use crate::domain::{BuildInput, nvram_path};
@@ -74,11 +74,11 @@ fn missing(secure_boot: bool) -> Error {
 /// Boot and enrolled keys, and a guest that is not signed does not boot.
 pub fn os(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Element {
     let choices = &input.order.choices;
-    let family = match input.order.spec.machine {
+    let plain = match input.order.spec.machine {
         MachineFamily::Q35 => "q35",
         MachineFamily::Pc => "pc",
     };
-    let machine = choices.machine.as_deref().filter(|_| same_machine(input)).unwrap_or(family);
+    let machine = choices.machine.as_deref().filter(|_| same_machine(input)).map_or(plain, |chosen| newest(input, chosen));
     let os = el("os").child(el("type").attr("arch", "x86_64").attr("machine", machine).text("hvm"));
     let FirmwareChoice::Uefi { loader, loader_format, template, secure_boot } = firmware else { return os };
     let qcow2 = (loader_format != "raw").then_some(loader_format);
@@ -87,6 +87,13 @@ pub fn os(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Element {
     let variables = || el("nvram").attr_if("template", template).attr_if("format", qcow2).text(nvram_path(input.order.vm));
     let kept = choices.addresses.get(NVRAM).and_then(|xml| tree::parse(xml).ok());
     os.child(code.attr_if("format", qcow2).text(loader)).child(kept.unwrap_or_else(variables))
+}
+
+/// A kind without a version among the choices asks for the newest of it; left to libvirt it would mean the version that is there.
+fn newest<'a>(input: &'a BuildInput<'_>, chosen: &'a str) -> &'a str {
+    let versions = &input.host.newest_machines;
+    let of_its_kind = || versions.iter().find(|version| version.as_str() != chosen && family(version) == family(chosen));
+    if matches!(chosen, "q35" | "pc") { of_its_kind().map_or(chosen, String::as_str) } else { chosen }
 }
 
 pub fn features(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Element {

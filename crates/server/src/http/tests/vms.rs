@@ -2,7 +2,7 @@
 
 use vmkeep_types::order::{NodeTask, Work};
 use vmkeep_types::pool::VolumeRecord;
-use vmkeep_types::record::{Leaving, Power, PowerWish, VmRecord};
+use vmkeep_types::record::{Leaving, Power, PowerWish, VmChoices, VmRecord};
 
 use super::*;
 
@@ -159,7 +159,7 @@ async fn commands_are_power_wishes_and_holds() {
         Value::Null,
         expect![[r#"
         404 not_found: there is no action 'fly'
-          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, rebuild, release"#]],
+          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release"#]],
     )
     .await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"name": "x"}), expect!["422 invalid: 'start' takes no `name`"]).await;
@@ -382,6 +382,18 @@ async fn a_guest_is_made_a_new_instance() {
     bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["202 vm.reinit web1 pending"]).await;
     let record: VmRecord = bed.stored(&keys::vm(&default(), bed.vm_id("web1").await)).await;
     assert_eq!(record.instance, 1);
+}
+
+#[tokio::test]
+async fn a_machine_is_asked_to_be_the_newest_of_its_kind() {
+    let bed = Bed::new().await;
+    bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "machine": "pc"})).await;
+    let key = keys::choices(bed.vm_id("web1").await);
+    let chosen: VmChoices = bed.stored(&key).await;
+    let old = VmChoices { machine: Some("pc-i440fx-7.2".into()), ..chosen };
+    bed.store.txn(Txn::default().then(typed::put(key.clone(), &old))).await.expect("a write");
+    bed.check("POST /v1/vms/web1/actions/upgrade-machine", Value::Null, expect!["202 vm.upgrade-machine web1 pending"]).await;
+    assert_eq!(bed.stored::<VmChoices>(&key).await, VmChoices { machine: Some("pc".into()), ..old });
 }
 
 #[tokio::test]
