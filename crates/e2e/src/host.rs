@@ -47,9 +47,16 @@ impl Host {
     }
 
     pub fn without_daemon(name: &str) -> Self {
+        Self::sharing(name, &[])
+    }
+
+    /// Without a daemon; libvirt takes these folders for shared with other hosts.
+    pub fn sharing(name: &str, folders: &[&Path]) -> Self {
         let name = format!("{name}-{}", std::process::id());
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let up = nshost().args(["up", &name, &std::process::id().to_string()]).output().expect("nshost runs");
+        let mut up = nshost();
+        up.env("VMKEEP_LAB_SHARED", std::env::join_paths(folders).expect("no colon in a folder's name"));
+        let up = up.args(["up", &name, &std::process::id().to_string()]).output().expect("nshost runs");
         assert!(up.status.success(), "nshost up: {}", String::from_utf8_lossy(&up.stderr));
         let mut host = Self { name, daemon: None, dir, config: String::new(), boots: 0 };
         host.boot();
@@ -65,8 +72,13 @@ impl Host {
 
     /// Writes the daemon's configuration; `more` is added TOML.
     pub fn configure(&mut self, more: &str) {
+        self.configure_as("node1", more);
+    }
+
+    /// As [`Host::configure`], for another node of a cluster.
+    pub fn configure_as(&mut self, node: &str, more: &str) {
         let dir = self.dir.path().display();
-        self.config = format!("node = \"node1\"\nsocket = \"{dir}/vmkeep.sock\"\nboot_id_file = \"{dir}/boot_id\"\n{more}");
+        self.config = format!("node = \"{node}\"\nsocket = \"{dir}/vmkeep.sock\"\nboot_id_file = \"{dir}/boot_id\"\n{more}");
         std::fs::write(self.config_file(), &self.config).expect("a configuration");
     }
 
@@ -251,7 +263,7 @@ impl Drop for Host {
     }
 }
 
-fn nshost() -> Command {
+pub(crate) fn nshost() -> Command {
     Command::new(root().join("tests/lab/nshost"))
 }
 

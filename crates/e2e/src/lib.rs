@@ -5,4 +5,5 @@
 
 pub mod host;
 pub mod image;
+pub mod net;
 pub mod wait;

@@ -6,6 +6,7 @@ mod crash;
 mod debian;
 mod hello;
 mod kept_running;
+mod lab;
 mod live_changes;
 mod many;
 mod on_etcd;

@@ -1,0 +1,76 @@
+//! Several hosts on one switch, and what may befall them: power off and on, standing still, a cable pulled.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::host::{Host, nshost, text};
+
+/// A bridge in a namespace of its own; only the hosts plugged into it reach each other. Goes with its test process.
+pub struct Switch {
+    name: String,
+}
+
+impl Switch {
+    pub fn new(name: &str) -> Self {
+        let switch = Self { name: format!("{name}-sw-{}", std::process::id()) };
+        done(nshost().args(["switch", &switch.name, &std::process::id().to_string()]));
+        switch
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        let _ = nshost().args(["down", &self.name]).output();
+    }
+}
+
+fn done(command: &mut Command) {
+    let out = command.output().expect("nshost runs");
+    assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
+}
+
+impl Host {
+    /// Plugs the host into a switch, with an address like `10.77.0.1/24`. Once per host.
+    pub fn link(&self, switch: &Switch, address: &str) {
+        done(nshost().args(["link", &self.name, &switch.name, address]));
+    }
+
+    /// Pulls the cable.
+    pub fn cut(&self) {
+        done(nshost().args(["cut", &self.name]));
+    }
+
+    /// Plugs it in again.
+    pub fn join(&self) {
+        done(nshost().args(["join", &self.name]));
+    }
+
+    /// Every process stands still, until [`Host::thaw`].
+    pub fn freeze(&self) {
+        done(nshost().args(["freeze", &self.name]));
+    }
+
+    pub fn thaw(&self) {
+        done(nshost().args(["thaw", &self.name]));
+    }
+
+    /// SIGKILL to every process; what is on its disks stays.
+    pub fn power_off(&mut self) {
+        done(nshost().args(["kill", &self.name]));
+        self.kill_daemon();
+    }
+
+    /// libvirt comes up in a new boot; the daemon is started by the test.
+    pub fn power_on(&mut self) {
+        done(nshost().args(["boot", &self.name]));
+        self.boot();
+    }
+
+    /// A program inside the host that goes on; dies with the host, or by its owner.
+    pub fn spawn(&self, log: &str, args: &[&str]) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(self.path(log)).expect("a log");
+        let mut command = nshost();
+        command.args(["exec", &self.name]).args(args);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file handle")).stderr(log);
+        command.spawn().expect("nshost runs")
+    }
+}
