@@ -12,6 +12,7 @@
 //! what it missed is compacted by then, the reader gets [`StoreError::Compacted`] and lists again. An etcd over its quota
 //! is [`StoreError::Full`] for writes.
 
+pub mod admin;
 mod error;
 mod lease;
 mod txn;

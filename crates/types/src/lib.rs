@@ -11,12 +11,14 @@
 //! | [`record`], [`order`], [`observed`] | what is stored: the wish, our decision, the agent's word |
 //! | [`operation`], [`event`] | long work and history |
 //! | [`host`] | facts of a host and the rows of `host check` |
+//! | [`cluster`] | members of a cluster, joining and its state |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
 //! | [`user_data`] | what cloud-init takes a text for |
 //! | [`nearest`] | "did you mean" |
 
 pub mod check;
+pub mod cluster;
 pub mod error;
 pub mod event;
 pub mod explain;

@@ -33,7 +33,7 @@ use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
 use vmkeep_store::embedded::EmbeddedStore;
-use vmkeep_store::etcd::EtcdStore;
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_store::{Store, StoreError};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
@@ -44,6 +44,7 @@ use crate::config::{Config, HypervisorKind};
 use crate::gate::LocalGate;
 use crate::listen::{self, CurrentTls, Serve};
 use crate::log;
+use crate::member::Member;
 use crate::notify::Notify;
 use crate::peer::Roles;
 use crate::tls;
@@ -95,8 +96,9 @@ async fn until_signal(config: Config) -> anyhow::Result<()> {
 
 /// Serves until `shutdown`.
 pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let node_name = config.node_name()?;
-    let Some(store) = open_store(&config, &shutdown).await? else { return Ok(()) };
+    let member = Member::load(&config.store)?;
+    let node_name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
+    let Some(store) = open_store(&config, member.as_ref(), &shutdown).await? else { return Ok(()) };
     let parts = Parts::assemble(&config, &node_name, store.clone()).await?;
     // Before the first request: a wish on an empty store must find the node that is to have it.
     parts.node.join().await.context("the node cannot join its store")?;
@@ -166,9 +168,11 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
 }
 
 /// None when the daemon is told to stop before etcd answers.
-async fn open_store(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Arc<dyn Store>>> {
-    let store: Arc<dyn Store> = match &config.etcd {
-        Some(etcd) => match shutdown.run_until_cancelled(connect_etcd(etcd)).await {
+async fn open_store(config: &Config, member: Option<&Member>, shutdown: &CancellationToken) -> anyhow::Result<Option<Arc<dyn Store>>> {
+    // A member's etcd wins: what [etcd] names is for one host with a store elsewhere.
+    let etcd = member.map(Member::etcd_client).or_else(|| config.etcd.as_ref().map(crate::config::Etcd::client));
+    let store: Arc<dyn Store> = match etcd {
+        Some(etcd) => match shutdown.run_until_cancelled(connect_etcd(&etcd)).await {
             Some(store) => Arc::new(store?),
             None => return Ok(None),
         },
@@ -182,12 +186,11 @@ async fn open_store(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
 }
 
 /// Waits for etcd: after a power cut its members may need longer than this host.
-async fn connect_etcd(etcd: &crate::config::Etcd) -> anyhow::Result<EtcdStore> {
-    let wanted = etcd.client();
+async fn connect_etcd(wanted: &EtcdConfig) -> anyhow::Result<EtcdStore> {
     loop {
-        match EtcdStore::connect(&wanted).await {
+        match EtcdStore::connect(wanted).await {
             Ok(store) => return Ok(store),
-            Err(error @ StoreError::Invalid(_)) => return Err(error).context("[etcd]"),
+            Err(error @ StoreError::Invalid(_)) => return Err(error).context("etcd cannot be used"),
             Err(error) => tracing::warn!(%error, endpoints = wanted.endpoints.join(" "), "waiting for etcd; VMs go on"),
         }
         tokio::time::sleep(ETCD_REST).await;

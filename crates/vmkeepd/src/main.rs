@@ -9,6 +9,7 @@
 //! Its end, orderly or not, never touches a VM: guests are libvirt's children and the next start goes on from the store and
 //! from what libvirt says.
 
+mod cluster;
 mod config;
 mod daemon;
 mod gate;
@@ -16,6 +17,7 @@ mod guests;
 mod lease;
 mod listen;
 mod log;
+mod member;
 mod notify;
 mod peer;
 mod tls;

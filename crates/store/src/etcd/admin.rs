@@ -1,0 +1,138 @@
+//! etcd's own affairs: its members, their health, its size. Here because nothing else may know etcd's client.
+//!
+//! A new member begins as a learner: it has no vote, so a cluster of one does not wait for a second that never comes.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use etcd_client::{AlarmAction, AlarmType, Client, MemberAddOptions};
+
+use super::error::{Purpose, outcome};
+use super::{EtcdConfig, EtcdStore, connect_options};
+use crate::StoreError;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdMember {
+    pub id: u64,
+    /// Empty until it was started for the first time.
+    pub name: String,
+    pub peer_urls: Vec<String>,
+    pub client_urls: Vec<String>,
+    pub learner: bool,
+}
+
+/// One member's word about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdStatus {
+    pub id: u64,
+    pub leader: u64,
+    pub learner: bool,
+    pub version: String,
+    /// Of the database file, in bytes.
+    pub db_bytes: u64,
+    /// Of it what is in use; the rest is given back by defragmentation.
+    pub used_bytes: u64,
+    /// As it tells them.
+    pub errors: Vec<String>,
+}
+
+/// # Errors
+/// The member does not answer in time.
+pub async fn status(config: &EtcdConfig) -> Result<EtcdStatus, StoreError> {
+    let mut client = connect(config).await?;
+    let answer = outcome(Purpose::Read, client.status()).await?;
+    let bytes = |n: i64| u64::try_from(n).unwrap_or(0);
+    Ok(EtcdStatus {
+        id: answer.header().map_or(0, etcd_client::ResponseHeader::member_id),
+        leader: answer.leader(),
+        learner: answer.is_learner(),
+        version: answer.version().to_owned(),
+        db_bytes: bytes(answer.db_size()),
+        used_bytes: bytes(answer.raft_used_db_size()),
+        errors: answer.errors().to_vec(),
+    })
+}
+
+/// Gives freed space back to the disk. The member answers nobody meanwhile: one at a time.
+///
+/// # Errors
+/// The member does not do it; its database is as it was.
+pub async fn defragment(config: &EtcdConfig) -> Result<(), StoreError> {
+    let mut client = connect(config).await?;
+    // As long as it takes: a database of 8 GiB is copied.
+    client.defragment().await.map(drop).map_err(|e| StoreError::Unavailable(format!("etcd: {e}")))
+}
+
+async fn connect(config: &EtcdConfig) -> Result<Client, StoreError> {
+    let client = Client::connect(&config.endpoints, Some(connect_options(config)?.with_require_leader(false))).await;
+    client.map_err(|e| StoreError::Invalid(format!("etcd at {}: {e}", config.endpoints.join(", "))))
+}
+
+impl EtcdStore {
+    /// # Errors
+    /// No majority.
+    pub async fn members(&self) -> Result<Vec<EtcdMember>, StoreError> {
+        let answer = outcome(Purpose::Read, self.client().member_list()).await?;
+        let member = |m: &etcd_client::Member| EtcdMember {
+            id: m.id(),
+            name: m.name().to_owned(),
+            peer_urls: m.peer_urls().to_vec(),
+            client_urls: m.client_urls().to_vec(),
+            learner: m.is_learner(),
+        };
+        Ok(answer.members().iter().map(member).collect())
+    }
+
+    /// # Errors
+    /// No majority, or another learner is not promoted yet.
+    pub async fn add_learner(&self, peer_url: &str) -> Result<(), StoreError> {
+        let options = MemberAddOptions::new().with_is_learner();
+        outcome(Purpose::Write, self.client().member_add([peer_url], Some(options))).await.map(drop)
+    }
+
+    /// Gives a learner its vote.
+    ///
+    /// # Errors
+    /// It has not caught up yet.
+    pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
+        outcome(Purpose::Write, self.client().member_promote(id)).await.map(drop)
+    }
+
+    /// # Errors
+    /// No majority without it, or it is no member.
+    pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
+        outcome(Purpose::Write, self.client().member_remove(id)).await.map(drop)
+    }
+
+    /// Members that say that they have no room.
+    ///
+    /// # Errors
+    /// No majority.
+    pub async fn out_of_space(&self) -> Result<Vec<u64>, StoreError> {
+        let answer = outcome(Purpose::Read, self.client().alarm(AlarmAction::Get, AlarmType::Nospace, None)).await?;
+        Ok(answer.alarms().iter().filter(|a| a.alarm() == AlarmType::Nospace).map(etcd_client::AlarmMember::member_id).collect())
+    }
+
+    /// Lets writes in again after room was made.
+    ///
+    /// # Errors
+    /// No majority.
+    pub async fn clear_alarms(&self) -> Result<(), StoreError> {
+        outcome(Purpose::Write, self.client().alarm(AlarmAction::Deactivate, AlarmType::Nospace, None)).await.map(drop)
+    }
+
+    /// Writes the whole database into a file; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// The member's or the disk's; a part of the file may be there.
+    pub async fn snapshot(&self, file: &Path) -> Result<(), StoreError> {
+        let disk = |e: std::io::Error| StoreError::Unavailable(format!("{}: {e}", file.display()));
+        let mut out = File::create(file).map_err(disk)?;
+        let mut stream = outcome(Purpose::Read, self.client().snapshot()).await?;
+        while let Some(part) = outcome(Purpose::Read, stream.message()).await? {
+            out.write_all(part.blob()).map_err(disk)?;
+        }
+        out.sync_all().map_err(disk)
+    }
+}

@@ -1,0 +1,3 @@
+//! Forming a cluster and keeping it whole: certificates, etcd, members.
+
+pub mod pki;
