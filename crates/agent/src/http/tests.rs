@@ -18,7 +18,7 @@ use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 use super::*;
 use crate::hypervisor::fake::FakeHypervisor;
-use crate::hypervisor::{AddressSource, AgentLink, GuestAddress, METADATA_URI};
+use crate::hypervisor::{AddressSource, AgentLink, GuestAddress, METADATA_URI, Words};
 
 const VM: &str = "00000000-0000-4000-8000-000000000001";
 const FOREIGN: &str = "00000000-0000-4000-8000-000000000002";
@@ -61,8 +61,8 @@ impl Bed {
         );
         let foreign =
             format!("<domain type='qemu'><name>other</name><uuid>{FOREIGN}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>");
-        hv.define(&ours).await.expect("defined");
-        hv.define(&foreign).await.expect("defined");
+        hv.define(&ours, Words::Patched).await.expect("defined");
+        hv.define(&foreign, Words::Patched).await.expect("defined");
         let driver = PoolDriver::Dir { path: format!("{root}/pool") };
         let pool = crate::pool::open(&PoolSpec { name: Name::known("default"), description: String::new(), driver }).expect("a pool");
         let guests = Arc::new(Shutdowns::default());

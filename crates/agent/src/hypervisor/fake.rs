@@ -23,7 +23,7 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 use self::host::Host;
 use super::{
     AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle,
-    LiveChange, Screenshot, UndefineKeep, XmlKind, xml,
+    LiveChange, Screenshot, UndefineKeep, Words, XmlKind, xml,
 };
 
 const EVENTS_MAX: usize = 65_536;
@@ -226,7 +226,7 @@ impl Hypervisor for FakeHypervisor {
         self.look("xml", |host| host.xml(uuid, kind)).await
     }
 
-    async fn define(&self, xml: &str) -> Result<String, HvError> {
+    async fn define(&self, xml: &str, _words: Words) -> Result<String, HvError> {
         let name = xml.split("<name>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or("?");
         self.call("define", name, |state| state.host.define(xml)).await
     }
@@ -392,6 +392,10 @@ impl Hypervisor for FakeHypervisor {
 
     async fn network_xml(&self, name: &str) -> Result<Option<String>, HvError> {
         self.look("network_xml", |host| Ok(host.networks.get(name).cloned())).await
+    }
+
+    async fn active_network_xml(&self, name: &str) -> Result<Option<String>, HvError> {
+        self.look("active_network_xml", |host| Ok(host.networks.get(name).cloned())).await
     }
 
     async fn remove_network(&self, name: &str) -> Result<(), HvError> {

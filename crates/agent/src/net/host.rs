@@ -31,13 +31,19 @@ pub enum Forward6 {
     Waits,
 }
 
+impl Forward6 {
+    pub fn of_host() -> Self {
+        let waits = !Path::new("/proc/sys/net/ipv6/conf/all").exists() || !ra_uplinks().is_empty();
+        if waits { Self::Waits } else { Self::Safe }
+    }
+}
+
 impl NatHost {
     pub async fn gather() -> Self {
         let main = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         let every_table = run("ip", &["-4", "-o", "route", "show", "table", "all"]).await.unwrap_or_default();
         let routes = subnet::routes(&main).into_iter().chain(subnet::routes_of_ip(&every_table)).collect();
-        let waits = !Path::new("/proc/sys/net/ipv6/conf/all").exists() || !ra_uplinks().is_empty();
-        Self { routes, forward6: if waits { Forward6::Waits } else { Forward6::Safe }, fresh: Uuid::new_v4() }
+        Self { routes, forward6: Forward6::of_host(), fresh: Uuid::new_v4() }
     }
 }
 

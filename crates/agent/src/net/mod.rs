@@ -37,6 +37,40 @@ pub fn libvirt_name(project: &Name, network: &Name) -> String {
     if project.as_str() == "default" { format!("vmkeep-{network}") } else { format!("vmkeep-{project}.{network}") }
 }
 
+/// A network that was ensured, and what that was for.
+#[derive(Clone)]
+pub struct Ensured {
+    spec: NetworkSpec,
+    pub attach: NetAttach,
+    /// What libvirt stored then.
+    stored: Option<String>,
+    forward6: Forward6,
+}
+
+impl Ensured {
+    pub fn is_for(&self, spec: &NetworkSpec) -> bool {
+        self.spec == *spec
+    }
+
+    /// It runs, as it was made, and would be made the same again. One look instead of making it anew.
+    pub async fn still_runs(&self, hv: &dyn Hypervisor) -> bool {
+        let (Some(name), Some(stored)) = (&self.attach.libvirt_network, &self.stored) else { return false };
+        self.forward6 == Forward6::of_host() && hv.active_network_xml(name).await.is_ok_and(|now| now.as_ref() == Some(stored))
+    }
+}
+
+/// [`ensure`], and what is needed to see later that nothing has changed.
+pub async fn ensure_kept(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> Result<Ensured, Error> {
+    let forward6 = Forward6::of_host();
+    let attach = ensure(hv, project, spec).await?;
+    let stored = match &attach.libvirt_network {
+        // Not known: it is made anew the next time.
+        Some(name) => hv.active_network_xml(name).await.unwrap_or_default(),
+        None => None,
+    };
+    Ok(Ensured { spec: spec.clone(), attach, stored, forward6 })
+}
+
 /// The network is there and active.
 ///
 /// # Errors

@@ -134,8 +134,8 @@ impl DirPool {
         match (volume.image, size) {
             (Some(image), size) => {
                 let base = self.image_path(image);
-                let info = qemu_img::info(&base, "qcow2", Trust::Ours).await.map_err(|e| no_image(&base, e))?;
-                check_size(volume, info.virtual_size)?;
+                let bytes = qcow2_size(&base).map_err(|e| no_image(&base, self.io("read", &base, &e)))?;
+                check_size(volume, bytes)?;
                 self.clone_image(&base, fresh, raw).await?;
                 match size {
                     Some(size) => qemu_img::run(

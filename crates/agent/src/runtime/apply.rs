@@ -22,7 +22,7 @@ use super::node::{Look, Node};
 use super::qemu;
 use super::report::State;
 use crate::domain::{self, BuildInput, DiskSource};
-use crate::hypervisor::{HvError, XmlKind};
+use crate::hypervisor::{HvError, Words, XmlKind};
 use crate::net::NetAttach;
 use crate::seed;
 
@@ -79,8 +79,8 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     state.asked_live.clear();
     state.error = None;
     state.step("started");
-    // Not known is fine: the next look finds it out.
-    let _ = note_open_files(node, state).await;
+    // Read when the start has been reported.
+    state.also_open = None;
     qemu::started(node, state).await;
     Ok(())
 }
@@ -243,7 +243,7 @@ async fn write_seed(node: &Node, order: &Order) -> Result<Option<PathBuf>, Error
 async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
     state.warnings.clone_from(&wanted.warnings);
     if state.domain == Observed::Absent {
-        let xml = node.hv.define(&wanted.xml).await.map_err(|e| define_error(state, &e))?;
+        let xml = node.hv.define(&wanted.xml, words(state)).await.map_err(|e| define_error(state, &e))?;
         state.choices = domain::choices_from(&xml, &state.choices)?;
         state.step("domain defined");
         return Ok(());
@@ -266,7 +266,7 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
     // libvirt does not show a password: a changed one is no difference.
     let has_password = state.order.spec.display.as_ref().is_some_and(|d| d.password.is_some());
     if !state.drift.is_empty() || has_password {
-        let xml = node.hv.define(&wanted.xml).await.map_err(|e| define_error(state, &e))?;
+        let xml = node.hv.define(&wanted.xml, words(state)).await.map_err(|e| define_error(state, &e))?;
         state.choices = domain::choices_from(&xml, &state.choices)?;
     }
     if !state.drift.is_empty() {
@@ -274,6 +274,10 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
         state.drift.clear();
     }
     Ok(())
+}
+
+fn words(state: &State) -> Words {
+    if state.order.spec.libvirt_xml.is_empty() { Words::Ours } else { Words::Patched }
 }
 
 fn define_error(state: &State, error: &HvError) -> Error {

@@ -19,7 +19,7 @@ use super::clock::BootId;
 use crate::domain::HostProfile;
 use crate::hypervisor::Hypervisor;
 use crate::image::Reach;
-use crate::net::{self, NetAttach};
+use crate::net::{self, Ensured, NetAttach};
 use crate::pool::{self, Pool};
 
 /// Domains that libvirt is asked to start at once: more only queue inside it.
@@ -71,7 +71,7 @@ pub struct Node {
     profile: tokio::sync::Mutex<Option<Arc<HostProfile>>>,
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected, by project and name.
-    networks: Mutex<BTreeMap<(Name, Name), (NetworkSpec, NetAttach)>>,
+    networks: Mutex<BTreeMap<(Name, Name), Ensured>>,
     /// Held while a network is made.
     network_turn: tokio::sync::Mutex<()>,
 }
@@ -193,23 +193,20 @@ impl Node {
         Ok(profile)
     }
 
-    /// What a NIC on this network plugs into. `Fresh` asks libvirt, which also starts a network that somebody stopped.
+    /// What a NIC on this network plugs into. `Fresh` asks libvirt, and makes a network anew that somebody stopped or changed.
     pub async fn network(&self, project: &Name, spec: &NetworkSpec, look: Look) -> Result<NetAttach, Error> {
         let of = (project.clone(), spec.name.clone());
-        let kept = self
-            .networks
-            .lock()
-            .expect("no panic holds this lock")
-            .get(&of)
-            .filter(|(kept, _)| kept == spec)
-            .map(|(_, attach)| attach.clone());
-        if let (Look::Kept, Some(attach)) = (look, kept) {
-            return Ok(attach);
+        let kept = || self.networks.lock().expect("no panic holds this lock").get(&of).filter(|kept| kept.is_for(spec)).cloned();
+        if let Some(kept) = kept()
+            && (look == Look::Kept || kept.still_runs(self.hv.as_ref()).await)
+        {
+            return Ok(kept.attach);
         }
         // Two VMs that come at once would both define it, and libvirt refuses the second.
         let _turn = self.network_turn.lock().await;
-        let attach = net::ensure(self.hv.as_ref(), project, spec).await?;
-        self.networks.lock().expect("no panic holds this lock").insert(of, (spec.clone(), attach.clone()));
+        let ensured = net::ensure_kept(self.hv.as_ref(), project, spec).await?;
+        let attach = ensured.attach.clone();
+        self.networks.lock().expect("no panic holds this lock").insert(of, ensured);
         Ok(attach)
     }
 

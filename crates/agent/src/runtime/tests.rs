@@ -15,7 +15,7 @@ use vmkeep_types::vm::VmSpec;
 
 use super::*;
 use crate::hypervisor::fake::{FakeHypervisor, Fault};
-use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, XmlKind};
+use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, Words, XmlKind};
 use crate::image::Reach;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(0x6b0e_0a52_1111_4222_8333_4444_5555_6666));
@@ -196,7 +196,7 @@ async fn a_running_vm_is_renamed_at_its_next_cold_start_and_goes_on_meanwhile() 
 async fn a_taken_name_ends_the_rename_and_never_the_vm() {
     let mut bed = Bed::running(json!({})).await;
     let other = foreign("shop").replace(&VM.to_string(), &uuid::Uuid::new_v4().to_string());
-    bed.hv.define(&other).await.expect("defined");
+    bed.hv.define(&other, Words::Patched).await.expect("defined");
     bed.command(PowerWish::Off).await;
     bed.edit(|spec| spec.name = Name::known("shop")).await;
     let seen = bed.until("it fails", |seen| seen.error.is_some()).await;
@@ -209,7 +209,7 @@ async fn a_taken_name_ends_the_rename_and_never_the_vm() {
 #[tokio::test]
 async fn an_adopted_domain_may_have_a_name_that_is_not_ours() {
     let mut bed = Bed::new(json!({"name": "win-2019"})).await;
-    bed.hv.define(&foreign("Win_2019")).await.expect("defined");
+    bed.hv.define(&foreign("Win_2019"), Words::Patched).await.expect("defined");
     bed.hv.set_autostart(VM, true).await.expect("it exists");
     bed.hv.start(VM).await.expect("started");
     bed.give(|order| order.origin = VmOrigin::Adopted).await;
@@ -333,7 +333,7 @@ async fn a_changed_vnc_password_reaches_the_stored_and_the_running_display() {
 async fn a_guest_hears_the_time_after_the_host_slept() {
     let bed = Bed::new(json!({})).await;
     let ours = format!("<metadata><vmkeep:vm xmlns:vmkeep='{METADATA_URI}' id='{VM}' project='default' generation='1'/></metadata>");
-    bed.hv.define(&foreign("web").replace("<vcpu>", &format!("{ours}<vcpu>"))).await.expect("defined");
+    bed.hv.define(&foreign("web").replace("<vcpu>", &format!("{ours}<vcpu>")), Words::Patched).await.expect("defined");
     bed.hv.start(VM).await.expect("started");
     bed.hv.set_agent(VM, AgentLink::Up).expect("it runs");
     let mailbox = Arc::new(Mailbox::new(bed.order.clone()));

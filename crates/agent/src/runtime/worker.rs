@@ -177,7 +177,9 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
         state.memory = decision.memory.clone();
         state.doing = super::report::doing(&decision, &state.memory);
         if decision.act == Act::Nothing {
-            if inspect && decision.why == Why::AsWished {
+            if decision.why == Why::AsWished && (inspect || state.also_open.is_none()) {
+                // Somebody waits for the word that it runs; the comparison can wait for that.
+                super::report::write(node, state).await;
                 apply::inspect(node, state).await;
             }
             super::report::write(node, state).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use expect_test::expect;
 use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Fault, Manners};
-use vmkeep_agent::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, XmlKind};
+use vmkeep_agent::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, Words, XmlKind};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
 
@@ -21,7 +21,7 @@ impl FakeStand {
 
     async fn started(&self, name: &str) -> VmId {
         let vm = uuid();
-        self.0.define(&domain_xml(self, name, vm)).await.expect("define");
+        self.0.define(&domain_xml(self, name, vm), Words::Patched).await.expect("define");
         self.0.start(vm).await.expect("start");
         vm
     }
@@ -144,13 +144,13 @@ async fn the_agent_comes_and_goes() {
 async fn addresses_stay_when_devices_are_dropped_or_added() {
     let stand = FakeStand::new();
     let vm = uuid();
-    let first = stand.0.define(&domain_xml(&stand, "web", vm)).await.expect("define");
+    let first = stand.0.define(&domain_xml(&stand, "web", vm), Words::Patched).await.expect("define");
     let of_nic = |xml: &str| {
         let nic = xml.split("<interface").nth(1).and_then(|rest| rest.split("</interface>").next()).expect("a NIC").to_owned();
         nic.lines().find(|l| l.contains("<address")).expect("an address").trim().to_owned()
     };
     let with_disk = first.replace("<memballoon", "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk><memballoon");
-    let second = stand.0.define(&with_disk).await.expect("define");
+    let second = stand.0.define(&with_disk, Words::Patched).await.expect("define");
     assert_eq!(of_nic(&first), of_nic(&second));
     let taken: Vec<_> = second.lines().filter(|l| l.contains("type='pci' domain")).collect();
     assert_eq!(taken.len(), taken.iter().collect::<std::collections::BTreeSet<_>>().len(), "{second}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 use uuid::Uuid;
-use vmkeep_agent::hypervisor::{ConsoleStream, HvEvent, Hypervisor, Lifecycle};
+use vmkeep_agent::hypervisor::{ConsoleStream, HvEvent, Hypervisor, Lifecycle, Words};
 use vmkeep_types::ids::VmId;
 
 /// Generous: emulated guests on a busy machine.
@@ -63,7 +63,7 @@ pub fn domain_xml(stand: &dyn Stand, name: &str, uuid: VmId) -> String {
 /// Defines, starts and waits until the guest answers at its console, which is closed again.
 pub async fn running(stand: &dyn Stand, name: &str) -> VmId {
     let (hv, uuid) = (stand.hv(), uuid());
-    hv.define(&domain_xml(stand, name, uuid)).await.expect("define");
+    hv.define(&domain_xml(stand, name, uuid), Words::Patched).await.expect("define");
     hv.start(uuid).await.expect("start");
     let mut console = hv.console(uuid).await.expect("console");
     greet(&mut console).await;

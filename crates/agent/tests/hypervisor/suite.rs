@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
 use vmkeep_agent::hypervisor::{
-    AddressSource, BY_HOST, DomainBrief, HvError, HvEvent, Hypervisor, Lifecycle, LiveChange, UndefineKeep, XmlKind,
+    AddressSource, BY_HOST, DomainBrief, HvError, HvEvent, Hypervisor, Lifecycle, LiveChange, UndefineKeep, Words, XmlKind,
 };
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
@@ -73,13 +73,13 @@ async fn descriptions(stand: &dyn Stand) {
     let capabilities = hv.domain_capabilities("qemu", "q35").await.expect("capabilities");
     assert!(capabilities.contains("<domain>qemu</domain>"), "{capabilities}");
 
-    let completed = hv.define(&domain_xml(stand, "d1", vm)).await.expect("define");
+    let completed = hv.define(&domain_xml(stand, "d1", vm), Words::Patched).await.expect("define");
     for wanted in [&format!("<uuid>{vm}</uuid>"), "machine='pc-q35-", "<address type='pci' domain=", "ua-nic-lan", "mac address='52:54:00"]
     {
         assert!(completed.contains(wanted), "{wanted} is not in {completed}");
     }
     assert_eq!(hv.xml(vm, XmlKind::Inactive).await.expect("xml"), completed);
-    assert_eq!(hv.define(&completed).await.expect("what it says is what it takes"), completed);
+    assert_eq!(hv.define(&completed, Words::Patched).await.expect("what it says is what it takes"), completed);
     is_wrong_state(hv.xml(vm, XmlKind::Live).await);
 
     let brief = DomainBrief {
@@ -101,9 +101,9 @@ async fn descriptions(stand: &dyn Stand) {
     hv.set_metadata(vm, None).await.expect("no metadata");
     assert_eq!(hv.find(vm).await.expect("find").metadata, None);
 
-    let other = hv.define(&domain_xml(stand, "d1", uuid())).await;
+    let other = hv.define(&domain_xml(stand, "d1", uuid()), Words::Patched).await;
     assert!(matches!(&other, Err(HvError::Refused(why)) if why.contains("already exists")), "{other:?}");
-    let broken = hv.define("<domain type='qemu'><name>x</name></domain").await;
+    let broken = hv.define("<domain type='qemu'><name>x</name></domain", Words::Patched).await;
     assert!(matches!(&broken, Err(HvError::Refused(_))), "{broken:?}");
     assert_eq!(hv.start(uuid()).await.map_err(|e| matches!(e, HvError::NoDomain(_))), Err(true));
     remove(&*hv, vm).await;
@@ -111,7 +111,7 @@ async fn descriptions(stand: &dyn Stand) {
 
 async fn wrong_states(stand: &dyn Stand) {
     let (hv, vm) = (stand.hv(), uuid());
-    hv.define(&domain_xml(stand, "w1", vm)).await.expect("define");
+    hv.define(&domain_xml(stand, "w1", vm), Words::Patched).await.expect("define");
     is_wrong_state(hv.shutdown(vm).await);
     is_wrong_state(hv.destroy(vm).await);
     is_wrong_state(hv.reboot(vm).await);
@@ -132,7 +132,7 @@ async fn wrong_states(stand: &dyn Stand) {
 async fn power_by_others(stand: &dyn Stand) {
     let (hv, vm) = (stand.hv(), uuid());
     let mut story = Story::begin(&hv, vm);
-    hv.define(&domain_xml(stand, "p1", vm)).await.expect("define");
+    hv.define(&domain_xml(stand, "p1", vm), Words::Patched).await.expect("define");
     hv.start(vm).await.expect("start");
     let mut console = hv.console(vm).await.expect("console");
     greet(&mut console).await;
@@ -216,7 +216,7 @@ async fn guest_goes_down(stand: &dyn Stand) {
 
 async fn killed(stand: &dyn Stand) {
     let (hv, vm) = (stand.hv(), uuid());
-    hv.define(&domain_xml(stand, "k1", vm)).await.expect("define");
+    hv.define(&domain_xml(stand, "k1", vm), Words::Patched).await.expect("define");
     hv.start(vm).await.expect("start");
     let mut story = Story::begin(&hv, vm);
     stand.kill_qemu("k1", vm);
@@ -246,8 +246,8 @@ async fn killed(stand: &dyn Stand) {
 /// A domain that is off takes another name; a running one and a taken name are refused.
 async fn renames(stand: &dyn Stand) {
     let (hv, vm, other) = (stand.hv(), uuid(), uuid());
-    hv.define(&domain_xml(stand, "n1", vm)).await.expect("define");
-    hv.define(&domain_xml(stand, "n2", other)).await.expect("define");
+    hv.define(&domain_xml(stand, "n1", vm), Words::Patched).await.expect("define");
+    hv.define(&domain_xml(stand, "n2", other), Words::Patched).await.expect("define");
     let taken = hv.rename(vm, "n2").await;
     assert!(matches!(&taken, Err(HvError::WrongState(why)) if why.contains("already exists")), "{taken:?}");
     let mut story = Story::begin(&hv, vm);
@@ -259,7 +259,7 @@ async fn renames(stand: &dyn Stand) {
             Defined (renamed)"#]],
     );
     assert_eq!(hv.find(vm).await.expect("find").name, "n3");
-    hv.define(&domain_xml(stand, "n3", vm)).await.expect("its description goes by the new name");
+    hv.define(&domain_xml(stand, "n3", vm), Words::Patched).await.expect("its description goes by the new name");
     hv.rename(other, "n1").await.expect("the old name is free");
     hv.start(vm).await.expect("start");
     is_wrong_state(hv.rename(vm, "n4").await);
@@ -274,7 +274,7 @@ async fn display_password(stand: &dyn Stand) {
     let tcp = "<graphics type='vnc' port='-1' autoport='yes' passwd='first'><listen type='address' address='127.0.0.1'/></graphics>";
     let xml = domain_xml(stand, "v1", vm).replace("<graphics type='vnc'><listen type='socket'/></graphics>", tcp);
     assert!(xml.contains("passwd"));
-    hv.define(&xml).await.expect("define");
+    hv.define(&xml, Words::Patched).await.expect("define");
     hv.start(vm).await.expect("start");
     let live = hv.xml(vm, XmlKind::Live).await.expect("xml");
     let graphics = live.split("<graphics").nth(1).and_then(|rest| rest.split("</graphics>").next()).expect("a display");
@@ -351,7 +351,7 @@ async fn looks(stand: &dyn Stand) {
     let hv = stand.hv();
     let vm = running(stand, "s1").await;
     let off = uuid();
-    hv.define(&domain_xml(stand, "s2", off)).await.expect("define");
+    hv.define(&domain_xml(stand, "s2", off), Words::Patched).await.expect("define");
     let stats = hv.stats().await.expect("stats");
     let [one] = &stats[..] else { panic!("only the running one has counters: {stats:?}") };
     assert_eq!((one.uuid, one.vcpus, one.memory_kib), (Some(vm), 1, 128 << 10));
@@ -382,7 +382,7 @@ async fn looks(stand: &dyn Stand) {
 
 async fn transient(stand: &dyn Stand) {
     let (hv, vm) = (stand.hv(), uuid());
-    hv.define(&domain_xml(stand, "t1", vm)).await.expect("define");
+    hv.define(&domain_xml(stand, "t1", vm), Words::Patched).await.expect("define");
     hv.start(vm).await.expect("start");
     hv.undefine(vm, UndefineKeep::Nothing).await.expect("undefine of a running domain");
     let brief = hv.find(vm).await.expect("it still runs");
@@ -429,7 +429,7 @@ async fn leaks_nothing(stand: &dyn Stand) {
     let hv = stand.hv();
     let life = async |n: usize| {
         let vm = uuid();
-        hv.define(&domain_xml(stand, &format!("n{n}"), vm)).await.expect("define");
+        hv.define(&domain_xml(stand, &format!("n{n}"), vm), Words::Patched).await.expect("define");
         hv.start(vm).await.expect("start");
         let mut console = hv.console(vm).await.expect("console");
         hv.stats().await.expect("stats");

@@ -11,7 +11,9 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 use super::conn::{Conn, c_string};
 use super::error::{check, last, said, take_text, text};
 use crate::hypervisor::xml;
-use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, HvError, LiveChange, METADATA_KEY, METADATA_URI, UndefineKeep, XmlKind};
+use crate::hypervisor::{
+    AddressSource, DomainBrief, GuestAddress, HvError, LiveChange, METADATA_KEY, METADATA_URI, UndefineKeep, Words, XmlKind,
+};
 
 /// What virDomainSendKey takes at once.
 const KEYS_MAX: usize = 16;
@@ -46,10 +48,11 @@ pub fn find(conn: &Conn, uuid: VmId) -> Result<Domain<'_>, HvError> {
 }
 
 /// Defines and answers the stored description as libvirt completed it.
-pub fn define(conn: &Conn, xml: &str) -> Result<String, HvError> {
+pub fn define(conn: &Conn, xml: &str, words: Words) -> Result<String, HvError> {
     let c_xml = c_string(xml)?;
+    let flags = if words == Words::Patched { sys::VIR_DOMAIN_DEFINE_VALIDATE } else { 0 };
     // SAFETY: a C string, a live connection.
-    let mut ptr = unsafe { sys::virDomainDefineXMLFlags(conn.ptr(), c_xml.as_ptr(), sys::VIR_DOMAIN_DEFINE_VALIDATE) };
+    let mut ptr = unsafe { sys::virDomainDefineXMLFlags(conn.ptr(), c_xml.as_ptr(), flags) };
     if ptr.is_null() {
         let said = said();
         // A host without libvirt's schema files cannot validate; a description that does not validate has another code.

@@ -34,7 +34,7 @@ use self::pool::Pool;
 use self::session::{Link, Session};
 use super::{
     ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, Screenshot, UndefineKeep,
-    XmlKind, xml,
+    Words, XmlKind, xml,
 };
 
 /// A look at libvirt; also long listings.
@@ -165,9 +165,9 @@ impl Hypervisor for LibvirtHypervisor {
         self.query("xml", move |conn| domain::find(conn, uuid)?.xml(kind)).await
     }
 
-    async fn define(&self, xml: &str) -> Result<String, HvError> {
+    async fn define(&self, xml: &str, words: Words) -> Result<String, HvError> {
         let xml = xml.to_owned();
-        self.mutate("define", CHANGE, move |conn| domain::define(conn, &xml)).await
+        self.mutate("define", CHANGE, move |conn| domain::define(conn, &xml, words)).await
     }
 
     async fn undefine(&self, uuid: VmId, keep: UndefineKeep) -> Result<(), HvError> {
@@ -264,6 +264,11 @@ impl Hypervisor for LibvirtHypervisor {
     async fn network_xml(&self, name: &str) -> Result<Option<String>, HvError> {
         let name = name.to_owned();
         self.query("network_xml", move |conn| network::stored_xml(conn, &name)).await
+    }
+
+    async fn active_network_xml(&self, name: &str) -> Result<Option<String>, HvError> {
+        let name = name.to_owned();
+        self.query("active_network_xml", move |conn| network::stored_xml_if_active(conn, &name)).await
     }
 
     async fn remove_network(&self, name: &str) -> Result<(), HvError> {

@@ -50,6 +50,11 @@ pub fn stored_xml(conn: &Conn, name: &str) -> Result<Option<String>, HvError> {
     find(conn, name)?.map(|network| network.xml(sys::VIR_NETWORK_XML_INACTIVE)).transpose()
 }
 
+pub fn stored_xml_if_active(conn: &Conn, name: &str) -> Result<Option<String>, HvError> {
+    let Some(network) = find(conn, name)? else { return Ok(None) };
+    if network.is_active()? { network.xml(sys::VIR_NETWORK_XML_INACTIVE).map(Some) } else { Ok(None) }
+}
+
 /// Absent is fine.
 pub fn remove(conn: &Conn, name: &str) -> Result<(), HvError> {
     let Some(network) = find(conn, name)? else { return Ok(()) };
