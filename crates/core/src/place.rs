@@ -141,6 +141,7 @@ mod tests {
             qemu_version: None,
             vmkeep_version: "0".into(),
             hypervisor_up: true,
+            address: None,
         }
     }
 

@@ -9,10 +9,13 @@
 //! | `power/UID` | `Power` | server; leader folds a hold in |
 //! | `owner/UID` | `Owner`: the placement, the one truth of who may run it | leader |
 //! | `own/NODE/UID` | empty: range-compared before a node may disarm | leader |
-//! | `run/NODE/UID` | `Claim`, before every start | agent |
-//! | `stopped/NODE/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
-//! | `epoch/NODE`, `armed/NODE/EPOCH` | epoch; how the node would die | agent |
+//! | `joined/NODE` | empty: the index of nodes, because under `n/` lie the orders of every VM too | leader |
+//! | `control/NODE` | empty: whom agents obey | control plane, at its start |
 //! | `fence/NODE/EPOCH` | seal | leader (cluster) |
+//! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; how the node would die | agent |
+//! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
+//! | `n/NODE/run/UID` | `Claim`, before every start | agent |
+//! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
 //! | `n/NODE/facts` | `NodeFacts` | agent |
 //! | `n/NODE/order/UID` | `Order`, mirrored | leader |
 //! | `n/NODE/seen/UID` | `Seen` | agent |
@@ -23,7 +26,11 @@
 //! | `event/PROJECT/KIND/UID/TIME-SEQ` | `Event`, capped ring per object | leader |
 //! | `token/ID` | token hash, role | server |
 //! | `leader` | name of the leading control node | store |
+//! | `upload/UUID` | the node whose pool takes it | server |
 //! | `cluster/level` | format level that writers emit | server |
+//!
+//! An agent writes under `n/NODE/` of its own node and nowhere else; of the rest it reads what it must compare. So an etcd role
+//! per node can hold it to that. Stores of level 1 had the agent's keys elsewhere: see [`crate::layout`].
 
 use std::fmt::Display;
 
@@ -34,13 +41,15 @@ pub const LEADER: &str = "leader";
 pub const LEVEL: &str = "cluster/level";
 
 /// The format level this code writes.
-pub const LEVEL_NOW: u64 = 1;
+pub const LEVEL_NOW: u64 = 2;
 
 pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";
 pub const ALL_POWER: &str = "power/";
 pub const ALL_OWNERS: &str = "owner/";
 pub const ALL_NODES: &str = "n/";
+pub const ALL_JOINED: &str = "joined/";
+pub const ALL_UPLOADS: &str = "upload/";
 pub const ALL_OPS: &str = "op/";
 pub const ALL_IMAGES: &str = "image/";
 pub const ALL_NETWORKS: &str = "network/";
@@ -85,19 +94,36 @@ pub fn own(node: &Name, id: VmId) -> String {
 }
 
 pub fn run(node: &Name, id: VmId) -> String {
-    format!("run/{node}/{id}")
+    format!("n/{node}/run/{id}")
 }
 
 pub fn stopped(node: &Name, id: VmId, generation: Generation) -> String {
-    format!("stopped/{node}/{id}/{generation}")
+    format!("n/{node}/stopped/{id}/{generation}")
+}
+
+/// Of every generation.
+pub fn all_stopped(node: &Name, id: VmId) -> String {
+    format!("n/{node}/stopped/{id}/")
+}
+
+pub fn joined(node: &Name) -> String {
+    format!("joined/{node}")
+}
+
+pub fn control(node: &Name) -> String {
+    format!("control/{node}")
+}
+
+pub fn heartbeat(node: &Name) -> String {
+    format!("n/{node}/hb")
 }
 
 pub fn epoch(node: &Name) -> String {
-    format!("epoch/{node}")
+    format!("n/{node}/epoch")
 }
 
 pub fn armed(node: &Name, epoch: Epoch) -> String {
-    format!("armed/{node}/{epoch}")
+    format!("n/{node}/armed/{epoch}")
 }
 
 pub fn fence(node: &Name, epoch: Epoch) -> String {
@@ -159,6 +185,10 @@ pub fn volume(project: &Name, id: VolumeId) -> String {
 
 pub fn pool(id: PoolId) -> String {
     format!("pool/{id}")
+}
+
+pub fn upload(id: impl Display) -> String {
+    format!("upload/{id}")
 }
 
 pub fn op(project: &Name, id: OperationId) -> String {

@@ -15,6 +15,7 @@ pub mod crash;
 pub mod embedded;
 pub mod etcd;
 pub mod keys;
+pub mod layout;
 mod limits;
 pub mod typed;
 

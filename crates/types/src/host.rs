@@ -22,6 +22,9 @@ pub struct NodeFacts {
     pub vmkeep_version: String,
     /// libvirt answers.
     pub hypervisor_up: bool,
+    /// Where the members of its cluster reach the agent: `ADDRESS:PORT`. None: a host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

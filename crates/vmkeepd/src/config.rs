@@ -23,6 +23,9 @@ pub struct Config {
     /// Where it was read from, for messages.
     #[serde(skip)]
     pub source: PathBuf,
+    /// The one role of this process (`--role`); None: all that the host has.
+    #[serde(skip)]
+    pub only: Option<NodeRole>,
     pub node: Option<Name>,
     pub roles: Vec<NodeRole>,
     pub store: PathBuf,
@@ -46,7 +49,7 @@ pub struct Config {
     pub etcd: Option<Etcd>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
     /// API and planner.
@@ -141,6 +144,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             source: DEFAULT_FILE.into(),
+            only: None,
             node: None,
             roles: vec![NodeRole::Control, NodeRole::Compute],
             store: "/var/lib/vmkeep".into(),
@@ -216,11 +220,12 @@ impl Config {
         if self.socket.as_os_str().len() > SOCKET_BYTES_MAX {
             problems.push(format!("socket: a socket's path has at most {SOCKET_BYTES_MAX} bytes"));
         }
-        for role in [NodeRole::Control, NodeRole::Compute] {
-            if !self.roles.contains(&role) {
-                problems.push("roles: a single host needs both \"control\" and \"compute\"".into());
-                break;
-            }
+        let alone = self.etcd.is_none();
+        if alone && [NodeRole::Control, NodeRole::Compute].iter().any(|role| !self.roles.contains(role)) {
+            problems.push("roles: a single host needs both \"control\" and \"compute\"".into());
+        }
+        if self.roles.is_empty() && !alone {
+            problems.push("roles: name \"control\", \"compute\" or both".into());
         }
         if let Some(etcd) = &self.etcd {
             etcd.problems(&mut problems);
@@ -240,6 +245,11 @@ impl Config {
         let host = host.to_string_lossy().to_ascii_lowercase();
         let first = host.split('.').next().unwrap_or_default();
         first.parse().with_context(|| format!("the host's name cannot be the node's: set node = \"NAME\" in {}", self.source.display()))
+    }
+
+    /// The socket of an agent that has a process of its own; only for the host's shutdown.
+    pub fn node_socket(&self) -> PathBuf {
+        self.run_dir.join("vmkeepd-compute.sock")
     }
 
     pub fn audit_file(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! `vmkeepd guests-shutdown`: asks the running daemon by its socket. Used by vmkeep-guests.service.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -14,14 +14,25 @@ pub fn host_is_stopping() -> bool {
     answer.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).trim() == "stopping")
 }
 
-/// Posts to a node-local route and waits for its end, however long VMs take.
-pub fn ask(socket: &Path, route: &str) -> anyhow::Result<()> {
+/// Posts to a node-local route on the first socket that answers, and waits for its end, however long VMs take.
+pub fn ask(sockets: &[PathBuf], route: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(post(socket, route))
+    runtime.block_on(post(sockets, route))
 }
 
-async fn post(socket: &Path, route: &str) -> anyhow::Result<()> {
-    let stream = UnixStream::connect(socket).await.with_context(|| format!("vmkeepd does not answer on {}", socket.display()))?;
+async fn connect(sockets: &[PathBuf]) -> anyhow::Result<UnixStream> {
+    let mut failed = anyhow::anyhow!("no socket was named");
+    for socket in sockets {
+        match UnixStream::connect(socket).await.with_context(|| format!("vmkeepd does not answer on {}", socket.display())) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+async fn post(sockets: &[PathBuf], route: &str) -> anyhow::Result<()> {
+    let stream = connect(sockets).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = http::Request::post(route).header(http::header::HOST, "vmkeep").body(Empty::<hyper::body::Bytes>::new())?;

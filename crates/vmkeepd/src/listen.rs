@@ -3,10 +3,12 @@
 //! ```text
 //!  unix: accept ─┬─ peer credentials ─► Caller ─┐
 //!  tls:  accept ─┼─ handshake ─ bearer token ───┴► router
+//!  agent: accept ┼─ handshake ─ member's certificate ► the node's router
 //!                └─ a task each: nothing but accepting is done in the loop
 //! ```
 //! A connection that breaks, a bad handshake or a peer without a role harms nobody else.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -30,11 +32,13 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use vmkeep_api::body::ProblemBody;
 use vmkeep_api::problem;
-use vmkeep_store::Store;
+use vmkeep_store::{Store, keys};
 use vmkeep_types::error::{Code, Error};
+use vmkeep_types::name::Name;
 use vmkeep_types::record::{Caller, Via};
 
 use crate::lease::{Lease, Tokens};
+use crate::mtls::Mtls;
 use crate::peer::{Names, Roles};
 
 /// Connections of one listener at once: 20 clients, their event streams and consoles, and room; more wait in the kernel's queue.
@@ -88,10 +92,42 @@ enum Who {
     Peer(Option<Caller>),
     /// Each request brings its token.
     Token(Arc<dyn Store>, Lease),
+    /// Another node, by its certificate.
+    Member(Name, Arc<Controls>),
+}
+
+/// Which members are control nodes, whom an agent obeys; kept for when the store does not answer.
+pub struct Controls {
+    store: Arc<dyn Store>,
+    kept: Mutex<BTreeSet<Name>>,
+}
+
+impl Controls {
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, kept: Mutex::default() }
+    }
+
+    async fn has(&self, node: &Name) -> bool {
+        let found = self.store.get(&keys::control(node)).await;
+        let mut kept = self.kept.lock().expect("no panic holds this lock");
+        match found {
+            Ok(Some(_)) => drop(kept.insert(node.clone())),
+            Ok(None) => drop(kept.remove(node)),
+            Err(_) => {}
+        }
+        kept.contains(node)
+    }
 }
 
 impl Who {
     async fn call(&self, router: Router, mut request: Request) -> Response {
+        if let Self::Member(node, controls) = self {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            return match may_ask(node, controls, &method, &path).await {
+                Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+                Err(error) => refuse(error),
+            };
+        }
         let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
         match self.caller(authorization).await {
             Ok(caller) => {
@@ -126,8 +162,21 @@ impl Who {
                 }
                 Ok(caller)
             }
+            Self::Member(node, _) => Err(Error::internal(format!("node '{node}' is no caller"))),
         }
     }
+}
+
+/// Control nodes speak for people, who were asked who they are there; other nodes fetch images.
+async fn may_ask(node: &Name, controls: &Controls, method: &http::Method, path: &str) -> Result<(), Error> {
+    if path.starts_with("/n/guests/") {
+        return Err(Error::new(Code::Forbidden, "only the host itself shuts all its VMs down"));
+    }
+    let an_image = path.starts_with("/n/images/") && method == http::Method::GET;
+    if an_image || controls.has(node).await {
+        return Ok(());
+    }
+    Err(Error::new(Code::Forbidden, format!("'{node}' is no control node")))
 }
 
 pub fn refuse(error: Error) -> Response {
@@ -227,6 +276,36 @@ pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Ar
                     one.connection(stream, Who::Token(store, lease)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// The agent's own: members of the cluster only.
+pub async fn agent(serve: Serve, listener: TcpListener, mtls: Arc<Mtls>, controls: Arc<Controls>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let accepted = tokio::select! {
+            () = serve.shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let (one, mtls, controls) = (serve.clone(), mtls.clone(), controls.clone());
+        serve.connections.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_PATIENCE, mtls.accept(stream)).await {
+                Ok(Ok((stream, node))) => one.connection(stream, Who::Member(node, controls)).await,
+                Ok(Err(error)) => tracing::debug!(%from, error = format!("{error:#}"), "not a member of this cluster"),
                 Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
             }
             drop(permit);

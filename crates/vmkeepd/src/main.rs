@@ -1,9 +1,9 @@
-//! `vmkeepd`: the control plane and the node agent of one host, in one process beside libvirt.
+//! `vmkeepd`: control plane and node agent, beside libvirt. One process on a host alone, one each (`--role`) in a cluster.
 //!
 //! ```text
-//!  unix socket ─ peer credentials ─┐
+//!  unix socket ─ peer credentials ─┐          same process: a call
 //!  TCP + TLS ── bearer token ──────┴► server router ─gate─► node router
-//!                                        │                     │
+//!                                        │    other host: mutual TLS │
 //!                                      store ◄─ reconcile    agent runtime ─► libvirt
 //! ```
 //! Its end, orderly or not, never touches a VM: guests are libvirt's children and the next start goes on from the store and
@@ -18,6 +18,7 @@ mod lease;
 mod listen;
 mod log;
 mod member;
+mod mtls;
 mod notify;
 mod peer;
 mod tls;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use config::Config;
+use config::{Config, NodeRole};
 
 #[derive(Debug, Parser)]
 #[command(name = "vmkeepd", version, about = "Keeps this host's virtual machines as they are wished for")]
@@ -39,6 +40,9 @@ pub struct Args {
     /// Read the configuration, say what is wrong with it, and end
     #[arg(long)]
     check_config: bool,
+    /// Run this role alone: in a cluster each has a process of its own. Without it: all roles of the host in one process
+    #[arg(long)]
+    role: Option<NodeRole>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.as_deref())?;
+    let config = Config { only: args.role, ..Config::load(args.config.as_deref())? };
     if args.check_config {
         println!("{}: fine", config.source.display());
         return Ok(());
@@ -79,8 +83,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 println!("the host is not going down: VMs go on");
                 return Ok(());
             }
-            guests::ask(&config.socket, "/n/guests/shutdown").context("VMs were not shut down")
+            guests::ask(&[config.node_socket(), config.socket], "/n/guests/shutdown").context("VMs were not shut down")
         }
-        Some(Command::GuestsResume) => guests::ask(&config.socket, "/n/guests/resume"),
+        Some(Command::GuestsResume) => guests::ask(&[config.node_socket(), config.socket], "/n/guests/resume"),
     }
 }

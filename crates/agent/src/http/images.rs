@@ -25,7 +25,7 @@ pub struct From_ {
 
 pub async fn content(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>, Asked(from): Asked<From_>) -> Answer<Response> {
     let id: ImageId = uid.parse().map_err(|_| Error::invalid(format!("'{uid}' is not an image's id")))?;
-    let path = node.pool(&from.pool.unwrap_or_else(|| Name::known("default")))?.image_path(id);
+    let path = node.pool(&from.pool.unwrap_or_else(|| Name::known("default"))).await?.image_path(id);
     let cannot = |e: std::io::Error| io_failure(&format!("cannot read the image {id}"), &e);
     let file = tokio::fs::File::open(&path).await.map_err(cannot)?;
     let length = file.metadata().await.map_err(cannot)?.len();

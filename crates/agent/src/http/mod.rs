@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
@@ -49,14 +50,22 @@ use answer::Failure;
 pub struct NodeHttpConfig {
     pub node: Name,
     pub hypervisor: Arc<dyn Hypervisor>,
-    /// Pools of this node by name; uploads go to `default` when nothing else is said.
-    pub pools: BTreeMap<Name, Arc<dyn Pool>>,
+    /// Uploads go to `default` when nothing else is said.
+    pub pools: Arc<dyn Pools>,
     /// Serial logs of VMs.
     pub log_dir: PathBuf,
     /// QEMU's own logs, one per domain name.
     pub qemu_log_dir: PathBuf,
     pub check: CheckInput,
     pub guests: Arc<dyn Guests>,
+}
+
+/// The pools of this node, as they are now.
+#[async_trait]
+pub trait Pools: Send + Sync + 'static {
+    /// # Errors
+    /// The store's, or a pool that cannot be.
+    async fn all(&self) -> Result<BTreeMap<Name, Arc<dyn Pool>>, Error>;
 }
 
 pub struct NodeHttp {
@@ -86,8 +95,9 @@ impl NodeHttp {
         }
     }
 
-    fn pool(&self, name: &Name) -> Result<&Arc<dyn Pool>, Failure> {
-        Ok(self.config.pools.get(name).ok_or_else(|| Error::not_found("pool on this node", name))?)
+    async fn pool(&self, name: &Name) -> Result<Arc<dyn Pool>, Failure> {
+        let found = self.config.pools.all().await?.remove(name);
+        Ok(found.ok_or_else(|| Error::not_found("pool on this node", name))?)
     }
 }
 

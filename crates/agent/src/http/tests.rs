@@ -38,6 +38,15 @@ impl Guests for Shutdowns {
     }
 }
 
+struct OnePool(Arc<dyn Pool>);
+
+#[async_trait]
+impl Pools for OnePool {
+    async fn all(&self) -> Result<BTreeMap<Name, Arc<dyn Pool>>, Error> {
+        Ok([(Name::known("default"), self.0.clone())].into())
+    }
+}
+
 struct Bed {
     hv: Arc<FakeHypervisor>,
     guests: Arc<Shutdowns>,
@@ -69,7 +78,7 @@ impl Bed {
         let router = router(NodeHttp::new(NodeHttpConfig {
             node: Name::known("node1"),
             hypervisor: hv.clone(),
-            pools: [(Name::known("default"), pool)].into(),
+            pools: Arc::new(OnePool(pool)),
             log_dir: dir.path().join("logs"),
             qemu_log_dir: dir.path().join("qemu"),
             check: CheckInput { pool: dir.path().join("pool"), store: dir.path().to_owned(), tls_listen: None },

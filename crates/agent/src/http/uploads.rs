@@ -67,7 +67,7 @@ pub struct At {
 }
 
 pub async fn create(State(node): State<Arc<NodeHttp>>, Asked(into): Asked<Into_>) -> Answer<Json<UploadCreated>> {
-    let pool = node.pool(&into.pool.unwrap_or_else(|| Name::known("default")))?;
+    let pool = node.pool(&into.pool.unwrap_or_else(|| Name::known("default"))).await?;
     pool.ensure().await?;
     let staging = pool.staging();
     let upload = Uuid::new_v4();
@@ -86,7 +86,7 @@ pub async fn create(State(node): State<Arc<NodeHttp>>, Asked(into): Asked<Into_>
 }
 
 pub async fn show(State(node): State<Arc<NodeHttp>>, Path(id): Path<String>) -> Answer<Json<UploadCreated>> {
-    let (upload, path) = find(&node, &id)?;
+    let (upload, path) = find(&node, &id).await?;
     Ok(Json(UploadCreated { upload, have: length(&path)? }))
 }
 
@@ -97,7 +97,7 @@ pub async fn append(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Json<UploadCreated>> {
-    let (upload, path) = find(&node, &id)?;
+    let (upload, path) = find(&node, &id).await?;
     let _writing = node.uploads.begin(upload)?;
     let have = length(&path)?;
     if at.offset != have {
@@ -112,7 +112,7 @@ pub async fn append(
 }
 
 pub async fn drop_it(State(node): State<Arc<NodeHttp>>, Path(id): Path<String>) -> Answer<Json<serde_json::Value>> {
-    let (upload, path) = find(&node, &id)?;
+    let (upload, path) = find(&node, &id).await?;
     let _writing = node.uploads.begin(upload)?;
     std::fs::remove_file(&path).map_err(|e| io_failure("cannot remove the upload", &e))?;
     Ok(Json(serde_json::json!({})))
@@ -161,10 +161,10 @@ fn file_of(staging: &FilePath, id: Uuid) -> PathBuf {
     staging.join(format!("upload-{id}"))
 }
 
-fn find(node: &NodeHttp, id: &str) -> Answer<(Uuid, PathBuf)> {
+async fn find(node: &NodeHttp, id: &str) -> Answer<(Uuid, PathBuf)> {
     let upload: Uuid = id.parse().map_err(|_| Error::invalid(format!("'{id}' is not an upload's id")))?;
-    let paths = node.config.pools.values().map(|pool| file_of(&pool.staging(), upload));
-    let found = paths.into_iter().find(|path| path.symlink_metadata().is_ok_and(|m| m.is_file()));
+    let pools = node.config.pools.all().await?;
+    let found = pools.values().map(|pool| file_of(&pool.staging(), upload)).find(|path| path.symlink_metadata().is_ok_and(|m| m.is_file()));
     let absent = || Error::not_found("upload", upload).hint("it was imported, or swept after 7 days; begin a new one");
     Ok((upload, found.ok_or_else(absent)?))
 }

@@ -98,6 +98,7 @@ mod tests {
             cpus: 1,
             memory: ByteCount::from_gib(1),
             kvm: KvmState::Usable,
+            address: None,
             reach: crate::image::Reach::Others,
         })
         .expect("a node");

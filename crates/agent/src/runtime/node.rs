@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
@@ -11,12 +12,13 @@ use vmkeep_types::host::{KvmState, NodeFacts};
 use vmkeep_types::ids::Epoch;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
-use vmkeep_types::pool::PoolSpec;
+use vmkeep_types::pool::{PoolRecord, PoolSpec};
 use vmkeep_types::units::ByteCount;
 
 use super::boot::BootBoard;
 use super::clock::BootId;
 use crate::domain::HostProfile;
+use crate::http;
 use crate::hypervisor::Hypervisor;
 use crate::image::Reach;
 use crate::net::{self, Ensured, NetAttach};
@@ -43,6 +45,8 @@ pub struct AgentConfig {
     pub cpus: u32,
     pub memory: ByteCount,
     pub kvm: KvmState,
+    /// Where other members reach this agent's HTTP: `ADDRESS:PORT`.
+    pub address: Option<String>,
     /// Where image URLs may lead.
     pub reach: Reach,
 }
@@ -170,6 +174,7 @@ impl Node {
             memory: self.config.memory,
             kvm: self.config.kvm.clone(),
             hypervisor_up: versions.is_some(),
+            address: self.config.address.clone(),
             libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
             qemu_version: versions.map(|v| v.qemu),
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),
@@ -221,6 +226,15 @@ impl Node {
         let pool = pool::open(spec)?;
         pools.insert(spec.name.clone(), (spec.clone(), pool.clone()));
         Ok(pool)
+    }
+}
+
+#[async_trait]
+impl http::Pools for Handle {
+    async fn all(&self) -> Result<BTreeMap<Name, Arc<dyn Pool>>, Error> {
+        let unread = |e: StoreError| Error::new(Code::Unavailable, format!("this node cannot read which pools there are: {e}"));
+        let records = typed::list_readable::<PoolRecord>(self.0.store.as_ref(), keys::ALL_POOLS).await.map_err(unread)?;
+        records.into_iter().map(|record| Ok((record.value.spec.name.clone(), self.0.pool(&record.value.spec)?))).collect()
     }
 }
 

@@ -58,6 +58,7 @@ impl Bed {
             cpus: 2,
             memory: ByteCount::from_gib(8),
             kvm: KvmState::Unusable { why: "a test".into() },
+            address: None,
             reach: Reach::Others,
         })
         .expect("a boot id");

@@ -18,7 +18,7 @@ pub mod volume;
 
 use serde::de::DeserializeOwned;
 use vmkeep_store::typed::Stored;
-use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, layout, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{NetworkId, OperationId, PoolId};
@@ -33,8 +33,8 @@ use ask::begin;
 /// Tries of a change that somebody else's write overtook.
 pub const TRIES_MAX: u32 = 5;
 
-/// One key per node that ever joined.
-const ALL_EPOCHS: &str = "epoch/";
+/// Nodes asked about in one transaction.
+const NODES_PER_TXN: usize = 100;
 
 /// A store's error at the border.
 pub fn store_error(error: StoreError) -> Error {
@@ -92,7 +92,7 @@ pub fn operation(ask: &Ask, kind: &str, resource: ResourceRef, wanted: Wanted) -
     }
 }
 
-pub fn put_op(op: &Operation) -> vmkeep_store::Op {
+pub fn put_op(op: &Operation) -> Op {
     typed::put(keys::op(&op.project, op.id), op)
 }
 
@@ -121,14 +121,23 @@ pub fn done(mut op: Operation) -> Operation {
     op
 }
 
-/// All nodes that have joined, in order of name. Found by their epochs, because under `n/` lie the orders of every VM too.
+/// All nodes that have joined, in order of name.
 pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
+    let joined = store.list(keys::ALL_JOINED).await.map_err(store_error)?.items;
+    let names: Vec<Name> = joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect();
     let mut facts = Vec::new();
-    for epoch in store.list(ALL_EPOCHS).await.map_err(store_error)?.items {
-        let Ok(name) = epoch.key[ALL_EPOCHS.len()..].parse::<Name>() else { continue };
-        facts.extend(get::<NodeFacts>(store, &keys::facts(&name)).await?.map(|found| found.value));
+    for names in names.chunks(NODES_PER_TXN) {
+        let ask = Txn { then: names.iter().map(|name| Op::Get(keys::facts(name))).collect(), ..Txn::default() };
+        let found = store.txn(ask).await.map_err(store_error)?.gets;
+        facts.extend(found.iter().flatten().filter_map(|kv| typed::readable(typed::decode::<NodeFacts>(kv))));
     }
     Ok(facts)
+}
+
+/// Enters a node into the index of nodes, where the leader has not yet.
+pub async fn note_joined(store: &dyn Store, node: &Name) -> Result<(), Error> {
+    let key = keys::joined(node);
+    commit(store, Txn::default().when(Compare::Absent(key.clone())).then(Op::Put(key, Vec::new()))).await.map(drop)
 }
 
 /// What every store begins with: the directory pool, the NAT network, the format level. Once; later calls change nothing.
@@ -150,7 +159,8 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> 
         .then(typed::put(keys::name("network", &project, &default), &network.id))
         .then(typed::put(keys::network(&project, network.id), &network));
     commit(store, txn).await?;
-    typed::agree_on_level(store).await.map(drop).map_err(store_error)
+    typed::agree_on_level(store).await.map_err(store_error)?;
+    layout::upgrade(store).await.map_err(store_error)
 }
 
 /// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, all

@@ -168,13 +168,14 @@ impl Bed {
             qemu_version: None,
             vmkeep_version: "0".into(),
             hypervisor_up: true,
+            address: None,
         };
         let node = Arc::new(FakeNode::default());
         let server = Server::new(store.clone(), node.clone(), name.clone(), audit);
         let bed = Self { router: router(server.clone()), store, server, node, role: Role::Admin };
         let tiny = image("tiny");
         bed.put_all(vec![
-            typed::put(keys::epoch(&name), &Epoch(1)),
+            Op::Put(keys::joined(&name), Vec::new()),
             typed::put(keys::facts(&name), &facts),
             typed::put(keys::name("image", &default(), &tiny.spec.name), &tiny.id),
             typed::put(keys::image(&default(), tiny.id), &tiny),

@@ -112,6 +112,7 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &ClusterView, tou
     let mut txns: Vec<Txn> = std::mem::take(&mut touched.vms).into_iter().flat_map(|id| vm::next(view, id, now)).collect();
     txns.extend(touched.tasks.iter().filter_map(|(node, op)| task::next(view, node, *op, now)));
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| task::file_events(view, node)));
+    txns.extend(touched.joiners.iter().filter(|node| !view.joined.contains(*node)).map(task::enter));
     touched.clear();
     for txn in txns {
         match store.txn(txn.when(still_leading(lead))).await {

@@ -161,6 +161,12 @@ fn drop_network(kept: &Kept<NetworkRecord>, txn: Txn) -> Txn {
     )))
 }
 
+/// A node that described itself for the first time is entered into the index of nodes.
+pub fn enter(node: &Name) -> Txn {
+    let key = keys::joined(node);
+    Txn::default().when(Compare::Absent(key.clone())).then(Op::Put(key, Vec::new()))
+}
+
 /// A node's events move to the rings of the objects they are about; at most as many as one transaction may hold.
 pub fn file_events(view: &ClusterView, node: &Name) -> Option<Txn> {
     const EVENTS_PER_TXN: usize = 50;

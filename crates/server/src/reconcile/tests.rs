@@ -81,6 +81,7 @@ fn facts(memory: ByteCount) -> NodeFacts {
         qemu_version: None,
         vmkeep_version: "0".into(),
         hypervisor_up: true,
+        address: None,
     }
 }
 

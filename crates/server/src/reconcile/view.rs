@@ -56,6 +56,8 @@ pub struct ClusterView {
     /// VM to the volumes that are attached to it, those too that its wish let go of.
     attached: BTreeMap<VmId, BTreeSet<VolumeId>>,
     pub nodes: BTreeMap<Name, NodeKeys>,
+    /// The index of nodes.
+    pub joined: BTreeSet<Name>,
 }
 
 /// What changes asked the planner to look at.
@@ -64,6 +66,8 @@ pub struct Touched {
     pub vms: BTreeSet<VmId>,
     pub tasks: BTreeSet<(Name, OperationId)>,
     pub nodes_with_events: BTreeSet<Name>,
+    /// Nodes that the index may not know yet.
+    pub joiners: BTreeSet<Name>,
     /// A node, image, network or pool changed: every VM may be concerned.
     pub all_vms: bool,
 }
@@ -79,7 +83,7 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 10] = [
+pub const PREFIXES: [&str; 11] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -90,6 +94,7 @@ pub const PREFIXES: [&str; 10] = [
     keys::ALL_POOLS,
     keys::ALL_OPS,
     keys::ALL_NODES,
+    keys::ALL_JOINED,
 ];
 
 impl ClusterView {
@@ -147,6 +152,7 @@ impl ClusterView {
                 }
             }
             ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
+            ["joined", node] => self.joined.extend(node.parse::<Name>()),
             _ => {}
         }
     }
@@ -158,6 +164,7 @@ impl ClusterView {
             ["facts"] => {
                 keys.facts = decode(kv);
                 touched.all_vms = true;
+                touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -194,6 +201,7 @@ impl ClusterView {
             ["pool", id] => drop(drop_key(&mut self.pools, id)),
             ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
+            ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
             _ => {}
         }
     }

@@ -343,7 +343,7 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         let node = &owner.value.node;
         let gone = [keys::own(node, vm.id), keys::run(node, vm.id), keys::order(node, vm.id), keys::seen(node, vm.id)];
         txn.then.extend(gone.map(Op::Delete));
-        txn.then.push(Op::DeletePrefix(format!("stopped/{node}/{}/", vm.id)));
+        txn.then.push(Op::DeletePrefix(keys::all_stopped(node, vm.id)));
     }
     for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)) {
         txn.then.extend(let_go(vm, volume));

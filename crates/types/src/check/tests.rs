@@ -428,6 +428,7 @@ fn host() -> NodeFacts {
         qemu_version: None,
         vmkeep_version: String::new(),
         hypervisor_up: true,
+        address: None,
     }
 }
 

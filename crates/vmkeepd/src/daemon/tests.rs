@@ -2,6 +2,12 @@
 
 use std::time::Instant;
 
+use axum::extract::Request;
+use axum::routing::post;
+use tower::ServiceExt;
+use vmkeep_server::audit::Audit;
+use vmkeep_types::record::{Caller, Role};
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use vmkeep_api::body::{Accepted, HostCheck, VersionAnswer};
@@ -10,6 +16,8 @@ use vmkeep_api::client::websocket::Message;
 use vmkeep_types::record::Via;
 
 use super::*;
+use crate::config::HypervisorKind;
+use crate::gate::Gate;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -99,7 +107,7 @@ async fn a_host_shutdown_stops_vms_and_the_next_start_is_allowed_again() {
     let socket = running.config.socket.clone();
     let ask = |route: &'static str| {
         let socket = socket.clone();
-        tokio::task::spawn_blocking(move || crate::guests::ask(&socket, route))
+        tokio::task::spawn_blocking(move || crate::guests::ask(&[socket], route))
     };
     ask("/n/guests/shutdown").await.expect("no panic").expect("all are down");
     running.until("it is off", || async { running.vm("web").await["status"]["phase"] != "running" }).await;
@@ -129,10 +137,10 @@ async fn only_administrators_shut_all_vms_down() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = dir.path().join("audit.log");
     let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
-    let gate = Arc::new(LocalGate::new(Name::known("node1"), node.clone()));
+    let gate = Arc::new(Gate { node: Name::known("node1"), local: Some(node.clone()), remote: None });
     let server = Server::new(store, gate, Name::known("node1"), Audit::open(&log).expect("a log"));
     let status = |role: Option<Role>| {
-        let routes = guest_routes(node.clone(), server.clone());
+        let routes = control::guest_routes(node.clone(), server.clone());
         let mut request = Request::post("/n/guests/shutdown").body(axum::body::Body::empty()).expect("a request");
         request.extensions_mut().extend(
             role.map(|role| {

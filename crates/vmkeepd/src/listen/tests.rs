@@ -14,7 +14,7 @@ use vmkeep_types::record::Role;
 
 use super::*;
 use crate::config::{Config, Tls};
-use crate::gate::LocalGate;
+use crate::gate::Gate;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -126,7 +126,7 @@ impl Remote {
         let current = Arc::new(Mutex::new(crate::tls::load(&tls_config).expect("a pair")));
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         let name = Name::known("node1");
-        let gate = Arc::new(LocalGate::new(name.clone(), Router::new()));
+        let gate = Arc::new(Gate { node: name.clone(), local: Some(Router::new()), remote: None });
         let api = vmkeep_server::router(Server::new(store.clone(), gate, name, Audit::default()));
         let serve = serving(api);
         tokio::spawn(tls(serve.clone(), listener, current, store.clone()));

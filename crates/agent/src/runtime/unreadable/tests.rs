@@ -29,6 +29,7 @@ async fn what_does_not_parse_is_told_and_keeps_nobody_from_work() {
         cpus: 1,
         memory: ByteCount::from_gib(1),
         kvm: KvmState::Usable,
+        address: None,
         reach: crate::image::Reach::default(),
     })
     .expect("a node");
