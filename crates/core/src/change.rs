@@ -159,7 +159,7 @@ fn is_first_boots(field: &str) -> bool {
 const SEED_ONLY: [&str; 3] = ["addresses", "gateway", "dns"];
 
 /// Fields that no hardware hangs on.
-const POLICY: [&str; 9] = ["description", "labels", "protect", "run", "start", "stop_timeout", "restart", "ha", "image"];
+const POLICY: [&str; 10] = ["description", "labels", "protect", "run", "start", "stop_timeout", "restart", "ha", "placement", "image"];
 
 fn effect(field: &str, old: &VmSpec, new: &VmSpec) -> Effect {
     if is_first_boots(field) {

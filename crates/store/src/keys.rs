@@ -16,7 +16,9 @@
 //! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
+//! | `node/NODE` | `NodeRecord`: what people say of it; a node without has every default | server |
 //! | `n/NODE/facts` | `NodeFacts` | agent |
+//! | `n/NODE/load` | `NodeLoad`, measured | agent |
 //! | `n/NODE/order/UID` | `Order`, mirrored | leader |
 //! | `n/NODE/seen/UID` | `Seen` | agent |
 //! | `n/NODE/task/OP`, `n/NODE/result/OP` | `NodeTask`, `TaskResult` | server/leader, agent |
@@ -50,6 +52,7 @@ pub const ALL_OWNERS: &str = "owner/";
 pub const ALL_NODES: &str = "n/";
 pub const ALL_JOINED: &str = "joined/";
 pub const ALL_UPLOADS: &str = "upload/";
+pub const ALL_NODE_RECORDS: &str = "node/";
 pub const ALL_OPS: &str = "op/";
 pub const ALL_IMAGES: &str = "image/";
 pub const ALL_NETWORKS: &str = "network/";
@@ -132,6 +135,14 @@ pub fn fence(node: &Name, epoch: Epoch) -> String {
 
 pub fn facts(node: &Name) -> String {
     format!("n/{node}/facts")
+}
+
+pub fn load(node: &Name) -> String {
+    format!("n/{node}/load")
+}
+
+pub fn node(node: &Name) -> String {
+    format!("node/{node}")
 }
 
 pub fn order(node: &Name, id: VmId) -> String {

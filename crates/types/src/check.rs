@@ -5,6 +5,7 @@
 
 mod devices;
 mod forms;
+mod placement;
 mod vm;
 
 #[cfg(test)]
@@ -15,11 +16,13 @@ use crate::host::NodeFacts;
 use crate::image::{ImageSource, ImageSpec};
 use crate::name::Name;
 use crate::network::{NetworkMode, NetworkSpec};
+use crate::node::NodeSpec;
 use crate::pool::{PoolDriver, PoolSpec};
 use crate::units::ByteCount;
 use crate::vm::{Disk, DiskFormat, VmSpec};
 
 pub use devices::{CDROMS_MAX, DISKS_MAX, NICS_MAX, SHARES_MAX};
+pub use placement::NODE_LABEL;
 pub use vm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 
 /// vCPUs per host CPU: beyond this a guest only waits.
@@ -236,6 +239,13 @@ pub fn volume(size: Option<ByteCount>, format: DiskFormat, image: Option<&Name>)
     if format == DiskFormat::Raw && image.is_some() {
         found.add("format", "a volume cloned from an image is qcow2 (copy-on-write); leave the format out");
     }
+    found.problems
+}
+
+/// Problems of what people say about a node.
+pub fn node(spec: &NodeSpec) -> Vec<Problem> {
+    let mut found = Found::new();
+    placement::node(spec, &mut found);
     found.problems
 }
 

@@ -1,5 +1,7 @@
 //! Facts of a host and the rows of `vmkeep host check`.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,36 @@ pub struct NodeFacts {
     /// Where the members of its cluster reach the agent: `ADDRESS:PORT`. None: a host alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// What VMs may need of it.
+    #[serde(default)]
+    pub offers: NodeOffers,
+}
+
+/// What a VM may need of a node, as far as the node knows; an empty list of names is "not known" and refuses nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct NodeOffers {
+    /// `x86_64`; empty = not known.
+    pub arch: String,
+    /// CPU models that libvirt says guests can have here.
+    pub cpu_models: BTreeSet<String>,
+    /// Features that the host's CPU has beyond its own model.
+    pub cpu_features: BTreeSet<String>,
+    pub numa: Vec<NumaNode>,
+    /// Bridges that networks of `mode: bridge` can be plugged into.
+    pub bridges: BTreeSet<String>,
+    /// Host devices by PCI address.
+    pub pci: BTreeSet<String>,
+    /// Memory in reserved huge pages.
+    pub hugepages: ByteCount,
+}
+
+/// CPUs and the memory that is near to them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NumaNode {
+    pub id: u32,
+    pub cpus: u32,
+    pub memory: ByteCount,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

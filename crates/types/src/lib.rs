@@ -12,6 +12,7 @@
 //! | [`operation`], [`event`] | long work and history |
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`cluster`] | members of a cluster, joining and its state |
+//! | [`node`], [`placement`] | what people decide about nodes, what is measured on them, where VMs may run |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
 //! | [`user_data`] | what cloud-init takes a text for |
@@ -29,9 +30,11 @@ pub mod manifest;
 pub mod name;
 pub mod nearest;
 pub mod network;
+pub mod node;
 pub mod observed;
 pub mod operation;
 pub mod order;
+pub mod placement;
 pub mod pool;
 pub mod record;
 pub mod scalar;

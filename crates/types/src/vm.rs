@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::placement::PlacementWish;
 use crate::scalar::{self, Short};
 use crate::units::{ByteCount, Seconds};
 
@@ -92,6 +93,9 @@ pub struct VmSpec {
     /// High availability; needs a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ha: Option<Ha>,
+    /// Which nodes may and should run it.
+    #[serde(default, skip_serializing_if = "PlacementWish::is_empty")]
+    pub placement: PlacementWish,
     /// Changes to the domain XML that the manifest cannot say; admin only, shown in `plan`.
     #[serde(default)]
     pub libvirt_xml: Vec<XmlPatch>,

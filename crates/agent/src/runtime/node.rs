@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::host::{KvmState, NodeFacts, NodeOffers};
 use vmkeep_types::ids::Epoch;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
@@ -178,6 +178,7 @@ impl Node {
             libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
             qemu_version: versions.map(|v| v.qemu),
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),
+            offers: NodeOffers::default(),
         };
         let key = keys::facts(&self.name);
         let old = self.store.get(&key).await?;

@@ -169,6 +169,7 @@ impl Bed {
             vmkeep_version: "0".into(),
             hypervisor_up: true,
             address: None,
+            offers: Default::default(),
         };
         let node = Arc::new(FakeNode::default());
         let server = Server::new(store.clone(), node.clone(), name.clone(), audit);

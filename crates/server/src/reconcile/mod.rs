@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use vmkeep_store::{Compare, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
+use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 
 use view::{ClusterView, Touched};
@@ -65,7 +66,7 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
     // At once, too: a daemon that is restarted often would else never come to it.
     let mut housekeeping_at = Instant::now();
     loop {
-        carry_out(store, lead, &view, &mut touched).await?;
+        carry_out(store, lead, &mut view, &mut touched).await?;
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = renew.tick() => {
@@ -101,30 +102,39 @@ fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, wat
 }
 
 /// Everything that what was touched asks for. What is written comes back by the watch and is looked at again.
-async fn carry_out(store: &dyn Store, lead: &Leadership, view: &ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
-    if touched.is_empty() {
-        return Ok(());
-    }
-    let now = jiff::Timestamp::now();
-    if touched.all_vms {
-        touched.vms.extend(view.vms.keys());
-    }
-    let mut txns: Vec<Txn> = std::mem::take(&mut touched.vms).into_iter().flat_map(|id| vm::next(view, id, now)).collect();
-    txns.extend(touched.tasks.iter().filter_map(|(node, op)| task::next(view, node, *op, now)));
-    txns.extend(touched.nodes_with_events.iter().filter_map(|node| task::file_events(view, node)));
-    txns.extend(touched.joiners.iter().filter(|node| !view.joined.contains(*node)).map(task::enter));
-    touched.clear();
-    for txn in txns {
-        match store.txn(txn.when(still_leading(lead))).await {
-            Ok(_) => {}
+async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
+    for (vm, txn) in plan(view, touched, jiff::Timestamp::now()) {
+        match (store.txn(txn.when(still_leading(lead))).await, vm) {
+            (Ok(outcome), Some(vm)) if outcome.held == Held::No => view.give_back(vm),
+            (Ok(_), _) => {}
             // It would fail again after a new listing, and the other objects must not wait for it.
-            Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))) => {
-                tracing::error!(%error, "one write of the leader was left out")
+            (Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))), vm) => {
+                tracing::error!(%error, "one write of the leader was left out");
+                vm.into_iter().for_each(|vm| view.give_back(vm));
             }
-            Err(error) => return Err(error),
+            (Err(error), _) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// The writes that what was touched asks for, each with the VM that it gives a node to. A node that was chosen counts as
+/// taken at once: else all VMs of one look would get the same one.
+pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
+    let mut txns = Vec::new();
+    for id in std::mem::take(&mut touched.vms) {
+        for txn in vm::next(view, id, now) {
+            let node = vm::placed_by(view, id, &txn);
+            node.iter().for_each(|node| view.take_seat(id, node));
+            txns.push((node.map(|_| id), txn));
+        }
+    }
+    txns.extend(touched.tasks.iter().filter_map(|(node, op)| Some((None, task::next(view, node, *op, now)?))));
+    txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((None, task::file_events(view, node)?))));
+    let joiners = touched.joiners.iter().filter(|node| !view.joined.contains(*node));
+    txns.extend(joiners.map(|node| (None, task::enter(node))));
+    touched.clear();
+    txns
 }
 
 #[cfg(test)]

@@ -82,6 +82,7 @@ fn facts(memory: ByteCount) -> NodeFacts {
         vmkeep_version: "0".into(),
         hypervisor_up: true,
         address: None,
+        offers: Default::default(),
     }
 }
 
@@ -259,8 +260,8 @@ async fn one_vm_that_cannot_be_written_does_not_stop_the_others() {
     store.txn(txn).await.expect("a write");
     let leadership = store.lead("a", std::time::Duration::from_secs(60)).await.expect("a store").expect("nobody leads");
     let listing = store.list_many(&PREFIXES).await.expect("a listing");
-    let (view, mut touched) = ClusterView::new(listing.revision, &listing.items);
-    super::carry_out(&store, &leadership, &view, &mut touched).await.expect("it goes on");
+    let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
+    super::carry_out(&store, &leadership, &mut view, &mut touched).await.expect("it goes on");
     let orders = store.list(&keys::orders(&node())).await.expect("a listing").items;
     assert_eq!(orders.into_iter().map(|kv| kv.key).collect::<Vec<_>>(), [keys::order(&node(), OTHER)]);
 }
@@ -312,7 +313,7 @@ async fn settle(store: &EmbeddedStore) {
     let mut watch = store.watch("", listing.revision.next()).await.expect("a watch");
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     loop {
-        super::carry_out(store, &leadership, &view, &mut touched).await.expect("it leads");
+        super::carry_out(store, &leadership, &mut view, &mut touched).await.expect("it leads");
         while view.revision < store.revision().await.expect("a revision") {
             let batch = watch.recv().await.expect("open").expect("a batch");
             super::take_in(&mut view, &mut touched, batch, &mut watch).expect("taken in");

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
+use vmkeep_core::place::Fleet;
 use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::event::Event;
 use vmkeep_types::host::NodeFacts;
@@ -13,11 +14,19 @@ use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId,
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
+use vmkeep_types::node::NodeRecord;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::order::{NodeTask, Order, TaskResult};
 use vmkeep_types::pool::{PoolRecord, VolumeRecord};
 use vmkeep_types::record::{Owner, Power, VmChoices, VmRecord};
+
+mod names;
+mod seats;
+#[cfg(test)]
+mod tests;
+
+use names::Names;
 
 /// A value and where it stands in the store's history.
 #[derive(Clone, Debug)]
@@ -31,6 +40,8 @@ pub struct Kept<T> {
 #[derive(Debug, Default)]
 pub struct NodeKeys {
     pub facts: Option<Kept<NodeFacts>>,
+    /// What people say of it.
+    pub record: Option<Kept<NodeRecord>>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
     pub seen: BTreeMap<VmId, Kept<Seen>>,
     pub tasks: BTreeMap<OperationId, Kept<NodeTask>>,
@@ -58,6 +69,11 @@ pub struct ClusterView {
     pub nodes: BTreeMap<Name, NodeKeys>,
     /// The index of nodes.
     pub joined: BTreeSet<Name>,
+    /// Tasks that have a result which is not folded in yet.
+    results: BTreeSet<(Name, OperationId)>,
+    names: Names,
+    /// The same as placement sees it: VMs, owners and nodes, with their sums.
+    fleet: Fleet,
 }
 
 /// What changes asked the planner to look at.
@@ -68,8 +84,6 @@ pub struct Touched {
     pub nodes_with_events: BTreeSet<Name>,
     /// Nodes that the index may not know yet.
     pub joiners: BTreeSet<Name>,
-    /// A node, image, network or pool changed: every VM may be concerned.
-    pub all_vms: bool,
 }
 
 impl Touched {
@@ -83,7 +97,7 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 11] = [
+pub const PREFIXES: [&str; 12] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -95,6 +109,7 @@ pub const PREFIXES: [&str; 11] = [
     keys::ALL_OPS,
     keys::ALL_NODES,
     keys::ALL_JOINED,
+    keys::ALL_NODE_RECORDS,
 ];
 
 impl ClusterView {
@@ -124,27 +139,28 @@ impl ClusterView {
         match parts[..] {
             ["vm", _, id] => {
                 if let Some(id) = keep(&mut self.vms, id, kv) {
-                    touch_vm(touched, id);
+                    self.touch_guest(id, touched);
                     self.touch_copies(id, touched);
                 }
             }
-            ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
+            ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
+            ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| self.touch_owner(id, touched)),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 keep(&mut self.volumes, id, kv).into_iter().for_each(|id| self.index_volume(id, touched));
                 self.touch_results(touched);
             }
             ["image", _, id] => {
-                touched.all_vms |= keep(&mut self.images, id, kv).is_some();
+                keep(&mut self.images, id, kv).into_iter().for_each(|id| self.touch_image(id, touched));
                 self.touch_results(touched);
             }
             ["network", _, id] => {
-                touched.all_vms |= keep(&mut self.networks, id, kv).is_some();
+                keep(&mut self.networks, id, kv).into_iter().for_each(|id| self.touch_network(id, touched));
                 self.touch_results(touched);
             }
-            ["pool", id] => touched.all_vms |= keep(&mut self.pools, id, kv).is_some(),
+            ["pool", id] => keep(&mut self.pools, id, kv).into_iter().for_each(|id| self.touch_pool(id, touched)),
+            ["node", name] => self.put_record(name, decode(kv), touched),
             ["op", _, id] => {
                 if let Some(vm) = keep(&mut self.ops, id, kv).and_then(|id| self.index_op(id)) {
                     touch_vm(touched, vm);
@@ -163,13 +179,18 @@ impl ClusterView {
         match rest {
             ["facts"] => {
                 keys.facts = decode(kv);
-                touched.all_vms = true;
+                self.touch_node(&name, touched);
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => touched.tasks.extend(keep(&mut keys.tasks, id, kv).map(|id| (name, id))),
-            ["result", id] => touched.tasks.extend(keep(&mut keys.results, id, kv).map(|id| (name, id))),
+            ["result", id] => {
+                if let Some(id) = keep(&mut keys.results, id, kv) {
+                    self.results.insert((name.clone(), id));
+                    touched.tasks.insert((name, id));
+                }
+            }
             ["event", _] => {
                 keys.events.extend(decode(kv).map(|e| (kv.key.clone(), e)));
                 touched.nodes_with_events.insert(name);
@@ -181,24 +202,25 @@ impl ClusterView {
     fn delete(&mut self, key: &str, touched: &mut Touched) {
         let parts: Vec<&str> = key.split('/').collect();
         match parts[..] {
-            ["vm", _, id] => drop_key(&mut self.vms, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["vm", _, id] => drop_key(&mut self.vms, id).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["choices", id] => drop(drop_key(&mut self.choices, id)),
             ["power", id] => drop(drop_key(&mut self.power, id)),
-            ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| self.touch_owner(id, touched)),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 drop_key(&mut self.volumes, id);
                 self.touch_results(touched);
             }
             ["image", _, id] => {
-                touched.all_vms |= drop_key(&mut self.images, id).is_some();
+                drop_key(&mut self.images, id).into_iter().for_each(|id| self.touch_image(id, touched));
                 self.touch_results(touched);
             }
             ["network", _, id] => {
-                drop_key(&mut self.networks, id);
+                drop_key(&mut self.networks, id).into_iter().for_each(|id| self.names.drop_network(id));
                 self.touch_results(touched);
             }
-            ["pool", id] => drop(drop_key(&mut self.pools, id)),
+            ["pool", id] => drop_key(&mut self.pools, id).into_iter().for_each(|id| self.names.drop_pool(id)),
+            ["node", name] => self.put_record(name, None, touched),
             ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
             ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
@@ -207,21 +229,26 @@ impl ClusterView {
     }
 
     fn delete_node(&mut self, node: &str, rest: &[&str], key: &str, touched: &mut Touched) {
-        let Some(keys) = node.parse::<Name>().ok().and_then(|name| self.nodes.get_mut(&name)) else { return };
+        let Ok(name) = node.parse::<Name>() else { return };
+        let Some(keys) = self.nodes.get_mut(&name) else { return };
         match rest {
             ["facts"] => {
                 keys.facts = None;
-                touched.all_vms = true;
+                self.touch_node(&name, touched);
             }
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => drop(drop_key(&mut keys.tasks, id)),
-            ["result", id] => drop(drop_key(&mut keys.results, id)),
+            ["result", id] => {
+                if let Some(id) = drop_key(&mut keys.results, id) {
+                    self.results.remove(&(name, id));
+                }
+            }
             ["event", _] => {
                 keys.events.remove(key);
                 // More than one transaction holds: the rest is filed next.
                 if !keys.events.is_empty() {
-                    touched.nodes_with_events.extend(node.parse::<Name>());
+                    touched.nodes_with_events.insert(name);
                 }
             }
             _ => {}
@@ -230,9 +257,7 @@ impl ClusterView {
 
     /// A task's end compares the record it settles; a record that changed lets it be tried again.
     fn touch_results(&self, touched: &mut Touched) {
-        for (node, keys) in &self.nodes {
-            touched.tasks.extend(keys.results.keys().map(|op| (node.clone(), *op)));
-        }
+        touched.tasks.extend(self.results.iter().cloned());
     }
 
     /// The owner's word on a VM.
@@ -254,7 +279,7 @@ impl ClusterView {
     fn index_volume(&mut self, id: VolumeId, touched: &mut Touched) {
         let Some(vm) = self.volumes[&id].value.attached.as_ref().map(|a| a.vm) else { return };
         self.attached.entry(vm).or_default().insert(id);
-        touch_vm(touched, vm);
+        self.touch_guest(vm, touched);
         self.touch_copies(vm, touched);
     }
 
@@ -293,18 +318,6 @@ impl ClusterView {
             self.open_ops.entry(vm).or_default().insert(id);
         }
         Some(vm)
-    }
-
-    pub fn image_by_name(&self, project: &Name, name: &Name) -> Option<&Kept<ImageRecord>> {
-        self.images.values().find(|image| image.value.project == *project && image.value.spec.name == *name)
-    }
-
-    pub fn network_by_name(&self, project: &Name, name: &Name) -> Option<&Kept<NetworkRecord>> {
-        self.networks.values().find(|network| network.value.project == *project && network.value.spec.name == *name)
-    }
-
-    pub fn pool_by_name(&self, name: &Name) -> Option<&Kept<PoolRecord>> {
-        self.pools.values().find(|pool| pool.value.spec.name == *name)
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use vmkeep_core::place::{self, Choice, HoldsVolumes, NodeLoad};
+use vmkeep_core::place::{self, Choice};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
@@ -21,7 +21,6 @@ use vmkeep_types::operation::{OpState, Operation, Wanted};
 use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
-use vmkeep_types::units::ByteCount;
 
 use super::view::{ClusterView, Kept};
 use crate::app::vm_copy::NOT_COPIED;
@@ -54,7 +53,8 @@ fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timest
     if let Some(volume) = filling(view, vm).next() {
         return block(view, vm.id, &format!("volume '{}' is still being filled", volume.value.name));
     }
-    match place::choose(&vm.spec, &loads(view, vm)) {
+    let choice = view.fleet().guest(vm.id).map_or_else(|| Choice::Blocked(Vec::new()), |guest| place::choose(view.fleet(), guest));
+    match choice {
         Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
         Choice::Blocked(refusals) => block(view, vm.id, &place::words(&refusals)),
     }
@@ -128,24 +128,17 @@ fn remove_by_node(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timest
     Some(txn)
 }
 
-fn loads<'a>(view: &'a ClusterView, vm: &VmRecord) -> Vec<NodeLoad<'a>> {
-    let mut owned: BTreeMap<&Name, (ByteCount, u32)> = BTreeMap::new();
-    for owner in view.owners.values() {
-        let size = view.vms.get(&owner.value.vm).map_or(ByteCount::ZERO, |vm| vm.value.spec.memory.size);
-        let entry = owned.entry(&owner.value.node).or_default();
-        *entry = (ByteCount::from_bytes(entry.0.bytes().saturating_add(size.bytes())), entry.1 + 1);
+/// The node that a transaction gives a VM to which had none.
+pub fn placed_by(view: &ClusterView, id: VmId, txn: &Txn) -> Option<Name> {
+    if view.owners.contains_key(&id) {
+        return None;
     }
-    let homes: Vec<&Name> = vm.volumes.values().filter_map(|id| view.volumes.get(id)).map(|volume| &volume.value.node).collect();
-    let load = |(name, facts)| {
-        let (memory_owned, vms_owned) = owned.get(name).copied().unwrap_or_default();
-        let holds_volumes = match homes.first() {
-            None => HoldsVolumes::Free,
-            Some(_) if homes.iter().all(|home| *home == name) => HoldsVolumes::Here,
-            Some(_) => HoldsVolumes::Elsewhere,
-        };
-        NodeLoad { facts, memory_owned, vms_owned, holds_volumes }
-    };
-    view.nodes.iter().filter_map(|(name, node)| Some((name, &node.facts.as_ref()?.value))).map(load).collect()
+    let key = keys::owner(id);
+    let owner = txn.then.iter().find_map(|op| match op {
+        Op::Put(to, value) if *to == key => serde_json::from_slice::<Owner>(value).ok(),
+        _ => None,
+    });
+    owner.map(|owner| owner.node)
 }
 
 fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {

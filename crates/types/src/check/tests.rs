@@ -429,6 +429,7 @@ fn host() -> NodeFacts {
         vmkeep_version: String::new(),
         hypervisor_up: true,
         address: None,
+        offers: Default::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Found, description, devices, forms};
+use super::{Found, description, devices, forms, placement};
 use crate::units::{ByteCount, Seconds};
 use crate::vm::{CloudInit, CpuModel, Cpus, Display, Firmware, Listen, MachineFamily, Memory, VmSpec, WatchdogModel};
 
@@ -18,7 +18,6 @@ pub const MEMORY_MIN: ByteCount = ByteCount::from_mib(16);
 /// More than any host of today has; larger is a slip of the pen.
 pub const MEMORY_MAX: ByteCount = ByteCount::from_gib(16 << 10);
 
-const LABELS_MAX: usize = 64;
 const FEATURES_MAX: usize = 100;
 const START_ORDER_MAX: u16 = 9999;
 const START_DELAY_MAX: Seconds = Seconds::new(3600);
@@ -39,7 +38,8 @@ const USER_DATA_BYTES_MAX: usize = 256 << 10;
 
 pub(super) fn look(spec: &VmSpec, found: &mut Found) {
     description(&spec.description, found);
-    labels(spec, found);
+    placement::labels("labels", &spec.labels, found);
+    found.under("placement".into(), |f| placement::look(spec, f));
     policy(spec, found);
     found.under("cpus".into(), |f| cpus(&spec.cpus, spec.machine, f));
     found.under("cpu".into(), |f| cpu_model(&spec.cpu, f));
@@ -59,20 +59,6 @@ pub(super) fn look(spec: &VmSpec, found: &mut Found) {
     }
     if let Some(cloud_init) = &spec.cloud_init {
         found.under("cloud_init".into(), |f| self::cloud_init(cloud_init, f));
-    }
-}
-
-fn labels(spec: &VmSpec, found: &mut Found) {
-    found.at_most("labels", spec.labels.len(), LABELS_MAX);
-    let word = |t: &str, extra: &[u8]| t.len() <= 63 && t.bytes().all(|b| b.is_ascii_alphanumeric() || extra.contains(&b));
-    for (key, value) in spec.labels.iter().take(LABELS_MAX) {
-        let field = format!("labels.{}", devices::shown(key));
-        if key.is_empty() || !word(key, b"._/-") {
-            found.add(&field, "a label's key has 1 to 63 letters, digits, '.', '_', '/' or '-'");
-        }
-        if !word(value, b"._/:@+-") {
-            found.add(&field, "a label's value has up to 63 letters, digits, '.', '_', '/', ':', '@', '+' or '-'");
-        }
     }
 }
 

@@ -15,47 +15,48 @@ fn a_kind() {
     check(
         "vm",
         expect![[r#"
-        FIELD     vm
-        TYPE      map
+            FIELD     vm
+            TYPE      map
 
-        A virtual machine.
+            A virtual machine.
 
-        FIELDS
-          agent         true or false (default true)
-          api           vmkeep/v1
-          boot          list of name (default [])
-          cdroms        list of map (default [])
-          clock         utc or localtime (default utc)
-          cloud_init    map or null
-          cpu           map
-          cpus          number or map (default {count: 1})
-          description   text (default '')
-          devices       map (default {pci: [], usb: []})
-          disks         list of map (default [])
-          display       map or null
-          firmware      uefi or bios or auto (default auto)
-          ha            map or null
-          image         name or null
-          kind          vm (must be written)
-          labels        map (default {})
-          libvirt_xml   list of map (default [])
-          machine       q35 or pc (default q35)
-          memory        size like 512M or 20G (binary units) or map
-          name          name (must be written)
-          nics          list of map
-          os            linux or windows or other (default linux)
-          protect       true or false (default false)
-          restart       map (default {max: 5, within: 10m})
-          rng           true or false (default true)
-          run           always or on-failure or manual or halted (default on-failure)
-          secure_boot   true or false or null
-          serial        map (default {log: 10M})
-          shares        list of map (default [])
-          start         map
-          stop_timeout  duration like 120s, 10m or 2h (default 2m)
-          tpm           true or false or null
-          watchdog      map or null
-    "#]],
+            FIELDS
+              agent         true or false (default true)
+              api           vmkeep/v1
+              boot          list of name (default [])
+              cdroms        list of map (default [])
+              clock         utc or localtime (default utc)
+              cloud_init    map or null
+              cpu           map
+              cpus          number or map (default {count: 1})
+              description   text (default '')
+              devices       map (default {pci: [], usb: []})
+              disks         list of map (default [])
+              display       map or null
+              firmware      uefi or bios or auto (default auto)
+              ha            map or null
+              image         name or null
+              kind          vm (must be written)
+              labels        map (default {})
+              libvirt_xml   list of map (default [])
+              machine       q35 or pc (default q35)
+              memory        size like 512M or 20G (binary units) or map
+              name          name (must be written)
+              nics          list of map
+              os            linux or windows or other (default linux)
+              placement     map
+              protect       true or false (default false)
+              restart       map (default {max: 5, within: 10m})
+              rng           true or false (default true)
+              run           always or on-failure or manual or halted (default on-failure)
+              secure_boot   true or false or null
+              serial        map (default {log: 10M})
+              shares        list of map (default [])
+              start         map
+              stop_timeout  duration like 120s, 10m or 2h (default 2m)
+              tpm           true or false or null
+              watchdog      map or null
+        "#]],
     );
     check(
         "network",

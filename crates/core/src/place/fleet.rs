@@ -1,0 +1,267 @@
+//! All nodes and all VMs as placement sees them, with sums and indexes that are kept change by change.
+//!
+//! ```text
+//!  set_node, drop_node ──► seats (facts, record, what is taken)        choose ──► reads seats once
+//!  set_guest, set_owner ─► guests ──► taken of one seat, index of labels and rules
+//! ```
+//! Invariant: a seat's `taken` is the sum over the guests that it owns, and each index entry names a guest that is there.
+//! [`Fleet::check`] tells when it is broken; tests call it after each change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
+use vmkeep_types::node::{NodeRecord, Ratio};
+
+use super::need::{Counts, Guest};
+use super::rules::RuleIndex;
+
+/// vCPUs per CPU where nobody said otherwise, and of one VM in any case: more only makes guests wait.
+pub const CPU_OVERCOMMIT: u32 = 8;
+
+/// What VMs take of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes.
+    pub memory: u64,
+    pub vcpus: u64,
+    /// Bytes in huge pages; part of `memory` no more.
+    pub hugepages: u64,
+    pub vms: u32,
+}
+
+/// How much of a node may be promised; None = as much as is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    pub vcpus: Option<u64>,
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    pub name: Name,
+    pub facts: NodeFacts,
+    pub record: NodeRecord,
+    pub taken: Taken,
+    /// VMs that it owns, those too that take no room now.
+    pub owned: BTreeSet<VmId>,
+    /// Host devices that its VMs have.
+    pub pci_taken: BTreeMap<String, VmId>,
+}
+
+impl Seat {
+    /// What fails with it: its failure domain, or itself alone.
+    pub fn domain(&self) -> &str {
+        self.record.spec.failure_domain.as_deref().unwrap_or(self.name.as_str())
+    }
+
+    /// A label of the node; `node` is its name.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        if key == vmkeep_types::check::NODE_LABEL {
+            return Some(self.name.as_str());
+        }
+        self.record.spec.labels.get(key).map(String::as_str)
+    }
+
+    /// Bytes for VMs, before overcommitting; reserved huge pages are apart.
+    pub fn memory_for_vms(&self) -> u64 {
+        let kept = self.record.spec.reserve.memory.bytes().saturating_add(self.facts.offers.hugepages.bytes());
+        self.facts.memory.bytes().saturating_sub(kept)
+    }
+
+    pub fn cpus_for_vms(&self) -> u64 {
+        u64::from(self.facts.cpus.saturating_sub(self.record.spec.reserve.cpus))
+    }
+
+    fn add(&mut self, guest: &Guest) {
+        self.owned.insert(guest.id);
+        for address in &guest.need.pci {
+            self.pci_taken.entry(address.clone()).or_insert(guest.id);
+        }
+        if guest.counts == Counts::Yes {
+            let memory = guest.need.memory.bytes();
+            let part = if guest.need.hugepages { &mut self.taken.hugepages } else { &mut self.taken.memory };
+            *part += memory;
+            self.taken.vcpus += u64::from(guest.need.vcpus);
+            self.taken.vms += 1;
+        }
+    }
+
+    fn remove(&mut self, guest: &Guest) {
+        assert!(self.owned.remove(&guest.id), "only what was added is taken away");
+        self.pci_taken.retain(|_, by| *by != guest.id);
+        if guest.counts == Counts::Yes {
+            let memory = guest.need.memory.bytes();
+            let part = if guest.need.hugepages { &mut self.taken.hugepages } else { &mut self.taken.memory };
+            *part -= memory;
+            self.taken.vcpus -= u64::from(guest.need.vcpus);
+            self.taken.vms -= 1;
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    seats: BTreeMap<Name, Seat>,
+    guests: BTreeMap<VmId, Guest>,
+    /// VM to the node that owns it; the node need not have a seat (yet).
+    owners: BTreeMap<VmId, Name>,
+    /// VMs of nodes that have no seat.
+    waiting: BTreeMap<Name, BTreeSet<VmId>>,
+    rules: RuleIndex,
+    /// Nodes that a trial took away.
+    hidden: usize,
+}
+
+impl Fleet {
+    pub fn seats(&self) -> impl ExactSizeIterator<Item = &Seat> {
+        self.seats.values()
+    }
+
+    pub fn seat(&self, node: &Name) -> Option<&Seat> {
+        self.seats.get(node)
+    }
+
+    pub fn guest(&self, id: VmId) -> Option<&Guest> {
+        self.guests.get(&id)
+    }
+
+    pub fn guests(&self) -> impl Iterator<Item = &Guest> {
+        self.guests.values()
+    }
+
+    pub fn owner(&self, id: VmId) -> Option<&Name> {
+        self.owners.get(&id)
+    }
+
+    pub fn owned(&self) -> impl Iterator<Item = (&Guest, &Name)> {
+        self.owners.iter().filter_map(|(id, node)| Some((self.guests.get(id)?, node)))
+    }
+
+    /// VMs that no node owns.
+    pub fn homeless(&self) -> impl Iterator<Item = &Guest> {
+        self.guests.values().filter(|guest| !self.owners.contains_key(&guest.id))
+    }
+
+    pub(super) fn rules(&self) -> &RuleIndex {
+        &self.rules
+    }
+
+    /// How much of a node may be promised. One host alone has no limits of its own: there is no better place for a VM.
+    pub fn limits(&self, seat: &Seat) -> Limits {
+        let alone = self.seats.len() + self.hidden <= 1;
+        let overcommit = &seat.record.spec.overcommit;
+        let cpu = overcommit.cpu.or((!alone).then_some(Ratio::from_hundredths(CPU_OVERCOMMIT * 100)));
+        let memory = overcommit.memory.or((!alone).then_some(Ratio::ONE));
+        Limits { memory: memory.map(|ratio| ratio.of(seat.memory_for_vms())), vcpus: cpu.map(|ratio| ratio.of(seat.cpus_for_vms())) }
+    }
+
+    /// A node as it describes itself and as people want it.
+    pub fn set_node(&mut self, facts: NodeFacts, record: NodeRecord) {
+        if let Some(seat) = self.seats.get_mut(&facts.name) {
+            (seat.facts, seat.record) = (facts, record);
+            return;
+        }
+        let name = facts.name.clone();
+        let (taken, owned, pci_taken) = Default::default();
+        let mut seat = Seat { name: name.clone(), facts, record, taken, owned, pci_taken };
+        for id in self.waiting.remove(&name).unwrap_or_default() {
+            self.guests.get(&id).into_iter().for_each(|guest| seat.add(guest));
+        }
+        self.seats.insert(name, seat);
+    }
+
+    pub fn drop_node(&mut self, node: &Name) {
+        if let Some(seat) = self.seats.remove(node) {
+            self.waiting.insert(node.clone(), seat.owned);
+        }
+    }
+
+    /// A node is gone for a while, in a trial; limits stay those of the whole cluster.
+    pub(super) fn hide_node(&mut self, node: &Name) {
+        self.hidden += usize::from(self.seats.remove(node).is_some());
+    }
+
+    /// Puts back what [`Self::hide_node`] took, without VMs.
+    pub(super) fn show_node(&mut self, seat: Seat) {
+        self.hidden -= 1;
+        self.set_node(seat.facts, seat.record);
+    }
+
+    /// A new VM, or what an old one asks for now.
+    pub fn set_guest(&mut self, guest: Guest) {
+        if self.guests.get(&guest.id) == Some(&guest) {
+            return;
+        }
+        let node = self.owners.get(&guest.id).cloned();
+        self.drop_guest(guest.id);
+        let id = guest.id;
+        self.guests.insert(id, guest);
+        self.set_owner(id, node.as_ref());
+    }
+
+    pub fn drop_guest(&mut self, id: VmId) {
+        self.set_owner(id, None);
+        self.guests.remove(&id);
+    }
+
+    /// The node that owns a VM, or none.
+    pub fn set_owner(&mut self, id: VmId, node: Option<&Name>) {
+        if self.owners.get(&id) == node {
+            return;
+        }
+        if let Some(old) = self.owners.remove(&id) {
+            self.leave(id, &old);
+        }
+        if let Some(node) = node {
+            self.enter(id, node);
+            self.owners.insert(id, node.clone());
+        }
+    }
+
+    fn leave(&mut self, id: VmId, node: &Name) {
+        let guest = self.guests.get(&id);
+        match self.seats.get_mut(node) {
+            Some(seat) => guest.into_iter().for_each(|guest| seat.remove(guest)),
+            None => {
+                self.waiting.get_mut(node).into_iter().for_each(|vms| vms.retain(|waits| *waits != id));
+            }
+        }
+        guest.into_iter().for_each(|guest| self.rules.remove(guest, node));
+    }
+
+    fn enter(&mut self, id: VmId, node: &Name) {
+        let guest = self.guests.get(&id);
+        match self.seats.get_mut(node) {
+            Some(seat) => guest.into_iter().for_each(|guest| seat.add(guest)),
+            None => {
+                self.waiting.entry(node.clone()).or_default().insert(id);
+            }
+        }
+        guest.into_iter().for_each(|guest| self.rules.add(guest, node));
+    }
+
+    /// Whether sums and indexes are those of the guests; what is wrong otherwise.
+    ///
+    /// # Errors
+    /// The first difference, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let mut fresh = Self::default();
+        for seat in self.seats.values() {
+            fresh.set_node(seat.facts.clone(), seat.record.clone());
+        }
+        for guest in self.guests.values() {
+            fresh.set_guest(guest.clone());
+            fresh.set_owner(guest.id, self.owners.get(&guest.id));
+        }
+        for (kept, summed) in self.seats.values().zip(fresh.seats.values()) {
+            if (kept.taken, &kept.owned) != (summed.taken, &summed.owned) {
+                return Err(format!("{}: {:?} is kept, {:?} is the sum", kept.name, kept.taken, summed.taken));
+            }
+        }
+        if self.rules == fresh.rules { Ok(()) } else { Err("the index of rules is not that of the guests".into()) }
+    }
+}

@@ -1,0 +1,250 @@
+//! Why a node cannot have a VM: the hard filters, in the order in which they are told.
+
+use std::fmt;
+
+use vmkeep_types::host::KvmState;
+use vmkeep_types::name::Name;
+use vmkeep_types::node::{Taint, TaintEffect};
+use vmkeep_types::units::ByteCount;
+
+use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat};
+use super::need::{Accel, Counts, Guest, HoldsVolumes, Need};
+use super::rules::Neighbours;
+
+/// What vmkeep's machines (q35, pc) are.
+const ARCH: &str = "x86_64";
+
+/// Nodes that are told one by one when a VM fits nowhere; the others are counted.
+const NODES_TOLD_MAX: usize = 8;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NoHypervisor,
+    Cordoned {
+        by: String,
+        why: String,
+    },
+    Tainted {
+        taint: String,
+    },
+    Selector {
+        key: String,
+        wants: String,
+        has: Option<String>,
+    },
+    Arch {
+        has: String,
+    },
+    CpuModel {
+        wants: String,
+    },
+    NoKvm {
+        why: String,
+    },
+    VolumesElsewhere,
+    VolumesScattered,
+    NoBridge {
+        network: Name,
+        bridge: String,
+    },
+    NoDevice {
+        address: String,
+    },
+    DeviceTaken {
+        address: String,
+        by: Option<Name>,
+    },
+    /// More than the host has.
+    Memory {
+        needs: ByteCount,
+        has: ByteCount,
+    },
+    Cpus {
+        needs: u32,
+        has: u32,
+    },
+    /// More than others left.
+    MemoryFree {
+        needs: ByteCount,
+        free: ByteCount,
+        of: ByteCount,
+    },
+    HugepagesFree {
+        needs: ByteCount,
+        free: ByteCount,
+    },
+    CpusFree {
+        needs: u32,
+        free: u64,
+        of: u64,
+    },
+    /// A strict rule: whom it must be apart from.
+    Apart {
+        from: String,
+        domain: Option<String>,
+    },
+    /// A strict rule: whom it must be with.
+    NotWith {
+        whom: String,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHypervisor => f.write_str("libvirt does not answer"),
+            Self::Cordoned { by, why } if why.is_empty() => write!(f, "it is cordoned (by {by})"),
+            Self::Cordoned { by, why } => write!(f, "it is cordoned (by {by}: {why})"),
+            Self::Tainted { taint } => write!(f, "it has the taint {taint}, which the VM does not tolerate"),
+            Self::Selector { key, wants, has: Some(has) } => write!(f, "node_selector wants {key}={wants}, and it has {key}={has}"),
+            Self::Selector { key, wants, has: None } => write!(f, "node_selector wants {key}={wants}, and it has no label {key}"),
+            Self::Arch { has } => write!(f, "its CPUs are {has}, the machine is {ARCH}"),
+            Self::CpuModel { wants } => write!(f, "guests cannot have the CPU {wants} here"),
+            Self::NoKvm { why } => write!(f, "the VM runs with hardware virtualisation, and it has none ({why})"),
+            Self::VolumesElsewhere => f.write_str("its volumes are on another node"),
+            Self::VolumesScattered => f.write_str("its volumes are on several nodes"),
+            Self::NoBridge { network, bridge } => write!(f, "network '{network}' is not reachable: there is no bridge {bridge}"),
+            Self::NoDevice { address } => write!(f, "it has no PCI device {address}"),
+            Self::DeviceTaken { address, by: Some(by) } => write!(f, "PCI device {address} is VM '{by}''s"),
+            Self::DeviceTaken { address, by: None } => write!(f, "PCI device {address} is another VM's"),
+            Self::Memory { needs, has } => write!(f, "needs {} of memory, the host has {}", needs.human(), has.human()),
+            Self::Cpus { needs, has } => write!(f, "needs {needs} vCPUs, the host has {has} CPUs ({CPU_OVERCOMMIT} vCPUs each at most)"),
+            Self::MemoryFree { needs, free, of } => {
+                write!(f, "needs {} of memory, {} of {} are free", needs.human(), free.human(), of.human())
+            }
+            Self::HugepagesFree { needs, free } => write!(f, "needs {} of huge pages, {} are free", needs.human(), free.human()),
+            Self::CpusFree { needs, free, of } => write!(f, "needs {needs} vCPUs, {free} of {of} are free"),
+            Self::Apart { from, domain: None } => write!(f, "{from} is there, and a strict rule keeps them apart"),
+            Self::Apart { from, domain: Some(domain) } => {
+                write!(f, "{from} is in its failure domain {domain}, and a strict rule keeps them apart")
+            }
+            Self::NotWith { whom } => write!(f, "{whom} is elsewhere, and a strict rule keeps them together"),
+        }
+    }
+}
+
+/// The first reason that keeps `guest` from `seat`; None: it may come.
+pub fn refuse(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours) -> Option<Refusal> {
+    node_itself(seat, guest)
+        .or_else(|| reach(fleet, seat, guest))
+        .or_else(|| room(fleet, seat, guest))
+        .or_else(|| by_rules(seat, neighbours))
+}
+
+fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
+    let (facts, need) = (&seat.facts, &guest.need);
+    if !facts.hypervisor_up {
+        return Some(Refusal::NoHypervisor);
+    }
+    // Whoever is here already stays.
+    if let Some(cordon) = seat.record.cordon.as_ref().filter(|_| !seat.owned.contains(&guest.id)) {
+        return Some(Refusal::Cordoned { by: cordon.by.clone(), why: cordon.why.clone() });
+    }
+    let taints = seat.record.spec.taints.iter();
+    if let Some(taint) = taints.filter(|taint| taint.effect == TaintEffect::Refuse).find(|taint| !tolerates(need, taint)) {
+        let value = taint.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+        return Some(Refusal::Tainted { taint: format!("{}{value}", taint.key) });
+    }
+    if let Some((key, wants)) = need.wish.node_selector.iter().find(|(key, wants)| seat.label(key) != Some(wants)) {
+        return Some(Refusal::Selector { key: key.clone(), wants: wants.clone(), has: seat.label(key).map(str::to_owned) });
+    }
+    if !facts.offers.arch.is_empty() && facts.offers.arch != ARCH {
+        return Some(Refusal::Arch { has: facts.offers.arch.clone() });
+    }
+    if let Some(model) =
+        need.cpu_model.as_ref().filter(|model| !facts.offers.cpu_models.is_empty() && !facts.offers.cpu_models.contains(*model))
+    {
+        return Some(Refusal::CpuModel { wants: model.clone() });
+    }
+    match (&facts.kvm, need.accel) {
+        (KvmState::Unusable { why }, Accel::Kvm) => Some(Refusal::NoKvm { why: why.clone() }),
+        (KvmState::Unusable { .. }, Accel::Any) | (KvmState::Usable, _) => None,
+    }
+}
+
+/// Does the VM bear a taint?
+pub fn tolerates(need: &Need, taint: &Taint) -> bool {
+    need.wish.tolerations.iter().any(|t| t.key == taint.key && (t.value.is_none() || t.value == taint.value))
+}
+
+fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
+    let (offers, need) = (&seat.facts.offers, &guest.need);
+    if need.home.seen_from(&seat.name) == HoldsVolumes::Elsewhere {
+        let scattered = need.home == super::need::Home::Scattered;
+        return Some(if scattered { Refusal::VolumesScattered } else { Refusal::VolumesElsewhere });
+    }
+    if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| !offers.bridges.is_empty() && !offers.bridges.contains(bridge))
+    {
+        return Some(Refusal::NoBridge { network: network.clone(), bridge: bridge.clone() });
+    }
+    for address in &need.pci {
+        if !offers.pci.is_empty() && !offers.pci.contains(address) {
+            return Some(Refusal::NoDevice { address: address.clone() });
+        }
+        if let Some(by) = seat.pci_taken.get(address).filter(|by| **by != guest.id) {
+            return Some(Refusal::DeviceTaken { address: address.clone(), by: fleet.guest(*by).map(|g| g.name.clone()) });
+        }
+    }
+    None
+}
+
+fn room(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
+    let (facts, need) = (&seat.facts, &guest.need);
+    if need.memory > facts.memory {
+        return Some(Refusal::Memory { needs: need.memory, has: facts.memory });
+    }
+    if need.vcpus > facts.cpus.saturating_mul(CPU_OVERCOMMIT) {
+        return Some(Refusal::Cpus { needs: need.vcpus, has: facts.cpus });
+    }
+    let taken = others(seat, guest);
+    let limits = fleet.limits(seat);
+    let bytes = need.memory.bytes();
+    if need.hugepages {
+        let free = facts.offers.hugepages.bytes().saturating_sub(taken.hugepages);
+        if facts.offers.hugepages != ByteCount::ZERO && bytes > free {
+            return Some(Refusal::HugepagesFree { needs: need.memory, free: ByteCount::from_bytes(free) });
+        }
+    } else if let Some(of) = limits.memory {
+        let free = of.saturating_sub(taken.memory);
+        if bytes > free {
+            let (free, of) = (ByteCount::from_bytes(free), ByteCount::from_bytes(of));
+            return Some(Refusal::MemoryFree { needs: need.memory, free, of });
+        }
+    }
+    let of = limits.vcpus?;
+    let free = of.saturating_sub(taken.vcpus);
+    (u64::from(need.vcpus) > free).then_some(Refusal::CpusFree { needs: need.vcpus, free, of })
+}
+
+/// What the other VMs take: a VM is not in its own way.
+pub fn others(seat: &Seat, guest: &Guest) -> super::fleet::Taken {
+    let mut taken = seat.taken;
+    if guest.counts == Counts::Yes && seat.owned.contains(&guest.id) {
+        let part = if guest.need.hugepages { &mut taken.hugepages } else { &mut taken.memory };
+        *part = part.saturating_sub(guest.need.memory.bytes());
+        taken.vcpus = taken.vcpus.saturating_sub(u64::from(guest.need.vcpus));
+        taken.vms = taken.vms.saturating_sub(1);
+    }
+    taken
+}
+
+fn by_rules(seat: &Seat, neighbours: &Neighbours) -> Option<Refusal> {
+    if let Some(spots) = neighbours.never_with.iter().find(|spots| spots.at(seat) > 0) {
+        let domain = seat.record.spec.failure_domain.clone().filter(|_| !spots.on(seat));
+        return Some(Refusal::Apart { from: spots.rule.clone(), domain });
+    }
+    let away = neighbours.only_with.iter().find(|spots| spots.at(seat) == 0)?;
+    Some(Refusal::NotWith { whom: away.rule.clone() })
+}
+
+/// The refusals in one sentence, as operations and `vm show` print it.
+pub fn words(refusals: &[(Name, Refusal)]) -> String {
+    if refusals.is_empty() {
+        return "no node has joined yet".into();
+    }
+    let mut parts: Vec<String> = refusals.iter().take(NODES_TOLD_MAX).map(|(node, why)| format!("{node}: {why}")).collect();
+    if refusals.len() > NODES_TOLD_MAX {
+        parts.push(format!("and {} more nodes; `vmkeep vm explain` tells them all", refusals.len() - NODES_TOLD_MAX));
+    }
+    format!("no node can take it ({})", parts.join("; "))
+}

@@ -1,0 +1,128 @@
+//! The view as placement sees it, kept change by change; and whom a change concerns.
+
+use vmkeep_core::place::need::{Accel, Counts, Home};
+use vmkeep_core::place::{Fleet, Guest, Need};
+use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
+use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkMode;
+use vmkeep_types::node::NodeRecord;
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{PowerWish, VmRecord};
+use vmkeep_types::vm::RunPolicy;
+
+use super::{ClusterView, Kept, Touched, touch_vm};
+
+impl ClusterView {
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// A node was chosen for a VM, and the write is on its way.
+    pub fn take_seat(&mut self, id: VmId, node: &Name) {
+        self.fleet.set_owner(id, Some(node));
+    }
+
+    /// That write came to nothing: the owner is who it was.
+    pub fn give_back(&mut self, id: VmId) {
+        self.fleet.set_owner(id, self.owners.get(&id).map(|owner| &owner.value.node));
+    }
+
+    /// Something that its VM's placement may hang on changed.
+    pub(super) fn touch_guest(&mut self, id: VmId, touched: &mut Touched) {
+        touch_vm(touched, id);
+        let guest = self.vms.get(&id).map(|record| self.guest(&record.value));
+        match guest {
+            Some(guest) => self.fleet.set_guest(guest),
+            None => self.fleet.drop_guest(id),
+        }
+        // A VM's key may come after its owner's.
+        self.give_back(id);
+    }
+
+    pub(super) fn touch_owner(&mut self, id: VmId, touched: &mut Touched) {
+        touch_vm(touched, id);
+        self.give_back(id);
+    }
+
+    pub(super) fn put_record(&mut self, node: &str, record: Option<Kept<NodeRecord>>, touched: &mut Touched) {
+        let Ok(name) = node.parse::<Name>() else { return };
+        self.nodes.entry(name.clone()).or_default().record = record;
+        self.set_node(&name);
+        self.touch_homeless(touched);
+    }
+
+    /// Its VMs follow its epoch; those without a node may have one now.
+    pub(super) fn touch_node(&mut self, name: &Name, touched: &mut Touched) {
+        self.set_node(name);
+        touched.vms.extend(self.fleet.seat(name).into_iter().flat_map(|seat| &seat.owned));
+        self.touch_homeless(touched);
+    }
+
+    fn set_node(&mut self, name: &Name) {
+        let Some(keys) = self.nodes.get(name) else { return };
+        match &keys.facts {
+            Some(facts) => {
+                let record = keys.record.as_ref().map_or_else(|| NodeRecord::named(name.clone()), |kept| kept.value.clone());
+                self.fleet.set_node(facts.value.clone(), record);
+            }
+            None => self.fleet.drop_node(name),
+        }
+    }
+
+    fn touch_homeless(&self, touched: &mut Touched) {
+        touched.vms.extend(self.fleet.homeless().map(|guest| guest.id));
+    }
+
+    /// VMs that have a disk made from it, or it in a tray, or wait for it.
+    pub(super) fn touch_image(&mut self, id: ImageId, touched: &mut Touched) {
+        let Some(image) = self.images.get(&id).map(|kept| &kept.value) else {
+            self.names.drop_image(id);
+            // What it was called is not known any more; those that miss it have no node yet.
+            return self.touch_homeless(touched);
+        };
+        self.names.put_image(image);
+        let in_tray =
+            |vm: &VmRecord| vm.project == image.project && vm.spec.cdroms.iter().any(|cd| cd.image.as_ref() == Some(&image.spec.name));
+        let of_disk = |vm: &VmRecord| vm.volumes.values().filter_map(|v| self.volumes.get(v)).any(|v| v.value.image == Some(id));
+        touched.vms.extend(self.vms.values().filter(|vm| in_tray(&vm.value) || of_disk(&vm.value)).map(|vm| vm.value.id));
+    }
+
+    pub(super) fn touch_network(&mut self, id: NetworkId, touched: &mut Touched) {
+        let network = &self.networks[&id].value;
+        self.names.put_network(network);
+        let on_it = |vm: &VmRecord| vm.project == network.project && vm.spec.nics.iter().any(|nic| nic.network == network.spec.name);
+        let vms: Vec<VmId> = self.vms.values().filter(|vm| on_it(&vm.value)).map(|vm| vm.value.id).collect();
+        vms.into_iter().for_each(|id| self.touch_guest(id, touched));
+    }
+
+    pub(super) fn touch_pool(&mut self, id: PoolId, touched: &mut Touched) {
+        let pool = &self.pools[&id].value;
+        self.names.put_pool(pool);
+        let in_it = |vm: &VmRecord| vm.volumes.values().filter_map(|v| self.volumes.get(v)).any(|v| v.value.pool == pool.spec.name);
+        touched.vms.extend(self.vms.values().filter(|vm| in_it(&vm.value)).map(|vm| vm.value.id));
+    }
+
+    /// A VM as placement sees it.
+    fn guest(&self, vm: &VmRecord) -> Guest {
+        let networks = vm.spec.nics.iter().filter_map(|nic| self.network_by_name(&vm.project, &nic.network));
+        let bridged = networks.map(|network| &network.value.spec).filter(|spec| spec.mode == NetworkMode::Bridge);
+        let bridges = bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect();
+        let volumes = vm.volumes.values().filter_map(|id| self.volumes.get(id));
+        let home = Home::of(volumes.filter_map(|volume| bound_to(&volume.value)));
+        let kvm = self.choices.get(&vm.id).is_some_and(|kept| kept.value.domain_type.as_deref() == Some("kvm"));
+        let off = self.power.get(&vm.id).is_some_and(|kept| matches!(kept.value.want, PowerWish::Off | PowerWish::Killed));
+        Guest {
+            id: vm.id,
+            project: vm.project.clone(),
+            name: vm.spec.name.clone(),
+            labels: vm.spec.labels.clone(),
+            need: Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, bridges, home),
+            counts: if off || vm.spec.run == RunPolicy::Halted { Counts::No } else { Counts::Yes },
+        }
+    }
+}
+
+/// The only node that reaches a volume's data; None: it has none yet, or every node reaches it.
+fn bound_to(volume: &VolumeRecord) -> Option<&Name> {
+    Some(&volume.node)
+}

@@ -1,0 +1,134 @@
+//! The view after any row of changes is the view of one listing; a change touches whom it concerns and nobody else.
+
+use std::collections::BTreeMap;
+
+use vmkeep_store::{Change, KeyValue, keys, typed};
+use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+use vmkeep_types::name::Name;
+use vmkeep_types::node::NodeRecord;
+use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::units::ByteCount;
+use vmkeep_types::vm::VmSpec;
+
+use super::{ClusterView, Touched};
+use crate::reconcile::plan;
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+fn id(n: u128) -> VmId {
+    VmId(uuid::Uuid::from_u128(n))
+}
+
+fn kv<T: serde::Serialize>(key: String, value: &T) -> KeyValue {
+    KeyValue { key, value: serde_json::to_vec(value).expect("plain data"), created: Revision(1), modified: Revision(1) }
+}
+
+fn facts(node: &str) -> KeyValue {
+    let facts = NodeFacts {
+        name: name(node),
+        epoch: Epoch(1),
+        boot_id: "b".into(),
+        cpus: 8,
+        memory: ByteCount::from_gib(64),
+        kvm: KvmState::Usable,
+        libvirt_version: None,
+        qemu_version: None,
+        vmkeep_version: "0".into(),
+        hypervisor_up: true,
+        address: None,
+        offers: Default::default(),
+    };
+    kv(keys::facts(&name(node)), &facts)
+}
+
+fn vm(n: u128) -> Vec<KeyValue> {
+    let record = VmRecord {
+        id: id(n),
+        project: name("default"),
+        spec: VmSpec { nics: Vec::new(), ..VmSpec::named(name(&format!("v{n}"))) },
+        volumes: BTreeMap::new(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        origin: VmOrigin::Created,
+        leaving: None,
+        instance: 0,
+    };
+    let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
+    vec![kv(keys::vm(&name("default"), id(n)), &record), kv(keys::power(id(n)), &power)]
+}
+
+fn owner(n: u128, node: &str) -> KeyValue {
+    let owner = Owner { vm: id(n), project: name("default"), node: name(node), epoch: Epoch(1), generation: Generation(1) };
+    kv(keys::owner(id(n)), &owner)
+}
+
+fn cluster(nodes: usize, vms: u128) -> ClusterView {
+    let mut items: Vec<KeyValue> = (0..nodes).map(|n| facts(&format!("n{n}"))).collect();
+    items.extend((0..vms).flat_map(vm));
+    ClusterView::new(Revision(1), &items).0
+}
+
+fn take_in(view: &mut ClusterView, change: Change) -> Touched {
+    let mut touched = Touched::default();
+    view.apply(Revision(2), &[change], &mut touched);
+    view.fleet().check().expect("the sums are true after every change");
+    touched
+}
+
+#[test]
+fn a_node_that_changes_touches_its_own_vms_and_those_without_one() {
+    let mut view = cluster(3, 6);
+    for n in 0..5 {
+        take_in(&mut view, Change::Put(owner(n, if n < 2 { "n0" } else { "n1" })));
+    }
+    let touched = take_in(&mut view, Change::Put(facts("n0")));
+    assert_eq!(touched.vms, [id(0), id(1), id(5)].into());
+    let record = kv(keys::node(&name("n1")), &NodeRecord::named(name("n1")));
+    assert_eq!(take_in(&mut view, Change::Put(record)).vms, [id(5)].into());
+    let load = KeyValue { key: keys::load(&name("n0")), ..facts("n0") };
+    assert!(take_in(&mut view, Change::Put(load)).is_empty(), "what is measured concerns no VM");
+}
+
+#[test]
+fn vms_of_one_look_do_not_all_get_the_same_node() {
+    let mut view = cluster(4, 20);
+    let mut touched = Touched { vms: (0..20).map(id).collect(), ..Touched::default() };
+    let txns = plan(&mut view, &mut touched, jiff::Timestamp::UNIX_EPOCH);
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for (given, txn) in &txns {
+        let owner = txn.then.iter().find_map(|op| match op {
+            vmkeep_store::Op::Put(key, value) if key.starts_with("owner/") => serde_json::from_slice::<Owner>(value).ok(),
+            _ => None,
+        });
+        let owner = owner.expect("each gets one");
+        assert_eq!(*given, Some(owner.vm));
+        *counts.entry(owner.node.to_string()).or_default() += 1;
+    }
+    assert_eq!(counts.into_values().collect::<Vec<_>>(), [5, 5, 5, 5]);
+    view.fleet().check().expect("the sums are true");
+    // A write that failed leaves the seat to others.
+    view.give_back(id(3));
+    assert_eq!((view.fleet().owner(id(3)), view.fleet().homeless().count()), (None, 1));
+}
+
+#[test]
+fn keys_come_and_go_in_any_order() {
+    let mut items: Vec<KeyValue> = (0..4).flat_map(vm).collect();
+    items.extend([facts("n0"), facts("n1"), owner(0, "n0"), owner(1, "n0"), owner(2, "n1")]);
+    items.push(kv(keys::node(&name("n0")), &NodeRecord::named(name("n0"))));
+    let whole = ClusterView::new(Revision(1), &items).0;
+    items.reverse();
+    let mut view = ClusterView::default();
+    for item in &items {
+        take_in(&mut view, Change::Put(item.clone()));
+    }
+    let sums = |view: &ClusterView| view.fleet().seats().map(|seat| (seat.taken, seat.owned.clone())).collect::<Vec<_>>();
+    assert_eq!(sums(&view), sums(&whole));
+    for item in &items {
+        take_in(&mut view, Change::Deleted { key: item.key.clone(), at: Revision(3) });
+    }
+    assert_eq!((view.fleet().seats().len(), view.fleet().guests().count()), (0, 0));
+    assert_eq!(typed::decode::<Owner>(&owner(1, "n0")).expect("it parses").node, name("n0"));
+}
