@@ -189,6 +189,8 @@ pub struct VmMemory {
     pub next_try_ms: Option<u64>,
     /// The limit was exceeded: no start without a person.
     pub gave_up: bool,
+    /// The wish whose `boot_once` a start has carried out.
+    pub booted_once: Option<Revision>,
 }
 
 impl VmMemory {

@@ -61,6 +61,9 @@ pub struct VmSpec {
     /// Names of disks, cdroms and NICs in boot order. Default: disks, then cdroms, then NICs.
     #[serde(default)]
     pub boot: Vec<Name>,
+    /// The device that the next cold start boots from; gone after it. `cdrom`: the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_once: Option<Name>,
     #[serde(default)]
     pub disks: Vec<Disk>,
     #[serde(default)]
@@ -129,6 +132,14 @@ impl VmSpec {
     /// The smallest wish: a name and every default.
     pub fn named(name: Name) -> Self {
         serde_json::from_value(serde_json::json!({ "name": name })).expect("a name is a whole manifest")
+    }
+
+    /// The device of `boot_once`.
+    pub fn boots_once(&self) -> Option<&Name> {
+        let wished = self.boot_once.as_ref()?;
+        let called = self.disks.iter().map(|d| &d.name).chain(self.cdroms.iter().map(|c| &c.name)).chain(self.nics.iter().map(|n| &n.name));
+        let short = || if wished.as_str() == "cdrom" { self.cdroms.first().map(|c| &c.name) } else { None };
+        called.into_iter().find(|name| *name == wished).or_else(short)
     }
 
     pub fn secure_boot(&self) -> bool {

@@ -90,6 +90,11 @@ const BOOT_NICS: usize = 200;
 
 /// Where a device stands in the boot order, from 1; None = not at all.
 fn boot_order(spec: &VmSpec, name: &Name) -> Option<Element> {
+    // The firmware goes on with the others when there is nothing to boot.
+    let first = spec.boots_once();
+    if first == Some(name) {
+        return Some(el("boot").attr("order", 1));
+    }
     let position = if spec.boot.is_empty() {
         let disk = spec.disks.iter().position(|d| d.name == *name);
         let cdrom = || spec.cdroms.iter().position(|c| c.name == *name).map(|n| BOOT_CDROMS + n);
@@ -98,7 +103,7 @@ fn boot_order(spec: &VmSpec, name: &Name) -> Option<Element> {
     } else {
         spec.boot.iter().position(|n| n == name)
     };
-    position.map(|n| el("boot").attr("order", n + 1))
+    position.map(|n| el("boot").attr("order", n + 1 + usize::from(first.is_some())))
 }
 
 fn alias(name: &str) -> Element {

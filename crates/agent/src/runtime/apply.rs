@@ -79,6 +79,9 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     state.asked_live.clear();
     state.error = None;
     state.step("started");
+    if state.order.spec.boot_once.is_some() {
+        state.memory.booted_once = Some(state.wish());
+    }
     // Read when the start has been reported.
     state.also_open = None;
     qemu::started(node, state).await;

@@ -380,3 +380,23 @@ async fn an_old_machine_is_replaced_when_the_vm_is_off() {
     bed.until("the newest is chosen", |seen| seen.choices.machine == newest.machine).await;
     assert!(!inactive(&bed).await.contains("pc-q35-7.2"));
 }
+
+#[tokio::test]
+async fn a_device_is_booted_from_once() {
+    let mut bed = Bed::running(json!({"cdroms": [{"name": "cd0"}, {"name": "cd1"}], "boot": ["cd1", "cd0"]})).await;
+    // Of cd0, then of cd1.
+    let places = async |bed: &Bed, kind| {
+        let xml = bed.hv.xml(VM, kind).await.expect("a domain");
+        xml.split("<boot order='").skip(1).filter_map(|rest| rest.chars().next()).collect::<String>()
+    };
+    assert_eq!(places(&bed, XmlKind::Live).await, "21");
+    bed.edit(|spec| spec.boot_once = Some(Name::known("cdrom"))).await;
+    let seen = bed.command(PowerWish::Restart).await;
+    assert_eq!(places(&bed, XmlKind::Live).await, "12");
+    assert_eq!(seen.memory.booted_once, Some(bed.order.spec_revision));
+    // As the leader answers.
+    bed.edit(|spec| spec.boot_once = None).await;
+    assert_eq!(places(&bed, XmlKind::Inactive).await, "21");
+    bed.command(PowerWish::Restart).await;
+    assert_eq!(places(&bed, XmlKind::Live).await, "21");
+}

@@ -184,6 +184,26 @@ async fn a_wish_is_placed_ordered_and_its_operation_done() {
 }
 
 #[tokio::test]
+async fn what_was_booted_once_leaves_the_wish() {
+    let store = begin(ByteCount::from_gib(8)).await;
+    let mut wish = record(None);
+    wish.spec.boot_once = Some(Name::known("cdrom"));
+    store.txn(Txn::default().then(typed::put(keys::vm(&project(), VM), &wish))).await.expect("a write");
+    lead(&store).await;
+    let kept = async || typed::get_json::<VmRecord>(&store, &keys::vm(&project(), VM)).await.expect("a read").expect("a VM");
+    let before = kept().await;
+    answer(&store, |seen| seen.memory.booted_once = Some(Revision(before.modified.0 - 1))).await;
+    lead(&store).await;
+    assert!(kept().await.value.spec.boot_once.is_some(), "a start of an older wish");
+    answer(&store, |seen| seen.memory.booted_once = Some(before.modified)).await;
+    lead(&store).await;
+    let after = kept().await;
+    assert_eq!(after.value.spec.boot_once, None);
+    let order: Order = typed::get_json(&store, &keys::order(&node(), VM)).await.expect("a read").expect("an order").value;
+    assert_eq!(order.spec_revision, after.modified);
+}
+
+#[tokio::test]
 async fn a_failed_start_ends_the_operation_with_the_nodes_words() {
     let store = begin(ByteCount::from_gib(8)).await;
     lead(&store).await;

@@ -172,7 +172,7 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
     if let Some(txn) = seen.and_then(|seen| keep_choices(view, record, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
         return Some(txn);
     }
-    if let Some(txn) = free_dropped(view, record, owner) {
+    if let Some(txn) = seen.and_then(|seen| booted_once(record, seen)).or_else(|| free_dropped(view, record, owner)) {
         return Some(txn);
     }
     let node = &owner.value.node;
@@ -190,6 +190,16 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
         txn = txn.then(typed::put(keys::owner(vm.id), &refreshed));
     }
     Some(txn)
+}
+
+/// `boot_once` has been carried out and is taken out of the wish.
+fn booted_once(record: &Kept<VmRecord>, seen: &Seen) -> Option<Txn> {
+    let vm = &record.value;
+    vm.spec.boot_once.as_ref().filter(|_| seen.memory.booted_once == Some(record.modified))?;
+    let mut plain = vm.clone();
+    plain.spec.boot_once = None;
+    let key = keys::vm(&vm.project, vm.id);
+    Some(Txn::default().when(Compare::ModifiedAt(key.clone(), record.modified)).then(typed::put(key, &plain)))
 }
 
 /// A single host that booted has a new epoch and still owns its VMs: nobody else could have taken them, because a change of

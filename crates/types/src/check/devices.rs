@@ -141,6 +141,10 @@ fn boot(spec: &VmSpec, found: &mut Found) {
             found.add(field, format!("'{name}' is listed twice"));
         }
     }
+    if let Some(name) = spec.boot_once.as_ref().filter(|name| spec.boots_once().is_none() && short.as_ref() != Some(name)) {
+        let words: Vec<&str> = known.iter().map(|n| n.as_str()).collect();
+        found.add("boot_once", format!("there is no disk, cdrom or NIC '{name}'{}", crate::nearest::hint(name.as_str(), &words)));
+    }
 }
 
 fn nics(spec: &VmSpec, found: &mut Found) {

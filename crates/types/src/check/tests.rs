@@ -97,6 +97,18 @@ fn names_are_one_space() {
 }
 
 #[test]
+fn what_is_booted_once() {
+    check(json!({"image": "x", "boot_once": "root"}), expect![[""]]);
+    check(json!({"cdroms": [{"name": "cd0"}], "boot_once": "cdrom"}), expect![[""]]);
+    check(
+        json!({"nics": [{"name": "lan"}], "boot_once": "cdrom"}),
+        expect![[r#"
+            boot_once: there is no disk, cdrom or NIC 'cdrom'; known are lan
+        "#]],
+    );
+}
+
+#[test]
 fn cpus_and_topology() {
     check(
         json!({"cpus": 0}),

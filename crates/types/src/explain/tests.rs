@@ -24,6 +24,7 @@ fn a_kind() {
               agent         true or false (default true)
               api           vmkeep/v1
               boot          list of name (default [])
+              boot_once     name or null
               cdroms        list of map (default [])
               clock         utc or localtime (default utc)
               cloud_init    map or null

@@ -105,7 +105,7 @@ fn unknown_words_get_the_nearest() {
               web.yaml:12:10: vm web1: disks[data].bus: 'scsy' is not one of virtio, scsi, sata and nvme; did you mean 'scsi'?
                 12 |     bus: scsy
                    |          ^^^^
-              web.yaml:13:1: vm web1: banana: there is no field 'banana'; known are name, description, labels, protect, os, image, run, start, stop_timeout, restart, cpus, cpu, memory, machine, firmware, secure_boot, tpm, clock, boot, disks, cdroms, nics, cloud_init, serial, display, agent, rng, watchdog, shares, devices, ha, placement and libvirt_xml
+              web.yaml:13:1: vm web1: banana: there is no field 'banana'; known are name, description, labels, protect, os, image, run, start, stop_timeout, restart, cpus, cpu, memory, machine, firmware, secure_boot, tpm, clock, boot, boot_once, disks, cdroms, nics, cloud_init, serial, display, agent, rng, watchdog, shares, devices, ha, placement and libvirt_xml
                 13 | banana: {a: 1}
                    | ^^^^^^
         "#]],
