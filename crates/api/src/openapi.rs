@@ -5,6 +5,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
+use vmkeep_types::cluster::{ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated};
 use vmkeep_types::event::Event;
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
@@ -35,11 +36,18 @@ schemas! {
     "AdoptRequest" AdoptRequest,
     "ApplyAnswer" ApplyAnswer,
     "ApplyRequest" ApplyRequest,
+    "ClusterBackup" ClusterBackup,
+    "ClusterFormed" ClusterFormed,
+    "ClusterInit" ClusterInit,
+    "ClusterJoin" ClusterJoin,
+    "ClusterView" ClusterView,
     "ExecAnswer" ExecAnswer,
     "ExecRequest" ExecRequest,
     "HostCheck" HostCheck,
     "ImageSpec" ImageSpec,
     "ImageView" ImageView,
+    "JoinTokenCreate" JoinTokenCreate,
+    "JoinTokenCreated" JoinTokenCreated,
     "NetworkSpec" NetworkSpec,
     "NetworkView" NetworkView,
     "Operation" Operation,

@@ -154,6 +154,13 @@ routes! {
     "token.list" Get "/v1/tokens" Cluster Admin () ("Vec<TokenView>") Json "List tokens, without secrets";
     "token.create" Post "/v1/tokens" Cluster Admin ("TokenCreate") ("TokenCreated") Json "Make a token; its secret is shown once";
     "token.delete" Delete "/v1/tokens/{id}" Cluster Admin () () Json "Revoke a token";
+    "cluster.show" Get "/v1/cluster" Cluster Viewer () ("ClusterView") Json "Members, etcd's health, and what is degraded";
+    "cluster.init" Post "/v1/cluster/init" Cluster Admin ("ClusterInit") ("ClusterFormed") Json "Make this host the first member of a cluster; unix socket only";
+    "cluster.join" Post "/v1/cluster/join" Cluster Admin ("ClusterJoin") ("ClusterFormed") Json "Make this host a member of a cluster; unix socket only";
+    "cluster.token" Post "/v1/cluster/tokens" Cluster Admin ("JoinTokenCreate") ("JoinTokenCreated") Json "Make a token for one host to join with";
+    "cluster.remove" Delete "/v1/cluster/members/{name}" Cluster Admin () () Json "Take a dead member out";
+    "cluster.backup" Post "/v1/cluster/backup" Cluster Admin () ("ClusterBackup") Json "Copy etcd's database to a file on the node that answers";
+    "cluster.defrag" Post "/v1/cluster/defrag" Cluster Admin () () Json "Give disk space of etcd back, one member after the other";
     "version" Get "/v1/version" Cluster Viewer () ("VersionAnswer") Json "Versions";
     "schema" Get "/v1/schema" Cluster Viewer () () Json "JSON schema of the manifests";
     "openapi" Get "/v1/openapi.json" Cluster Viewer () () Json "This contract as OpenAPI 3.1";

@@ -117,6 +117,9 @@ pub enum Command {
     /// Hosts
     #[command(subcommand)]
     Node(commands::node::NodeCommand),
+    /// Many hosts as one
+    #[command(subcommand)]
+    Cluster(commands::cluster::ClusterCommand),
     /// The host itself
     #[command(subcommand)]
     Host(commands::host::HostCommand),

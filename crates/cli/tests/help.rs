@@ -57,6 +57,7 @@ fn help_is_short() {
           network      Networks that VMs attach to
           pool         Where volumes and images lie
           node         Hosts
+          cluster      Many hosts as one
           host         The host itself
           op           Long work
           event        What happened

@@ -78,7 +78,11 @@ impl Host {
     /// As [`Host::configure`], for another node of a cluster.
     pub fn configure_as(&mut self, node: &str, more: &str) {
         let dir = self.dir.path().display();
-        self.config = format!("node = \"{node}\"\nsocket = \"{dir}/vmkeep.sock\"\nboot_id_file = \"{dir}/boot_id\"\n{more}");
+        // The machine's own /etc/machine-id would make clones of all hosts.
+        std::fs::write(self.dir.path().join("machine-id"), format!("{}\n", self.name)).expect("a machine id");
+        self.config = format!(
+            "node = \"{node}\"\nsocket = \"{dir}/vmkeep.sock\"\nboot_id_file = \"{dir}/boot_id\"\nmachine_id_file = \"{dir}/machine-id\"\n{more}"
+        );
         std::fs::write(self.config_file(), &self.config).expect("a configuration");
     }
 

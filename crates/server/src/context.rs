@@ -1,6 +1,6 @@
 //! What every request may use.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -12,6 +12,7 @@ use vmkeep_types::name::Name;
 use crate::app::ask::Admission;
 use crate::audit::Audit;
 use crate::cache::Cache;
+use crate::cluster::HostCluster;
 use crate::gate::NodeGate;
 use crate::metrics::Metrics;
 use crate::streams::Streams;
@@ -34,6 +35,8 @@ pub struct Server {
     pub bodies: Arc<Semaphore>,
     /// Changes under way: they are carried out and noted although their client hang up, and the daemon's end waits for them.
     pub changes: TaskTracker,
+    /// What the host does for its cluster; set by the daemon before it serves.
+    pub cluster: OnceLock<Arc<dyn HostCluster>>,
     /// Who must agree to a change.
     pub admission: Admission,
     pub streams: Streams,
@@ -55,6 +58,7 @@ impl Server {
             cache,
             bodies,
             changes: TaskTracker::new(),
+            cluster: OnceLock::new(),
             admission: Admission::default(),
             streams: Streams::default(),
             bookmark_every: BOOKMARK_EVERY,

@@ -22,6 +22,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 pub mod cache;
+pub mod cluster;
 pub mod context;
 pub mod feed;
 pub mod gate;

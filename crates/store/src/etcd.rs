@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, GetResponse, Identity, KvClient, TlsOptions};
 use vmkeep_types::ids::Revision;
 
 use crate::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Watch, limits};
@@ -79,7 +79,7 @@ impl EtcdStore {
 
     /// The cluster's id changes when etcd is restored from a backup; so watch tokens of before are refused.
     async fn identify(&self) -> Result<StoreId, StoreError> {
-        let answer = outcome(Purpose::Read, self.kv().get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        let answer = self.ask("\0", Some(GetOptions::new().with_count_only())).await?;
         let header = answer.header().ok_or_else(|| StoreError::Corrupt("etcd answers without a header".into()))?;
         Ok(StoreId(format!("etcd-{:016x}", header.cluster_id())))
     }
@@ -89,8 +89,28 @@ impl EtcdStore {
         self.client.clone()
     }
 
+    /// Also asks this member from now on.
+    ///
+    /// # Errors
+    /// It is no endpoint.
+    pub async fn add_endpoint(&self, endpoint: &str) -> Result<(), StoreError> {
+        self.client.add_endpoint(endpoint).await.map_err(|e| StoreError::Invalid(format!("{endpoint}: {e}")))
+    }
+
+    /// Asks this member no more.
+    ///
+    /// # Errors
+    /// It is no endpoint.
+    pub async fn remove_endpoint(&self, endpoint: &str) -> Result<(), StoreError> {
+        self.client.remove_endpoint(endpoint).await.map_err(|e| StoreError::Invalid(format!("{endpoint}: {e}")))
+    }
+
     fn kv(&self) -> KvClient {
         self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    async fn ask(&self, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, StoreError> {
+        get(&self.kv(), key, options).await
     }
 
     /// All keys of a prefix at `at`, or at what is newest when that is 0; and the revision of it.
@@ -99,7 +119,7 @@ impl EtcdStore {
         let mut from = range_start(prefix);
         loop {
             let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(at);
-            let mut page = outcome(Purpose::Read, self.kv().get(from, Some(options))).await?;
+            let mut page = self.ask(from, Some(options)).await?;
             if at == 0 {
                 at = page.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
@@ -113,6 +133,16 @@ impl EtcdStore {
             }
         }
     }
+}
+
+/// One read, at whichever member answers.
+async fn get(kv: &KvClient, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, StoreError> {
+    let key = key.into();
+    outcome(Purpose::Read, || {
+        let (mut kv, key, options) = (kv.clone(), key.clone(), options.clone());
+        async move { kv.get(key, options).await }
+    })
+    .await
 }
 
 fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, StoreError> {
@@ -167,7 +197,7 @@ impl Store for EtcdStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        let mut answer = outcome(Purpose::Read, self.kv().get(key, None)).await?;
+        let mut answer = self.ask(key, None).await?;
         answer.take_kvs().pop().map(key_value).transpose()
     }
 
@@ -185,7 +215,7 @@ impl Store for EtcdStore {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         limits::check(&txn)?;
-        txn::run(self.kv(), txn).await
+        txn::run(&self.kv(), txn).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -193,7 +223,7 @@ impl Store for EtcdStore {
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
-        let answer = outcome(Purpose::Read, self.kv().get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        let answer = self.ask("\0", Some(GetOptions::new().with_count_only())).await?;
         Ok(revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 

@@ -29,6 +29,10 @@
 //! | `token/ID` | token hash, role | server |
 //! | `leader` | name of the leading control node | store |
 //! | `upload/UUID` | the node whose pool takes it | server |
+//! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
+//! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
+//! | `cluster/member/NODE` | `MemberRecord` | server |
+//! | `join/ID` | a join token's hash and its use | server |
 //! | `cluster/level` | format level that writers emit | server |
 //!
 //! An agent writes under `n/NODE/` of its own node and nowhere else; of the rest it reads what it must compare. So an etcd role
@@ -41,6 +45,12 @@ use vmkeep_types::name::Name;
 
 pub const LEADER: &str = "leader";
 pub const LEVEL: &str = "cluster/level";
+
+pub const CLUSTER_ID: &str = "cluster/id";
+pub const CLUSTER_INCARNATION: &str = "cluster/incarnation";
+pub const CLUSTER_MOVING: &str = "cluster/moving";
+pub const ALL_MEMBERS: &str = "cluster/member/";
+pub const ALL_JOIN_TOKENS: &str = "join/";
 
 /// The format level this code writes.
 pub const LEVEL_NOW: u64 = 2;
@@ -59,6 +69,14 @@ pub const ALL_NETWORKS: &str = "network/";
 pub const ALL_VOLUMES: &str = "volume/";
 pub const ALL_POOLS: &str = "pool/";
 pub const ALL_TOKENS: &str = "token/";
+
+pub fn member(node: &Name) -> String {
+    format!("{ALL_MEMBERS}{node}")
+}
+
+pub fn join_token(id: &str) -> String {
+    format!("{ALL_JOIN_TOKENS}{id}")
+}
 
 pub fn name(kind: &str, project: &Name, name: &Name) -> String {
     format!("name/{kind}/{project}/{name}")
@@ -90,6 +108,16 @@ pub fn power(id: VmId) -> String {
 
 pub fn owner(id: VmId) -> String {
     format!("owner/{id}")
+}
+
+/// Everything that a node owns.
+pub fn owned(node: &Name) -> String {
+    format!("own/{node}/")
+}
+
+/// Everything a node and the leader tell each other.
+pub fn all_of_node(node: &Name) -> String {
+    format!("n/{node}/")
 }
 
 pub fn own(node: &Name, id: VmId) -> String {

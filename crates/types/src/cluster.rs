@@ -142,6 +142,15 @@ pub struct Admitted {
     pub initial_cluster: Option<String>,
 }
 
+/// A copy of etcd's database was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterBackup {
+    /// On whose disk it is.
+    pub node: Name,
+    pub file: String,
+    pub size: ByteCount,
+}
+
 /// `GET /v1/cluster`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterView {

@@ -41,6 +41,7 @@ pub struct Config {
     pub qemu_log_dir: PathBuf,
     pub run_dir: PathBuf,
     pub boot_id_file: PathBuf,
+    pub machine_id_file: PathBuf,
     pub audit: Option<PathBuf>,
     pub log: LogFormat,
     pub log_filter: String,
@@ -160,6 +161,7 @@ impl Default for Config {
             qemu_log_dir: "/var/log/libvirt/qemu".into(),
             run_dir: "/run/vmkeep".into(),
             boot_id_file: "/proc/sys/kernel/random/boot_id".into(),
+            machine_id_file: "/etc/machine-id".into(),
             audit: None,
             log: LogFormat::Auto,
             log_filter: "info".into(),
@@ -202,6 +204,7 @@ impl Config {
             ("qemu_log_dir", &self.qemu_log_dir),
             ("run_dir", &self.run_dir),
             ("boot_id_file", &self.boot_id_file),
+            ("machine_id_file", &self.machine_id_file),
         ];
         let tls_paths = self.tls.iter().flat_map(|tls| [("tls.cert", &tls.cert), ("tls.key", &tls.key)]);
         let etcd_paths = self.etcd.iter().flat_map(|etcd| {

@@ -23,6 +23,8 @@ use vmkeep_store::{Store, StoreError, keys, typed};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
 
+use crate::cluster::etcd::Etcd;
+use crate::cluster::{self, Cluster, Opened, Restart};
 use crate::config::{Config, NodeRole};
 use crate::listen::Serve;
 use crate::log;
@@ -45,7 +47,15 @@ const ETCD_REST: Duration = Duration::from_secs(1);
 /// From the signal to the end: what runs then (a console, a stream) is cut.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
 
-pub fn run(config: Config) -> anyhow::Result<()> {
+/// Why the daemon ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Stopped,
+    /// It is to begin anew, as another kind of member.
+    Restart,
+}
+
+pub fn run(config: Config) -> anyhow::Result<Ended> {
     // SAFETY: a setting of malloc, made before other threads are.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
     log::begin(&config);
@@ -62,7 +72,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
-async fn until_signal(config: Config) -> anyhow::Result<()> {
+async fn until_signal(config: Config) -> anyhow::Result<Ended> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -80,24 +90,49 @@ async fn until_signal(config: Config) -> anyhow::Result<()> {
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<Ended> {
+    cluster::resume(&config, &shutdown).await.context("the cluster that was being formed")?;
     let member = Member::load(&config.store)?;
+    if let Some(member) = member.as_ref().filter(|member| member.has(MemberRole::Witness)) {
+        return witness(config, member, &notify, &shutdown).await;
+    }
     let roles = roles_of(&config, member.as_ref())?;
     let name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
-    let Some(store) = open_store(&config, member.as_ref(), &shutdown).await? else { return Ok(()) };
-    let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(()) };
+    let Some(opened) = open_store(&config, member.as_ref(), &shutdown).await? else { return Ok(Ended::Stopped) };
+    let store = opened.store.clone();
+    let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let mtls = member.as_ref().map(|member| Mtls::open(member.paths())).transpose()?;
     let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };
+    let restart = Restart::new(part.shutdown.clone());
+    let cluster = Cluster::new(part.config.clone(), part.name.clone(), part.member.clone(), opened, restart.clone());
 
     let compute = if roles.contains(&NodeRole::Compute) { Some(Compute::assemble(&part).await?) } else { None };
-    let server = if roles.contains(&NodeRole::Control) { Some(control::begin(&mut part, compute.as_ref(), hangup).await?) } else { None };
+    let server =
+        if roles.contains(&NodeRole::Control) { Some(control::begin(&mut part, compute.as_ref(), &cluster, hangup).await?) } else { None };
     if let Some(compute) = compute {
         let apart = if server.is_some() { Apart::No } else { Apart::Yes };
         compute.begin(&mut part, apart).await?;
     }
+    // One process of a host looks after it: the one with the control plane, where there is one.
+    if let Some(member) = part.member.as_ref().filter(|member| server.is_some() || !member.has(MemberRole::Control)) {
+        cluster::tend::begin(&cluster, member, &part.shutdown);
+    }
     tracing::info!(node = %part.name, ?roles, "ready");
     notify.ready(&format!("node {}", part.name));
-    part.until_the_end(&notify, server).await
+    part.until_the_end(&notify, server).await?;
+    Ok(if restart.is_wanted() { Ended::Restart } else { Ended::Stopped })
+}
+
+/// etcd and nothing else: the third vote for two hosts.
+async fn witness(config: Config, member: &Member, notify: &Notify, shutdown: &CancellationToken) -> anyhow::Result<Ended> {
+    let Some(opened) = open_store(&config, Some(member), shutdown).await? else { return Ok(Ended::Stopped) };
+    let cluster = Cluster::new(config, member.node.clone(), Some(member.clone()), opened, Restart::new(shutdown.clone()));
+    cluster::tend::begin(&cluster, member, shutdown);
+    tracing::info!(node = %member.node, "ready: a witness");
+    notify.ready("witness");
+    notify.keep_alive(shutdown).await;
+    notify.stopping();
+    Ok(Ended::Stopped)
 }
 
 /// What all parts of the process work with, and what they have begun.
@@ -158,7 +193,6 @@ fn roles_of(config: &Config, member: Option<&Member>) -> anyhow::Result<Vec<Node
     };
     let all: Vec<NodeRole> = member.map_or_else(|| config.roles.clone(), of_member);
     match config.only {
-        None if all.is_empty() => bail!("a witness runs etcd alone: stop and disable vmkeepd here"),
         None => Ok(all),
         Some(_) if member.is_none() && config.etcd.is_none() => bail!("--role is for members of a cluster; one host alone has one process"),
         Some(role) if !all.contains(&role) => bail!("this host has not the role {role:?}; it has {all:?}"),
@@ -167,20 +201,21 @@ fn roles_of(config: &Config, member: Option<&Member>) -> anyhow::Result<Vec<Node
 }
 
 /// None when the daemon is told to stop before etcd answers.
-async fn open_store(config: &Config, member: Option<&Member>, shutdown: &CancellationToken) -> anyhow::Result<Option<Arc<dyn Store>>> {
+async fn open_store(config: &Config, member: Option<&Member>, shutdown: &CancellationToken) -> anyhow::Result<Option<Opened>> {
     // A member's etcd wins: what [etcd] names is for one host with a store elsewhere.
     let etcd = member.map(Member::etcd_client).or_else(|| config.etcd.as_ref().map(crate::config::Etcd::client));
-    let store: Arc<dyn Store> = match etcd {
-        Some(etcd) => match shutdown.run_until_cancelled(connect_etcd(&etcd)).await {
-            Some(store) => Arc::new(store?),
-            None => return Ok(None),
-        },
-        None => {
-            let file = config.store.join("vmkeep.db");
-            Arc::new(EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?)
-        }
+    let Some(etcd) = etcd else {
+        let file = config.store.join("vmkeep.db");
+        let store = EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?;
+        return Ok(Some(Opened { store: Arc::new(store), etcd: None }));
     };
-    Ok(Some(store))
+    if let Some(member) = member.filter(|member| member.has_etcd()) {
+        let started = Etcd::new(member.paths()).start();
+        started.unwrap_or_else(|error| tracing::error!(error = format!("{error:#}"), "this member's etcd does not start"));
+    }
+    let Some(store) = shutdown.run_until_cancelled(connect_etcd(&etcd)).await else { return Ok(None) };
+    let store = Arc::new(store?);
+    Ok(Some(Opened { store: store.clone(), etcd: Some(store) }))
 }
 
 /// A control plane makes the store ready; an agent, who may write its own keys only, waits until one has. None when the daemon

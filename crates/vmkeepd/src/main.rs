@@ -23,6 +23,7 @@ mod notify;
 mod peer;
 mod tls;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use config::{Config, NodeRole};
+use daemon::Ended;
 
 #[derive(Debug, Parser)]
 #[command(name = "vmkeepd", version, about = "Keeps this host's virtual machines as they are wished for")]
@@ -70,6 +72,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// The same program with the same arguments in the same process: systemd sees no end. Comes back only with an error.
+fn anew() -> anyhow::Error {
+    let mut args = std::env::args_os();
+    let mut program = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = args.next() {
+        program.arg0(name);
+    }
+    let error = program.args(args).exec();
+    anyhow::Error::new(error).context("cannot begin anew")
+}
+
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config { only: args.role, ..Config::load(args.config.as_deref())? };
     if args.check_config {
@@ -77,7 +90,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     match args.command {
-        None => daemon::run(config),
+        None => match daemon::run(config)? {
+            Ended::Stopped => Ok(()),
+            Ended::Restart => Err(anew()),
+        },
         Some(Command::GuestsShutdown { if_host_stops }) => {
             if if_host_stops && !guests::host_is_stopping() {
                 println!("the host is not going down: VMs go on");

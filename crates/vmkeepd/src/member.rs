@@ -148,6 +148,11 @@ impl Member {
         self.roles.contains(&role)
     }
 
+    /// It runs a member of etcd.
+    pub fn has_etcd(&self) -> bool {
+        self.roles.iter().any(|role| role.has_etcd())
+    }
+
     pub fn paths(&self) -> Paths {
         Paths { dir: self.dir.clone() }
     }

@@ -21,20 +21,24 @@ pub fn load(tls: &Tls) -> anyhow::Result<Arc<ServerConfig>> {
     if tls.self_signed && !tls.cert.exists() && !tls.key.exists() {
         make(tls).context("cannot make a certificate")?;
     }
-    warn_if_open(&tls.key);
+    load_pair(&tls.cert, &tls.key)
+}
+
+/// A certificate, those behind it, and its key.
+pub fn load_pair(cert: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
+    warn_if_open(key);
     let cannot = |path: &Path| format!("cannot use {} (make a pair, or set tls.self_signed = true)", path.display());
-    let certs =
-        CertificateDer::pem_file_iter(&tls.cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(|| cannot(&tls.cert))?;
+    let certs = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(|| cannot(cert))?;
     if certs.is_empty() {
-        bail!("{} holds no certificate", tls.cert.display());
+        bail!("{} holds no certificate", cert.display());
     }
-    let key = PrivateKeyDer::from_pem_file(&tls.key).with_context(|| cannot(&tls.key))?;
+    let secret = PrivateKeyDer::from_pem_file(key).with_context(|| cannot(key))?;
     let ring = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(ring)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(certs, key)
-        .with_context(|| format!("{} and {} are no pair", tls.cert.display(), tls.key.display()))?;
+        .with_single_cert(certs, secret)
+        .with_context(|| format!("{} and {} are no pair", cert.display(), key.display()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,6 +1,7 @@
 //! The commands, one file per verb or small group of verbs; a listing of this directory is the list of what `vmkeep` can do.
 
 pub mod apply;
+pub mod cluster;
 pub mod delete;
 pub mod event;
 pub mod explain;
@@ -50,6 +51,7 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Volume(command) => volume::run(ctx, command).await,
         Command::Network(command) => network::run(ctx, command).await,
         Command::Pool(command) => pool::run(ctx, command).await,
+        Command::Cluster(command) => cluster::run(ctx, command).await,
         Command::Node(command) => node::run(ctx, command).await,
         Command::Host(command) => host::run(ctx, command).await,
         Command::Op(command) => op::run(ctx, command).await,

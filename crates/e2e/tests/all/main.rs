@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bad_input;
+mod cluster;
 mod crash;
 mod debian;
 mod hello;

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod ask;
+pub mod cluster;
 pub mod event;
 pub mod image;
 pub mod network;

@@ -40,6 +40,7 @@ pub async fn handle(mut call: Call) -> Answer {
         "network" | "pool" => networks(call).await,
         "op" | "event" => history(call).await,
         "token" => tokens(call).await,
+        "cluster" => super::cluster::cluster(call).await,
         "apply" => applied(call).await,
         _ => host(call).await,
     }

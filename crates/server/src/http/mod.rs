@@ -8,6 +8,7 @@
 //! Handlers are thin: they read, call `app`, and answer. Errors are problem+json everywhere, unknown paths included.
 
 mod call;
+mod cluster;
 mod handlers;
 mod respond;
 mod watch;
@@ -186,7 +187,7 @@ fn all_projects_only(caller: &Caller) -> Error {
 
 /// Uploads last as long as their bytes do, programs in guests as long as the caller lets them.
 fn lasts_as_long_as_it_must(route: &Route) -> bool {
-    route.id == "vm.exec" || matches!(route.shape, Shape::Bytes | Shape::WebSocket)
+    matches!(route.id, "vm.exec" | "cluster.defrag") || matches!(route.shape, Shape::Bytes | Shape::WebSocket)
 }
 
 fn forbidden(caller: &Caller, route: &Route) -> Error {

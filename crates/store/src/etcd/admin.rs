@@ -7,9 +7,10 @@ use std::io::Write;
 use std::path::Path;
 
 use etcd_client::{AlarmAction, AlarmType, Client, MemberAddOptions};
+use tokio::time::timeout;
 
-use super::error::{Purpose, outcome};
-use super::{EtcdConfig, EtcdStore, connect_options};
+use super::error::{Purpose, outcome, told};
+use super::{CALL_DEADLINE, EtcdConfig, EtcdStore, connect_options};
 use crate::StoreError;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +41,12 @@ pub struct EtcdStatus {
 /// # Errors
 /// The member does not answer in time.
 pub async fn status(config: &EtcdConfig) -> Result<EtcdStatus, StoreError> {
-    let mut client = connect(config).await?;
-    let answer = outcome(Purpose::Read, client.status()).await?;
+    let client = connect(config).await?;
+    let answer = outcome(Purpose::Read, || {
+        let mut client = client.clone();
+        async move { client.status().await }
+    })
+    .await?;
     let bytes = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(EtcdStatus {
         id: answer.header().map_or(0, etcd_client::ResponseHeader::member_id),
@@ -73,7 +78,11 @@ impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn members(&self) -> Result<Vec<EtcdMember>, StoreError> {
-        let answer = outcome(Purpose::Read, self.client().member_list()).await?;
+        let answer = outcome(Purpose::Read, || {
+            let mut client = self.client();
+            async move { client.member_list().await }
+        })
+        .await?;
         let member = |m: &etcd_client::Member| EtcdMember {
             id: m.id(),
             name: m.name().to_owned(),
@@ -88,7 +97,12 @@ impl EtcdStore {
     /// No majority, or another learner is not promoted yet.
     pub async fn add_learner(&self, peer_url: &str) -> Result<(), StoreError> {
         let options = MemberAddOptions::new().with_is_learner();
-        outcome(Purpose::Write, self.client().member_add([peer_url], Some(options))).await.map(drop)
+        outcome(Purpose::Write, || {
+            let (mut client, options) = (self.client(), options.clone());
+            async move { client.member_add([peer_url], Some(options)).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// Gives a learner its vote.
@@ -96,13 +110,23 @@ impl EtcdStore {
     /// # Errors
     /// It has not caught up yet.
     pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
-        outcome(Purpose::Write, self.client().member_promote(id)).await.map(drop)
+        outcome(Purpose::Write, || {
+            let mut client = self.client();
+            async move { client.member_promote(id).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// # Errors
     /// No majority without it, or it is no member.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        outcome(Purpose::Write, self.client().member_remove(id)).await.map(drop)
+        outcome(Purpose::Write, || {
+            let mut client = self.client();
+            async move { client.member_remove(id).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// Members that say that they have no room.
@@ -110,7 +134,11 @@ impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn out_of_space(&self) -> Result<Vec<u64>, StoreError> {
-        let answer = outcome(Purpose::Read, self.client().alarm(AlarmAction::Get, AlarmType::Nospace, None)).await?;
+        let answer = outcome(Purpose::Read, || {
+            let mut client = self.client();
+            async move { client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await }
+        })
+        .await?;
         Ok(answer.alarms().iter().filter(|a| a.alarm() == AlarmType::Nospace).map(etcd_client::AlarmMember::member_id).collect())
     }
 
@@ -119,7 +147,12 @@ impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn clear_alarms(&self) -> Result<(), StoreError> {
-        outcome(Purpose::Write, self.client().alarm(AlarmAction::Deactivate, AlarmType::Nospace, None)).await.map(drop)
+        outcome(Purpose::Write, || {
+            let mut client = self.client();
+            async move { client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// Writes the whole database into a file; it is on disk when this returns.
@@ -129,8 +162,15 @@ impl EtcdStore {
     pub async fn snapshot(&self, file: &Path) -> Result<(), StoreError> {
         let disk = |e: std::io::Error| StoreError::Unavailable(format!("{}: {e}", file.display()));
         let mut out = File::create(file).map_err(disk)?;
-        let mut stream = outcome(Purpose::Read, self.client().snapshot()).await?;
-        while let Some(part) = outcome(Purpose::Read, stream.message()).await? {
+        let mut stream = outcome(Purpose::Read, || {
+            let mut client = self.client();
+            async move { client.snapshot().await }
+        })
+        .await?;
+        loop {
+            let part = timeout(CALL_DEADLINE, stream.message()).await;
+            let part = part.map_err(|_| StoreError::Unavailable("etcd stopped in the middle of its database".into()))?;
+            let Some(part) = part.map_err(|e| told(Purpose::Read, &e))? else { break };
             out.write_all(part.blob()).map_err(disk)?;
         }
         out.sync_all().map_err(disk)

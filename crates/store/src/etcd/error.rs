@@ -1,9 +1,10 @@
 //! etcd's refusals in the store's words.
 
 use std::future::Future;
+use std::time::Duration;
 
 use etcd_client::Error;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use vmkeep_types::ids::Revision;
 
 use super::CALL_DEADLINE;
@@ -26,12 +27,49 @@ mod code {
     pub const UNAUTHENTICATED: i32 = 16;
 }
 
+/// The client picks a member for each request, a dead one as readily as the others: with one of three dead, so many picks in a
+/// row meet it less than once in ten million times. All of them are refused within milliseconds.
+const TRIES_MAX: u32 = 40;
+const REST: Duration = Duration::from_millis(5);
+
 /// Waits for an answer, no longer than [`CALL_DEADLINE`]: a request to a frozen etcd hangs past the client's own time-out.
-pub async fn outcome<T>(purpose: Purpose, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-    match timeout(CALL_DEADLINE, call).await {
+/// What never left, because a member cannot be reached, goes to the next one; so does a read that got no answer.
+pub async fn outcome<T, F>(purpose: Purpose, mut call: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let answered = async {
+        for _ in 1..TRIES_MAX {
+            match call().await {
+                Err(error) if never_left(&error) || (purpose == Purpose::Read && is_silence(&error)) => sleep(REST).await,
+                answer => return answer,
+            }
+        }
+        call().await
+    };
+    match timeout(CALL_DEADLINE, answered).await {
         Ok(answer) => answer.map_err(|error| told(purpose, &error)),
         Err(_) => Err(silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}"))),
     }
+}
+
+/// The connection to a member did not come about.
+fn never_left(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else { return false };
+    let connecting = status.message() == "tcp connect error";
+    // The connector's own patience; a time-out of the system (with its number) may be one of a connection that was used.
+    let mut cause = std::error::Error::source(status);
+    let mut late = false;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        late |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut && io.raw_os_error().is_none());
+        cause = error.source();
+    }
+    connecting || (late && status.message().contains("deadline has elapsed"))
+}
+
+fn is_silence(error: &Error) -> bool {
+    matches!(told(Purpose::Read, error), StoreError::Unavailable(_))
 }
 
 fn silent(purpose: Purpose, why: String) -> StoreError {

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp, TxnResponse};
+use tokio::time::timeout;
 
 use super::error::{Purpose, outcome, told};
-use super::{EtcdStore, etcd_revision, revision};
+use super::{CALL_DEADLINE, EtcdStore, etcd_revision, revision};
 use crate::keys::LEADER;
 use crate::{Leadership, Op, Store, StoreError, typed};
 
@@ -53,12 +54,17 @@ impl EtcdStore {
 
     async fn acquire(&self, candidate: &str, ttl: Duration, guard: Compare) -> Result<Option<Lease>, StoreError> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
-        let granted = outcome(Purpose::Write, self.client().lease_grant(seconds, None)).await?;
+        let granted = outcome(Purpose::Write, || {
+            let mut client = self.client();
+            async move { client.lease_grant(seconds, None).await }
+        })
+        .await?;
         let Op::Put(key, value) = typed::put(LEADER, candidate) else { unreachable!("a put is a put") };
         let txn = Txn::new().when([guard]).and_then([TxnOp::put(key, value, Some(PutOptions::new().with_lease(granted.id())))]);
-        let answer = outcome(Purpose::Write, self.kv().txn(txn)).await?;
+        let answer = self.lease_txn(&txn).await?;
         if !answer.succeeded() {
-            let _ = outcome(Purpose::Write, self.client().lease_revoke(granted.id())).await;
+            // It runs out by itself.
+            let _ = timeout(CALL_DEADLINE, self.client().lease_revoke(granted.id())).await;
             return Ok(None);
         }
         let at = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -67,13 +73,15 @@ impl EtcdStore {
     }
 
     async fn renew(&self, held: &Lease) -> Result<Renewal, StoreError> {
-        let mut client = self.client();
-        let renewed = outcome(Purpose::Read, async {
-            match client.lease_keep_alive(held.id).await {
-                Ok(_) => Ok(Renewal::Leads),
-                // The crate's words for a lease that etcd does not know.
-                Err(Error::LeaseKeepAliveError(_)) => Ok(Renewal::Lost),
-                Err(error) => Err(error),
+        let renewed = outcome(Purpose::Read, || {
+            let mut client = self.client();
+            async move {
+                match client.lease_keep_alive(held.id).await {
+                    Ok(_) => Ok(Renewal::Leads),
+                    // The crate's words for a lease that etcd does not know.
+                    Err(Error::LeaseKeepAliveError(_)) => Ok(Renewal::Lost),
+                    Err(error) => Err(error),
+                }
             }
         });
         if matches!(renewed.await?, Renewal::Lost) {
@@ -83,12 +91,20 @@ impl EtcdStore {
         Ok(if key.is_some_and(|kv| kv.modified == held.leadership.revision) { Renewal::Leads } else { Renewal::Lost })
     }
 
+    async fn lease_txn(&self, txn: &Txn) -> Result<TxnResponse, StoreError> {
+        outcome(Purpose::Write, || {
+            let (mut kv, txn) = (self.kv(), txn.clone());
+            async move { kv.txn(txn).await }
+        })
+        .await
+    }
+
     pub(super) async fn give_up(&self, lead: &Leadership) -> Result<(), StoreError> {
         let mut lease = self.lease.lock().await;
         let Some(held) = lease.take_if(|held| held.leadership == *lead) else { return Ok(()) };
         let guard = Compare::mod_revision(LEADER, CompareOp::Equal, etcd_revision(lead.revision));
         let txn = Txn::new().when([guard]).and_then([TxnOp::delete(LEADER, None)]);
-        outcome(Purpose::Write, self.kv().txn(txn)).await?;
+        self.lease_txn(&txn).await?;
         let revoked = self.client().lease_revoke(held.id).await;
         revoked.map(drop).or_else(|error| match told(Purpose::Read, &error) {
             // It ran out meanwhile.

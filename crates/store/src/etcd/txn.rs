@@ -6,7 +6,7 @@ use super::error::{Purpose, outcome};
 use super::{etcd_revision, key_value, range_end, range_start, revision};
 use crate::{Compare, Held, Op, StoreError, Txn, TxnOutcome, crash};
 
-pub async fn run(mut kv: KvClient, txn: Txn) -> Result<TxnOutcome, StoreError> {
+pub async fn run(kv: &KvClient, txn: Txn) -> Result<TxnOutcome, StoreError> {
     let purpose = if writes(&txn) { Purpose::Write } else { Purpose::Read };
     let (then, otherwise) = (gets(&txn.then), gets(&txn.otherwise));
     let request = EtcdTxn::new()
@@ -16,7 +16,11 @@ pub async fn run(mut kv: KvClient, txn: Txn) -> Result<TxnOutcome, StoreError> {
     if purpose == Purpose::Write {
         crash::point("store.txn.before");
     }
-    let answer = outcome(purpose, kv.txn(request)).await?;
+    let answer = outcome(purpose, || {
+        let (mut kv, request) = (kv.clone(), request.clone());
+        async move { kv.txn(request).await }
+    })
+    .await?;
     if purpose == Purpose::Write {
         crash::point("store.txn.after");
     }

@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use vmkeep_types::ids::Revision;
 
-use super::error::{Purpose, outcome, told};
-use super::{ANSWER_BYTES_MAX, CALL_DEADLINE, etcd_revision, key_value, range_end, range_start, revision};
+use super::error::{Purpose, told};
+use super::{ANSWER_BYTES_MAX, CALL_DEADLINE, etcd_revision, get, key_value, range_end, range_start, revision};
 use crate::{Change, StoreError, WATCH_QUEUE_MAX, Watch, WatchBatch};
 
 /// Before a broken stream is opened again.
@@ -39,14 +39,14 @@ pub async fn open(client: &Client, prefix: &str, from: Revision) -> Result<Watch
 
 /// The newest revision, when history from `from` on is there. etcd tells of compaction only some time after a watch began.
 async fn refuse_compacted(client: &Client, from: Revision) -> Result<i64, StoreError> {
-    let mut kv = client.kv_client();
-    let now = outcome(Purpose::Read, kv.get("\0", Some(GetOptions::new().with_count_only()))).await?;
+    let kv = client.kv_client();
+    let now = get(&kv, "\0", Some(GetOptions::new().with_count_only())).await?;
     let newest = now.header().map_or(0, etcd_client::ResponseHeader::revision);
     if etcd_revision(from) > newest {
         return Ok(newest);
     }
     let then = GetOptions::new().with_count_only().with_revision(etcd_revision(from).max(1));
-    match outcome(Purpose::Read, kv.get("\0", Some(then))).await {
+    match get(&kv, "\0", Some(then)).await {
         Err(StoreError::Compacted { .. }) => Err(StoreError::Compacted { asked: from, oldest: oldest(client, from).await }),
         Err(error) => Err(error),
         Ok(_) => Ok(newest),

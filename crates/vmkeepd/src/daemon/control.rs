@@ -1,5 +1,6 @@
 //! The control plane: API, leader's loop.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
@@ -19,13 +20,15 @@ use vmkeep_types::record::{Caller, Role};
 
 use super::Part;
 use super::compute::Compute;
+use crate::cluster::{Cluster, admit};
 use crate::gate::{Gate, Remote};
 use crate::listen::{self, CurrentTls};
+use crate::member::API_PORT;
 use crate::peer::Roles;
 use crate::tls;
 
 /// Begins to serve the API, and to lead when it is its turn.
-pub async fn begin(part: &mut Part, local: Option<&Compute>, hangup: Signal) -> anyhow::Result<Arc<Server>> {
+pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Cluster>, hangup: Signal) -> anyhow::Result<Arc<Server>> {
     let (config, store, name) = (&part.config, part.store.clone(), part.name.clone());
     if local.is_some() {
         // Before the first request: a list of nodes shows the one that has just joined.
@@ -40,7 +43,10 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, hangup: Signal) -> 
     let audit_file = config.audit_file();
     let audit = Audit::open(&audit_file).with_context(|| format!("cannot write the audit log {}", audit_file.display()))?;
     let server = Server::new(store.clone(), gate, name.clone(), audit);
+    let _ = server.cluster.set(cluster.clone());
     let api = vmkeep_server::router(server.clone());
+    let member = part.member.clone();
+    let members_api = part.serve(api.clone().merge(admit::router(cluster.clone())));
 
     let roles = Roles::new(config);
     let socket = listen::bind_unix(&config.socket, &roles)?;
@@ -60,6 +66,14 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, hangup: Signal) -> 
         part.tasks.spawn(async move {
             listen::tls(serve, listener, current, store).await;
             "the TLS listener"
+        });
+    }
+    if let Some(member) = member {
+        let listener = listen::bind_tls(SocketAddr::new(member.address.parse().context("member.toml: address")?, API_PORT)).await?;
+        let (current, store) = (cluster.shown()?, store.clone());
+        part.tasks.spawn(async move {
+            listen::tls(members_api, listener, current, store).await;
+            "the cluster's TLS listener"
         });
     }
     tokio::spawn(reload_on_hangup(hangup, server.clone(), pair, part.shutdown.clone()));

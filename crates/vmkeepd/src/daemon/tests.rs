@@ -25,7 +25,7 @@ struct Running {
     client: Client,
     config: Config,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    task: tokio::task::JoinHandle<anyhow::Result<Ended>>,
     _dir: tempfile::TempDir,
 }
 

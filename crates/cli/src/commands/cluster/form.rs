@@ -1,0 +1,101 @@
+//! Beginning and joining: the daemon answers, starts anew, and is waited for.
+
+use std::time::{Duration, Instant};
+
+use vmkeep_types::cluster::{ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated, MemberRole};
+use vmkeep_types::error::{Code, Error};
+
+use super::{InitArgs, JoinArgs, TokenArgs};
+use crate::commands::joined;
+use crate::commands::word;
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::printer::Format;
+
+/// For etcd's start and a learner's catching up, within the daemon.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// For the daemon's start as a member: it moves its store meanwhile.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+pub async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
+    if ctx.is_rehearsal("make this host the first member of a cluster") {
+        return Ok(());
+    }
+    ctx.confirm("Make this host the first member of a cluster? There is no way back to a single host.")?;
+    let call = ctx.call("cluster.init")?.json(&ClusterInit { address: args.address }).patience(ANSWER_PATIENCE);
+    let formed: ClusterFormed = call.answer().await?;
+    ctx.printer.say("etcd runs; vmkeepd starts anew and moves its store there, VMs go on");
+    arrive(ctx, &formed).await?;
+    ctx.printer.hint("next: vmkeep cluster token, and on another host: vmkeep cluster join");
+    Ok(())
+}
+
+pub async fn join(ctx: &Ctx, args: JoinArgs) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("join the cluster of {}", args.address)) {
+        return Ok(());
+    }
+    let JoinArgs { address, token, own_address, witness } = args;
+    let call = ctx.call("cluster.join")?.json(&ClusterJoin { address, token, own_address, witness }).patience(ANSWER_PATIENCE);
+    let formed: ClusterFormed = call.answer().await?;
+    arrive(ctx, &formed).await
+}
+
+/// Until the daemon is back as a member.
+async fn arrive(ctx: &Ctx, formed: &ClusterFormed) -> Result<(), Failure> {
+    for warning in &formed.warnings {
+        ctx.printer.warn(warning);
+    }
+    // Only control nodes have an API to ask.
+    let begin = Instant::now();
+    while formed.roles.contains(&MemberRole::Control) {
+        match ctx.call("cluster.show")?.answer::<ClusterView>().await {
+            Ok(view) if view.cluster == Some(formed.cluster) => break,
+            // The daemon that answers went on alone and says why; the old one, still ending, has nothing to say.
+            Ok(view) if !view.problems.is_empty() && view.cluster.is_none() => {
+                let problem = &view.problems[0];
+                return Err(Error::refused(&problem.message).hint(&problem.mend).into());
+            }
+            Ok(_) => {}
+            Err(error) if error.code == Code::Unavailable => {}
+            Err(error) => return Err(error.into()),
+        }
+        if begin.elapsed() > START_PATIENCE {
+            let late = Error::new(Code::Unavailable, "vmkeepd does not come back as a member");
+            return Err(late.hint("journalctl -u vmkeepd says what it waits for; vmkeep cluster status").into());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    match ctx.printer.format {
+        Format::Json | Format::Yaml => ctx.printer.value(formed)?,
+        Format::Name => ctx.printer.out(formed.node.as_str()),
+        Format::Table | Format::Wide => {
+            let roles: Vec<String> = formed.roles.iter().map(word).collect();
+            ctx.printer.say(&format!(
+                "'{}' ({}) is a member of cluster {}: {}",
+                formed.node,
+                formed.address,
+                formed.cluster,
+                joined(&roles)
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub async fn token(ctx: &Ctx, args: TokenArgs) -> Result<(), Failure> {
+    if ctx.is_rehearsal("make a join token") {
+        return Ok(());
+    }
+    let made: JoinTokenCreated = ctx.call("cluster.token")?.json(&JoinTokenCreate { expires_in: args.expires_in }).answer().await?;
+    match ctx.printer.format {
+        Format::Json | Format::Yaml => ctx.printer.value(&made)?,
+        _ => ctx.printer.out(&made.token),
+    }
+    ctx.printer.hint(&format!(
+        "on one other host, until {}: vmkeep cluster join {} --token TOKEN",
+        crate::time::local(made.expires_at),
+        made.address
+    ));
+    Ok(())
+}

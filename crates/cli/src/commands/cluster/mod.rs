@@ -1,0 +1,75 @@
+//! `cluster init|token|join|status|remove|backup|defrag`: many hosts as one.
+
+mod form;
+mod status;
+
+use clap::{Args, Subcommand};
+use vmkeep_types::name::Name;
+use vmkeep_types::units::Seconds;
+
+use crate::context::Ctx;
+use crate::failure::Failure;
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Make this host the first member of a cluster; its VMs run on
+    Init(InitArgs),
+    /// Make a token for one host to join with
+    Token(TokenArgs),
+    /// Make this host a member of a cluster
+    Join(JoinArgs),
+    /// Members, etcd's health, what is degraded and what to do
+    #[command(visible_alias = "show")]
+    Status,
+    /// Take out a member that does not come back
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Its node name
+        node: Name,
+    },
+    /// Copy etcd's database to a file on the node that answers; control nodes do so every 6 hours too
+    Backup,
+    /// Give disk space of etcd back, one member after the other, and let writes in again
+    Defrag,
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// IP address of this host by which the others will reach it; without it, that of the default route
+    #[arg(long, value_name = "IP")]
+    address: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// It ends after this time, at most a day; without it, an hour
+    #[arg(long, value_name = "TIME")]
+    expires_in: Option<Seconds>,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// A control node of the cluster, like 10.0.0.1 or 10.0.0.1:7443
+    address: String,
+    /// From 'vmkeep cluster token' there
+    #[arg(long, env = "VMKEEP_JOIN_TOKEN", hide_env_values = true)]
+    token: String,
+    /// IP address of this host by which the others will reach it; without it, the one it reaches them from
+    #[arg(long, value_name = "IP")]
+    own_address: Option<String>,
+    /// etcd only: a third vote for two hosts, on any small machine
+    #[arg(long)]
+    witness: bool,
+}
+
+pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
+    match command {
+        ClusterCommand::Init(args) => form::init(ctx, args).await,
+        ClusterCommand::Token(args) => form::token(ctx, args).await,
+        ClusterCommand::Join(args) => form::join(ctx, args).await,
+        ClusterCommand::Status => status::status(ctx).await,
+        ClusterCommand::Remove { node } => status::remove(ctx, &node).await,
+        ClusterCommand::Backup => status::backup(ctx).await,
+        ClusterCommand::Defrag => status::defrag(ctx).await,
+    }
+}

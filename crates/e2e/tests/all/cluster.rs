@@ -1,0 +1,201 @@
+//! From one host to three: formed under a running VM, joined, one lost and back; and a formation killed at every step.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use vmkeep_e2e::host::{Host, Net, tail, text};
+use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::net::Switch;
+use vmkeep_e2e::wait::until;
+
+use super::hello::{BOOT, manifest};
+
+const SETTLE: Duration = Duration::from_secs(120);
+
+fn host(switch: &Switch, n: u8) -> Host {
+    let mut host = Host::without_daemon(&format!("form{n}"));
+    host.configure_as(&format!("node{n}"), "");
+    host.link(switch, &format!("10.77.0.{n}/24"));
+    host.start_daemon();
+    host
+}
+
+fn init(host: &Host) {
+    host.ok(["cluster", "init", "--address", "10.77.0.1", "--yes"]);
+}
+
+fn join(host: &Host, token: &str) -> std::process::Output {
+    host.vmkeep(["cluster", "join", "10.77.0.1", "--token", token])
+}
+
+fn token(host: &Host) -> String {
+    host.ok(["cluster", "token"]).trim().to_owned()
+}
+
+/// `node1:leader node2:follower …`, sorted; the leader counts as a follower.
+fn health(host: &Host) -> String {
+    let out = host.vmkeep(["cluster", "status", "-o", "json"]);
+    let Ok(view) = serde_json::from_slice::<Value>(&out.stdout) else { return text(&out.stderr) };
+    let of = |m: &Value| {
+        let etcd = m["etcd"]["health"].as_str().unwrap_or("-").replace("leader", "follower");
+        format!("{}:{}:{etcd}", m["node"].as_str().unwrap_or_default(), m["state"].as_str().unwrap_or_default())
+    };
+    view["members"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().join(" ")
+}
+
+fn until_healthy(host: &Host, wanted: &str) {
+    until(&format!("the cluster is {wanted}"), SETTLE, || {
+        let found = health(host);
+        if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", tail(&host.daemon_log()))) }
+    });
+}
+
+fn refusal(out: &std::process::Output) -> String {
+    assert!(!out.status.success(), "{}", text(&out.stdout));
+    text(&out.stderr)
+}
+
+#[test]
+fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
+    let switch = Switch::new("form");
+    let (one, mut two) = (host(&switch, 1), host(&switch, 2));
+    let image = tiny();
+    one.ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
+    one.apply(&manifest("a", "run: always\n"));
+    one.phase("a", "running", BOOT);
+    let (pids, daemon) = (one.qemu_pids("a"), one.daemon_pid());
+
+    assert!(refusal(&one.vmkeep(["cluster", "init", "--address", "10.77.0.9", "--yes"])).contains("cannot listen on 10.77.0.9"));
+    init(&one);
+    assert_eq!((one.qemu_pids("a"), one.daemon_pid()), (pids.clone(), daemon), "neither the guest nor the daemon's process ended");
+    one.phase("a", "running", BOOT);
+    until_healthy(&one, "node1:member:follower");
+
+    // Refused: nothing changes on either side.
+    let good = token(&one);
+    let wrong = format!("{}{}", &good[..18], good[18..].replacen(['0', '1', '2', '3'], "4", 1));
+    assert!(refusal(&join(&two, &wrong)).contains("token is wrong"), "{wrong}");
+    assert!(refusal(&join(&two, "vmkj_nonsense")).contains("no join token"));
+    two.configure_as("node1", "");
+    two.restart_daemon();
+    assert!(refusal(&join(&two, &good)).contains("a member 'node1' already"));
+    assert!(!two.exec(["test", "-e", "/var/lib/vmkeep/cluster"]).status.success(), "nothing stays of it");
+    assert_eq!(health(&one), "node1:member:follower");
+    two.configure_as("node2", "");
+    two.restart_daemon();
+
+    let joined = join(&two, &good);
+    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&two.daemon_log()));
+    let three = host(&switch, 3);
+    assert!(refusal(&join(&three, &good)).contains("was used by 'node2'"));
+    let joined = join(&three, &token(&two));
+    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&three.daemon_log()));
+    let all = "node1:member:follower node2:member:follower node3:member:follower";
+    for host in [&one, &two, &three] {
+        until_healthy(host, all);
+    }
+    assert_eq!(three.vm("a")["status"]["phase"], "running", "any member shows all");
+
+    // One is lost: every verb works on the others.
+    two.power_off();
+    until_healthy(&one, "node1:member:follower node2:member:silent node3:member:follower");
+    for n in 0..10 {
+        one.apply(&manifest("a", &format!("run: always\ndescription: change {n}\n")));
+        assert_eq!(three.vm("a")["spec"]["description"], format!("change {n}"));
+    }
+    assert_eq!(one.qemu_pids("a"), pids, "the guest knows nothing of it");
+    two.power_on();
+    two.start_daemon();
+    until_healthy(&two, all);
+}
+
+#[test]
+fn a_formation_killed_at_every_step_ends_as_a_cluster_or_as_the_host_it_was() {
+    let switch = Switch::new("formcrash");
+    let mut one = host(&switch, 1);
+    let wish = "kind: vm\nname: c\nrun: manual\nfirmware: bios\nmemory: 16M\nnics: []\ndisks: [{name: root, empty: true, size: 1M}]\n";
+    one.apply(wish);
+    let shell = |host: &Host, script: &str| {
+        let out = host.exec(["sh", "-c", script]);
+        assert!(out.status.success(), "{script}: {}", text(&out.stderr));
+    };
+    one.kill_daemon();
+    shell(&one, "cp -a /var/lib/vmkeep /var/lib/libvirt/before");
+    let again = |host: &mut Host| {
+        host.kill_daemon();
+        shell(
+            host,
+            "pid=$(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster' | while read p; do [ $(readlink /proc/$p/ns/mnt) = $(readlink /proc/self/ns/mnt) ] && echo $p; done); [ -z \"$pid\" ] || kill -9 $pid",
+        );
+        shell(host, "cd /var/lib/vmkeep && rm -rf ./* && cp -a /var/lib/libvirt/before/. .");
+    };
+    // First the daemon that prepares, until it dies where it would begin anew; then the one that moves.
+    let mut prepared = 0;
+    for at in 1..POINTS_MAX {
+        again(&mut one);
+        let passed = die_at(&mut one, at);
+        one.start_daemon();
+        whole(&one);
+        if passed.ends_with("form: prepared\n") {
+            prepared = at;
+            break;
+        }
+    }
+    assert!(prepared > 2, "the preparation passes its points");
+    let mut moved = 0;
+    for at in 1..POINTS_MAX {
+        // Writes of the agent pass points too, some more or fewer each time.
+        let is_prepared = (0..TRIES_MAX).any(|more| {
+            again(&mut one);
+            die_at(&mut one, prepared + more % 5).ends_with("form: prepared\n")
+        });
+        assert!(is_prepared);
+        let log = one.path("points-of-move");
+        let _ = std::fs::remove_file(&log);
+        one.spawn_daemon(Net::Host, &[("VMKEEP_CRASH_AT", &at.to_string()), ("VMKEEP_CRASH_LOG", log.to_str().expect("a path"))]);
+        one.wait_for_daemon_death(Duration::from_secs(20));
+        one.kill_daemon();
+        one.start_daemon();
+        whole(&one);
+        assert_eq!(health(&one), "node1:member:follower", "what was prepared is carried through");
+        moved = at;
+        if std::fs::read_to_string(&log).unwrap_or_default().contains("form: old store set aside") {
+            break;
+        }
+    }
+    assert!((5..POINTS_MAX - 1).contains(&moved), "{moved}");
+}
+
+const POINTS_MAX: u64 = 60;
+const TRIES_MAX: u64 = 25;
+
+/// A formation whose daemon dies at the n-th point of it; the points that were passed.
+fn die_at(one: &mut Host, at: u64) -> String {
+    let (gate, log) = (one.path("gate"), one.path("points"));
+    let (_, _) = (std::fs::remove_file(&gate), std::fs::remove_file(&log));
+    let path = |path: &std::path::Path| path.to_str().expect("a path").to_owned();
+    let env = [("VMKEEP_CRASH_AT", at.to_string()), ("VMKEEP_CRASH_GATE", path(&gate)), ("VMKEEP_CRASH_LOG", path(&log))];
+    one.start_daemon_with(Net::Host, &env.each_ref().map(|(key, value)| (*key, value.as_str())));
+    std::fs::write(&gate, b"").expect("the gate");
+    let mut asked = one.cli();
+    asked.args(["cluster", "init", "--address", "10.77.0.1", "--yes"]);
+    let mut asked = asked.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("vmkeep runs");
+    one.wait_for_daemon_death(Duration::from_secs(30));
+    one.kill_daemon();
+    let _ = asked.kill();
+    let _ = asked.wait();
+    std::fs::read_to_string(&log).unwrap_or_default()
+}
+
+/// A cluster of one or a single host; everything is there and can be changed.
+fn whole(host: &Host) {
+    let vm = host.vm("c");
+    assert_eq!(vm["spec"]["name"], "c", "{vm}");
+    let found = health(host);
+    assert!(found.is_empty() || found == "node1:member:follower", "{found}");
+    let has_folder = host.exec(["test", "-e", "/var/lib/vmkeep/cluster/member.toml"]).status.success();
+    assert_eq!(has_folder, !found.is_empty());
+    assert!(!host.exec(["test", "-e", "/var/lib/vmkeep/cluster/forming.toml"]).status.success(), "nothing is left open");
+    host.ok(["vm", "set", "c", "description=changed"]);
+}

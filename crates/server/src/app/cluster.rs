@@ -1,0 +1,360 @@
+//! Members of the cluster: tokens to join with, who is let in, and what is known of those who are.
+//!
+//! ```text
+//!  token: vmkj_ID_SECRET_FINGERPRINT      one host, one hour; the fingerprint is the authority's
+//!  admission ─► token good? ─ clock, version, name, machine ─► roles ─► one txn: token used + member "joining"
+//! ```
+//! A host whose answer was lost asks again with the same token and gets the same answer, as long as it is still joining.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use vmkeep_store::typed::Stored;
+use vmkeep_store::{Compare, Op, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::cluster::{Admission, MemberRecord, MemberRole, MemberState};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::name::Name;
+use vmkeep_types::units::Seconds;
+
+use super::{TRIES_MAX, commit, get, list, store_error};
+
+/// A token lasts so long when nobody says otherwise, and no longer than a day.
+const TOKEN_LASTS: u64 = 3600;
+const TOKEN_LASTS_MAX: u64 = 24 * 3600;
+/// A used or expired token is kept so long, that a host which comes too late is told why.
+const KEEP_OVER: SignedDuration = SignedDuration::from_hours(24);
+/// Leases and certificates need clocks that agree about this much, in seconds.
+const CLOCK_APART_SECONDS_MAX: i64 = 120;
+/// The first so many members have etcd: the loss of one stops nothing.
+const VOTERS_WANTED: usize = 3;
+/// More members make etcd slower and no safer.
+const VOTERS_MAX: usize = 5;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct JoinToken {
+    /// SHA-256 of the secret, base64.
+    hash: String,
+    expires_at: Timestamp,
+    used_by: Option<Name>,
+}
+
+/// The parts of a token as it is typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenText {
+    id: String,
+    secret: String,
+    /// SHA-256 of the authority's certificate, hexadecimal.
+    pub ca: String,
+}
+
+impl TokenText {
+    /// # Errors
+    /// It is no join token.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::invalid("this is no join token").hint("make one on a member: vmkeep cluster token");
+        let parts: Vec<&str> = text.trim().strip_prefix("vmkj_").ok_or_else(wrong)?.split('_').collect();
+        let [id, secret, ca] = parts[..] else { return Err(wrong()) };
+        let is_hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_hex(id, 12) || !is_hex(secret, 64) || !is_hex(ca, 64) {
+            return Err(wrong());
+        }
+        Ok(Self { id: id.into(), secret: secret.into(), ca: ca.into() })
+    }
+}
+
+fn hash(secret: &str) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(secret.as_bytes()))
+}
+
+/// A new token and when it ends.
+///
+/// # Errors
+/// It shall last longer than a day; the store's.
+pub async fn create_token(store: &dyn Store, ca: &str, expires_in: Option<Seconds>, now: Timestamp) -> Result<(String, Timestamp), Error> {
+    let seconds = expires_in.map_or(TOKEN_LASTS, Seconds::get);
+    if seconds == 0 || seconds > TOKEN_LASTS_MAX {
+        return Err(Error::invalid("a join token lasts between a second and a day"));
+    }
+    expire_tokens(store, now).await.map_err(store_error)?;
+    let expires_at = now + SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+    let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+    let random: Vec<u8> = (0..3).flat_map(|_| uuid::Uuid::new_v4().into_bytes()).collect();
+    let secret: String = Sha256::digest(&random).iter().map(|byte| format!("{byte:02x}")).collect();
+    let record = JoinToken { hash: hash(&secret), expires_at, used_by: None };
+    let key = keys::join_token(&id);
+    match commit(store, Txn::default().when(Compare::Absent(key.clone())).then(typed::put(key, &record))).await? {
+        Some(_) => Ok((format!("vmkj_{id}_{secret}_{ca}"), expires_at)),
+        None => Err(Error::conflict("the new token's id is taken; try again")),
+    }
+}
+
+async fn expire_tokens(store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
+    for token in typed::list_readable::<JoinToken>(store, keys::ALL_JOIN_TOKENS).await? {
+        if token.value.expires_at + KEEP_OVER < now {
+            store.txn(Txn::default().then(Op::Delete(token.key))).await?;
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The store's.
+pub async fn members(store: &dyn Store) -> Result<Vec<MemberRecord>, Error> {
+    Ok(list::<MemberRecord>(store, keys::ALL_MEMBERS).await?.into_iter().map(|stored| stored.value).collect())
+}
+
+/// The roles this host would have, or why it is not let in. Changes nothing.
+///
+/// # Errors
+/// The refusal; the store's.
+pub async fn examine(store: &dyn Store, wish: &Admission, now: Timestamp) -> Result<Vec<MemberRole>, Error> {
+    let token = read_token(store, &wish.token).await?;
+    judge(&token.value, &members(store).await?, wish, now)
+}
+
+/// Lets it in: the token is used, the member is joining.
+///
+/// # Errors
+/// The refusal; the store's.
+pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Result<MemberRecord, Error> {
+    for _ in 0..TRIES_MAX {
+        let token = read_token(store, &wish.token).await?;
+        let roles = judge(&token.value, &members(store).await?, wish, now)?;
+        let record = MemberRecord {
+            node: wish.node.clone(),
+            address: wish.address.clone(),
+            machine_id: wish.machine_id.clone(),
+            roles,
+            version: wish.version.clone(),
+            state: MemberState::Joining,
+            since: now,
+        };
+        let key = keys::member(&wish.node);
+        let old = store.get(&key).await.map_err(store_error)?;
+        let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
+        let used = JoinToken { used_by: Some(wish.node.clone()), ..token.value };
+        let txn = Txn::default().when(guard).when(Compare::ModifiedAt(token.key.clone(), token.modified));
+        if commit(store, txn.then(typed::put(token.key, &used)).then(typed::put(key, &record))).await?.is_some() {
+            return Ok(record);
+        }
+    }
+    Err(Error::conflict("other hosts are joining at this moment; try again"))
+}
+
+async fn read_token(store: &dyn Store, text: &str) -> Result<Stored<JoinToken>, Error> {
+    let text = TokenText::parse(text)?;
+    let wrong = || Error::new(Code::Unauthenticated, "the join token is wrong").hint("make a new one on a member: vmkeep cluster token");
+    let token = get::<JoinToken>(store, &keys::join_token(&text.id)).await?.ok_or_else(wrong)?;
+    if hash(&text.secret) != token.value.hash {
+        return Err(wrong());
+    }
+    Ok(token)
+}
+
+fn judge(token: &JoinToken, members: &[MemberRecord], wish: &Admission, now: Timestamp) -> Result<Vec<MemberRole>, Error> {
+    let again = "make a new one on a member: vmkeep cluster token";
+    let same = members.iter().find(|member| member.node == wish.node);
+    if let Some(by) = &token.used_by {
+        return match same {
+            // The answer was lost.
+            Some(member) if *by == wish.node && member.machine_id == wish.machine_id && member.state == MemberState::Joining => {
+                Ok(member.roles.clone())
+            }
+            _ => Err(Error::new(Code::Unauthenticated, format!("the join token was used by '{by}'")).hint(again)),
+        };
+    }
+    if token.expires_at <= now {
+        return Err(Error::new(Code::Unauthenticated, format!("the join token ended at {}", token.expires_at)).hint(again));
+    }
+    let apart = now.as_second() - wish.now.as_second();
+    if apart.abs() > CLOCK_APART_SECONDS_MAX {
+        let which = if apart > 0 { "behind" } else { "ahead" };
+        return Err(Error::refused(format!("the clock of '{}' is {} s {which} the cluster's", wish.node, apart.abs()))
+            .hint("set it right: apt-get install chrony; vmkeep host check"));
+    }
+    let ours = (env!("CARGO_PKG_VERSION"), keys::LEVEL_NOW);
+    if (wish.version.as_str(), wish.level) != ours {
+        return Err(Error::refused(format!(
+            "'{}' runs vmkeep {} (level {}), the cluster {} (level {})",
+            wish.node, wish.version, wish.level, ours.0, ours.1
+        ))
+        .hint("install the same version on both"));
+    }
+    if same.is_some() {
+        return Err(Error::conflict(format!("there is a member '{}' already", wish.node))
+            .hint("give the host another name (node in vmkeepd.toml); if it is the dead one come back: vmkeep cluster remove NODE"));
+    }
+    if let Some(twin) = members.iter().find(|member| member.machine_id == wish.machine_id) {
+        return Err(Error::conflict(format!("'{}' has the machine id of member '{}': their disks were cloned", wish.node, twin.node))
+            .hint("on the clone: rm /etc/machine-id && systemd-machine-id-setup, then restart it"));
+    }
+    if let Some(twin) = members.iter().find(|member| member.address == wish.address) {
+        return Err(Error::conflict(format!("member '{}' has the address {}", twin.node, wish.address)).hint("--own-address says another"));
+    }
+    roles(members, wish)
+}
+
+fn roles(members: &[MemberRecord], wish: &Admission) -> Result<Vec<MemberRole>, Error> {
+    let voters = members.iter().filter(|member| member.has_etcd()).count();
+    match (wish.witness, voters) {
+        (true, VOTERS_MAX..) => Err(Error::conflict(format!("{voters} members have etcd: a witness adds nothing"))),
+        (true, _) => Ok(vec![MemberRole::Witness]),
+        (false, 0..VOTERS_WANTED) => Ok(vec![MemberRole::Control, MemberRole::Compute]),
+        (false, _) => Ok(vec![MemberRole::Compute]),
+    }
+}
+
+/// The member has started with the cluster's store, in this version.
+///
+/// # Errors
+/// The store's; it is no member any more.
+pub async fn arrived(store: &dyn Store, node: &Name, version: &str) -> Result<(), Error> {
+    let key = keys::member(node);
+    let stored = store.get(&key).await.map_err(store_error)?;
+    let Some(kv) = stored else {
+        return Err(
+            Error::refused(format!("'{node}' is no member of this cluster any more")).hint("it was removed: see docs/guide/cluster.md")
+        );
+    };
+    let old: MemberRecord = typed::decode(&kv).map_err(store_error)?;
+    if old.state == MemberState::Member && old.version == version {
+        return Ok(());
+    }
+    let record = MemberRecord { state: MemberState::Member, version: version.into(), ..old };
+    let put = typed::rewrite(&kv, &record).map_err(store_error)?;
+    commit(store, Txn::default().when(Compare::ModifiedAt(key, kv.modified)).then(put)).await.map(drop)
+}
+
+/// Forgets a member and its node's records. VMs that it owns forbid that: they might still run there.
+///
+/// # Errors
+/// It is no member, or it owns VMs.
+pub async fn forget(store: &dyn Store, node: &Name) -> Result<(), Error> {
+    let key = keys::member(node);
+    let txn = Txn::default()
+        .when(Compare::Present(key.clone()))
+        .when(Compare::PrefixEmpty(keys::owned(node)))
+        .then(Op::Delete(key))
+        .then(Op::DeletePrefix(keys::all_of_node(node)))
+        .then(Op::Delete(keys::node(node)))
+        .then(Op::Delete(keys::joined(node)))
+        .then(Op::Delete(keys::control(node)));
+    match commit(store, txn).await? {
+        Some(_) => Ok(()),
+        None => Err(refused_to_forget(store, node).await?),
+    }
+}
+
+/// Why [`forget`] would not.
+///
+/// # Errors
+/// The store's.
+pub async fn refused_to_forget(store: &dyn Store, node: &Name) -> Result<Error, Error> {
+    let owned = store.list(&keys::owned(node)).await.map_err(store_error)?.items.len();
+    if owned == 0 {
+        return Ok(Error::not_found("member", node));
+    }
+    Ok(Error::conflict(format!("'{node}' owns {owned} VMs, which may still run there"))
+        .hint(format!("move or delete them first: vmkeep node drain {node}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use vmkeep_store::embedded::EmbeddedStore;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).expect("a time")
+    }
+
+    fn wish(token: &str, node: &str, n: u8) -> Admission {
+        Admission {
+            token: token.into(),
+            node: node.parse().expect("a name"),
+            address: format!("10.0.0.{n}"),
+            machine_id: format!("machine{n}"),
+            version: env!("CARGO_PKG_VERSION").into(),
+            level: keys::LEVEL_NOW,
+            now: now(),
+            witness: false,
+            node_request: String::new(),
+            etcd_request: String::new(),
+        }
+    }
+
+    async fn token(store: &EmbeddedStore) -> String {
+        create_token(store, &"ab".repeat(32), None, now()).await.expect("made").0
+    }
+
+    async fn refused(store: &EmbeddedStore, wish: &Admission, at: Timestamp, expect: Expect) {
+        let before = store.revision().await.expect("a revision");
+        let error = admit(store, wish, at).await.expect_err("refused");
+        expect.assert_eq(&error.to_string());
+        assert_eq!(examine(store, wish, at).await.expect_err("refused"), error);
+        assert_eq!(store.revision().await.expect("a revision"), before, "nothing was changed");
+    }
+
+    #[tokio::test]
+    async fn the_first_three_have_etcd_and_the_rest_compute() {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        let mut told = Vec::new();
+        for n in 1..=4 {
+            let wish = wish(&token(&store).await, &format!("h{n}"), n);
+            told.push(admit(&store, &wish, now()).await.expect("admitted").roles.len());
+            assert_eq!(admit(&store, &wish, now()).await.expect("the answer was lost").node, wish.node);
+            arrived(&store, &wish.node, "1").await.expect("a member");
+        }
+        assert_eq!(told, [2, 2, 2, 1]);
+        let witness = Admission { witness: true, ..wish(&token(&store).await, "w", 9) };
+        assert_eq!(admit(&store, &witness, now()).await.expect("admitted").roles, [MemberRole::Witness]);
+        assert!(members(&store).await.expect("members").iter().filter(|m| m.state == MemberState::Member).count() == 4);
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_is_told_why() {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        let good = token(&store).await;
+        let first = wish(&good, "h1", 1);
+        admit(&store, &first, now()).await.expect("admitted");
+        refused(&store, &wish(&good, "h2", 2), now(), expect!["the join token was used by 'h1'"]).await;
+        arrived(&store, &first.node, "1").await.expect("a member");
+        refused(&store, &first, now(), expect!["the join token was used by 'h1'"]).await;
+        let good = token(&store).await;
+        let wrong = good.replace("vmkj_", "vmkj_0").replacen('_', "_", 1);
+        refused(&store, &wish(&wrong, "h2", 2), now(), expect!["this is no join token"]).await;
+        let mut other = good.clone().into_bytes();
+        other[20] = if other[20] == b'0' { b'1' } else { b'0' };
+        let other = String::from_utf8(other).expect("hexadecimal");
+        refused(&store, &wish(&other, "h2", 2), now(), expect!["the join token is wrong"]).await;
+        let late = now() + SignedDuration::from_hours(2);
+        refused(&store, &Admission { now: late, ..wish(&good, "h2", 2) }, late, expect!["the join token ended at 2027-01-15T09:00:00Z"])
+            .await;
+        let slow = Admission { now: now() - SignedDuration::from_secs(121), ..wish(&good, "h2", 2) };
+        refused(&store, &slow, now(), expect!["the clock of 'h2' is 121 s behind the cluster's"]).await;
+        refused(&store, &wish(&good, "h1", 2), now(), expect!["there is a member 'h1' already"]).await;
+        let clone = Admission { machine_id: "machine1".into(), ..wish(&good, "h2", 2) };
+        refused(&store, &clone, now(), expect!["'h2' has the machine id of member 'h1': their disks were cloned"]).await;
+        let same = Admission { address: "10.0.0.1".into(), ..wish(&good, "h2", 2) };
+        refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
+        let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
+        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 2), the cluster 0.1.0 (level 2)"]).await;
+        admit(&store, &wish(&good, "h2", 2), now()).await.expect("the token is still good");
+    }
+
+    #[tokio::test]
+    async fn a_member_that_owns_vms_is_not_forgotten() {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        let joined = admit(&store, &wish(&token(&store).await, "h1", 1), now()).await.expect("admitted");
+        let own = keys::own(&joined.node, vmkeep_types::ids::VmId(uuid::Uuid::from_u128(1)));
+        store.txn(Txn::default().then(Op::Put(own.clone(), Vec::new()))).await.expect("written");
+        let error = forget(&store, &joined.node).await.expect_err("refused");
+        assert_eq!(error.message, "'h1' owns 1 VMs, which may still run there");
+        store.txn(Txn::default().then(Op::Delete(own))).await.expect("written");
+        forget(&store, &joined.node).await.expect("forgotten");
+        assert_eq!(forget(&store, &joined.node).await.expect_err("gone").code, Code::NotFound);
+    }
+}

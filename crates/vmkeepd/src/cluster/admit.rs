@@ -1,0 +1,146 @@
+//! The control node's side of a join: one route on the TLS listener that takes no bearer but the join token in its body.
+//!
+//! ```text
+//!  examine (nothing changed) ─► learner of etcd ─► txn: token used, member joining ─► certificates ─► answer
+//! ```
+//! A crash in between leaves a learner without a vote and without a member: the next attempt of the same host uses it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use tokio::time::sleep;
+use vmkeep_server::app::{self, cluster as members};
+use vmkeep_store::crash::point;
+use vmkeep_store::etcd::EtcdStore;
+use vmkeep_store::etcd::admin::EtcdMember;
+use vmkeep_types::cluster::{Admission, Admitted, MemberRole};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::name::Name;
+
+use super::etcd::peer_url;
+use super::pki::{Authority, Purpose};
+use super::{Cluster, internal};
+use crate::listen::refuse;
+
+pub const PATH: &str = "/join/v1";
+
+/// etcd's word when its members have not all been connected for 5 s: after a member was added, or one came back.
+const UNSETTLED: &str = "unhealthy cluster";
+/// Well within the joiner's patience.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
+const SETTLE_REST: Duration = Duration::from_millis(500);
+
+/// For the TLS listener.
+pub fn router(cluster: Arc<Cluster>) -> Router {
+    Router::new().route(PATH, post(serve)).with_state(cluster)
+}
+
+async fn serve(State(cluster): State<Arc<Cluster>>, Json(wish): Json<Admission>) -> Response {
+    // To its end, although the joiner hang up.
+    let work = tokio::spawn(async move {
+        let admitted = cluster.admit(&wish).await;
+        match &admitted {
+            Ok(admitted) => tracing::info!(node = %wish.node, address = wish.address, roles = ?admitted.roles, "a host was let in"),
+            Err(error) => tracing::warn!(node = %wish.node, address = wish.address, %error, "a host was not let in"),
+        }
+        admitted
+    });
+    match work.await {
+        Ok(Ok(admitted)) => Json(admitted).into_response(),
+        Ok(Err(error)) => refuse(error),
+        Err(_) => refuse(Error::internal("the admission failed inside vmkeepd").hint("journalctl -u vmkeepd shows where")),
+    }
+}
+
+impl Cluster {
+    async fn admit(&self, wish: &Admission) -> Result<Admitted, Error> {
+        let _turn = self.turn.lock().await;
+        let member = self.member()?;
+        let paths = member.paths();
+        let no_authority = |e: anyhow::Error| Error::refused(format!("this member lets nobody in: {e:#}")).hint("ask a control node");
+        let authority = Authority::open(&paths).map_err(no_authority)?;
+        let roles = members::examine(self.store.as_ref(), wish, jiff::Timestamp::now()).await?;
+        // Before anything is changed: a request that is none.
+        let issue = |request: &str, purpose| authority.issue(request, purpose, &wish.node, &wish.address).map_err(invalid);
+        let (node_cert, etcd_cert) = (issue(&wish.node_request, Purpose::Node)?, issue(&wish.etcd_request, Purpose::Etcd)?);
+        let store = self.etcd_store()?;
+        let peer = peer_url(&wish.address);
+        let etcd = if roles.iter().any(|role| role.has_etcd()) { Some(learner(&store, &peer).await?) } else { None };
+        point("admit: a learner");
+        let record = match members::admit(self.store.as_ref(), wish, jiff::Timestamp::now()).await {
+            Ok(record) => record,
+            Err(error) => {
+                take_back(&store, &peer, etcd.as_ref()).await;
+                return Err(error);
+            }
+        };
+        point("admit: a member");
+        let all = store.members().await.map_err(app::store_error)?;
+        let control = record.roles.contains(&MemberRole::Control);
+        let ca_key = if control { Some(std::fs::read_to_string(paths.ca_key()).map_err(|e| internal(e.into()))?) } else { None };
+        Ok(Admitted {
+            cluster: member.cluster,
+            roles: record.roles,
+            ca: authority.pem().to_owned(),
+            ca_key,
+            node_cert,
+            etcd_cert,
+            endpoints: all.iter().filter(|m| !m.learner).flat_map(|m| m.client_urls.clone()).collect(),
+            initial_cluster: etcd.map(|_| initial_cluster(&all, &wish.node, &peer)),
+        })
+    }
+}
+
+fn invalid(error: anyhow::Error) -> Error {
+    Error::invalid(format!("{error:#}"))
+}
+
+/// Whether this very call made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Learner {
+    Made,
+    Found,
+}
+
+async fn learner(store: &EtcdStore, peer: &str) -> Result<Learner, Error> {
+    let all = store.members().await.map_err(app::store_error)?;
+    if all.iter().any(|m| m.peer_urls.iter().any(|url| url == peer)) {
+        return Ok(Learner::Found);
+    }
+    if let Some(other) = all.iter().find(|m| m.learner) {
+        return Err(Error::new(Code::Unavailable, format!("another host joins at this moment ({})", other.peer_urls.join(" ")))
+            .hint("try again when it is through; if it never will be: vmkeep cluster remove NODE"));
+    }
+    let begin = Instant::now();
+    loop {
+        match store.add_learner(peer).await {
+            Err(error) if error.to_string().contains(UNSETTLED) && begin.elapsed() < SETTLE_PATIENCE => sleep(SETTLE_REST).await,
+            added => return added.map(|()| Learner::Made).map_err(app::store_error),
+        }
+    }
+}
+
+async fn take_back(store: &EtcdStore, peer: &str, learner: Option<&Learner>) {
+    if learner != Some(&Learner::Made) {
+        return;
+    }
+    let found = store.members().await.map(|all| all.into_iter().find(|m| m.peer_urls.iter().any(|url| url == peer)));
+    if let Ok(Some(member)) = found
+        && let Err(error) = store.remove_member(member.id).await
+    {
+        tracing::warn!(%error, peer, "a learner stays behind");
+    }
+}
+
+/// The joiner is not named in etcd before it has started.
+fn initial_cluster(all: &[EtcdMember], node: &Name, peer: &str) -> String {
+    let of = |m: &EtcdMember| {
+        let name = if m.peer_urls.iter().any(|url| url == peer) { node.to_string() } else { m.name.clone() };
+        m.peer_urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
+    };
+    all.iter().map(of).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,165 @@
+//! A host joins another's cluster.
+//!
+//! ```text
+//!  keys, requests ─► admission at a control node ─► certificates ─► etcd as a learner ─► its vote ─► member.toml ─► anew
+//! ```
+//! A refusal changes nothing on either side. After the admission every step can be repeated with the same token, until the
+//! daemon has started as a member.
+
+use std::fs;
+
+use vmkeep_server::app::cluster::TokenText;
+use vmkeep_store::crash::point;
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
+use vmkeep_store::keys;
+use vmkeep_types::cluster::{Admission, Admitted, ClusterFormed, ClusterJoin};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::record::VmRecord;
+
+use super::etcd::{Begin, client_url, peer_url};
+use super::{Cluster, admit, internal, pki, refused, until_etcd, usable, wire};
+use crate::member::{API_PORT, Member, MemberEtcd, Paths, write_whole};
+
+/// VMs named in a refusal.
+const NAMES_TOLD: usize = 5;
+
+impl Cluster {
+    pub(super) async fn join_other(&self, wish: ClusterJoin) -> Result<ClusterFormed, Error> {
+        self.without_vms().await?;
+        let token = TokenText::parse(&wish.token)?;
+        let (host, port) = host_and_port(&wish.address)?;
+        let stream = wire::dial(&host, port).await?;
+        let from_here = || stream.local_addr().map(|at| at.ip().to_string()).map_err(|e| Error::internal(e.to_string()));
+        let address = wish.own_address.clone().map_or_else(from_here, Ok)?;
+        let paths = self.paths();
+        // An etcd that runs here is of an attempt that broke off.
+        let address = if self.etcd().is_running() { address } else { usable(&address)?.to_string() };
+        let fresh = !paths.dir.exists();
+        paths.make().map_err(refused)?;
+        let asked = async {
+            let admission = self.admission(&wish, address.clone(), &paths)?;
+            wire::post::<Admitted>(stream, &host, &token.ca, admit::PATH, &admission).await
+        };
+        let admitted = match asked.await {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                // Lost on the way it can come again; refused, nothing of it stays.
+                if fresh && error.code != Code::Unavailable {
+                    let _ = fs::remove_dir_all(&paths.dir);
+                }
+                return Err(error);
+            }
+        };
+        point("join: admitted");
+        self.take_up(&admitted, &address, &paths).map_err(refused)?;
+        point("join: certificates");
+        if admitted.initial_cluster.is_some() {
+            self.begin_etcd(&admitted, &address, &paths).await?;
+        }
+        let mut endpoints = admitted.endpoints.clone();
+        if admitted.initial_cluster.is_some() && !endpoints.contains(&client_url(&address)) {
+            endpoints.push(client_url(&address));
+        }
+        let member = Member {
+            cluster: admitted.cluster,
+            node: self.node.clone(),
+            roles: admitted.roles.clone(),
+            address: address.clone(),
+            etcd: MemberEtcd { endpoints },
+            dir: paths.dir,
+        };
+        member.save(&self.config.store).map_err(refused)?;
+        point("join: a member");
+        self.restart.ask();
+        Ok(ClusterFormed { cluster: member.cluster, node: member.node, address, roles: member.roles, warnings: Vec::new() })
+    }
+
+    /// VMs of its own are known to its own store alone: in the cluster's they would be foreign.
+    async fn without_vms(&self) -> Result<(), Error> {
+        let vms = vmkeep_server::app::list::<VmRecord>(self.store.as_ref(), keys::ALL_VMS).await?;
+        let names: Vec<String> = vms.iter().take(NAMES_TOLD).map(|vm| vm.value.spec.name.to_string()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let more = if vms.len() > names.len() { ", …" } else { "" };
+        Err(Error::conflict(format!("this host has {} VMs of its own: {}{more}", vms.len(), names.join(", ")))
+            .hint("let them go with 'vmkeep vm release NAME' (they run on) and adopt them again after joining, or form the cluster from this host"))
+    }
+
+    fn admission(&self, wish: &ClusterJoin, address: String, paths: &Paths) -> Result<Admission, Error> {
+        Ok(Admission {
+            token: wish.token.trim().to_owned(),
+            node: self.node.clone(),
+            address,
+            machine_id: self.machine_id()?,
+            version: env!("CARGO_PKG_VERSION").into(),
+            level: keys::LEVEL_NOW,
+            now: jiff::Timestamp::now(),
+            witness: wish.witness,
+            node_request: pki::request(&paths.node_key()).map_err(internal)?,
+            etcd_request: pki::request(&paths.etcd_key()).map_err(internal)?,
+        })
+    }
+
+    fn take_up(&self, admitted: &Admitted, address: &str, paths: &Paths) -> anyhow::Result<()> {
+        write_whole(&paths.ca(), 0o644, admitted.ca.as_bytes())?;
+        if let Some(key) = &admitted.ca_key {
+            write_whole(&paths.ca_key(), 0o600, key.as_bytes())?;
+        }
+        write_whole(&paths.node_cert(), 0o644, pki::chain(&admitted.node_cert, &admitted.ca).as_bytes())?;
+        write_whole(&paths.etcd_cert(), 0o644, pki::chain(&admitted.etcd_cert, &admitted.ca).as_bytes())?;
+        let Some(initial) = &admitted.initial_cluster else { return Ok(()) };
+        self.etcd().configure(admitted.cluster, &self.node, address, &Begin::Existing(initial.clone()))
+    }
+
+    /// etcd runs here, has what the others have, and votes.
+    async fn begin_etcd(&self, admitted: &Admitted, address: &str, paths: &Paths) -> Result<(), Error> {
+        let etcd = self.etcd();
+        etcd.start().map_err(refused)?;
+        point("join: etcd started");
+        let tls = EtcdTls { ca: paths.ca(), cert: paths.node_cert(), key: paths.node_key() };
+        let others = EtcdConfig { endpoints: admitted.endpoints.clone(), tls: Some(tls) };
+        let peer = peer_url(address);
+        let votes = || async {
+            let store = EtcdStore::connect(&others).await.map_err(|e| e.to_string())?;
+            let members = store.members().await.map_err(|e| e.to_string())?;
+            let own = members.iter().find(|m| m.peer_urls.contains(&peer)).ok_or("the cluster took this member out again")?;
+            if !own.learner && !own.name.is_empty() {
+                return Ok(());
+            }
+            store.promote(own.id).await.map_err(|e| e.to_string())
+        };
+        until_etcd(&etcd, "cannot join", votes).await
+    }
+}
+
+/// `10.0.0.1`, `10.0.0.1:7443`, `[fd00::1]:7443`, `fd00::1`, `https://…`.
+fn host_and_port(text: &str) -> Result<(String, u16), Error> {
+    let bare = text.trim().trim_start_matches("https://").trim_end_matches('/');
+    if let Ok(ip) = bare.parse::<std::net::IpAddr>() {
+        return Ok((ip.to_string(), API_PORT));
+    }
+    let wrong = || Error::invalid(format!("'{text}' is no address of a control node")).hint("write it like 10.0.0.1 or 10.0.0.1:7443");
+    let authority: http::uri::Authority = bare.parse().map_err(|_| wrong())?;
+    let host = authority.host().trim_matches(['[', ']']).to_owned();
+    if host.is_empty() {
+        return Err(wrong());
+    }
+    Ok((host, authority.port_u16().unwrap_or(API_PORT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_control_nodes() {
+        let of = |text: &str| host_and_port(text).map(|(host, port)| format!("{host} {port}")).unwrap_or_default();
+        assert_eq!(of("10.0.0.1"), "10.0.0.1 7443");
+        assert_eq!(of("https://10.0.0.1:9/"), "10.0.0.1 9");
+        assert_eq!(of("fd00::1"), "fd00::1 7443");
+        assert_eq!(of("[fd00::1]:8"), "fd00::1 8");
+        assert_eq!(of("node1.example"), "node1.example 7443");
+        assert_eq!(of(""), "");
+    }
+}

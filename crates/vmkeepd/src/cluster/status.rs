@@ -1,0 +1,189 @@
+//! How the cluster is: members, etcd, and what to do about what is wrong. And what mends it: remove, defragment.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use vmkeep_server::app::{self, cluster as members};
+use vmkeep_store::StoreError;
+use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
+use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberState};
+use vmkeep_types::error::Error;
+use vmkeep_types::name::Name;
+use vmkeep_types::units::ByteCount;
+
+use super::etcd::{client_url, peer_url};
+use super::form::failure_file;
+use super::{Cluster, pki};
+
+/// For one member of etcd, in a status that shows all.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
+/// Versions before these have ways around per-node rights (authorisation bypass in transactions).
+const ETCD_SAFE: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
+/// Of its quota, in percent: time to look.
+const FULL_PERCENT: u64 = 80;
+const QUOTA_BYTES: u64 = 2 << 30;
+
+impl Cluster {
+    pub(super) async fn look(&self) -> Result<ClusterView, Error> {
+        let Some(member) = &self.member else { return Ok(self.look_alone()) };
+        let records = members::members(self.store.as_ref()).await?;
+        let asked = records.iter().map(|record| async {
+            if !record.has_etcd() {
+                return None;
+            }
+            let only = self.only(client_url(&record.address)).ok()?;
+            let status = tokio::time::timeout(MEMBER_PATIENCE, admin::status(&only)).await;
+            Some(status.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer".into()))))
+        });
+        let statuses: Vec<Option<Result<EtcdStatus, StoreError>>> = join_all(asked).await;
+        let store = self.etcd_store()?;
+        let (etcd, full) = (store.members().await.map_err(app::store_error)?, store.out_of_space().await.map_err(app::store_error)?);
+        let mut problems = problems(&records, &statuses, &etcd);
+        if !full.is_empty() {
+            problems.push(problem("etcd is over its quota: nothing can be changed until there is room", "vmkeep cluster defrag"));
+        }
+        if let Ok(pki::Freshness::Old) = pki::freshness(&member.paths().node_cert(), jiff::Timestamp::now()) {
+            problems
+                .push(problem(format!("the certificate of '{}' ends soon", self.node), "journalctl -u vmkeepd says why it is not renewed"));
+        }
+        let rows = records.into_iter().zip(statuses);
+        let members = rows.map(|(record, status)| ClusterMemberView { record, etcd: status.as_ref().map(view) }).collect();
+        Ok(ClusterView { cluster: Some(member.cluster), members, problems })
+    }
+
+    fn look_alone(&self) -> ClusterView {
+        let failed = std::fs::read_to_string(failure_file(&self.paths())).ok();
+        let problems =
+            failed.map(|why| problem(format!("no cluster was formed: {}", why.trim()), "mend that and run vmkeep cluster init again"));
+        ClusterView { cluster: None, members: Vec::new(), problems: problems.into_iter().collect() }
+    }
+
+    /// Out of etcd first: a dead member counts for the majority as long as it is in.
+    pub(super) async fn take_out(&self, node: &Name) -> Result<(), Error> {
+        self.member()?;
+        let records = members::members(self.store.as_ref()).await?;
+        let record = records.iter().find(|record| record.node == *node).ok_or_else(|| Error::not_found("member", node))?;
+        if *node == self.node {
+            return Err(Error::conflict(format!("'{node}' is this host")).hint("remove it from another member"));
+        }
+        let owns = self.store.list(&vmkeep_store::keys::owned(node)).await.map_err(app::store_error)?;
+        if !owns.items.is_empty() {
+            return Err(members::refused_to_forget(self.store.as_ref(), node).await?);
+        }
+        let store = self.etcd_store()?;
+        let peer = peer_url(&record.address);
+        let etcd = store.members().await.map_err(app::store_error)?;
+        if let Some(gone) = etcd.iter().find(|m| m.peer_urls.contains(&peer)) {
+            store.remove_member(gone.id).await.map_err(app::store_error)?;
+        }
+        members::forget(self.store.as_ref(), node).await
+    }
+
+    /// The leader last: the others do not wait for it while it copies its database.
+    pub(super) async fn defragment_each(&self) -> Result<(), Error> {
+        self.member()?;
+        let store = self.etcd_store()?;
+        let mut urls = Vec::new();
+        for member in store.members().await.map_err(app::store_error)? {
+            let Some(url) = member.client_urls.first() else { continue };
+            let status = admin::status(&self.only(url.clone())?).await.map_err(|e| {
+                Error::new(vmkeep_types::error::Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
+                    .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
+            })?;
+            urls.push((status.leader == status.id, url.clone()));
+        }
+        urls.sort();
+        for (_, url) in urls {
+            admin::defragment(&self.only(url)?).await.map_err(app::store_error)?;
+        }
+        store.clear_alarms().await.map_err(app::store_error)
+    }
+}
+
+fn problem(message: impl Into<String>, mend: impl Into<String>) -> ClusterProblem {
+    ClusterProblem { message: message.into(), mend: mend.into() }
+}
+
+fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
+    match status {
+        Err(_) => EtcdView { health: EtcdHealth::Silent, version: None, size: None },
+        Ok(status) => {
+            let health = match status {
+                status if status.learner => EtcdHealth::Learner,
+                status if status.id == status.leader => EtcdHealth::Leader,
+                _ => EtcdHealth::Follower,
+            };
+            EtcdView { health, version: Some(status.version.clone()), size: Some(ByteCount::from_bytes(status.db_bytes)) }
+        }
+    }
+}
+
+fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>], etcd: &[EtcdMember]) -> Vec<ClusterProblem> {
+    let mut problems = Vec::new();
+    for (record, status) in records.iter().zip(statuses) {
+        let node = &record.node;
+        if record.state == MemberState::Joining {
+            problems.push(problem(
+                format!("'{node}' was let in and has not arrived"),
+                format!("on {node}: vmkeep cluster join again with the same token; or here: vmkeep cluster remove {node}"),
+            ));
+        }
+        match status {
+            Some(Err(_)) => problems.push(problem(
+                format!("etcd on '{node}' does not answer"),
+                format!("on {node}: systemctl restart vmkeep-etcd vmkeepd; if it is gone for good: vmkeep cluster remove {node}"),
+            )),
+            Some(Ok(status)) => {
+                problems.extend(status.errors.iter().map(|told| problem(format!("etcd on '{node}': {told}"), "vmkeep cluster defrag")));
+                if status.db_bytes * 100 > QUOTA_BYTES * FULL_PERCENT {
+                    problems.push(problem(format!("etcd on '{node}' has used {FULL_PERCENT} % of its quota"), "vmkeep cluster defrag"));
+                }
+                if is_unsafe(&status.version) {
+                    problems.push(problem(
+                        format!("etcd {} on '{node}' has known ways around the rights of single nodes", status.version),
+                        "apt-get install etcd-server when there is a newer one; root on a node is an administrator of the cluster until then",
+                    ));
+                }
+            }
+            None => {}
+        }
+        if record.version != env!("CARGO_PKG_VERSION") {
+            problems.push(problem(
+                format!("'{node}' runs vmkeep {}, this host {}", record.version, env!("CARGO_PKG_VERSION")),
+                "install the same version",
+            ));
+        }
+    }
+    let known: Vec<String> = records.iter().map(|record| peer_url(&record.address)).collect();
+    for stranger in etcd.iter().filter(|m| !m.peer_urls.iter().any(|url| known.contains(url))) {
+        problems.push(problem(
+            format!("etcd has a member that vmkeep does not know: {}", stranger.peer_urls.join(" ")),
+            "join that host again",
+        ));
+    }
+    let voters = etcd.iter().filter(|m| !m.learner).count();
+    if voters < 3 {
+        let more = if voters == 1 { "two more hosts" } else { "one more host, or any small machine with --witness" };
+        problems.push(problem(format!("etcd has {voters} members: the loss of one stops all changes"), format!("join {more}")));
+    }
+    problems
+}
+
+/// Of the known series, an older one than the first mended.
+fn is_unsafe(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let (major, minor, patch) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    let series = ETCD_SAFE.iter().find(|(a, b, _)| (*a, *b) == (major, minor));
+    series.map_or((major, minor) < (3, 4), |(_, _, first)| patch < *first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debians_etcds_are_told_about() {
+        assert!(is_unsafe("3.4.23") && is_unsafe("3.5.16") && is_unsafe("3.3.25"));
+        assert!(!is_unsafe("3.4.44") && !is_unsafe("3.5.31") && !is_unsafe("3.7.0"));
+    }
+}

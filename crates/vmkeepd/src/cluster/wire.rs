@@ -1,0 +1,122 @@
+//! The one call of a host that wants to join: TLS to a control node whose authority the token pins.
+//!
+//! The server shows its certificate and the authority's behind it. The authority with the pinned fingerprint is trusted for
+//! this call, and the server's certificate must be its and name the address that was dialled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use vmkeep_api::body::ProblemBody;
+use vmkeep_types::error::{Code, Error};
+
+use super::pki::fingerprint;
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// For the control node, which adds a member to etcd meanwhile.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// A TCP connection, so that the caller can ask for its own address.
+pub async fn dial(host: &str, port: u16) -> Result<TcpStream, Error> {
+    let unreachable = |why: String| {
+        Error::new(Code::Unavailable, format!("{host} port {port} cannot be reached: {why}"))
+            .hint("is it a control node of the cluster, and does a firewall let this host in?")
+    };
+    let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect((host, port))).await;
+    connected.map_err(|_| unreachable("no answer".into()))?.map_err(|e| unreachable(e.to_string()))
+}
+
+/// Posts `body` and reads the answer.
+pub async fn post<A: DeserializeOwned>(stream: TcpStream, host: &str, ca: &str, path: &str, body: &impl Serialize) -> Result<A, Error> {
+    let broke = |why: String| Error::new(Code::Unavailable, format!("{host}: {why}"));
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| Error::invalid(format!("'{host}': {e}")))?;
+    let tls = TlsConnector::from(Arc::new(client(ca)?)).connect(name, stream);
+    let tls = tokio::time::timeout(CONNECT_PATIENCE, tls).await.map_err(|_| broke("no answer".into()))?;
+    let tls = tls.map_err(|e| {
+        Error::refused(format!("{host} is not who the token was made by: {e}"))
+            .hint("use the token with the cluster that made it; if that is this one, somebody is between you")
+    })?;
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| broke(e.to_string()))?;
+    tokio::spawn(connection);
+    let body = serde_json::to_vec(body).map_err(|e| Error::internal(e.to_string()))?;
+    let request = http::Request::post(path).header("host", host).header("content-type", "application/json");
+    let request = request.body(Full::new(Bytes::from(body))).map_err(|e| Error::internal(e.to_string()))?;
+    let answer = async {
+        let (head, body) = send.send_request(request).await.map_err(|e| broke(e.to_string()))?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| broke(e.to_string()))?;
+        Ok::<_, Error>((head.status, body.to_bytes()))
+    };
+    let (status, bytes) = tokio::time::timeout(ANSWER_PATIENCE, answer).await.map_err(|_| broke("no answer".into()))??;
+    if status.is_success() {
+        return serde_json::from_slice(&bytes).map_err(|e| Error::refused(format!("{host} answers something else: {e}")));
+    }
+    let problem: Result<ProblemBody, _> = serde_json::from_slice(&bytes);
+    Err(problem.map_or_else(|_| Error::refused(format!("{host} answers {status}")), Error::from))
+}
+
+fn client(ca: &str) -> Result<ClientConfig, Error> {
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let pinned = Arc::new(Pinned { ca: ca.to_owned(), ring: ring.clone() });
+    let config = ClientConfig::builder_with_provider(ring).with_safe_default_protocol_versions();
+    let config = config.map_err(|e| Error::internal(e.to_string()))?;
+    Ok(config.dangerous().with_custom_certificate_verifier(pinned).with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct Pinned {
+    ca: String,
+    ring: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let other = || rustls::Error::General("its authority is another one".into());
+        let ca = intermediates.iter().find(|cert| fingerprint(cert) == self.ca).ok_or_else(other)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.ring.clone()).build();
+        let verifier = verifier.map_err(|e| rustls::Error::General(e.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.ring.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.ring.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.ring.signature_verification_algorithms.supported_schemes()
+    }
+}
