@@ -8,6 +8,7 @@ use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::host::{CheckRow, NodeFacts};
 use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageSpec};
+use vmkeep_types::migration::MigrateOptions;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::{FieldChange, RestartCount};
@@ -91,6 +92,8 @@ pub enum VmPhase {
     Running,
     Paused,
     Stopping,
+    /// On its way to another node.
+    Migrating,
     /// Off, as wished.
     Stopped,
     /// Off after a failure; a restart is planned.
@@ -179,6 +182,26 @@ pub struct ActionRequest {
     pub name: Option<Name>,
     /// rebuild: the image that the root disk is made from; default: the one it was made from.
     pub image: Option<Name>,
+    /// migrate: where to, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migrate: Option<MigrateOptions>,
+}
+
+/// Whether a VM can move to another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MovableAnswer {
+    /// While it runs.
+    pub live: MoveBy,
+    /// Shut down for it.
+    pub cold: MoveBy,
+    /// What is different afterwards.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MoveBy {
+    /// Empty: it can, as far as it is known before a node is asked.
+    pub why_not: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -48,6 +48,7 @@ schemas! {
     "ImageView" ImageView,
     "JoinTokenCreate" JoinTokenCreate,
     "JoinTokenCreated" JoinTokenCreated,
+    "MovableAnswer" MovableAnswer,
     "NetworkSpec" NetworkSpec,
     "NetworkView" NetworkView,
     "Operation" Operation,

@@ -112,7 +112,8 @@ routes! {
     "vm.get" Get "/v1/vms/{name}" Project Viewer () ("VmView") Json "Show a VM";
     "vm.put" Put "/v1/vms/{name}" Project Operator ("VmSpec") ("Accepted") Accepted "Create or replace a VM's wish; If-Match guards it";
     "vm.delete" Delete "/v1/vms/{name}" Project Operator () ("Accepted") Accepted "Delete a VM; ?keep_disks=true keeps its volumes";
-    "vm.action" Post "/v1/vms/{name}/actions/{action}" Project Operator ("ActionRequest") ("Accepted") Accepted "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release";
+    "vm.action" Post "/v1/vms/{name}/actions/{action}" Project Operator ("ActionRequest") ("Accepted") Accepted "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release, migrate";
+    "vm.movable" Get "/v1/vms/{name}/movable" Project Viewer () ("MovableAnswer") Json "What keeps a VM from moving to another node";
     "vm.adopt" Post "/v1/adopt" Project Admin ("AdoptRequest") ("Accepted") Accepted "Take over an existing libvirt domain without stopping it";
     "vm.xml" Get "/v1/vms/{name}/xml" Project Viewer () ("XmlAnswer") Json "The domain XML libvirt has";
     "vm.console" Get "/v1/vms/{name}/console" Project Operator () () WebSocket "Serial console; binary frames both ways";

@@ -16,6 +16,8 @@
 //! `restart.max` of them within `restart.within` end in [`Doing`] `gave up` until a person starts it. An unknown domain
 //! state is never acted upon.
 
+use vmkeep_types::ids::OperationId;
+use vmkeep_types::migration::{Moving, Travel};
 use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, StopFor, Stopping, VmMemory};
 use vmkeep_types::order::Order;
 use vmkeep_types::record::{Hold, Leaving, PowerWish};
@@ -107,10 +109,22 @@ pub enum Why {
     ToStart,
     WaitingTurn,
     HostGoingDown,
-    Stopping { kill_at_ms: Option<u64> },
-    Backoff { at_ms: u64, attempt: u32, max: u32 },
-    GaveUp { max: u32 },
+    Stopping {
+        kill_at_ms: Option<u64>,
+    },
+    Backoff {
+        at_ms: u64,
+        attempt: u32,
+        max: u32,
+    },
+    GaveUp {
+        max: u32,
+    },
     Leaving,
+    /// Hands off: it is sent to another node, or has just come from one.
+    Moving {
+        op: OperationId,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +148,9 @@ pub fn decide(s: &Situation<'_>) -> Decision {
         Observed::Known(d) => Some(d),
     };
     note_boot(s, &mut memory);
+    if let Some(moving) = s.order.moving {
+        return on_its_way(s, memory, domain, moving);
+    }
     note_exit(s, &mut memory, domain);
     if let Some(leaving) = s.order.leaving {
         return leave(s, memory, domain, leaving);
@@ -167,6 +184,20 @@ pub fn decide(s: &Situation<'_>) -> Decision {
 
 fn act(memory: VmMemory, act: Act, why: Why) -> Decision {
     Decision { act, memory, why, wake_at_ms: None }
+}
+
+/// Nothing is done to a VM that is on its way, except that one that goes cold is shut down first. What happens to the guest
+/// meanwhile is judged when it is over.
+fn on_its_way(s: &Situation<'_>, mut memory: VmMemory, domain: Option<DomainNow>, moving: Moving) -> Decision {
+    let live = domain.is_some_and(|d| d.state.is_live());
+    if moving.travel == Travel::Off {
+        memory.alive = live;
+        if live {
+            return stop(s, memory, Manner::Gently);
+        }
+        memory.stopping = None;
+    }
+    act(memory, Act::Nothing, Why::Moving { op: moving.op })
 }
 
 /// Another boot: times mean nothing any more, and what ran is down.

@@ -166,6 +166,7 @@ fn phase(parts: &VmParts) -> (VmPhase, String) {
             (VmPhase::Backoff, format!("restart at {at} ({attempt} of {max}): {reason}"))
         }
         (_, Some(Doing::GaveUp { reason })) => (VmPhase::Failed, format!("failed: {reason}")),
+        (_, Some(Doing::Moving { .. })) => plain(VmPhase::Migrating, "migrating"),
         (Observed::Known(state), doing) => known(parts, seen, *state, doing.as_ref()),
         (_, Some(Doing::Preparing { what })) => (VmPhase::Preparing, what.clone()),
         (Observed::Absent, None) => off(parts, seen),

@@ -17,6 +17,8 @@
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
 //! | `node/NODE` | `NodeRecord`: what people say of it; a node without has every default | server |
+//! | `migrate/UID` | `Migration`, from the wish to its end | server, leader |
+//! | `n/NODE/move/UID`, `n/NODE/moved/UID` | `MoveOrder`, `MoveSeen` | leader, agent |
 //! | `n/NODE/facts` | `NodeFacts` | agent |
 //! | `n/NODE/load` | `NodeLoad`, measured | agent |
 //! | `n/NODE/order/UID` | `Order`, mirrored | leader |
@@ -59,6 +61,7 @@ pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";
 pub const ALL_POWER: &str = "power/";
 pub const ALL_OWNERS: &str = "owner/";
+pub const ALL_MIGRATIONS: &str = "migrate/";
 pub const ALL_NODES: &str = "n/";
 pub const ALL_JOINED: &str = "joined/";
 pub const ALL_UPLOADS: &str = "upload/";
@@ -118,6 +121,10 @@ pub fn owned(node: &Name) -> String {
 /// Everything a node and the leader tell each other.
 pub fn all_of_node(node: &Name) -> String {
     format!("n/{node}/")
+}
+
+pub fn migration(id: VmId) -> String {
+    format!("migrate/{id}")
 }
 
 pub fn own(node: &Name, id: VmId) -> String {
@@ -187,6 +194,14 @@ pub fn seen(node: &Name, id: VmId) -> String {
 
 pub fn all_seen(node: &Name) -> String {
     format!("n/{node}/seen/")
+}
+
+pub fn move_order(node: &Name, id: VmId) -> String {
+    format!("n/{node}/move/{id}")
+}
+
+pub fn move_seen(node: &Name, id: VmId) -> String {
+    format!("n/{node}/moved/{id}")
 }
 
 pub fn task(node: &Name, op: OperationId) -> String {

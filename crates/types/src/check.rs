@@ -253,7 +253,7 @@ pub fn pool(spec: &PoolSpec) -> Vec<Problem> {
     let mut found = Found::new();
     description(&spec.description, &mut found);
     match &spec.driver {
-        PoolDriver::Dir { path } => found.unless("path", forms::host_path(path)),
+        PoolDriver::Dir { path, .. } => found.unless("path", forms::host_path(path)),
     }
     found.problems
 }

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Epoch;
+use crate::migration::MigrationAddress;
 use crate::name::Name;
 use crate::units::ByteCount;
 
@@ -27,6 +28,9 @@ pub struct NodeFacts {
     /// Where the members of its cluster reach the agent: `ADDRESS:PORT`. None: a host alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Where migrations are sent to; None: no other host can reach its libvirt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationAddress>,
     /// What VMs may need of it.
     #[serde(default)]
     pub offers: NodeOffers,

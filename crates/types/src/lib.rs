@@ -9,6 +9,7 @@
 //! | [`name`], [`ids`] | names of objects, typed uids, generations and revisions |
 //! | [`vm`], [`image`], [`network`], [`pool`] | the wishes (`Spec`) |
 //! | [`record`], [`order`], [`observed`] | what is stored: the wish, our decision, the agent's word |
+//! | [`migration`] | a VM on its way to another node |
 //! | [`operation`], [`event`] | long work and history |
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`cluster`] | members of a cluster, joining and its state |
@@ -27,6 +28,7 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod manifest;
+pub mod migration;
 pub mod name;
 pub mod nearest;
 pub mod network;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::ids::{Epoch, Generation, Revision, VmId, VolumeId};
+use crate::ids::{Epoch, Generation, OperationId, Revision, VmId, VolumeId};
 use crate::record::{Hold, VmChoices};
 
 /// What is known of something that lives elsewhere. `Unknown` is set before a call that changes it, `Known` after.
@@ -117,6 +117,10 @@ pub enum Doing {
         reason: String,
     },
     Deleting,
+    /// On its way to another node, or just come from one: the worker has its hands off.
+    Moving {
+        op: OperationId,
+    },
 }
 
 /// One field that differs: from today's value to the wished one.

@@ -64,4 +64,6 @@ pub enum Wanted {
     Gone,
     /// The node's task ended.
     Task,
+    /// The VM is on another node.
+    Moved,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
 use crate::image::{BuildRecipe, ImageFacts};
+use crate::migration::{Handed, Moving};
 use crate::name::Name;
 use crate::network::NetworkSpec;
 use crate::pool::{PoolSpec, VolumeRecord};
@@ -38,6 +39,12 @@ pub struct Order {
     /// Network name to its spec, for the networks its NICs use.
     pub networks: BTreeMap<Name, NetworkSpec>,
     pub pools: BTreeMap<Name, PoolSpec>,
+    /// It is on its way to another node, or has just come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
+    /// What the node before remembered, for a worker that has no memory of this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed: Option<Handed>,
 }
 
 /// What a node must know of an image to clone it.

@@ -23,7 +23,12 @@ pub struct PoolSpec {
 #[serde(tag = "driver", rename_all = "lowercase", deny_unknown_fields)]
 pub enum PoolDriver {
     /// qcow2 and raw files in a directory of the host (admin only).
-    Dir { path: String },
+    Dir {
+        path: String,
+        /// Every node has the same files there (NFS, CephFS): volumes are bound to no node, and migrations copy none.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        shared: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

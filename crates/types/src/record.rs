@@ -121,6 +121,16 @@ pub struct Owner {
     pub node: Name,
     pub epoch: Epoch,
     pub generation: Generation,
+    /// The node that it is on its way to. While it is set nobody claims the VM, and its end needs both to be cleared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Heir>,
+}
+
+/// The destination of a migration under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Heir {
+    pub node: Name,
+    pub epoch: Epoch,
 }
 
 /// The agent's claim before every start; see ../docs/concepts/ownership.md.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use vmkeep_store::etcd::{EtcdConfig, EtcdTls};
+use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::name::Name;
 use vmkeep_types::nearest;
 use vmkeep_types::record::Role;
@@ -36,6 +37,8 @@ pub struct Config {
     pub hypervisor: HypervisorKind,
     pub libvirt_uri: String,
     pub pool: PathBuf,
+    /// Every node has the same files in the pool (NFS, CephFS).
+    pub pool_shared: bool,
     pub fetch_local: bool,
     pub serial_log_dir: PathBuf,
     pub qemu_log_dir: PathBuf,
@@ -46,6 +49,8 @@ pub struct Config {
     pub log: LogFormat,
     pub log_filter: String,
     pub tls: Option<Tls>,
+    /// How other hosts reach this one's libvirt, for migrations to it.
+    pub migration: Option<MigrationAddress>,
     /// The store in etcd instead of a file.
     pub etcd: Option<Etcd>,
 }
@@ -156,6 +161,7 @@ impl Default for Config {
             hypervisor: HypervisorKind::Libvirt,
             libvirt_uri: "qemu:///system".into(),
             pool: "/var/lib/libvirt/images/vmkeep".into(),
+            pool_shared: false,
             fetch_local: false,
             serial_log_dir: "/var/log/libvirt/vmkeep".into(),
             qemu_log_dir: "/var/log/libvirt/qemu".into(),
@@ -166,6 +172,7 @@ impl Default for Config {
             log: LogFormat::Auto,
             log_filter: "info".into(),
             tls: None,
+            migration: None,
             etcd: None,
         }
     }
@@ -383,6 +390,7 @@ mod tests {
         assert_eq!((tls.cert, tls.key), (default_cert(), default_key()));
         let etcd = config.etcd.take().expect("[etcd] is shown");
         assert_eq!(etcd.client().endpoints.len(), 3);
+        config.migration.take().expect("[migration] is shown");
         (config.node, config.audit) = (None, None);
         config.socket_users.clear();
         assert_eq!(config, Config::default());

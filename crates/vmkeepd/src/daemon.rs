@@ -223,7 +223,7 @@ async fn open_store(config: &Config, member: Option<&Member>, shutdown: &Cancell
 async fn prepare(store: &dyn Store, config: &Config, roles: &[NodeRole], shutdown: &CancellationToken) -> anyhow::Result<Option<()>> {
     if roles.contains(&NodeRole::Control) {
         let pool = config.pool.to_string_lossy();
-        vmkeep_server::app::bootstrap(store, &pool).await.context("cannot prepare the store")?;
+        vmkeep_server::app::bootstrap(store, &pool, config.pool_shared).await.context("cannot prepare the store")?;
         return Ok(Some(()));
     }
     let ready = async {

@@ -60,6 +60,8 @@ pub fn order(wish: Value) -> Order {
         images: BTreeMap::new(),
         networks: BTreeMap::new(),
         pools: BTreeMap::new(),
+        moving: None,
+        handed: None,
     }
 }
 

@@ -72,7 +72,7 @@ impl Bed {
             format!("<domain type='qemu'><name>other</name><uuid>{FOREIGN}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>");
         hv.define(&ours, Words::Patched).await.expect("defined");
         hv.define(&foreign, Words::Patched).await.expect("defined");
-        let driver = PoolDriver::Dir { path: format!("{root}/pool") };
+        let driver = PoolDriver::Dir { path: format!("{root}/pool"), shared: false };
         let pool = crate::pool::open(&PoolSpec { name: Name::known("default"), description: String::new(), driver }).expect("a pool");
         let guests = Arc::new(Shutdowns::default());
         let router = router(NodeHttp::new(NodeHttpConfig {

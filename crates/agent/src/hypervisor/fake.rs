@@ -8,6 +8,7 @@ mod complete;
 mod control;
 mod guest;
 mod host;
+mod migrate;
 mod tree;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,9 +22,10 @@ use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
 
 use self::host::Host;
+pub use self::migrate::Wire;
 use super::{
     AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle,
-    LiveChange, Screenshot, UndefineKeep, Words, XmlKind, xml,
+    LiveChange, MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
 };
 
 const EVENTS_MAX: usize = 65_536;
@@ -67,6 +69,8 @@ struct State {
     manners: Manners,
     manners_of: BTreeMap<VmId, Manners>,
     calls: VecDeque<String>,
+    /// The hosts that it reaches.
+    wire: Option<Wire>,
 }
 
 impl Default for FakeHypervisor {
@@ -88,6 +92,7 @@ impl FakeHypervisor {
             manners: Manners::PowersOff { after: Duration::ZERO },
             manners_of: BTreeMap::new(),
             calls: VecDeque::new(),
+            wire: None,
         };
         Self { world: Arc::new(World { state: Mutex::new(state), events: broadcast::channel(EVENTS_MAX).0 }) }
     }
@@ -145,13 +150,18 @@ impl World {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The fault that a step of this name was singled out for.
+    fn fault(&self, call: &str) -> Option<Fault> {
+        self.lock().faults.get_mut(call).and_then(VecDeque::pop_front)
+    }
+
     fn send(&self, event: HvEvent) {
         // Nobody listens: then nobody misses it.
         let _ = self.events.send(event);
     }
 
     /// Something that happens by itself: told only while connected.
-    fn act(&self, act: impl FnOnce(&mut Host) -> Result<(), HvError>) -> Result<(), HvError> {
+    fn act<T>(&self, act: impl FnOnce(&mut Host) -> Result<T, HvError>) -> Result<T, HvError> {
         let mut state = self.lock();
         let result = act(&mut state.host);
         let events = state.host.take_events();
@@ -306,6 +316,24 @@ impl Hypervisor for FakeHypervisor {
 
     async fn change(&self, uuid: VmId, change: LiveChange) -> Result<(), HvError> {
         self.on("change", uuid, |host| host.change(uuid, &change)).await
+    }
+
+    async fn migrate(&self, uuid: VmId, to: &MigrateTo) -> Result<(), HvError> {
+        let fault = self.world.fault("migrate");
+        if let Some(Fault::Fail(error)) = fault {
+            return Err(error);
+        }
+        self.on("migrate", uuid, |host| host.running(uuid).map(drop)).await?;
+        let sent = migrate::send(&self.world, uuid, to.clone()).await;
+        if fault == Some(Fault::LoseAnswer) { Err(HvError::TimedOut { call: "migrate", after: Duration::ZERO }) } else { sent }
+    }
+
+    async fn migration(&self, uuid: VmId) -> Result<Option<MigrationStats>, HvError> {
+        self.look("migration", |host| host.get(uuid).map(migrate::stats)).await
+    }
+
+    async fn abort_migration(&self, uuid: VmId) -> Result<(), HvError> {
+        self.on("abort_migration", uuid, |host| migrate::abort(host.get_mut(uuid)?)).await
     }
 
     async fn send_keys(&self, uuid: VmId, linux_keycodes: Vec<u32>) -> Result<(), HvError> {

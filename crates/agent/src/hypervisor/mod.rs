@@ -163,6 +163,32 @@ pub enum AddressSource {
     Arp,
 }
 
+/// Where a domain is sent, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrateTo {
+    /// URI by which this host's libvirt reaches the other one.
+    pub connect: String,
+    /// Where the other QEMU listens: `tcp://10.0.0.2`.
+    pub data: String,
+    /// Memory and disks by TLS, with libvirt's certificates.
+    pub encrypted: bool,
+    /// Per second; None: as fast as it goes.
+    pub bandwidth_bytes: Option<u64>,
+    /// Slow the guest down when it writes faster than can be copied.
+    pub auto_converge: bool,
+    /// Target names (`vda`) of disks whose data goes along; files of the same size must be there.
+    pub copy_disks: Vec<String>,
+}
+
+/// A migration under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MigrationStats {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub dirty_bytes_per_second: u64,
+    pub expected_downtime_ms: u64,
+}
+
 /// A screenshot in the format QEMU gave (`image/png` or `image/x-portable-pixmap`).
 #[derive(Clone, Debug)]
 pub struct Screenshot {
@@ -235,6 +261,14 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn suspend(&self, uuid: VmId) -> Result<(), HvError>;
     async fn resume(&self, uuid: VmId) -> Result<(), HvError>;
     async fn change(&self, uuid: VmId, change: LiveChange) -> Result<(), HvError>;
+    /// Sends a running (or paused) domain to another host, where it is persistent and stays paused until somebody resumes it;
+    /// here it is off afterwards ([`ExitCause::Migrated`]) and keeps its description. Returns when it is over. A failure
+    /// leaves it running here, or paused when libvirt could not find out whether the other side has all of it.
+    async fn migrate(&self, uuid: VmId, to: &MigrateTo) -> Result<(), HvError>;
+    /// The migration under way, on either side; None when there is none.
+    async fn migration(&self, uuid: VmId) -> Result<Option<MigrationStats>, HvError>;
+    /// The source only.
+    async fn abort_migration(&self, uuid: VmId) -> Result<(), HvError>;
     async fn send_keys(&self, uuid: VmId, linux_keycodes: Vec<u32>) -> Result<(), HvError>;
     async fn screenshot(&self, uuid: VmId) -> Result<Screenshot, HvError>;
     /// Guest-agent command (QEMU guest agent JSON) with a deadline.

@@ -55,6 +55,6 @@ pub trait Pool: Send + Sync {
 /// The spec is impossible, such as a relative path.
 pub fn open(spec: &PoolSpec) -> Result<Arc<dyn Pool>, Error> {
     match &spec.driver {
-        PoolDriver::Dir { path } => Ok(Arc::new(dir::DirPool::new(Path::new(path))?)),
+        PoolDriver::Dir { path, .. } => Ok(Arc::new(dir::DirPool::new(Path::new(path))?)),
     }
 }

@@ -230,7 +230,8 @@ pub fn seed_path(node: &Node, order: &Order) -> PathBuf {
     node.config.seed_dir.join(format!("{}-seed.img", order.vm))
 }
 
-async fn write_seed(node: &Node, order: &Order) -> Result<Option<PathBuf>, Error> {
+/// The cloud-init seed is as the wish wants it; None when it wants none.
+pub async fn write_seed(node: &Node, order: &Order) -> Result<Option<PathBuf>, Error> {
     if order.spec.cloud_init.is_none() {
         return Ok(None);
     }

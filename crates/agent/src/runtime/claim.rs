@@ -17,7 +17,7 @@ pub const CLAIM_VALID_MS: u64 = 10_000;
 /// Why a claim was not had.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    #[error("this node no longer owns the VM")]
+    #[error("this node does not own the VM, or no longer, or is sending it away")]
     NotOwner,
     #[error("the claim was not granted: the node is fenced, or the generation is stopped")]
     NotGranted,
@@ -44,7 +44,7 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
     let kv = node.store.get(&owner_key).await?.ok_or(ClaimError::NotOwner)?;
     let owner: Owner = typed::decode(&kv)?;
     let epoch = node.epoch();
-    if owner.node != node.name || owner.generation != order.generation {
+    if owner.node != node.name || owner.generation != order.generation || owner.to.is_some() {
         return Err(ClaimError::NotOwner);
     }
     let life = node.this_life().await?.ok_or(ClaimError::NotGranted)?;
@@ -99,6 +99,7 @@ mod tests {
             memory: ByteCount::from_gib(1),
             kvm: KvmState::Usable,
             address: None,
+            migration: None,
             reach: crate::image::Reach::Others,
         })
         .expect("a node");
@@ -123,6 +124,8 @@ mod tests {
             images: Default::default(),
             networks: Default::default(),
             pools: Default::default(),
+            moving: None,
+            handed: None,
         }
     }
 
@@ -131,8 +134,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         let first = joined(&store, dir.path(), "one").await;
-        let owner =
-            Owner { vm: VM, project: Name::known("default"), node: first.name.clone(), epoch: first.epoch(), generation: Generation(1) };
+        let owner = Owner {
+            vm: VM,
+            project: Name::known("default"),
+            node: first.name.clone(),
+            epoch: first.epoch(),
+            generation: Generation(1),
+            to: None,
+        };
         store.txn(Txn::default().then(typed::put(keys::owner(VM), &owner))).await.expect("a write");
         claim(&first, &order(first.epoch()), None).await.expect("granted");
         let second = joined(&store, dir.path(), "two").await;

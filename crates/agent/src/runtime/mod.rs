@@ -16,6 +16,7 @@ pub mod boot;
 pub mod claim;
 pub mod clock;
 pub mod guest_clock;
+pub mod migrate;
 mod node;
 mod qemu;
 pub mod remove;
@@ -31,11 +32,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vmkeep_store::{Change, KeyValue, StoreError, Watch, WatchBatch, typed};
 use vmkeep_types::ids::{OperationId, VmId};
+use vmkeep_types::migration::{MoveOrder, MoveSeen};
 use vmkeep_types::observed::Seen;
 use vmkeep_types::order::{NodeTask, Order};
 
@@ -69,13 +71,22 @@ struct Dispatcher {
     node: Arc<Node>,
     workers: BTreeMap<VmId, Arc<Mailbox>>,
     tasks: BTreeMap<OperationId, CancellationToken>,
+    /// Migrations that this node has a part in.
+    moves: BTreeMap<VmId, watch::Sender<MoveOrder>>,
     running: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Dispatcher {
     fn new(node: Arc<Node>) -> Self {
-        Self { node, workers: BTreeMap::new(), tasks: BTreeMap::new(), running: TaskTracker::new(), stop: CancellationToken::new() }
+        Self {
+            node,
+            workers: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            running: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
     }
 
     async fn dispatch(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
@@ -112,9 +123,11 @@ impl Dispatcher {
     fn begin(&mut self, items: &[KeyValue]) {
         let mut seen: BTreeMap<VmId, Seen> = BTreeMap::new();
         let mut orders: BTreeMap<VmId, Order> = BTreeMap::new();
+        let mut moved: BTreeMap<VmId, MoveSeen> = BTreeMap::new();
         for kv in items {
             match kind_of(&kv.key) {
                 Some(("seen", _)) => seen.extend(typed::decode::<Seen>(kv).map(|s| (s.vm, s)).ok()),
+                Some(("moved", _)) => moved.extend(typed::decode::<MoveSeen>(kv).map(|s| (s.vm, s)).ok()),
                 Some(("order", _)) => orders.extend(self.readable::<Order>(kv).map(|o| (o.vm, o))),
                 _ => {}
             }
@@ -124,8 +137,13 @@ impl Dispatcher {
             self.hand_over(order, seen.remove(&id));
         }
         for kv in items {
-            if let Some(("task", _)) = kind_of(&kv.key) {
-                self.readable(kv).into_iter().for_each(|task| self.begin_task(task));
+            match kind_of(&kv.key) {
+                Some(("task", _)) => self.readable(kv).into_iter().for_each(|task| self.begin_task(task)),
+                Some(("move", _)) => self.readable::<MoveOrder>(kv).into_iter().for_each(|order| {
+                    let seen = moved.remove(&order.vm);
+                    self.begin_move(order, seen);
+                }),
+                _ => {}
             }
         }
     }
@@ -142,12 +160,15 @@ impl Dispatcher {
                 Change::Put(kv) => match kind_of(&kv.key) {
                     Some(("order", _)) => self.readable(&kv).into_iter().for_each(|order| self.hand_over(order, None)),
                     Some(("task", _)) => self.readable(&kv).into_iter().for_each(|task| self.begin_task(task)),
+                    Some(("move", _)) => self.readable(&kv).into_iter().for_each(|order| self.begin_move(order, None)),
                     _ => {}
                 },
                 Change::Deleted { key, .. } => match kind_of(&key) {
                     Some(("order", id)) => {
                         id.parse().ok().and_then(|id: VmId| self.workers.remove(&id)).into_iter().for_each(|w| w.retire())
                     }
+                    // Its task ends with its channel.
+                    Some(("move", id)) => drop(id.parse().ok().and_then(|id: VmId| self.moves.remove(&id))),
                     Some(("task", id)) => {
                         id.parse().ok().and_then(|id: OperationId| self.tasks.remove(&id)).into_iter().for_each(|t| t.cancel())
                     }
@@ -174,6 +195,17 @@ impl Dispatcher {
         let cancel = self.stop.child_token();
         self.tasks.insert(task.op, cancel.clone());
         self.running.spawn(task::run(self.node.clone(), task, cancel));
+    }
+
+    fn begin_move(&mut self, order: MoveOrder, seen: Option<MoveSeen>) {
+        if let Some(going) = self.moves.get(&order.vm)
+            && going.send(order.clone()).is_ok()
+        {
+            return;
+        }
+        let (sender, orders) = watch::channel(order.clone());
+        self.moves.insert(order.vm, sender);
+        self.running.spawn(migrate::run(self.node.clone(), orders, seen, self.stop.clone()));
     }
 
     async fn on_event(&mut self, event: HvEvent) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::{KvmState, NodeFacts, NodeOffers};
 use vmkeep_types::ids::Epoch;
+use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::pool::{PoolRecord, PoolSpec};
@@ -47,6 +48,8 @@ pub struct AgentConfig {
     pub kvm: KvmState,
     /// Where other members reach this agent's HTTP: `ADDRESS:PORT`.
     pub address: Option<String>,
+    /// How other hosts reach this one's libvirt, if they do.
+    pub migration: Option<MigrationAddress>,
     /// Where image URLs may lead.
     pub reach: Reach,
 }
@@ -175,6 +178,7 @@ impl Node {
             kvm: self.config.kvm.clone(),
             hypervisor_up: versions.is_some(),
             address: self.config.address.clone(),
+            migration: self.config.migration.clone(),
             libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
             qemu_version: versions.map(|v| v.qemu),
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),

@@ -90,8 +90,14 @@ impl State {
             written: None,
             event_sequence: 0,
         };
-        if let Some(seen) = seen {
-            state.recall(seen);
+        let generation = state.order.generation;
+        match (seen.filter(|seen| seen.generation >= generation), state.order.handed.clone()) {
+            (Some(seen), _) => state.recall(seen),
+            (None, Some(handed)) => {
+                state.memory = handed.memory;
+                state.restarts = handed.restarts;
+            }
+            (None, None) => {}
         }
         state
     }
@@ -121,9 +127,10 @@ impl State {
         if new_command {
             self.restarts = RestartCount::default();
         }
+        let through = self.order.moving.is_some() && order.moving.is_none();
         self.choices = order.choices.clone();
         self.order = order;
-        new_wish
+        new_wish || through
     }
 
     pub fn saw(&mut self, domain: Observed<DomainNow>, now: jiff::Timestamp) {
@@ -257,6 +264,7 @@ pub fn doing(decision: &Decision, memory: &VmMemory) -> Option<Doing> {
         Why::Backoff { at_ms, attempt, max } => Some(Doing::Backoff { at: wall_clock(at_ms), attempt, max, reason: reason() }),
         Why::GaveUp { max } => Some(Doing::GaveUp { reason: format!("{} ({max} restarts are the limit)", reason()) }),
         Why::Leaving => Some(Doing::Deleting),
+        Why::Moving { op } => Some(Doing::Moving { op }),
     }
 }
 

@@ -59,6 +59,7 @@ impl Bed {
             memory: ByteCount::from_gib(8),
             kvm: KvmState::Unusable { why: "a test".into() },
             address: None,
+            migration: None,
             reach: Reach::Others,
         })
         .expect("a boot id");
@@ -84,6 +85,8 @@ impl Bed {
             images: BTreeMap::new(),
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),
+            moving: None,
+            handed: None,
         };
         Self { hv, store, node, order, stop, _dir: dir }
     }
@@ -104,6 +107,7 @@ impl Bed {
             node: node_name(),
             epoch: self.order.epoch,
             generation: self.order.generation,
+            to: None,
         };
         let txn = Txn::default().then(typed::put(keys::owner(VM), &owner)).then(typed::put(keys::order(&node_name(), VM), &self.order));
         self.store.txn(txn).await.expect("a write");

@@ -226,7 +226,7 @@ async fn look(node: &Node, state: &mut State) {
 
 /// Who starts a VM of ours is decided here: libvirt would start it over a hold, without a claim.
 async fn autostart_off(node: &Node, state: &mut State) {
-    if !state.autostart || !state.ours || state.order.leaving.is_some() {
+    if !state.autostart || !state.ours || state.order.leaving.is_some() || state.order.moving.is_some() {
         return;
     }
     match node.hv.set_autostart(state.order.vm, false).await {
@@ -375,7 +375,10 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
             HvEvent::Lifecycle { what: Lifecycle::Stopped(cause), detail, .. } => {
                 let cause = if cause == ExitCause::Shutdown && state.told_to_quit { ExitCause::Killed } else { cause };
                 state.exit_hint = Some(cause);
-                told_stop(state, cause, &detail);
+                // Its end here is told by the migration.
+                if cause != ExitCause::Migrated || state.order.moving.is_none() {
+                    told_stop(state, cause, &detail);
+                }
             }
             HvEvent::Lifecycle { what: Lifecycle::Defined | Lifecycle::Undefined, .. } => described_anew = true,
             HvEvent::Lifecycle { what: Lifecycle::Crashed, detail, .. } => {

@@ -10,8 +10,11 @@ use vmkeep_types::order::Progress;
 use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 pub fn pool_in(dir: &Path) -> Arc<dyn Pool> {
-    let spec =
-        PoolSpec { name: Name::known("default"), description: String::new(), driver: PoolDriver::Dir { path: dir.display().to_string() } };
+    let spec = PoolSpec {
+        name: Name::known("default"),
+        description: String::new(),
+        driver: PoolDriver::Dir { path: dir.display().to_string(), shared: false },
+    };
     pool::open(&spec).expect("a pool")
 }
 

@@ -25,7 +25,7 @@ pub enum PoolCommand {
 
 fn driver(pool: &PoolView) -> (&'static str, String) {
     match &pool.spec.driver {
-        PoolDriver::Dir { path } => ("dir", path.clone()),
+        PoolDriver::Dir { path, .. } => ("dir", path.clone()),
     }
 }
 

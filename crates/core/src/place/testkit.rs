@@ -29,6 +29,7 @@ pub fn facts(node: &str, cpus: u32, gib: u64) -> NodeFacts {
         hypervisor_up: true,
         address: None,
         offers: Default::default(),
+        migration: None,
     }
 }
 

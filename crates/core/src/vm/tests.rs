@@ -41,6 +41,8 @@ impl Story {
             images: BTreeMap::new(),
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),
+            moving: None,
+            handed: None,
         };
         let (memory, domain) = (VmMemory::default(), Observed::Absent);
         Self { order, memory, domain, host: HostPhase::Up, boot_id: "boot-1".into(), now_ms: 0, told: String::new() }

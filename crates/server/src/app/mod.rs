@@ -11,6 +11,7 @@ pub mod pool;
 pub mod vm;
 pub mod vm_adopt;
 pub mod vm_copy;
+pub mod vm_migrate;
 pub mod vm_parts;
 pub mod vm_renew;
 pub mod vm_resolve;
@@ -142,13 +143,13 @@ pub async fn note_joined(store: &dyn Store, node: &Name) -> Result<(), Error> {
 }
 
 /// What every store begins with: the directory pool, the NAT network, the format level. Once; later calls change nothing.
-pub async fn bootstrap(store: &dyn Store, pool_path: &str) -> Result<(), Error> {
+pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Result<(), Error> {
     let project = Name::known("default");
     let default = Name::known("default");
     let created_at = jiff::Timestamp::now();
     let pool = PoolRecord {
         id: PoolId(uuid::Uuid::new_v4()),
-        spec: PoolSpec { name: default.clone(), description: String::new(), driver: PoolDriver::Dir { path: pool_path.into() } },
+        spec: PoolSpec { name: default.clone(), description: String::new(), driver: PoolDriver::Dir { path: pool_path.into(), shared } },
         created_at,
     };
     let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");

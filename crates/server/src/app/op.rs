@@ -30,10 +30,13 @@ pub async fn find(store: &dyn Store, project: &Name, id: &str) -> Result<Stored<
 pub async fn cancel(store: &dyn Store, ask: &Ask, id: &str) -> Result<Operation, Error> {
     let stored = find(store, &ask.project, id).await?;
     ask.expect(&stored.value.resource.name, &stored)?;
-    let (key, op) = (stored.key, stored.value);
-    if op.state.is_over() {
+    if stored.value.state.is_over() {
         return Err(Error::conflict(format!("operation {id} is over already")));
     }
+    if stored.value.wanted == Wanted::Moved {
+        return super::vm_migrate::call_off(store, ask, &stored).await;
+    }
+    let (key, op) = (stored.key, stored.value);
     if op.wanted != Wanted::Task && op.blocked.is_none() {
         let hint = "change the wish instead: stop, apply or delete";
         return Err(Error::conflict("this operation only reports how a wish is carried out; it cannot be cancelled").hint(hint));

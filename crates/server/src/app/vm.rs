@@ -24,6 +24,8 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         }
         _ if wish.name.is_some() && !matches!(action, "rename" | "clone") => Err(Error::invalid(format!("'{action}' takes no `name`"))),
         _ if wish.image.is_some() && action != "rebuild" => Err(Error::invalid(format!("'{action}' takes no `image`"))),
+        _ if wish.migrate.is_some() && action != "migrate" => Err(Error::invalid(format!("'{action}' takes no `migrate`"))),
+        "migrate" => super::vm_migrate::migrate(store, ask, name, wish.migrate.unwrap_or_default()).await,
         "start" => command(store, ask, name, action, PowerWish::On, None).await,
         "stop" => command(store, ask, name, action, PowerWish::Off, wish.timeout).await,
         "kill" => command(store, ask, name, action, PowerWish::Killed, None).await,
@@ -39,7 +41,7 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         "rebuild" => super::vm_renew::rebuild(store, ask, name, wish.image).await,
         "release" => leave(store, ask, name, "vm.release", Leaving::Release).await,
         other => {
-            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release";
+            let hint = "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release, migrate";
             Err(Error::not_found("action", other).hint(format!("known are {hint}")))
         }
     }

@@ -91,7 +91,7 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: Fou
 /// The format of the file that a pool itself made for a volume; such a file stays vmkeep's to delete. None: any other file,
 /// an overlay that virsh made of it too, whose name begins with the same id.
 fn own_format(pool: &PoolSpec, path: &str, id: VolumeId) -> Option<DiskFormat> {
-    let PoolDriver::Dir { path: folder } = &pool.driver;
+    let PoolDriver::Dir { path: folder, .. } = &pool.driver;
     let own = |suffix: &str| std::path::Path::new(folder).join(format!("{id}.{suffix}")) == std::path::Path::new(path);
     [("qcow2", DiskFormat::Qcow2), ("raw", DiskFormat::Raw)].into_iter().find(|(suffix, _)| own(suffix)).map(|(_, format)| format)
 }

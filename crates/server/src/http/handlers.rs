@@ -17,7 +17,7 @@ use vmkeep_types::record::{Leaving, Owner};
 
 use super::call::Call;
 use super::{respond, watch};
-use crate::app::{self, apply, event, image, network, op, pool, vm, vm_adopt, vm_parts, vm_write, volume};
+use crate::app::{self, apply, event, image, network, op, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume};
 use crate::auth;
 use crate::cache::Wanted;
 use crate::view::Sight;
@@ -89,6 +89,7 @@ async fn vms(mut call: Call) -> Answer {
             let wish = call.json().await?;
             accepted(&call, vm::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?)
         }
+        "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
         "vm.events" => {
             let record = vm_parts::record(call.store(), &call.ask.project, &call.name()?).await?.value;

@@ -155,7 +155,7 @@ impl Bed {
 
     async fn with_audit(audit: Audit) -> Self {
         let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
-        crate::app::bootstrap(store.as_ref(), "/pool").await.expect("a new store");
+        crate::app::bootstrap(store.as_ref(), "/pool", false).await.expect("a new store");
         let name = Name::known("node1");
         let facts = NodeFacts {
             name: name.clone(),
@@ -170,6 +170,7 @@ impl Bed {
             hypervisor_up: true,
             address: None,
             offers: Default::default(),
+            migration: None,
         };
         let node = Arc::new(FakeNode::default());
         let server = Server::new(store.clone(), node.clone(), name.clone(), audit);

@@ -9,6 +9,7 @@
 //! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
 //! from a listing.
 
+pub mod migrate;
 pub mod task;
 pub mod view;
 pub mod vm;
@@ -73,6 +74,8 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
                 if store.lead(candidate, LEAD_TTL).await?.as_ref() != Some(lead) {
                     return Ok(());
                 }
+                // Deadlines, and turns that have come.
+                touched.vms.extend(view.moves.keys());
                 if Instant::now() >= housekeeping_at {
                     housekeeping_at = Instant::now() + HOUSEKEEPING;
                     crate::app::housekeeping(store, Some(&still_leading(lead))).await?;

@@ -83,6 +83,7 @@ fn facts(memory: ByteCount) -> NodeFacts {
         hypervisor_up: true,
         address: None,
         offers: Default::default(),
+        migration: None,
     }
 }
 

@@ -12,6 +12,7 @@ use vmkeep_types::event::Event;
 use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
+use vmkeep_types::migration::{Migration, MoveOrder, MoveSeen};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::node::NodeRecord;
@@ -44,6 +45,8 @@ pub struct NodeKeys {
     pub record: Option<Kept<NodeRecord>>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
     pub seen: BTreeMap<VmId, Kept<Seen>>,
+    pub moves: BTreeMap<VmId, Kept<MoveOrder>>,
+    pub moved: BTreeMap<VmId, Kept<MoveSeen>>,
     pub tasks: BTreeMap<OperationId, Kept<NodeTask>>,
     pub results: BTreeMap<OperationId, Kept<TaskResult>>,
     /// Key to event, in order of time.
@@ -57,6 +60,7 @@ pub struct ClusterView {
     pub choices: BTreeMap<VmId, Kept<VmChoices>>,
     pub power: BTreeMap<VmId, Kept<Power>>,
     pub owners: BTreeMap<VmId, Kept<Owner>>,
+    pub moves: BTreeMap<VmId, Kept<Migration>>,
     pub volumes: BTreeMap<VolumeId, Kept<VolumeRecord>>,
     pub images: BTreeMap<ImageId, Kept<ImageRecord>>,
     pub networks: BTreeMap<NetworkId, Kept<NetworkRecord>>,
@@ -97,11 +101,12 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 12] = [
+pub const PREFIXES: [&str; 13] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
     keys::ALL_OWNERS,
+    keys::ALL_MIGRATIONS,
     keys::ALL_VOLUMES,
     keys::ALL_IMAGES,
     keys::ALL_NETWORKS,
@@ -146,6 +151,7 @@ impl ClusterView {
             ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| self.touch_owner(id, touched)),
+            ["migrate", id] => keep(&mut self.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 keep(&mut self.volumes, id, kv).into_iter().for_each(|id| self.index_volume(id, touched));
@@ -184,6 +190,8 @@ impl ClusterView {
             }
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["moved", id] => keep(&mut keys.moved, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => touched.tasks.extend(keep(&mut keys.tasks, id, kv).map(|id| (name, id))),
             ["result", id] => {
                 if let Some(id) = keep(&mut keys.results, id, kv) {
@@ -206,6 +214,7 @@ impl ClusterView {
             ["choices", id] => drop(drop_key(&mut self.choices, id)),
             ["power", id] => drop(drop_key(&mut self.power, id)),
             ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| self.touch_owner(id, touched)),
+            ["migrate", id] => drop_key(&mut self.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 drop_key(&mut self.volumes, id);
@@ -238,6 +247,8 @@ impl ClusterView {
             }
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["move", id] => drop_key(&mut keys.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["moved", id] => drop(drop_key(&mut keys.moved, id)),
             ["task", id] => drop(drop_key(&mut keys.tasks, id)),
             ["result", id] => {
                 if let Some(id) = drop_key(&mut keys.results, id) {

@@ -27,6 +27,9 @@ use crate::app::vm_copy::NOT_COPIED;
 
 /// The next writes for one VM: at most one transaction that decides, and those that fold words into operations.
 pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
+    if let Some(txn) = super::migrate::next(view, id, now) {
+        return vec![txn];
+    }
     let Some(record) = view.vms.get(&id) else { return forgotten(view, id, now) };
     let owner = view.owners.get(&id);
     if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner)) {
@@ -143,7 +146,7 @@ pub fn placed_by(view: &ClusterView, id: VmId, txn: &Txn) -> Option<Name> {
 
 fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {
     let epoch = view.nodes.get(node).and_then(|n| n.facts.as_ref()).map_or(Epoch(1), |facts| facts.value.epoch);
-    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation: Generation(1) };
+    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation: Generation(1), to: None };
     let txn = Txn::default()
         .when(Compare::Absent(keys::owner(vm.id)))
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))
@@ -292,7 +295,7 @@ fn follow_outside_start(view: &ClusterView, id: VmId, seen: &Seen) -> Option<Txn
 }
 
 /// Everything the node needs; None while a record it must name is missing or a volume has not its first data yet.
-fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -> Option<Order> {
+pub fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -> Option<Order> {
     if vm.leaving.is_none() && filling(view, vm).next().is_some() {
         return None;
     }
@@ -325,6 +328,8 @@ fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owner) -
         pools: pools.map(|p| (p.value.spec.name.clone(), p.value.spec.clone())).collect(),
         volumes,
         images,
+        moving: super::migrate::moving(view, vm.id),
+        handed: super::migrate::handed(view, vm.id),
     })
 }
 

@@ -442,6 +442,7 @@ fn host() -> NodeFacts {
         hypervisor_up: true,
         address: None,
         offers: Default::default(),
+        migration: None,
     }
 }
 

@@ -17,6 +17,7 @@ use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::image::Reach;
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
+use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::pool::PoolDriver;
 
 use super::{Part, control, make_folder};
@@ -36,6 +37,15 @@ pub enum Apart {
 pub struct Compute {
     node: Arc<Node>,
     pub router: Router,
+}
+
+/// As configured; a member of a cluster is reached at its address, encrypted.
+fn migration(part: &Part) -> Option<MigrationAddress> {
+    let at = |address: &str| {
+        let address = pki::in_url(address);
+        MigrationAddress { connect: format!("qemu+tls://{address}/system"), data: format!("tcp://{address}") }
+    };
+    part.config.migration.clone().or_else(|| part.member.as_ref().map(|member| at(&member.address)))
 }
 
 impl Compute {
@@ -63,6 +73,7 @@ impl Compute {
             memory: machine.memory,
             kvm: machine.kvm,
             address: part.member.as_ref().map(|member| format!("{}:{AGENT_PORT}", pki::in_url(&member.address))),
+            migration: migration(part),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
         })?;
         make_folder(&config.pool, 0o711)?;
@@ -131,7 +142,7 @@ fn host_routes(node: &Router) -> Router {
 
 async fn warn_of_moved_pool(config: &Config, part: &Part) -> anyhow::Result<()> {
     for view in vmkeep_server::app::pool::list(part.store.as_ref()).await? {
-        let PoolDriver::Dir { path } = &view.spec.driver;
+        let PoolDriver::Dir { path, .. } = &view.spec.driver;
         if view.spec.name.as_str() == "default" && Path::new(path) != config.pool {
             tracing::warn!(kept = %path, configured = %config.pool.display(), "pool 'default' was made elsewhere and stays there");
         }

@@ -33,6 +33,8 @@ pub struct Domain {
     pub live: Option<Node>,
     pub state: DomainState,
     exit: Option<ExitCause>,
+    /// A migration under way, in or out.
+    pub job: Option<super::migrate::Job>,
     autostart: bool,
     /// Tells one run from the next: a timer of an earlier one must not stop this one.
     pub run: u64,
@@ -205,6 +207,7 @@ impl Host {
         domain.live = None;
         domain.state = DomainState::Off;
         domain.exit = Some(cause);
+        domain.job = None;
         domain.console = None;
         let agent = std::mem::replace(&mut domain.agent, AgentLink::Down);
         if agent == AgentLink::Up {
@@ -343,6 +346,7 @@ impl Domain {
             live: None,
             state: DomainState::Off,
             exit: None,
+            job: None,
             autostart: false,
             run: 0,
             started: Instant::now(),

@@ -13,6 +13,7 @@ mod conn;
 mod domain;
 mod error;
 mod events;
+mod migrate;
 mod network;
 mod pool;
 mod session;
@@ -33,8 +34,8 @@ use self::domain::{Act, Domain};
 use self::pool::Pool;
 use self::session::{Link, Session};
 use super::{
-    ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, Screenshot, UndefineKeep,
-    Words, XmlKind, xml,
+    ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, MigrateTo, MigrationStats,
+    Screenshot, UndefineKeep, Words, XmlKind, xml,
 };
 
 /// A look at libvirt; also long listings.
@@ -51,6 +52,8 @@ const ASK: Duration = Duration::from_secs(2);
 const AGENT_CALLS_MAX: usize = 8;
 /// What an agent call takes beyond the guest's own time.
 const AGENT_SLACK: Duration = Duration::from_secs(10);
+/// A migration: large disks over a slow line take hours, and the caller calls it off by its own clock.
+const MIGRATE: Duration = Duration::from_secs(7 * 86_400);
 /// Events that a slow receiver may lag behind; a boot storm of 1000 VMs makes about four each.
 const EVENTS_MAX: usize = 8192;
 
@@ -218,6 +221,19 @@ impl Hypervisor for LibvirtHypervisor {
 
     async fn change(&self, uuid: VmId, change: LiveChange) -> Result<(), HvError> {
         self.on_domain("change", CHANGE, uuid, move |domain| domain.change(&change)).await
+    }
+
+    async fn migrate(&self, uuid: VmId, to: &MigrateTo) -> Result<(), HvError> {
+        let to = to.clone();
+        self.on_domain("migrate", MIGRATE, uuid, move |domain| migrate::send(domain, &to)).await
+    }
+
+    async fn migration(&self, uuid: VmId) -> Result<Option<MigrationStats>, HvError> {
+        self.query("migration", move |conn| migrate::stats(&domain::find(conn, uuid)?)).await
+    }
+
+    async fn abort_migration(&self, uuid: VmId) -> Result<(), HvError> {
+        self.on_domain("abort_migration", CHANGE, uuid, migrate::abort).await
     }
 
     async fn send_keys(&self, uuid: VmId, linux_keycodes: Vec<u32>) -> Result<(), HvError> {

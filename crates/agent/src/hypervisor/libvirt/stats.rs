@@ -51,7 +51,7 @@ unsafe fn one(record: &sys::_virDomainStatsRecord) -> DomainStats {
 
 /// # Safety
 /// A parameter as libvirt made it.
-unsafe fn number(p: &sys::_virTypedParameter) -> Option<u64> {
+pub unsafe fn number(p: &sys::_virTypedParameter) -> Option<u64> {
     // SAFETY: the union's field is chosen by the type that stands beside it.
     unsafe {
         match p.type_ as u32 {

@@ -30,6 +30,7 @@ async fn what_does_not_parse_is_told_and_keeps_nobody_from_work() {
         memory: ByteCount::from_gib(1),
         kvm: KvmState::Usable,
         address: None,
+        migration: None,
         reach: crate::image::Reach::default(),
     })
     .expect("a node");

@@ -33,7 +33,9 @@ pub fn tone(phase: VmPhase) -> Tone {
         VmPhase::Running => Tone::Good,
         VmPhase::Failed => Tone::Bad,
         VmPhase::Stopped => Tone::Dim,
-        VmPhase::Pending | VmPhase::Preparing | VmPhase::Starting | VmPhase::Stopping | VmPhase::Deleting => Tone::Plain,
+        VmPhase::Pending | VmPhase::Preparing | VmPhase::Starting | VmPhase::Stopping | VmPhase::Migrating | VmPhase::Deleting => {
+            Tone::Plain
+        }
         VmPhase::Paused | VmPhase::Backoff | VmPhase::Unknown => Tone::Warn,
     }
 }

@@ -11,6 +11,7 @@ pub mod exec;
 pub mod ip;
 pub mod list;
 pub mod logs;
+pub mod migrate;
 pub mod power;
 pub mod screen;
 pub mod set;
@@ -55,6 +56,8 @@ pub enum VmCommand {
     Pause(power::Names),
     /// Let paused VMs go on
     Resume(power::Names),
+    /// Move VMs to another host while they run
+    Migrate(migrate::MigrateArgs),
     /// Delete VMs and their disks
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
@@ -117,6 +120,7 @@ pub async fn run(ctx: &Ctx, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Reset(names) => power::each(ctx, "reset", &names.names).await,
         VmCommand::Pause(names) => power::each(ctx, "pause", &names.names).await,
         VmCommand::Resume(names) => power::each(ctx, "resume", &names.names).await,
+        VmCommand::Migrate(args) => migrate::run(ctx, args).await,
         VmCommand::Delete(args) => delete::run(ctx, args).await,
         VmCommand::Rename(args) => clone::rename(ctx, args).await,
         VmCommand::Clone(args) => clone::clone(ctx, args).await,

@@ -49,7 +49,8 @@ pub async fn each(ctx: &Ctx, verb: &str, names: &[Name]) -> Result<(), Failure> 
     all(ctx, verb, names, &ActionRequest::default()).await
 }
 
-async fn all(ctx: &Ctx, verb: &str, names: &[Name], request: &ActionRequest) -> Result<(), Failure> {
+/// One action on several VMs.
+pub async fn all(ctx: &Ctx, verb: &str, names: &[Name], request: &ActionRequest) -> Result<(), Failure> {
     let mut operations = Vec::new();
     let mut failures = Vec::new();
     for name in names {

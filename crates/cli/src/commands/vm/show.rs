@@ -1,13 +1,13 @@
 //! `vm show`, `vm xml`. `-o yaml` is the manifest: what `apply` takes, shortest form; `--full` adds defaults and choices.
 
 use clap::Args;
-use vmkeep_api::body::{VmView, XmlAnswer};
+use vmkeep_api::body::{MovableAnswer, VmView, XmlAnswer};
 use vmkeep_types::manifest::{vm_to_yaml_full, vm_to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::FirmwareChoice;
 
-use super::{get, list};
+use super::{get, list, migrate};
 use crate::commands::{joined, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
@@ -36,7 +36,11 @@ pub async fn run(ctx: &Ctx, args: ShowArgs) -> Result<(), Failure> {
         Format::Yaml => ctx.printer.out(vm_to_yaml_minimal(&view.spec).trim_end()),
         Format::Json => ctx.printer.value(&view)?,
         Format::Name => ctx.printer.out(&view.name()),
-        Format::Table | Format::Wide => card(ctx, &view),
+        Format::Table | Format::Wide => {
+            // A daemon of before does not say it.
+            let movable = ctx.call("vm.movable")?.field("name", &args.name).answer::<MovableAnswer>().await.ok();
+            card(ctx, &view, movable.as_ref());
+        }
     }
     Ok(())
 }
@@ -45,7 +49,7 @@ fn changes(changes: &[FieldChange]) -> String {
     changes.iter().map(|c| format!("{}: {} -> {}", c.field, c.from, c.to)).collect::<Vec<_>>().join("\n")
 }
 
-fn card(ctx: &Ctx, view: &VmView) {
+fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>) {
     let (spec, status) = (&view.spec, &view.status);
     let since = status.since.map(|at| format!(", since {}", time::local(at))).unwrap_or_default();
     let error = status.error.as_ref();
@@ -74,6 +78,7 @@ fn card(ctx: &Ctx, view: &VmView) {
         ("Machine", machine(view)),
         ("Labels", joined(&spec.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())),
         ("Node", status.node.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("Movable", movable.map(migrate::words).unwrap_or_default()),
         ("Accelerator", status.accel.clone().unwrap_or_default()),
         ("Origin", word(&view.origin)),
         ("Created", time::local(view.created_at)),

@@ -158,8 +158,8 @@ async fn commands_are_power_wishes_and_holds() {
         "POST /v1/vms/web1/actions/fly",
         Value::Null,
         expect![[r#"
-        404 not_found: there is no action 'fly'
-          hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release"#]],
+            404 not_found: there is no action 'fly'
+              hint: known are start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, reinit, upgrade-machine, rebuild, release, migrate"#]],
     )
     .await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"name": "x"}), expect!["422 invalid: 'start' takes no `name`"]).await;

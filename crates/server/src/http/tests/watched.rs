@@ -9,7 +9,7 @@ use super::*;
 
 /// The VM is node1's.
 pub async fn owned(bed: &Bed, id: VmId) {
-    let owner = Owner { vm: id, project: default(), node: Name::known("node1"), epoch: Epoch(1), generation: Generation(1) };
+    let owner = Owner { vm: id, project: default(), node: Name::known("node1"), epoch: Epoch(1), generation: Generation(1), to: None };
     bed.put_all(vec![typed::put(keys::owner(id), &owner)]).await;
 }
 

@@ -34,7 +34,11 @@ async fn put(store: &EmbeddedStore, ops: impl IntoIterator<Item = Op>) {
 /// A clone as `app` writes it, whose only disk is being copied.
 async fn cloning() -> EmbeddedStore {
     let store = begin(ByteCount::from_gib(8)).await;
-    let spec = PoolSpec { name: Name::known("default"), description: String::new(), driver: PoolDriver::Dir { path: "/pool".into() } };
+    let spec = PoolSpec {
+        name: Name::known("default"),
+        description: String::new(),
+        driver: PoolDriver::Dir { path: "/pool".into(), shared: false },
+    };
     let pool = PoolRecord { id: PoolId(uuid::Uuid::from_u128(5)), spec: spec.clone(), created_at: now() };
     let clone = VmRecord { volumes: BTreeMap::from([(Name::known("root"), DISK)]), ..record(None) };
     let mut op = operation(Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });

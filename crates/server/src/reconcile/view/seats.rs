@@ -1,5 +1,6 @@
 //! The view as placement sees it, kept change by change; and whom a change concerns.
 
+use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
@@ -99,7 +100,8 @@ impl ClusterView {
         let pool = &self.pools[&id].value;
         self.names.put_pool(pool);
         let in_it = |vm: &VmRecord| vm.volumes.values().filter_map(|v| self.volumes.get(v)).any(|v| v.value.pool == pool.spec.name);
-        touched.vms.extend(self.vms.values().filter(|vm| in_it(&vm.value)).map(|vm| vm.value.id));
+        let vms: Vec<VmId> = self.vms.values().filter(|vm| in_it(&vm.value)).map(|vm| vm.value.id).collect();
+        vms.into_iter().for_each(|id| self.touch_guest(id, touched));
     }
 
     /// A VM as placement sees it.
@@ -108,7 +110,7 @@ impl ClusterView {
         let bridged = networks.map(|network| &network.value.spec).filter(|spec| spec.mode == NetworkMode::Bridge);
         let bridges = bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect();
         let volumes = vm.volumes.values().filter_map(|id| self.volumes.get(id));
-        let home = Home::of(volumes.filter_map(|volume| bound_to(&volume.value)));
+        let home = Home::of(volumes.filter_map(|volume| self.bound_to(&volume.value)));
         let kvm = self.choices.get(&vm.id).is_some_and(|kept| kept.value.domain_type.as_deref() == Some("kvm"));
         let off = self.power.get(&vm.id).is_some_and(|kept| matches!(kept.value.want, PowerWish::Off | PowerWish::Killed));
         Guest {
@@ -120,9 +122,10 @@ impl ClusterView {
             counts: if off || vm.spec.run == RunPolicy::Halted { Counts::No } else { Counts::Yes },
         }
     }
-}
 
-/// The only node that reaches a volume's data; None: it has none yet, or every node reaches it.
-fn bound_to(volume: &VolumeRecord) -> Option<&Name> {
-    Some(&volume.node)
+    /// The only node that reaches a volume's data; None: every node reaches it.
+    fn bound_to<'v>(&self, volume: &'v VolumeRecord) -> Option<&'v Name> {
+        let shared = self.pool_by_name(&volume.pool).is_some_and(|pool| is_shared(&pool.value.spec));
+        (!shared).then_some(&volume.node)
+    }
 }

@@ -40,6 +40,7 @@ fn facts(node: &str) -> KeyValue {
         hypervisor_up: true,
         address: None,
         offers: Default::default(),
+        migration: None,
     };
     kv(keys::facts(&name(node)), &facts)
 }
@@ -60,7 +61,7 @@ fn vm(n: u128) -> Vec<KeyValue> {
 }
 
 fn owner(n: u128, node: &str) -> KeyValue {
-    let owner = Owner { vm: id(n), project: name("default"), node: name(node), epoch: Epoch(1), generation: Generation(1) };
+    let owner = Owner { vm: id(n), project: name("default"), node: name(node), epoch: Epoch(1), generation: Generation(1), to: None };
     kv(keys::owner(id(n)), &owner)
 }
 

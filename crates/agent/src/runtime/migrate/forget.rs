@@ -1,0 +1,82 @@
+//! What is left of a VM on a node that does not own it goes: description, QEMU, seed, and volumes that lie elsewhere by now.
+
+use std::time::Duration;
+
+use vmkeep_core::migrate::check::is_shared;
+use vmkeep_store::{keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::migration::{MovePart, MoveSaid};
+use vmkeep_types::pool::PoolDriver;
+use vmkeep_types::record::Owner;
+
+use super::super::apply::seed_path;
+use super::{AT_REST, Mover};
+use crate::domain::parse_metadata;
+use crate::hypervisor::{HvError, UndefineKeep};
+
+pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
+    if mover.said() == Some(&MoveSaid::Clean) {
+        return Ok(AT_REST);
+    }
+    refuse_owner(mover).await?;
+    drop_domain(mover).await?;
+    let MovePart::Forget { volumes } = &mover.order.part else { return Err(Error::internal("not a forgetting")) };
+    for (volume, pool) in volumes {
+        let spec = mover.order.order.pools.get(pool).ok_or_else(|| Error::not_found("pool", pool))?;
+        mover.node.pool(spec)?.delete_volume(*volume).await?;
+    }
+    drop_seed(mover);
+    mover.say(MoveSaid::Clean, None, None).await?;
+    Ok(AT_REST)
+}
+
+/// Whoever owns it, or is to, forgets nothing: an order from before.
+async fn refuse_owner(mover: &Mover) -> Result<(), Error> {
+    let read = typed::get_json::<Owner>(mover.node.store.as_ref(), &keys::owner(mover.order.vm)).await;
+    let owner = read.map_err(|e| Error::new(Code::Unavailable, e.to_string()))?;
+    let me = &mover.node.name;
+    match owner {
+        Some(owner) if owner.value.node == *me || owner.value.to.as_ref().is_some_and(|heir| heir.node == *me) => {
+            Err(Error::conflict("this node is the VM's owner; nothing of it is taken away"))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn drop_domain(mover: &Mover) -> Result<(), Error> {
+    let (hv, vm) = (&mover.node.hv, mover.order.vm);
+    let told = |what: &str, error: HvError| Error::refused(format!("cannot {what} the domain: {error}"));
+    let brief = match hv.find(vm).await {
+        Ok(brief) => brief,
+        Err(HvError::NoDomain(_)) => return Ok(()),
+        Err(error) => return Err(told("look at", error)),
+    };
+    if brief.metadata.as_deref().and_then(parse_metadata).is_none_or(|meta| meta.vm != vm) {
+        return Ok(());
+    }
+    if brief.state.is_live() {
+        match hv.destroy(vm).await {
+            Ok(()) | Err(HvError::WrongState(_) | HvError::NoDomain(_)) => {}
+            Err(error) => return Err(told("end", error)),
+        }
+    }
+    match hv.undefine(vm, UndefineKeep::Nothing).await {
+        Ok(()) | Err(HvError::NoDomain(_)) => Ok(()),
+        // A domain that was only being received is gone with its QEMU.
+        Err(HvError::WrongState(_)) if matches!(hv.find(vm).await, Err(HvError::NoDomain(_))) => Ok(()),
+        Err(error) => Err(told("undefine", error)),
+    }
+}
+
+/// In a shared pool it is the owner's too.
+fn drop_seed(mover: &Mover) {
+    let path = seed_path(&mover.node, &mover.order.order);
+    let shared = mover.order.order.pools.values().filter(|pool| is_shared(pool));
+    let theirs = shared.into_iter().any(|pool| {
+        let PoolDriver::Dir { path: folder, .. } = &pool.driver;
+        path.starts_with(folder)
+    });
+    if !theirs {
+        let _ = std::fs::remove_file(path);
+    }
+}

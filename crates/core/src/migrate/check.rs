@@ -1,0 +1,154 @@
+//! What keeps a VM from moving, told before it begins.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::migration::{MoveManner, Travel};
+use vmkeep_types::name::Name;
+use vmkeep_types::network::{NetworkMode, NetworkSpec};
+use vmkeep_types::pool::{PoolDriver, PoolSpec, VolumeRecord};
+use vmkeep_types::record::{FirmwareChoice, VmChoices};
+use vmkeep_types::vm::VmSpec;
+
+/// A VM with what it stands on.
+#[derive(Clone, Debug)]
+pub struct Baggage<'a> {
+    pub spec: &'a VmSpec,
+    pub choices: &'a VmChoices,
+    /// Disk, its volume and its pool.
+    pub disks: Vec<(&'a Name, &'a VolumeRecord, Option<&'a PoolSpec>)>,
+    /// CDs that are in: drive and pool.
+    pub cds: Vec<(&'a Name, Option<&'a PoolSpec>)>,
+    pub networks: Vec<&'a NetworkSpec>,
+}
+
+/// Why it cannot move; each in words of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// A device of the host is plugged through.
+    HostDevices,
+    /// A folder of the host is shared into the guest.
+    Shares,
+    /// The guest sees this host's own CPU.
+    HostCpu(String),
+    /// A CD from a pool that only this host reaches.
+    LocalCd(Name),
+    /// A file that vmkeep did not make; nobody knows whether other hosts reach it.
+    ForeignFile(Name, String),
+    /// Its data is on this host, and only a running guest takes it along.
+    LocalDisk(Name),
+    /// NVRAM or TPM state is a file of this host, and only a running guest takes it along.
+    LocalState(&'static str),
+}
+
+impl fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostDevices => f.write_str("devices: it has a device of this host"),
+            Self::Shares => f.write_str("shares: it shares a folder of this host"),
+            Self::HostCpu(model) => {
+                write!(f, "cpu.model {model}: the guest sees this host's own CPU; with auto or a named model it can move")
+            }
+            Self::LocalCd(drive) => write!(f, "cdroms[{drive}]: the CD is in a pool of this host; take it out first"),
+            Self::ForeignFile(disk, path) => write!(f, "disks[{disk}]: {path} is a file of this host that vmkeep did not make"),
+            Self::LocalDisk(disk) => write!(f, "disks[{disk}]: its data is on this host, and only a running guest takes it along"),
+            Self::LocalState(what) => write!(f, "its {what} is a file of this host, and only a running guest takes it along"),
+        }
+    }
+}
+
+/// Whether every node has the same files there.
+pub fn is_shared(pool: &PoolSpec) -> bool {
+    match &pool.driver {
+        PoolDriver::Dir { shared, .. } => *shared,
+    }
+}
+
+/// Disks whose data must be copied, because only the source reaches it.
+pub fn local_disks(baggage: &Baggage<'_>) -> BTreeSet<Name> {
+    let local = |(disk, _, pool): &(&Name, &VolumeRecord, Option<&PoolSpec>)| (!pool.is_some_and(is_shared)).then(|| (*disk).clone());
+    baggage.disks.iter().filter_map(local).collect()
+}
+
+/// Everything that keeps it from moving so; empty = it can.
+pub fn hindrances(baggage: &Baggage<'_>, travel: Travel) -> Vec<Hindrance> {
+    let spec = baggage.spec;
+    let mut found = Vec::new();
+    if !spec.devices.pci.is_empty() || !spec.devices.usb.is_empty() {
+        found.push(Hindrance::HostDevices);
+    }
+    if !spec.shares.is_empty() {
+        found.push(Hindrance::Shares);
+    }
+    for (disk, volume, _) in &baggage.disks {
+        if let Some(path) = &volume.foreign_path {
+            found.push(Hindrance::ForeignFile((*disk).clone(), path.clone()));
+        }
+    }
+    let local_cd =
+        |(drive, pool): &(&Name, Option<&PoolSpec>)| (!pool.is_some_and(is_shared)).then(|| Hindrance::LocalCd((*drive).clone()));
+    found.extend(baggage.cds.iter().filter_map(local_cd));
+    if travel == Travel::Off {
+        found.extend(local_disks(baggage).into_iter().map(Hindrance::LocalDisk));
+        if matches!(baggage.choices.firmware, Some(FirmwareChoice::Uefi { .. })) {
+            found.push(Hindrance::LocalState("NVRAM"));
+        }
+        if spec.tpm() {
+            found.push(Hindrance::LocalState("TPM state"));
+        }
+    } else if baggage.choices.domain_type.as_deref() == Some("kvm") && matches!(spec.cpu.model.as_str(), "host" | "max") {
+        found.push(Hindrance::HostCpu(spec.cpu.model.clone()));
+    }
+    found
+}
+
+/// How it travels, or what keeps it from that.
+///
+/// # Errors
+/// The hindrances of the way that was asked for.
+pub fn travel(baggage: &Baggage<'_>, now: Travel, manner: MoveManner) -> Result<Travel, Vec<Hindrance>> {
+    let by = |travel| {
+        let found = hindrances(baggage, travel);
+        if found.is_empty() { Ok(travel) } else { Err(found) }
+    };
+    match (now, manner) {
+        (Travel::Off, _) | (_, MoveManner::Cold) => by(Travel::Off),
+        (_, MoveManner::Live) => by(now),
+        (_, MoveManner::LiveOrCold) => by(now).or_else(|live| by(Travel::Off).map_err(|_| live)),
+    }
+}
+
+/// What is different afterwards, without keeping it from moving.
+pub fn warnings(baggage: &Baggage<'_>) -> Vec<String> {
+    let own = |n: &&&NetworkSpec| n.mode == NetworkMode::Nat && n.ipv4.is_none();
+    let told = |n: &NetworkSpec| {
+        format!(
+            "network '{}' is another one on each host (mode: nat without ipv4): the guest keeps its address and may lose its way out until it asks for another",
+            n.name
+        )
+    };
+    baggage.networks.iter().filter(own).map(|n| told(n)).collect()
+}
+
+/// Why this node cannot take it in; None = it can, as far as it is known from here.
+pub fn refuses(baggage: &Baggage<'_>, travel: Travel, node: &NodeFacts) -> Option<String> {
+    if !node.hypervisor_up {
+        return Some("libvirt does not answer there".into());
+    }
+    if travel != Travel::Off && node.migration.is_none() {
+        return Some("its libvirt cannot be reached by other hosts ([migration] in vmkeepd.toml)".into());
+    }
+    if baggage.choices.domain_type.as_deref() == Some("kvm")
+        && let KvmState::Unusable { why } = &node.kvm
+    {
+        return Some(format!("it runs with KVM, and that node has none: {why}"));
+    }
+    None
+}
+
+/// The hindrances in one sentence.
+pub fn words(hindrances: &[Hindrance]) -> String {
+    let all: Vec<String> = hindrances.iter().map(ToString::to_string).collect();
+    all.join("; ")
+}

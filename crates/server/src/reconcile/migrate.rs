@@ -1,0 +1,440 @@
+//! Migrations, as the leader drives them: each look writes at most one transaction, decided by `core::migrate`.
+//!
+//! ```text
+//!  migrate/UID asked ─begin─► owner {from, to} ─► … ─► owner to, generation + 1 ─► … ─► record gone, other side forgets
+//! ```
+//! Every transaction compares the record and the owner it was decided from. What a node has still to take away after the end is
+//! an order of its own (`Forget`), which outlives the record; as long as it stands no migration of the VM comes to that node.
+
+use std::collections::BTreeMap;
+
+use vmkeep_core::migrate::check::{self, Baggage};
+use vmkeep_core::migrate::{self, End, Next, Saw};
+use vmkeep_core::place::need::Home;
+use vmkeep_core::place::{self, Need};
+use vmkeep_store::{Compare, Op, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ids::{Epoch, VmId, VolumeId};
+use vmkeep_types::migration::{
+    Handed, Migration, MigrationAddress, MoveOrder, MovePart, MovePhase, MoveSaid, MoveSeen, Moving, PartKind, Stop, Travel, Way,
+};
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::{Doing, DomainState, Observed, VmMemory};
+use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::order::Order;
+use vmkeep_types::record::{Heir, Owner, PowerWish, VmRecord};
+use vmkeep_types::units::ByteCount;
+
+use super::view::{ClusterView, Kept};
+use super::vm::{ended, op_key, order_for, replace_op};
+
+/// Migrations that one node sends and receives at once: more only share its network, and each takes longer.
+const PER_NODE_MAX: usize = 3;
+
+/// What an order says of a migration under way.
+pub fn moving(view: &ClusterView, id: VmId) -> Option<Moving> {
+    let m = &view.moves.get(&id)?.value;
+    Some(Moving { op: m.op, travel: m.way.as_ref()?.travel })
+}
+
+/// What the node before remembered, for the order of the one that has it now.
+pub fn handed(view: &ClusterView, id: VmId) -> Option<Handed> {
+    view.moves.get(&id)?.value.way.as_ref()?.handed.clone()
+}
+
+/// The next write for a VM that is on its way, or of which something is left elsewhere.
+pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Option<Txn> {
+    if let Some(txn) = tidy(view, id) {
+        return Some(txn);
+    }
+    let kept = view.moves.get(&id)?;
+    let (Some(record), Some(owner)) = (view.vms.get(&id), view.owners.get(&id)) else {
+        return Some(drop_record(kept, view, Error::conflict("the VM has no node"), now));
+    };
+    let going = Going { view, kept, m: &kept.value, record, owner, now };
+    if kept.value.phase == MovePhase::Asked { going.begin() } else { going.go_on() }
+}
+
+/// A node has taken away what was left there.
+fn tidy(view: &ClusterView, id: VmId) -> Option<Txn> {
+    view.nodes.iter().find_map(|(node, keys_of)| {
+        let order = keys_of.moves.get(&id).filter(|order| order.value.part.kind() == PartKind::Forget)?;
+        let seen = keys_of.moved.get(&id)?;
+        let clean = seen.value.op == order.value.op && seen.value.part == PartKind::Forget && seen.value.said == MoveSaid::Clean;
+        clean.then(|| {
+            Txn::default()
+                .when(Compare::ModifiedAt(keys::move_order(node, id), order.modified))
+                .then(Op::Delete(keys::move_order(node, id)))
+                .then(Op::Delete(keys::move_seen(node, id)))
+                // Another node owns it, with a later generation: nothing counts on these any more.
+                .then(Op::DeletePrefix(keys::all_stopped(node, id)))
+        })
+    })
+}
+
+fn drop_record(kept: &Kept<Migration>, view: &ClusterView, error: Error, now: jiff::Timestamp) -> Txn {
+    let key = keys::migration(kept.value.vm);
+    let txn = Txn::default().when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key));
+    match view.ops.get(&kept.value.op).filter(|op| !op.value.state.is_over()) {
+        Some(op) => txn.then(typed::put(op_key(&op.value), &failed(&op.value, error, now))),
+        None => txn,
+    }
+}
+
+fn failed(op: &Operation, error: Error, now: jiff::Timestamp) -> Operation {
+    let state = if error.code == Code::Cancelled { OpState::Cancelled } else { OpState::Failed };
+    Operation { error: Some(error), progress: None, ..ended(op, state, now) }
+}
+
+/// One migration and all that is decided from.
+struct Going<'a> {
+    view: &'a ClusterView,
+    kept: &'a Kept<Migration>,
+    m: &'a Migration,
+    record: &'a Kept<VmRecord>,
+    owner: &'a Kept<Owner>,
+    now: jiff::Timestamp,
+}
+
+/// A VM with what it stands on, from the view.
+pub fn baggage<'a>(view: &'a ClusterView, vm: &'a VmRecord, choices: &'a vmkeep_types::record::VmChoices) -> Baggage<'a> {
+    let pool = |name: &Name| view.pool_by_name(name).map(|pool| &pool.value.spec);
+    let disks = vm.volumes.iter().filter_map(|(disk, id)| view.volumes.get(id).map(|v| (disk, &v.value, pool(&v.value.pool))));
+    let inserted = vm.spec.cdroms.iter().filter_map(|cd| Some((&cd.name, cd.image.as_ref()?)));
+    let cds = inserted.map(|(drive, image)| (drive, view.image_by_name(&vm.project, image).and_then(|i| pool(&i.value.spec.pool))));
+    let networks = vm.spec.nics.iter().filter_map(|nic| view.network_by_name(&vm.project, &nic.network)).map(|n| &n.value.spec);
+    Baggage { spec: &vm.spec, choices, disks: disks.collect(), cds: cds.collect(), networks: networks.collect() }
+}
+
+/// What the guest is doing, as far as a migration can begin from it.
+enum Guest {
+    Now(Travel),
+    /// Something is under way that must end first.
+    Busy(&'static str),
+}
+
+impl Going<'_> {
+    fn id(&self) -> VmId {
+        self.m.vm
+    }
+
+    fn facts(&self, node: &Name) -> Option<&vmkeep_types::host::NodeFacts> {
+        self.view.nodes.get(node)?.facts.as_ref().map(|facts| &facts.value)
+    }
+
+    fn epoch(&self, node: &Name) -> Epoch {
+        self.facts(node).map_or(Epoch(1), |facts| facts.epoch)
+    }
+
+    /// Under the record and the owner that this was decided from.
+    fn txn(&self) -> Txn {
+        Txn::default()
+            .when(Compare::ModifiedAt(keys::migration(self.id()), self.kept.modified))
+            .when(Compare::ModifiedAt(keys::owner(self.id()), self.owner.modified))
+    }
+
+    /// Its operation, with a step more.
+    fn told(&self, step: Option<String>) -> Option<Op> {
+        let op = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over())?;
+        let mut value = Operation { state: OpState::Running, blocked: None, ..op.value.clone() };
+        value.steps.extend(step);
+        Some(typed::put(op_key(&value), &value))
+    }
+
+    fn blocked(&self, why: &str) -> Option<Txn> {
+        let op = self.view.ops.get(&self.m.op).filter(|op| op.value.blocked.as_deref() != Some(why))?;
+        Some(replace_op(op, &Operation { blocked: Some(why.to_owned()), ..op.value.clone() }))
+    }
+
+    fn guest(&self) -> Guest {
+        let (seen, power) = (self.view.seen(self.id()), self.view.power.get(&self.id()));
+        let Some(seen) = seen.filter(|seen| seen.generation == self.owner.value.generation) else {
+            return Guest::Busy("its node has not said what it does");
+        };
+        if power.is_some_and(|power| seen.power_cycle < power.value.cycle) {
+            return Guest::Busy("a command is being carried out");
+        }
+        if matches!(seen.doing, Some(Doing::Starting | Doing::Stopping { .. } | Doing::Deleting | Doing::Preparing { .. })) {
+            return Guest::Busy("it is being started, stopped or changed");
+        }
+        match seen.domain {
+            Observed::Known(DomainState::Running) => Guest::Now(Travel::Running),
+            Observed::Known(DomainState::Paused) => Guest::Now(Travel::Paused),
+            Observed::Known(DomainState::Off) | Observed::Absent => Guest::Now(Travel::Off),
+            Observed::Known(DomainState::ShuttingDown) => Guest::Busy("it is shutting down"),
+            Observed::Known(DomainState::Crashed | DomainState::Suspended) => Guest::Busy("its guest has panicked or sleeps"),
+            Observed::Unknown => Guest::Busy("libvirt does not answer on its node"),
+        }
+    }
+
+    /// Chooses the way, or says why there is none.
+    fn begin(&self) -> Option<Txn> {
+        if let Some(stop) = &self.m.stop {
+            return Some(self.end(End::Stayed(migrate::stop_error(stop))));
+        }
+        if self.now >= self.m.deadline {
+            return Some(self.end(End::Stayed(migrate::stop_error(&Stop::Late))));
+        }
+        let vm = &self.record.value;
+        if vm.leaving.is_some() {
+            return Some(self.end(End::Stayed(Error::conflict("it is being deleted"))));
+        }
+        let now = match self.guest() {
+            Guest::Now(now) => now,
+            Guest::Busy(why) => return self.blocked(why),
+        };
+        let choices = self.view.choices.get(&self.id()).map(|kept| kept.value.clone()).unwrap_or_default();
+        let baggage = baggage(self.view, vm, &choices);
+        let travel = match check::travel(&baggage, now, self.m.options.manner) {
+            Ok(travel) => travel,
+            Err(found) => {
+                let error = Error::conflict(format!("it cannot move: {}", check::words(&found)));
+                return Some(self.end(End::Stayed(error.hint(format!("`vmkeep vm show {}` says what keeps it", vm.spec.name)))));
+            }
+        };
+        let to = match self.target(&baggage, travel) {
+            Ok(to) => to,
+            Err(error) => return Some(self.end(End::Stayed(error))),
+        };
+        if let Some(why) = self.in_the_way(&to) {
+            return self.blocked(&why);
+        }
+        Some(self.set_out(&baggage, travel, to))
+    }
+
+    fn target(&self, baggage: &Baggage<'_>, travel: Travel) -> Result<Name, Error> {
+        let from = &self.owner.value.node;
+        let wanted = self.m.options.to.as_ref();
+        if wanted == Some(from) {
+            return Err(Error::conflict(format!("it is on {from} already")));
+        }
+        if let Some(to) = wanted.filter(|to| self.facts(to).is_none()) {
+            return Err(Error::not_found("node", to));
+        }
+        let Some(guest) = self.view.fleet().guest(self.id()) else { return Err(Error::internal("placement does not know the VM")) };
+        // Its data goes along.
+        let guest = place::Guest { need: Need { home: Home::Anywhere, ..guest.need.clone() }, ..guest.clone() };
+        let mut refusals = Vec::new();
+        let others = place::explain(self.view.fleet(), &guest).into_iter().filter(|v| v.node != *from);
+        for verdict in others.filter(|v| wanted.is_none_or(|to| v.node == *to)) {
+            let here = || self.facts(&verdict.node).and_then(|facts| check::refuses(baggage, travel, facts));
+            match verdict.fits.map_err(|refusal| refusal.to_string()).and_then(|_| here().map_or(Ok(()), Err)) {
+                Ok(()) => return Ok(verdict.node),
+                Err(why) => refusals.push(format!("{}: {why}", verdict.node)),
+            }
+        }
+        let told = if refusals.is_empty() { "there is no other node".to_owned() } else { refusals.join("; ") };
+        Err(Error::new(Code::NoCapacity, format!("it has nowhere to go ({told})")))
+    }
+
+    /// What must end before it can set out.
+    fn in_the_way(&self, to: &Name) -> Option<String> {
+        let from = &self.owner.value.node;
+        for node in [from, to] {
+            if self.view.nodes.get(node).is_some_and(|keys| keys.moves.contains_key(&self.id())) {
+                return Some(format!("{node} still takes away what an earlier migration left there"));
+            }
+            let busy = self.view.moves.values().filter_map(|m| m.value.way.as_ref()).filter(|way| way.from == *node || way.to == *node);
+            if busy.count() >= PER_NODE_MAX {
+                return Some(format!("waits for its turn: {PER_NODE_MAX} migrations from or to {node} are under way"));
+            }
+        }
+        None
+    }
+
+    fn set_out(&self, baggage: &Baggage<'_>, travel: Travel, to: Name) -> Txn {
+        let way = Way {
+            from: self.owner.value.node.clone(),
+            to: to.clone(),
+            generation: self.owner.value.generation,
+            travel,
+            power_cycle: self.view.power.get(&self.id()).map_or(0, |power| power.value.cycle),
+            copy: check::local_disks(baggage),
+            handed: None,
+        };
+        let owner = Owner { to: Some(Heir { node: to.clone(), epoch: self.epoch(&to) }), ..self.owner.value.clone() };
+        let how = match (travel, way.copy.len()) {
+            (Travel::Off, _) => "off".to_owned(),
+            (_, 0) => "live".to_owned(),
+            (_, disks) => format!("live, {disks} disks copied along"),
+        };
+        let step = format!("{} -> {to}, {how}", way.from);
+        let mut steps: Vec<String> = check::warnings(baggage);
+        steps.push(step);
+        let m = Migration { phase: MovePhase::Preparing, way: Some(way), ..self.m.clone() };
+        let txn = self
+            .txn()
+            .when(Compare::ModifiedAt(keys::vm(&self.record.value.project, self.id()), self.record.modified))
+            .then(typed::put(keys::owner(self.id()), &owner))
+            .then(Op::Put(keys::own(&to, self.id()), Vec::new()));
+        let txn = self.orders(&m, txn);
+        match self.told(Some(steps.join("; "))) {
+            Some(op) => txn.then(op),
+            None => txn,
+        }
+    }
+
+    /// The record and what both sides do in its phase.
+    fn orders(&self, m: &Migration, mut txn: Txn) -> Txn {
+        txn = txn.then(typed::put(keys::migration(self.id()), m));
+        let Some(way) = &m.way else { return txn };
+        if let Some(part) = migrate::source_part(m, &self.address(way)) {
+            txn.then.extend(self.order(way, &way.from, part, m).map(|order| typed::put(keys::move_order(&way.from, self.id()), &order)));
+        }
+        if let Some(part) = migrate::destination_part(m) {
+            txn.then.extend(self.order(way, &way.to, part, m).map(|order| typed::put(keys::move_order(&way.to, self.id()), &order)));
+        }
+        txn
+    }
+
+    /// What one side is told; `None` while a record that it must name is missing.
+    fn order(&self, way: &Way, node: &Name, part: MovePart, m: &Migration) -> Option<MoveOrder> {
+        let generation = if *node == way.to { way.generation.next() } else { way.generation };
+        let owner = Owner { node: node.clone(), epoch: self.epoch(node), generation, to: None, ..self.owner.value.clone() };
+        let mut order = order_for(self.view, &self.record.value, self.record.modified, &owner)?;
+        (order.moving, order.handed) = (None, None);
+        let seen = self.view.nodes.get(&way.from).and_then(|keys| keys.seen.get(&self.id()));
+        for volume in order.volumes.values_mut() {
+            let there = seen.and_then(|seen| seen.value.volumes.get(&volume.id));
+            volume.size = there.map(|there| ByteCount::from_bytes(there.size_bytes)).or(volume.size);
+        }
+        Some(MoveOrder { op: m.op, vm: m.vm, part, order, travel: way.travel })
+    }
+
+    fn go_on(&self) -> Option<Txn> {
+        let way = self.m.way.as_ref()?;
+        let moved = |node: &Name| self.view.nodes.get(node).and_then(|keys| keys.moved.get(&self.id())).map(|kept| &kept.value);
+        let (source, destination) = (moved(&way.from), moved(&way.to));
+        let seen = self.view.seen(self.id()).filter(|seen| seen.generation == self.owner.value.generation);
+        let hands_off = seen.filter(|seen| seen.doing == Some(Doing::Moving { op: self.m.op })).map(|seen| &seen.domain);
+        let saw = Saw { now: self.now, hands_off, source, destination, against: self.against(way) };
+        let with = |m: Migration, step: &str| {
+            let txn = self.orders(&m, self.txn());
+            let told = self.told(Some(step.to_owned()));
+            Some(told.into_iter().fold(txn, Txn::then))
+        };
+        match migrate::step(self.m, &saw) {
+            Next::Wait => self.mend_orders(way).or_else(|| self.progress(source)),
+            Next::Enter(MovePhase::Arriving) => self.hand_over(way),
+            Next::Enter(phase) => with(Migration { phase, ..self.m.clone() }, &format!("{} is ready", way.to)),
+            Next::Stop(stop) => with(Migration { stop: Some(stop), ..self.m.clone() }, "is being called off"),
+            Next::TakeBack(error) => {
+                let m = Migration { phase: MovePhase::Returning, broke: Some(error), ..self.m.clone() };
+                let txn = self.orders(&m, self.release(way, self.txn()));
+                Some(self.told(Some(format!("goes back to {}", way.from))).into_iter().fold(txn, Txn::then))
+            }
+            Next::End(end) => Some(self.end(end)),
+        }
+    }
+
+    /// Both sides are told what the record says; somebody who cancels writes only that.
+    fn mend_orders(&self, way: &Way) -> Option<Txn> {
+        let wanted = [(&way.from, migrate::source_part(self.m, &self.address(way))), (&way.to, migrate::destination_part(self.m))];
+        let mut txn = self.txn();
+        for (node, part) in wanted.into_iter().filter_map(|(node, part)| Some((node, part?))) {
+            let told = self.view.nodes.get(node).and_then(|keys| keys.moves.get(&self.id()));
+            if told.is_none_or(|told| told.value.op != self.m.op || told.value.part.kind() != part.kind()) {
+                txn.then.extend(self.order(way, node, part, self.m).map(|order| typed::put(keys::move_order(node, self.id()), &order)));
+            }
+        }
+        (!txn.then.is_empty()).then_some(txn)
+    }
+
+    /// A cold one goes nowhere by itself; its address is not asked for.
+    fn address(&self, way: &Way) -> MigrationAddress {
+        let known = self.facts(&way.to).and_then(|facts| facts.migration.clone());
+        known.unwrap_or(MigrationAddress { connect: String::new(), data: String::new() })
+    }
+
+    /// Why the VM is wanted otherwise by now.
+    fn against(&self, way: &Way) -> Option<String> {
+        if self.record.value.leaving.is_some() {
+            return Some("it is being deleted".into());
+        }
+        let power = &self.view.power.get(&self.id())?.value;
+        (power.cycle > way.power_cycle && power.want != PowerWish::On).then(|| "it was told to stop or to restart".into())
+    }
+
+    fn progress(&self, source: Option<&MoveSeen>) -> Option<Txn> {
+        let told = source.filter(|seen| seen.op == self.m.op).and_then(|seen| seen.progress)?.bytes();
+        let op = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over() && op.value.progress != Some(told))?;
+        Some(replace_op(op, &Operation { progress: Some(told), ..op.value.clone() }))
+    }
+
+    /// The one transaction that makes the destination the owner.
+    fn hand_over(&self, way: &Way) -> Option<Txn> {
+        let (id, epoch) = (self.id(), self.epoch(&way.to));
+        let seen = self.view.nodes.get(&way.from).and_then(|keys| keys.seen.get(&id));
+        let handed = seen.map(|seen| Handed {
+            memory: VmMemory { boot_id: String::new(), ..seen.value.memory.clone() },
+            restarts: seen.value.restarts.clone(),
+        });
+        let m = Migration { phase: MovePhase::Arriving, way: Some(Way { handed: handed.clone(), ..way.clone() }), ..self.m.clone() };
+        let owner = Owner { node: way.to.clone(), epoch, generation: way.generation.next(), to: None, ..self.owner.value.clone() };
+        let order: Order = Order {
+            moving: Some(Moving { op: m.op, travel: way.travel }),
+            handed,
+            ..order_for(self.view, &self.record.value, self.record.modified, &owner)?
+        };
+        let mut txn = self
+            .txn()
+            .when(Compare::Present(keys::stopped(&way.from, id, way.generation)))
+            .when(Compare::Absent(keys::fence(&way.to, epoch)))
+            .when(Compare::Present(keys::armed(&way.to, epoch)))
+            .then(typed::put(keys::owner(id), &owner))
+            .then(typed::put(keys::order(&way.to, id), &order));
+        let left = [keys::own(&way.from, id), keys::run(&way.from, id), keys::order(&way.from, id), keys::seen(&way.from, id)];
+        txn.then.extend(left.into_iter().chain([keys::move_order(&way.from, id), keys::move_seen(&way.from, id)]).map(Op::Delete));
+        for volume in self.record.value.volumes.values().filter_map(|id| self.view.volumes.get(id)) {
+            let key = keys::volume(&volume.value.project, volume.value.id);
+            let there = vmkeep_types::pool::VolumeRecord { node: way.to.clone(), ..volume.value.clone() };
+            txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &there));
+        }
+        let txn = self.orders(&m, txn);
+        Some(self.told(Some(format!("has left {}", way.from))).into_iter().fold(txn, Txn::then))
+    }
+
+    /// The VM is the source's alone again, and the destination forgets it.
+    fn release(&self, way: &Way, txn: Txn) -> Txn {
+        let owner = Owner { to: None, ..self.owner.value.clone() };
+        let txn = txn.then(typed::put(keys::owner(self.id()), &owner)).then(Op::Delete(keys::own(&way.to, self.id())));
+        self.forget(way, &way.to, txn)
+    }
+
+    fn forget(&self, way: &Way, node: &Name, mut txn: Txn) -> Txn {
+        let copied = way.copy.iter().filter_map(|disk| self.record.value.volumes.get(disk));
+        let volumes: BTreeMap<VolumeId, Name> =
+            copied.filter_map(|id| self.view.volumes.get(id)).map(|v| (v.value.id, v.value.pool.clone())).collect();
+        let order = self.order(way, node, MovePart::Forget { volumes }, self.m);
+        txn.then.extend(order.map(|order| typed::put(keys::move_order(node, self.id()), &order)));
+        txn
+    }
+
+    fn end(&self, end: End) -> Txn {
+        let id = self.id();
+        let mut txn = self.txn().then(Op::Delete(keys::migration(id)));
+        if let Some(way) = &self.m.way {
+            txn = match &end {
+                End::Stayed(_) => {
+                    txn.then.extend([keys::move_order(&way.from, id), keys::move_seen(&way.from, id)].map(Op::Delete));
+                    if self.m.phase == MovePhase::Returning { txn } else { self.release(way, txn) }
+                }
+                End::Moved | End::Lost(_) => {
+                    txn.then.extend([keys::move_order(&way.to, id), keys::move_seen(&way.to, id)].map(Op::Delete));
+                    self.forget(way, &way.from, txn)
+                }
+            };
+        }
+        let Some(op) = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over()) else { return txn };
+        let value = match end {
+            End::Stayed(error) => failed(&op.value, error, self.now),
+            End::Lost(error) => failed(&op.value, error, self.now),
+            End::Moved => {
+                let mut done = Operation { progress: None, ..ended(&op.value, OpState::Done, self.now) };
+                done.steps.extend(self.m.way.as_ref().map(|way| format!("is on {}", way.to)));
+                done
+            }
+        };
+        txn.then(typed::put(op_key(&value), &value))
+    }
+}

@@ -1,0 +1,270 @@
+//! Two agents, one store and a leader in one process; each can be ended and begun again on its own, as a kill and a restart
+//! would. Their hypervisors are fakes that reach each other, or the libvirts of two test hosts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use vmkeep_agent::hypervisor::Hypervisor;
+use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Wire};
+use vmkeep_agent::image::Reach;
+use vmkeep_agent::runtime::clock::BootId;
+use vmkeep_agent::runtime::{self, AgentConfig, Node};
+use vmkeep_server::app::{Ask, ask::Admission, bootstrap, vm, vm_migrate, vm_write};
+use vmkeep_store::embedded::EmbeddedStore;
+use vmkeep_store::{Store, keys, typed};
+use vmkeep_types::host::KvmState;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::migration::{MigrateOptions, Migration, MigrationAddress, MovePhase};
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::DomainState;
+use vmkeep_types::operation::Operation;
+use vmkeep_types::record::{Caller, Owner, Role, Via};
+use vmkeep_types::units::ByteCount;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Something that runs until it is told to stop.
+struct Part {
+    stop: CancellationToken,
+    going: JoinHandle<()>,
+}
+
+impl Part {
+    async fn end(self) {
+        self.stop.cancel();
+        self.going.await.expect("it ends");
+    }
+}
+
+/// A hypervisor and how the other reaches it.
+pub struct Machine {
+    pub hv: Arc<dyn Hypervisor>,
+    pub fake: Option<Arc<FakeHypervisor>>,
+    pub address: MigrationAddress,
+}
+
+struct Host {
+    machine: Machine,
+    dir: tempfile::TempDir,
+    agent: Option<Part>,
+}
+
+pub struct Cluster {
+    pub store: Arc<EmbeddedStore>,
+    pub wire: Wire,
+    hosts: BTreeMap<&'static str, Host>,
+    leader: Option<Part>,
+    /// Two guests ran at once.
+    two: Arc<AtomicBool>,
+    watch: JoinHandle<()>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.watch.abort();
+        for part in self.hosts.values().filter_map(|host| host.agent.as_ref()).chain(&self.leader) {
+            part.stop.cancel();
+        }
+    }
+}
+
+pub fn ask() -> Ask {
+    let caller = Caller { name: "alice".into(), role: Role::Admin, via: Via::Uid(0), projects: None };
+    Ask { project: Name::known("default"), caller, if_match: None, repeat: None, admission: Admission::default() }
+}
+
+pub fn uri(host: &str) -> String {
+    format!("fake://{host}")
+}
+
+impl Cluster {
+    /// Fakes on `a` and `b`.
+    pub async fn of_fakes(pool: &Path, shared: bool) -> Self {
+        let wire = Wire::default();
+        let machine = |name: &str| {
+            let fake = Arc::new(FakeHypervisor::new());
+            wire.join(&uri(name), &fake);
+            Machine { hv: fake.clone(), fake: Some(fake), address: MigrationAddress { connect: uri(name), data: format!("tcp://{name}") } }
+        };
+        let (a, b) = (machine("a"), machine("b"));
+        Self::new(pool, shared, wire, a, b).await
+    }
+
+    pub async fn new(pool: &Path, shared: bool, wire: Wire, a: Machine, b: Machine) -> Self {
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        bootstrap(store.as_ref(), &pool.to_string_lossy(), shared).await.expect("a store");
+        let two = Arc::new(AtomicBool::new(false));
+        let mut hosts = BTreeMap::new();
+        for (name, machine) in [("a", a), ("b", b)] {
+            let dir = tempfile::tempdir().expect("a folder");
+            std::fs::write(dir.path().join("boot_id"), name).expect("a boot id");
+            hosts.insert(name, Host { machine, dir, agent: None });
+        }
+        let watched: Vec<_> = hosts.values().map(|host| host.machine.hv.clone()).collect();
+        let seen = two.clone();
+        let watch = tokio::spawn(async move {
+            loop {
+                // A look each: what runs in both at the later one ran in both at that moment, for a guest comes only once.
+                let first = running(&watched[0]).await;
+                let both = running(&watched[1]).await.into_iter().any(|vm| first.contains(&vm));
+                if both && running(&watched[0]).await.iter().any(|vm| first.contains(vm)) && !running(&watched[1]).await.is_empty() {
+                    seen.store(true, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        let mut cluster = Self { store, wire, hosts, leader: None, two, watch };
+        cluster.begin("a");
+        cluster.begin("b");
+        cluster.lead();
+        cluster
+            .until("both have joined", async |c| {
+                c.store.get(&keys::joined(&Name::known("a"))).await.expect("a read").is_some()
+                    && c.store.get(&keys::joined(&Name::known("b"))).await.expect("a read").is_some()
+            })
+            .await;
+        cluster
+    }
+
+    pub fn begin(&mut self, name: &'static str) {
+        let host = self.hosts.get_mut(name).expect("a host");
+        let dir = host.dir.path();
+        let node = Node::new(AgentConfig {
+            name: Name::known(name),
+            store: self.store.clone(),
+            hypervisor: host.machine.hv.clone(),
+            boot_id: BootId(dir.join("boot_id")),
+            seed_dir: dir.to_owned(),
+            log_dir: dir.join("logs"),
+            run_dir: dir.join("run"),
+            cpus: 4,
+            memory: ByteCount::from_gib(8),
+            kvm: KvmState::Unusable { why: "a test".into() },
+            address: None,
+            migration: Some(host.machine.address.clone()),
+            reach: Reach::Others,
+        })
+        .expect("a boot id");
+        let stop = CancellationToken::new();
+        let going = tokio::spawn(runtime::run(node, stop.clone()));
+        host.agent = Some(Part { stop, going });
+    }
+
+    pub async fn end(&mut self, name: &'static str) {
+        let agent = self.hosts.get_mut(name).and_then(|host| host.agent.take());
+        agent.expect("it was begun").end().await;
+    }
+
+    pub fn lead(&mut self) {
+        let stop = CancellationToken::new();
+        let going = tokio::spawn(vmkeep_server::reconcile::run(self.store.clone(), Name::known("leader"), stop.clone()));
+        self.leader = Some(Part { stop, going });
+    }
+
+    pub async fn stop_leading(&mut self) {
+        self.leader.take().expect("it leads").end().await;
+    }
+
+    pub fn fake(&self, name: &str) -> &Arc<FakeHypervisor> {
+        self.hosts[name].machine.fake.as_ref().expect("a fake")
+    }
+
+    pub fn hv(&self, name: &str) -> &Arc<dyn Hypervisor> {
+        &self.hosts[name].machine.hv
+    }
+
+    pub async fn until(&self, what: &str, holds: impl AsyncFn(&Self) -> bool) {
+        let begin = Instant::now();
+        while !holds(self).await {
+            if begin.elapsed() > PATIENCE {
+                let all = self.store.list("").await.expect("a listing").items;
+                let kept = all.iter().filter(|kv| !kv.key.starts_with("event/"));
+                let told: Vec<String> = kept.map(|kv| format!("{} {}", kv.key, String::from_utf8_lossy(&kv.value))).collect();
+                panic!("{what} did not come true\n{}", told.join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// A VM that runs on `a`: `wish` over a small one without disks.
+    pub async fn vm(&self, wish: Value) -> VmId {
+        let mut whole = json!({"name": "web", "firmware": "bios", "memory": "64M", "disks": [], "nics": [], "cloud_init": null});
+        whole.as_object_mut().expect("a map").extend(wish.as_object().expect("a map").clone());
+        let spec = serde_json::from_value(whole).expect("a wish");
+        let op = vm_write::create(self.store.as_ref(), &ask(), spec).await.expect("taken").op;
+        let vm = VmId(op.resource.uid);
+        self.over(&op).await;
+        assert_eq!(self.runs_on(vm).await, ["a"]);
+        vm
+    }
+
+    pub async fn over(&self, op: &Operation) -> Operation {
+        self.until(&format!("operation {} is over", op.kind), async |c| c.op(op).await.state.is_over()).await;
+        self.op(op).await
+    }
+
+    pub async fn op(&self, op: &Operation) -> Operation {
+        typed::get_json(self.store.as_ref(), &keys::op(&op.project, op.id)).await.expect("a read").expect("it is there").value
+    }
+
+    pub async fn migrate(&self, options: MigrateOptions) -> Operation {
+        vm_migrate::migrate(self.store.as_ref(), &ask(), &Name::known("web"), options).await.expect("taken")
+    }
+
+    pub async fn command(&self, verb: &str) -> Operation {
+        vm::action(self.store.as_ref(), &ask(), &Name::known("web"), verb, Default::default()).await.expect("taken")
+    }
+
+    pub async fn phase(&self, vm: VmId) -> Option<MovePhase> {
+        typed::get_json::<Migration>(self.store.as_ref(), &keys::migration(vm)).await.expect("a read").map(|m| m.value.phase)
+    }
+
+    pub async fn owner(&self, vm: VmId) -> Owner {
+        typed::get_json::<Owner>(self.store.as_ref(), &keys::owner(vm)).await.expect("a read").expect("it has one").value
+    }
+
+    pub async fn runs_on(&self, vm: VmId) -> Vec<&'static str> {
+        let mut on = Vec::new();
+        for (name, host) in &self.hosts {
+            if running(&host.machine.hv).await.contains(&vm) {
+                on.push(*name);
+            }
+        }
+        on
+    }
+
+    /// The end in words, once both sides are clean: who runs it, what is left.
+    pub async fn ending(&self, op: &Operation) -> String {
+        let op = self.over(op).await;
+        let vm = VmId(op.resource.uid);
+        self.until("both sides are clean", async |c| {
+            let all = c.store.list("").await.expect("a listing").items;
+            let left =
+                |kv: &&vmkeep_store::KeyValue| kv.key.starts_with("migrate/") || kv.key.contains("/move/") || kv.key.contains("/moved/");
+            all.iter().filter(left).count() == 0
+        })
+        .await;
+        let owner = self.owner(vm).await;
+        // A guest that was lost comes up again by its run policy.
+        self.until("it runs at its owner", async |c| c.runs_on(vm).await == [owner.node.as_str()]).await;
+        let other = if owner.node.as_str() == "a" { "b" } else { "a" };
+        assert!(self.hv(other).list().await.expect("a list").is_empty(), "a domain stays on {other}");
+        let own = self.store.list("own/").await.expect("a listing").items.len();
+        let stopped = self.store.list(&format!("n/{other}/stopped/")).await.expect("a listing").items.len();
+        assert_eq!((owner.to, own, stopped), (None, 1, 0), "what a migration left");
+        assert!(!self.two.load(Ordering::Relaxed), "two guests ran at once");
+        let why = op.error.map(|e| format!(": {}", e.message)).unwrap_or_default();
+        format!("{:?}{why}; runs on {} by generation {}", op.state, owner.node, owner.generation)
+    }
+}
+
+async fn running(hv: &Arc<dyn Hypervisor>) -> Vec<VmId> {
+    let all = hv.list().await.unwrap_or_default();
+    all.into_iter().filter(|d| d.state == DomainState::Running).map(|d| d.uuid).collect()
+}

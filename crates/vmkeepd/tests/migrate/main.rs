@@ -1,0 +1,273 @@
+//! Migrations between two agents: broken at every point, their programs killed in every phase, and tried again.
+
+mod cluster;
+mod real;
+
+use std::time::Duration;
+
+use expect_test::expect;
+use serde_json::json;
+use vmkeep_agent::hypervisor::HvError;
+use vmkeep_agent::hypervisor::fake::Fault;
+use vmkeep_server::app::op;
+use vmkeep_store::{Store, keys};
+use vmkeep_types::migration::{MigrateOptions, MoveManner, MovePhase};
+use vmkeep_types::name::Name;
+use vmkeep_types::units::Seconds;
+
+use cluster::{Cluster, ask, uri};
+
+fn to(node: &'static str) -> MigrateOptions {
+    MigrateOptions { to: Some(Name::known(node)), ..MigrateOptions::default() }
+}
+
+async fn shared() -> (Cluster, tempfile::TempDir) {
+    let pool = tempfile::tempdir().expect("a folder");
+    (Cluster::of_fakes(pool.path(), true).await, pool)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn back_and_forth() {
+    let (cluster, _pool) = shared().await;
+    let vm = cluster.vm(json!({})).await;
+    let rounds = if std::env::var("VMKEEP_TEST_ALL").is_ok_and(|v| v == "1") { 50 } else { 3 };
+    for _ in 0..rounds {
+        for node in ["b", "a"] {
+            let told = cluster.ending(&cluster.migrate(to(node)).await).await;
+            assert!(told.starts_with(&format!("Done; runs on {node}")), "{told}");
+        }
+    }
+    assert_eq!(cluster.owner(vm).await.generation.0, 2 * rounds + 1);
+    let steps = cluster.over(&cluster.migrate(MigrateOptions::default()).await).await.steps.join("\n");
+    expect![[r#"
+        a -> b, live
+        b is ready
+        has left a
+        is on b"#]]
+    .assert_eq(&steps);
+    let seeds = cluster.store.list(&format!("n/a/seen/{vm}")).await.expect("a listing").items;
+    assert!(seeds.is_empty(), "the source says nothing of it any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_at_every_point_and_repeated() {
+    let (cluster, _pool) = shared().await;
+    cluster.vm(json!({})).await;
+    let broke = || Fault::Fail(HvError::Refused("it broke".to_owned()));
+    let points = [
+        ("source", "migrate", broke()),
+        ("source", "migrate", Fault::LoseAnswer),
+        ("destination", "migrate_prepare", broke()),
+        ("source", "migrate_copy", broke()),
+        ("destination", "migrate_finish", broke()),
+        ("destination", "migrate_finish", Fault::LoseAnswer),
+        ("source", "migrate_confirm", broke()),
+        ("destination", "resume", broke()),
+        ("destination", "resume", Fault::LoseAnswer),
+        ("source", "find", Fault::Fail(HvError::Disconnected("libvirt is gone".to_owned()))),
+        ("destination", "list", broke()),
+    ];
+    let mut told = String::new();
+    for (side, call, fault) in points {
+        let word = if fault == Fault::LoseAnswer { "loses its answer" } else { "fails" };
+        let here = if cluster.hv("a").list().await.expect("a list").is_empty() { ("b", "a") } else { ("a", "b") };
+        let (source, destination) = here;
+        // Nobody else may use the fault up.
+        cluster.fake(if side == "source" { source } else { destination }).fault_next(call, fault);
+        let first = cluster.ending(&cluster.migrate(to(destination)).await).await;
+        let name = |text: String| {
+            text.replace(&format!("on {source}"), "on the source").replace(&format!("on {destination}"), "on the destination")
+        };
+        told += &format!("{call} at the {side} {word}: {}\n", name(first).split(" by generation").next().unwrap_or_default());
+        if !cluster.hv(source).list().await.expect("a list").is_empty() {
+            let again = cluster.ending(&cluster.migrate(to(destination)).await).await;
+            assert!(again.starts_with("Done"), "again: {again}");
+        }
+    }
+    expect![[r#"
+        migrate at the source fails: Failed: libvirt: it broke; runs on the source
+        migrate at the source loses its answer: Done; runs on the destination
+        migrate_prepare at the destination fails: Failed: libvirt: it broke; runs on the source
+        migrate_copy at the source fails: Failed: libvirt: it broke; runs on the source
+        migrate_finish at the destination fails: Failed: libvirt: it broke; runs on the source
+        migrate_finish at the destination loses its answer: Failed: libvirt: the answer to the end of the migration was lost; runs on the source
+        migrate_confirm at the source fails: Failed: libvirt: it broke; runs on the source
+        resume at the destination fails: Done; runs on the destination
+        resume at the destination loses its answer: Done; runs on the destination
+        find at the source fails: Done; runs on the destination
+        list at the destination fails: Done; runs on the destination
+    "#]].assert_eq(&told);
+}
+
+/// Which program is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Source,
+    Destination,
+    Leader,
+}
+
+async fn killed_in(phase: MovePhase, who: Who) -> String {
+    let (mut cluster, _pool) = shared().await;
+    let vm = cluster.vm(json!({})).await;
+    // Each phase lasts long enough to be met.
+    let slow = Duration::from_millis(400);
+    cluster.fake("b").set_delay_of("list", if phase == MovePhase::Preparing { slow } else { Duration::ZERO });
+    cluster.fake("a").set_delay_of("migrate_copy", slow);
+    cluster.fake("b").set_delay_of("resume", slow);
+    let op = cluster.migrate(to("b")).await;
+    cluster.until("the phase is met", async |c| c.phase(vm).await == Some(phase) || c.op(&op).await.state.is_over()).await;
+    assert_eq!(cluster.phase(vm).await, Some(phase), "it was over too early");
+    match who {
+        Who::Source => {
+            cluster.end("a").await;
+            tokio::time::sleep(slow).await;
+            cluster.begin("a");
+        }
+        Who::Destination => {
+            cluster.end("b").await;
+            tokio::time::sleep(slow).await;
+            cluster.begin("b");
+        }
+        Who::Leader => {
+            cluster.stop_leading().await;
+            tokio::time::sleep(slow).await;
+            cluster.lead();
+        }
+    }
+    format!("{phase:?}, {who:?}: {}\n", cluster.ending(&op).await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_killed_in_every_phase() {
+    let mut told = String::new();
+    for phase in [MovePhase::Preparing, MovePhase::Copying, MovePhase::Arriving] {
+        for who in [Who::Source, Who::Destination, Who::Leader] {
+            told += &killed_in(phase, who).await;
+        }
+    }
+    expect![[r#"
+        Preparing, Source: Done; runs on b by generation 2
+        Preparing, Destination: Done; runs on b by generation 2
+        Preparing, Leader: Done; runs on b by generation 2
+        Copying, Source: Done; runs on b by generation 2
+        Copying, Destination: Done; runs on b by generation 2
+        Copying, Leader: Done; runs on b by generation 2
+        Arriving, Source: Done; runs on b by generation 2
+        Arriving, Destination: Done; runs on b by generation 2
+        Arriving, Leader: Done; runs on b by generation 2
+    "#]]
+    .assert_eq(&told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn called_off_by_people_time_and_a_cut_line() {
+    let (cluster, _pool) = shared().await;
+    let vm = cluster.vm(json!({})).await;
+    cluster.fake("a").set_delay_of("migrate_copy", Duration::from_secs(30));
+    let copying = async || {
+        let op = cluster.migrate(MigrateOptions { timeout: Some(Seconds::new(3600)), ..to("b") }).await;
+        cluster.until("it copies", async |c| c.op(&op).await.progress.is_some_and(|p| p.done > 0)).await;
+        op
+    };
+    let mut told = String::new();
+    let going = copying().await;
+    let second = vmkeep_server::app::vm_migrate::migrate(cluster.store.as_ref(), &ask(), &Name::known("web"), to("b")).await;
+    told += &format!("again: {}\n", second.expect_err("one at a time").message.replace(&going.id.to_string(), "ID"));
+    op::cancel(cluster.store.as_ref(), &ask(), &going.id.to_string()).await.expect("called off");
+    told += &format!("cancelled: {}\n", cluster.ending(&going).await);
+    let going = copying().await;
+    cluster.wire.cut(&uri("b"));
+    told += &format!("cut: {}\n", cluster.ending(&going).await);
+    cluster.wire.join(&uri("b"), cluster.fake("b"));
+    let late = cluster.migrate(MigrateOptions { timeout: Some(Seconds::new(1)), ..to("b") }).await;
+    told += &format!("late: {}\n", cluster.ending(&late).await);
+    let going = copying().await;
+    let killed = cluster.command("kill").await;
+    told += &format!(
+        "killed: {:?}: {}\n",
+        cluster.over(&going).await.state,
+        cluster.over(&going).await.error.map(|e| e.message).unwrap_or_default()
+    );
+    told += &format!("kill: {:?}\n", cluster.over(&killed).await.state);
+    assert!(cluster.runs_on(vm).await.is_empty());
+    expect![[r#"
+        again: 'web' is migrating already: operation ID
+        cancelled: Cancelled: cancelled by alice; the guest stayed where it was; runs on a by generation 1
+        cut: Failed: libvirt: operation failed: migration out job: unexpectedly failed; runs on a by generation 1
+        late: Failed: it was not through in time and was called off; the guest stayed where it was; runs on a by generation 1
+        killed: Failed: called off: it was told to stop or to restart
+        kill: Done
+    "#]]
+    .assert_eq(&told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cold_moves_off_and_running_vms_with_their_memory() {
+    let (cluster, _pool) = shared().await;
+    let vm = cluster.vm(json!({})).await;
+    let cold = |node| MigrateOptions { manner: MoveManner::Cold, ..to(node) };
+    let mut told = format!("running, cold: {}\n", cluster.ending(&cluster.migrate(cold("b")).await).await);
+    cluster.over(&cluster.command("stop").await).await;
+    let op = cluster.over(&cluster.migrate(to("a")).await).await;
+    let off = cluster.runs_on(vm).await.is_empty();
+    told += &format!("off: {:?}, owned by {}, still off: {off}\n", op.state, cluster.owner(vm).await.node);
+    cluster.over(&cluster.command("start").await).await;
+    told += &format!("started on {:?}\n", cluster.runs_on(vm).await);
+    expect![[r#"
+        running, cold: Done; runs on b by generation 2
+        off: Done, owned by a, still off: true
+        started on ["a"]
+    "#]]
+    .assert_eq(&told);
+}
+
+/// Data of a pool of one host goes along, and none of it stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_of_a_pool_that_is_not_shared_is_made_there_and_removed_here() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let cluster = Cluster::of_fakes(pool.path(), false).await;
+    cluster.vm(json!({"disks": [{"name": "root", "empty": true, "size": "4M"}]})).await;
+    let op = cluster.over(&cluster.migrate(MigrateOptions { manner: MoveManner::Cold, ..to("b") }).await).await;
+    let mut told = format!("cold: {}\n", op.error.map(|e| e.message).unwrap_or_default());
+    let op = cluster.migrate(to("b")).await;
+    told += &format!("live: {}\n", cluster.ending(&op).await);
+    told += &cluster.over(&op).await.steps.join("\n");
+    expect![[r#"
+        cold: it cannot move: disks[root]: its data is on this host, and only a running guest takes it along
+        live: Done; runs on b by generation 2
+        a -> b, live, 1 disks copied along
+        b is ready
+        has left a
+        is on b"#]]
+    .assert_eq(&told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_move_says_why_before_anything_happens() {
+    let (cluster, _pool) = shared().await;
+    let vm = cluster.vm(json!({})).await;
+    let mut told = String::new();
+    for node in ["a", "nowhere"] {
+        let op = cluster
+            .over(&cluster.migrate(MigrateOptions { to: Some(node.parse().expect("a name")), ..MigrateOptions::default() }).await)
+            .await;
+        told += &format!("{node}: {}\n", op.error.map(|e| e.message).unwrap_or_default());
+    }
+    cluster.fake("b").disconnect();
+    cluster
+        .until("it is known", async |c| {
+            let kv = c.store.get(&keys::facts(&Name::known("b"))).await.expect("a read").expect("facts");
+            String::from_utf8_lossy(&kv.value).contains("\"hypervisor_up\":false")
+        })
+        .await;
+    let op = cluster.over(&cluster.migrate(MigrateOptions::default()).await).await;
+    told += &format!("b without libvirt: {}\n", op.error.map(|e| e.message).unwrap_or_default());
+    assert_eq!(cluster.runs_on(vm).await, ["a"]);
+    expect![[r#"
+        a: it is on a already
+        nowhere: there is no node 'nowhere'
+        b without libvirt: it has nowhere to go (b: libvirt does not answer there)
+    "#]]
+    .assert_eq(&told);
+}
