@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmkeep_types::error::{Error, Problem};
-use vmkeep_types::host::{CheckRow, NodeFacts};
+use vmkeep_types::host::{CheckRow, NodeFacts, NodeState};
 use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageSpec};
 use vmkeep_types::migration::MigrateOptions;
@@ -212,6 +212,9 @@ pub struct AdoptRequest {
     /// Name in vmkeep; default: the domain's.
     #[serde(default)]
     pub name: Option<Name>,
+    /// The node that it is on; default: the one that answers the API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Name>,
     /// Of a VM that we have: take the disk chains as they are now.
     #[serde(default)]
     pub disks: bool,
@@ -253,7 +256,8 @@ pub struct VolumeView {
     pub project: Name,
     pub name: Name,
     pub pool: Name,
-    pub node: Name,
+    /// None: it is made where its VM comes to run.
+    pub node: Option<Name>,
     pub format: DiskFormat,
     pub size: Option<ByteCount>,
     pub allocated: Option<ByteCount>,
@@ -278,6 +282,9 @@ pub struct VolumeCreate {
     #[serde(default)]
     pub format: DiskFormat,
     pub image: Option<Name>,
+    /// Where it is made. Default: the only node, or where the VM comes to run that takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Name>,
 }
 
 fn default_pool() -> Name {
@@ -303,6 +310,9 @@ pub struct PoolView {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeView {
     pub facts: NodeFacts,
+    /// What the cluster hears of it; None: a host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<NodeState>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

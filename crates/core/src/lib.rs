@@ -13,6 +13,7 @@
 
 pub mod boot;
 pub mod change;
+pub mod health;
 pub mod migrate;
 pub mod place;
 pub mod vm;

@@ -86,7 +86,7 @@ impl Host {
         std::fs::write(self.config_file(), &self.config).expect("a configuration");
     }
 
-    fn config_file(&self) -> PathBuf {
+    pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("vmkeepd.toml")
     }
 

@@ -3,6 +3,7 @@
 //! A [`Host`] goes down with its process, even by SIGKILL. The `tiny` image is built once per machine by a daemon that has
 //! the machine's network, and kept in the user's cache.
 
+pub mod cluster;
 pub mod host;
 pub mod image;
 pub mod net;

@@ -368,6 +368,13 @@ impl Rows {
     }
 
     fn mark(&mut self, key: &str) {
+        if key.starts_with(keys::ALL_STATES) {
+            // Seldom, and what is shown of each VM on that node is another.
+            return self.by_id.values_mut().for_each(|row| {
+                row.changes += 1;
+                row.ready = None;
+            });
+        }
         if let Some(row) = vm_of(key).and_then(|id| self.by_id.get_mut(&id)) {
             row.changes += 1;
             row.ready = None;

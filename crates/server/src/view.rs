@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use vmkeep_api::body::{VmPhase, VmStatus, VmView};
 use vmkeep_types::error::Problem;
+use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::observed::{Doing, DomainState, Observed, RestartCount, Seen};
 use vmkeep_types::record::{Owner, Power, PowerWish, Role, VmChoices, VmRecord};
@@ -21,6 +22,8 @@ pub struct VmParts {
     pub power: Option<Power>,
     pub owner: Option<Owner>,
     pub seen: Option<Seen>,
+    /// Its node's health, where it has heartbeats.
+    pub node: Option<NodeState>,
 }
 
 pub fn vm(parts: VmParts) -> VmView {
@@ -129,7 +132,7 @@ pub fn unrestored_secrets(spec: &VmSpec) -> Vec<Problem> {
 }
 
 fn status(parts: &VmParts) -> VmStatus {
-    let (phase, text) = phase(parts);
+    let (phase, text) = unless_silent(parts, phase(parts));
     let seen = parts.seen.as_ref();
     VmStatus {
         phase,
@@ -145,6 +148,18 @@ fn status(parts: &VmParts) -> VmStatus {
         accel: seen.and_then(|s| s.qemu.as_ref()).map(|q| q.accel.clone()),
         qemu_outdated: seen.and_then(|s| s.qemu.as_ref()).is_some_and(|q| q.outdated),
         warnings: seen.map(|s| s.warnings.clone()).unwrap_or_default(),
+    }
+}
+
+/// What the agent said last is no news of a node that is silent: the VM stays where it is, and nobody knows whether it runs.
+fn unless_silent(parts: &VmParts, (phase, text): (VmPhase, String)) -> (VmPhase, String) {
+    let offline = parts.node.as_ref().filter(|node| node.state == NodeHealth::Offline);
+    match (offline, &parts.owner) {
+        (Some(node), Some(owner)) => {
+            let told = format!("unknown: node '{}' is offline since {}; before that: {text}", owner.node, node.since);
+            (VmPhase::Unknown, told)
+        }
+        _ => (phase, text),
     }
 }
 

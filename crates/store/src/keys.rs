@@ -12,6 +12,7 @@
 //! | `joined/NODE` | empty: the index of nodes, because under `n/` lie the orders of every VM too | leader |
 //! | `control/NODE` | empty: whom agents obey | control plane, at its start |
 //! | `fence/NODE/EPOCH` | seal | leader (cluster) |
+//! | `state/NODE` | `NodeState`: online, suspect, offline | leader |
 //! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; how the node would die | agent |
 //! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
@@ -64,8 +65,8 @@ pub const ALL_OWNERS: &str = "owner/";
 pub const ALL_MIGRATIONS: &str = "migrate/";
 pub const ALL_NODES: &str = "n/";
 pub const ALL_JOINED: &str = "joined/";
-pub const ALL_UPLOADS: &str = "upload/";
 pub const ALL_NODE_RECORDS: &str = "node/";
+pub const ALL_STATES: &str = "state/";
 pub const ALL_OPS: &str = "op/";
 pub const ALL_IMAGES: &str = "image/";
 pub const ALL_NETWORKS: &str = "network/";
@@ -150,6 +151,10 @@ pub fn joined(node: &Name) -> String {
 
 pub fn control(node: &Name) -> String {
     format!("control/{node}")
+}
+
+pub fn state(node: &Name) -> String {
+    format!("state/{node}")
 }
 
 pub fn heartbeat(node: &Name) -> String {

@@ -63,6 +63,33 @@ pub struct NumaNode {
     pub memory: ByteCount,
 }
 
+/// The agent's sign of life, at `n/NODE/hb`: it lives, and it has the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {
+    pub epoch: Epoch,
+    /// + 1 with each.
+    pub seq: u64,
+}
+
+/// What the leader makes of a node's heartbeats, at `state/NODE`; written when it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeState {
+    pub state: NodeHealth,
+    /// The last sign of life before it, or the first after silence.
+    pub since: jiff::Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeHealth {
+    /// Its heartbeat comes.
+    Online,
+    /// It missed one: nothing new is placed there. Its VMs may well run.
+    Suspect,
+    /// It has been silent for long. Nobody knows whether its VMs run.
+    Offline,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "is", rename_all = "lowercase")]
 pub enum KvmState {

@@ -1,5 +1,7 @@
 //! Images: what VM disks are made from.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +110,24 @@ pub struct ImageRecord {
     /// The operation that deletes it; nothing new is made from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<OperationId>,
-    /// The node whose pool holds it.
+    /// The node that imported it.
     pub node: Name,
+    /// Other nodes that have a copy, or are about to fetch one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub copies: BTreeSet<Name>,
     pub created_at: jiff::Timestamp,
+}
+
+impl ImageRecord {
+    /// Nodes that have it, the one that imported it first.
+    pub fn holders(&self) -> impl Iterator<Item = &Name> {
+        std::iter::once(&self.node).chain(self.copies.iter().filter(|copy| **copy != self.node))
+    }
+
+    /// The image as it is when `node` has it no more; None: nobody has.
+    pub fn without(&self, node: &Name) -> Option<Self> {
+        let mut left = self.holders().filter(|holder| *holder != node).cloned();
+        let first = left.next()?;
+        Some(Self { node: first, copies: left.collect(), ..self.clone() })
+    }
 }

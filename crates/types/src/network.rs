@@ -1,5 +1,7 @@
 //! Networks that NICs attach to.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -54,5 +56,8 @@ pub struct NetworkRecord {
     /// The operation that deletes it; no VM comes onto it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<OperationId>,
+    /// Nodes on which a VM was plugged into it: it is defined there until it is deleted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub nodes: BTreeSet<Name>,
     pub created_at: jiff::Timestamp,
 }

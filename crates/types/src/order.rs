@@ -53,6 +53,17 @@ pub struct ImageBrief {
     pub name: Name,
     pub pool: Name,
     pub facts: Option<ImageFacts>,
+    /// Other nodes that it can be fetched from, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<Holder>,
+}
+
+/// A node that has an image, and where its agent is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Holder {
+    pub node: Name,
+    /// `ADDRESS:PORT`.
+    pub address: String,
 }
 
 /// One imperative request to a node, at `n/NODE/task/OPERATION`. Done at least once; its outcome goes to

@@ -46,8 +46,9 @@ pub struct VolumeRecord {
     /// Unique in its project; `VM-DISK` for those made with a VM.
     pub name: Name,
     pub pool: Name,
-    /// The node whose pool holds it.
-    pub node: Name,
+    /// The node whose pool holds it. None: nobody does yet; the node that gets its VM makes it there.
+    #[serde(default)]
+    pub node: Option<Name>,
     /// None: the image's size.
     pub size: Option<ByteCount>,
     /// Of the data that is there: of a file that vmkeep did not make, what libvirt said when it was taken over.

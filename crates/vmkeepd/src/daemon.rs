@@ -200,11 +200,14 @@ fn roles_of(config: &Config, member: Option<&Member>) -> anyhow::Result<Vec<Node
     }
 }
 
+/// A member's etcd wins: what [etcd] names is for one host with a store elsewhere. None: the embedded store.
+fn etcd_of(config: &Config, member: Option<&Member>) -> Option<EtcdConfig> {
+    member.map(Member::etcd_client).or_else(|| config.etcd.as_ref().map(crate::config::Etcd::client))
+}
+
 /// None when the daemon is told to stop before etcd answers.
 async fn open_store(config: &Config, member: Option<&Member>, shutdown: &CancellationToken) -> anyhow::Result<Option<Opened>> {
-    // A member's etcd wins: what [etcd] names is for one host with a store elsewhere.
-    let etcd = member.map(Member::etcd_client).or_else(|| config.etcd.as_ref().map(crate::config::Etcd::client));
-    let Some(etcd) = etcd else {
+    let Some(etcd) = etcd_of(config, member) else {
         let file = config.store.join("vmkeep.db");
         let store = EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?;
         return Ok(Some(Opened { store: Arc::new(store), etcd: None }));

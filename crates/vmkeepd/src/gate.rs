@@ -9,13 +9,12 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use http::{HeaderValue, StatusCode, header};
+use http::StatusCode;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tower::ServiceExt;
@@ -76,19 +75,11 @@ impl Remote {
                 .hint("`vmkeep node list` shows which nodes are online; its VMs go on without an answer")
         };
         let ours = request.extensions_mut().remove::<OnUpgrade>();
-        request.headers_mut().insert(header::HOST, HeaderValue::from_str(node.as_str()).expect("a name is a host's name"));
-        let mut response = self.send(node, &address, request).await.map_err(silent)?;
+        let mut response = self.mtls.send(node, &address, request).await.map_err(silent)?;
         if let (StatusCode::SWITCHING_PROTOCOLS, Some(ours)) = (response.status(), ours) {
             tokio::spawn(join(ours, hyper::upgrade::on(&mut response)));
         }
         Ok(response.map(Body::new))
-    }
-
-    async fn send(&self, node: &Name, address: &str, request: Request) -> anyhow::Result<Response<hyper::body::Incoming>> {
-        let stream = self.mtls.connect(node, address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.context("the connection broke")
     }
 }
 

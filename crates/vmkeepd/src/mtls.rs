@@ -11,12 +11,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use async_trait::async_trait;
+use axum::body::Body;
+use http::{HeaderValue, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use vmkeep_agent::image::Peers;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use crate::cluster::pki;
@@ -89,6 +96,18 @@ impl Mtls {
         Ok(tokio::time::timeout(CONNECT_PATIENCE, connected).await.with_context(late)??)
     }
 
+    /// One request to the agent of `node`.
+    ///
+    /// # Errors
+    /// As [`Mtls::connect`], or the connection broke before the answer's head.
+    pub async fn send(&self, node: &Name, address: &str, mut request: http::Request<Body>) -> anyhow::Result<http::Response<Incoming>> {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_str(node.as_str()).expect("a name is a host's name"));
+        let stream = self.connect(node, address).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.context("the connection broke")
+    }
+
     /// The other end, and which node it is.
     ///
     /// # Errors
@@ -98,6 +117,15 @@ impl Mtls {
         let Some(shown) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else { bail!("no certificate was shown") };
         let node = pki::node_of(shown)?;
         Ok((stream, node))
+    }
+}
+
+#[async_trait]
+impl Peers for Mtls {
+    async fn get(&self, node: &Name, address: &str, path: &str) -> Result<http::Response<Body>, Error> {
+        let request = http::Request::builder().uri(path).body(Body::empty()).expect("a path of ours");
+        let silent = |why: anyhow::Error| Error::new(Code::Unavailable, format!("node '{node}' does not answer at {address}: {why:#}"));
+        Ok(self.send(node, address, request).await.map_err(silent)?.map(Body::new))
     }
 }
 

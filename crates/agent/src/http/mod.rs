@@ -5,7 +5,7 @@
 //!  server ──NodeGate──► /n/vms/UID/…   console, vnc, screenshot, sendkey, exec, addresses, logs, xml
 //!                       /n/domains/…   foreign domains, adoption proposals
 //!                       /n/host/check, /n/stats, /n/metrics
-//!                       /n/uploads/…, /n/images/UID/content   bytes into and out of a pool
+//!                       /n/uploads/…, /n/images/UID/content|digest   bytes into and out of a pool
 //!  unix socket ───────► /n/guests/…    host shutdown; root only, the daemon sees to it
 //! ```
 //! It trusts its caller to have asked for a VM that the user may see, and refuses domains that are not vmkeep's all the same.
@@ -40,6 +40,7 @@ use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 
 pub use guests::Guests;
+pub use images::ImageDigest;
 
 use crate::host::check::CheckInput;
 use crate::hypervisor::{DomainBrief, HvError, Hypervisor};
@@ -120,6 +121,7 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/uploads", post(uploads::create))
         .route("/n/uploads/{id}", put(uploads::append).get(uploads::show).delete(uploads::drop_it))
         .route("/n/images/{uid}/content", get(images::content))
+        .route("/n/images/{uid}/digest", get(images::digest))
         .route("/n/guests/shutdown", post(guests::shutdown))
         .route("/n/guests/resume", post(guests::resume))
         .fallback(answer::no_route)

@@ -7,6 +7,7 @@
 //! file or a descriptor that names other files is refused before QEMU opens anything. A failed import leaves no image.
 //! What the finished disk shows of itself (`inside`) becomes the image's facts.
 
+mod bring;
 mod build;
 mod detect;
 mod download;
@@ -17,6 +18,7 @@ mod ova;
 mod qcow2;
 mod reach;
 
+pub use bring::{Peers, bring, digest};
 pub use build::{BUILD_TOOLS, build};
 pub use download::{Remote, fetch};
 pub use import::{VolumeSource, from_volume, import_file};

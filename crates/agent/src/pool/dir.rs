@@ -411,7 +411,7 @@ mod tests {
             project: Name::known("default"),
             name: Name::known("a-root"),
             pool: Name::known("default"),
-            node: Name::known("node1"),
+            node: Some(Name::known("node1")),
             size: Some(size.parse().expect("a size")),
             format,
             image,

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
+use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Doing, FieldChange, Observed};
-use vmkeep_types::order::Order;
+use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
 use vmkeep_types::units::ByteCount;
@@ -20,9 +21,10 @@ use vmkeep_types::units::ByteCount;
 use super::claim;
 use super::node::{Look, Node};
 use super::qemu;
-use super::report::State;
+use super::report::{self, State};
 use crate::domain::{self, BuildInput, DiskSource};
 use crate::hypervisor::{HvError, Words, XmlKind};
+use crate::image;
 use crate::net::NetAttach;
 use crate::seed;
 
@@ -141,6 +143,7 @@ fn pool_of<'a>(order: &'a Order, name: &Name) -> Result<&'a PoolSpec, Error> {
 
 /// Volumes exist and are as large as wished (a running guest's disk grows with the live changes).
 async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
+    fetch_images(node, state).await?;
     let volumes: Vec<(Name, VolumeRecord)> = state.order.volumes.iter().map(|(disk, v)| (disk.clone(), v.clone())).collect();
     let live = lives(state);
     for (disk, volume) in volumes {
@@ -169,6 +172,32 @@ async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
         state.volumes.insert(volume.id, seen);
     }
     state.volumes.retain(|id, _| state.order.volumes.values().any(|v| v.id == *id));
+    Ok(())
+}
+
+/// Images that its disks are made from and that lie in its trays are here, or come from a node that has them.
+async fn fetch_images(node: &Node, state: &mut State) -> Result<(), Error> {
+    let mut needed: Vec<ImageId> = Vec::new();
+    for volume in state.order.volumes.values().filter(|volume| volume.filling.is_none()) {
+        let Some(image) = volume.image else { continue };
+        let pool = node.pool(pool_of(&state.order, &volume.pool)?)?;
+        if pool.stat_volume(volume).await?.is_none() {
+            needed.push(image);
+        }
+    }
+    let in_tray = |brief: &ImageBrief| state.order.spec.cdroms.iter().any(|cd| cd.image.as_ref() == Some(&brief.name));
+    needed.extend(state.order.images.iter().filter(|(_, brief)| in_tray(brief)).map(|(id, _)| *id));
+    for id in needed {
+        let Some(brief) = state.order.images.get(&id).cloned() else { continue };
+        let pool = node.pool(pool_of(&state.order, &brief.pool)?)?;
+        if pool.image_path(id).exists() || brief.holders.is_empty() {
+            continue;
+        }
+        state.doing = Some(Doing::Preparing { what: format!("fetching image {}", brief.name) });
+        report::write(node, state).await;
+        let from = image::bring(node, pool.as_ref(), id, &brief, &|_, _| {}).await?;
+        state.step(format!("image {}: fetched from {from}", brief.name));
+    }
     Ok(())
 }
 

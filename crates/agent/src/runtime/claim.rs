@@ -64,7 +64,7 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use vmkeep_store::Store;
@@ -84,7 +84,7 @@ mod tests {
     const VM: VmId = VmId(uuid::Uuid::from_u128(1));
 
     /// An agent of `node1` in a boot of its own.
-    async fn joined(store: &Arc<EmbeddedStore>, dir: &std::path::Path, boot: &str) -> Arc<Node> {
+    pub async fn joined(store: &Arc<EmbeddedStore>, dir: &std::path::Path, boot: &str) -> Arc<Node> {
         let boot_id = dir.join(boot);
         std::fs::write(&boot_id, boot).expect("written");
         let node = Node::new(AgentConfig {
@@ -100,6 +100,7 @@ mod tests {
             kvm: KvmState::Usable,
             address: None,
             migration: None,
+            peers: None,
             reach: crate::image::Reach::Others,
         })
         .expect("a node");

@@ -16,6 +16,7 @@ pub mod boot;
 pub mod claim;
 pub mod clock;
 pub mod guest_clock;
+pub mod heartbeat;
 pub mod migrate;
 mod node;
 mod qemu;

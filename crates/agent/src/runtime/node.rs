@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
+use vmkeep_core::health::SUSPECT_MS;
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::{KvmState, NodeFacts, NodeOffers};
@@ -21,7 +22,7 @@ use super::clock::BootId;
 use crate::domain::HostProfile;
 use crate::http;
 use crate::hypervisor::Hypervisor;
-use crate::image::Reach;
+use crate::image::{Peers, Reach};
 use crate::net::{self, Ensured, NetAttach};
 use crate::pool::{self, Pool};
 
@@ -50,6 +51,8 @@ pub struct AgentConfig {
     pub address: Option<String>,
     /// How other hosts reach this one's libvirt, if they do.
     pub migration: Option<MigrationAddress>,
+    /// None: a host alone.
+    pub peers: Option<Arc<dyn Peers>>,
     /// Where image URLs may lead.
     pub reach: Reach,
 }
@@ -79,6 +82,8 @@ pub struct Node {
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected, by project and name.
     networks: Mutex<BTreeMap<(Name, Name), Ensured>>,
+    /// Held while an image comes from another node.
+    pub fetch_turn: tokio::sync::Mutex<()>,
     /// Held while a network is made.
     network_turn: tokio::sync::Mutex<()>,
 }
@@ -119,6 +124,7 @@ impl Node {
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
             networks: Mutex::new(BTreeMap::new()),
+            fetch_turn: tokio::sync::Mutex::new(()),
             network_turn: tokio::sync::Mutex::new(()),
             config,
         }))
@@ -133,6 +139,9 @@ impl Node {
         let key = keys::epoch(&self.name);
         let old = self.store.get(&key).await?;
         let record: Option<EpochRecord> = old.as_ref().map(typed::decode).transpose()?;
+        if record.as_ref().is_some_and(|record| record.boot_id != self.boot_id) && self.config.peers.is_some() {
+            self.wait_for_silence().await?;
+        }
         let epoch = match record {
             Some(record) if record.boot_id == self.boot_id => record.epoch,
             Some(record) => record.epoch.next(),
@@ -153,10 +162,28 @@ impl Node {
         self.refresh_facts().await
     }
 
+    /// A boot of this host ends the life before it, unless that was another host's: a cloned disk has the same name and
+    /// certificate. Its heartbeat would go on.
+    async fn wait_for_silence(&self) -> Result<(), StoreError> {
+        let key = keys::heartbeat(&self.name);
+        let Some(before) = self.store.get(&key).await? else { return Ok(()) };
+        tracing::info!(node = %self.name, "a new boot: looking whether nobody else runs under this name");
+        tokio::time::sleep(std::time::Duration::from_millis(SUSPECT_MS)).await;
+        if self.store.get(&key).await?.is_some_and(|now| now.modified != before.modified) {
+            return Err(StoreError::Unavailable(format!("another host runs as {} and lives: its heartbeat goes on", self.name)));
+        }
+        Ok(())
+    }
+
     /// The compare that holds as long as the node's epoch is the one of this agent; None when it is another already.
     pub async fn this_life(&self) -> Result<Option<Compare>, StoreError> {
+        self.this_life_in(self.store.as_ref()).await
+    }
+
+    /// The same, asked on another connection to the store.
+    pub async fn this_life_in(&self, store: &dyn Store) -> Result<Option<Compare>, StoreError> {
         let key = keys::epoch(&self.name);
-        let Some(kv) = self.store.get(&key).await? else { return Ok(None) };
+        let Some(kv) = store.get(&key).await? else { return Ok(None) };
         let record: EpochRecord = typed::decode(&kv)?;
         let ours = record.epoch == self.epoch() && record.boot_id == self.boot_id;
         Ok(ours.then_some(Compare::ModifiedAt(key, kv.modified)))

@@ -89,9 +89,15 @@ async fn carry_out(node: &Node, task: &NodeTask, told: Arc<Mutex<Told>>) -> Resu
         Work::Reset { vm } => domain_call(*vm, node.hv.reset(*vm).await, "reset"),
         Work::Pause { vm } => domain_call(*vm, node.hv.suspend(*vm).await, "pause"),
         Work::Resume { vm } => domain_call(*vm, node.hv.resume(*vm).await, "resume"),
-        Work::CreateVolume { volume, pool, .. } => {
+        Work::CreateVolume { volume, pool, image: from } => {
             let pool = node.pool(pool)?;
             pool.ensure().await?;
+            if let (Some(id), Some(brief)) = (volume.image, from)
+                && !pool.image_path(id).exists()
+                && !brief.holders.is_empty()
+            {
+                image::bring(node, pool.as_ref(), id, brief, &sink).await?;
+            }
             pool.create_volume(volume).await.map(|_| None)
         }
         Work::CopyVolume { from, from_pool, to, to_pool } => {

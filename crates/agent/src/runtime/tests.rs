@@ -60,6 +60,7 @@ impl Bed {
             kvm: KvmState::Unusable { why: "a test".into() },
             address: None,
             migration: None,
+            peers: None,
             reach: Reach::Others,
         })
         .expect("a boot id");

@@ -3,10 +3,10 @@
 use clap::Subcommand;
 use vmkeep_api::body::NodeView;
 use vmkeep_types::error::Error;
-use vmkeep_types::host::KvmState;
+use vmkeep_types::host::{KvmState, NodeHealth};
 use vmkeep_types::name::Name;
 
-use super::{or_dash, pages, show};
+use super::{or_dash, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Row, Tone};
@@ -31,7 +31,13 @@ impl Row for NodeView {
     }
     fn cells(&self) -> Vec<Cell> {
         let facts = &self.facts;
-        let state = if facts.hypervisor_up { Cell("up".into(), Tone::Good) } else { Cell("no-libvirt".into(), Tone::Bad) };
+        let state = match self.state.as_ref().map(|state| state.state) {
+            Some(NodeHealth::Offline) => Cell("offline".into(), Tone::Bad),
+            Some(NodeHealth::Suspect) => Cell("suspect".into(), Tone::Warn),
+            _ if !facts.hypervisor_up => Cell("no-libvirt".into(), Tone::Bad),
+            Some(NodeHealth::Online) => Cell("online".into(), Tone::Good),
+            None => Cell("up".into(), Tone::Good),
+        };
         let kvm = match &facts.kvm {
             KvmState::Usable => Cell("yes".into(), Tone::Good),
             KvmState::Unusable { .. } => Cell("no".into(), Tone::Warn),
@@ -59,8 +65,11 @@ pub async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> {
         KvmState::Usable => "usable".to_owned(),
         KvmState::Unusable { why } => format!("unusable: {why}"),
     };
+    let state = node.state.as_ref().map(|s| format!("{} since {}", word(&s.state), crate::time::local(s.since))).unwrap_or_default();
     let card = [
         ("Name", name.to_string()),
+        ("State", state),
+        ("Address", facts.address.clone().unwrap_or_default()),
         ("libvirt", if facts.hypervisor_up { "answers".into() } else { "does not answer".into() }),
         ("CPUs", facts.cpus.to_string()),
         ("Memory", facts.memory.human()),

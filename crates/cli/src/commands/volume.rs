@@ -49,6 +49,9 @@ pub struct CreateArgs {
     /// Pool that it lies in
     #[arg(long, default_value = "default")]
     pool: Name,
+    /// Node that it is made on [default: the only one, or that of the VM that takes it]
+    #[arg(long)]
+    node: Option<Name>,
     /// Format of the file
     #[arg(long, value_enum, default_value = "auto")]
     format: FormatArg,
@@ -95,7 +98,7 @@ impl Row for VolumeView {
         ]
     }
     fn wide(&self) -> Vec<Cell> {
-        vec![self.pool.to_string().into(), self.node.to_string().into(), word(&self.format).into(), self.id.into()]
+        vec![self.pool.to_string().into(), or_dash(self.node.as_ref()).into(), word(&self.format).into(), self.id.into()]
     }
 }
 
@@ -117,7 +120,7 @@ pub async fn run(ctx: &Ctx, command: VolumeCommand) -> Result<(), Failure> {
                 ("Disk", or_dash(volume.attached.as_ref().map(|a| &a.disk))),
                 ("Image", or_dash(volume.image.as_ref())),
                 ("Pool", volume.pool.to_string()),
-                ("Node", volume.node.to_string()),
+                ("Node", or_dash(volume.node.as_ref())),
                 ("Format", word(&volume.format)),
                 ("Adopted file", volume.foreign_path.clone().unwrap_or_default()),
                 ("Id", volume.id.to_string()),
@@ -131,7 +134,8 @@ pub async fn run(ctx: &Ctx, command: VolumeCommand) -> Result<(), Failure> {
 
 async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     let words = format!("make volume '{}'", args.name);
-    let body = VolumeCreate { name: args.name, pool: args.pool, size: args.size, format: args.format.into(), image: args.image };
+    let format = args.format.into();
+    let body = VolumeCreate { name: args.name, pool: args.pool, size: args.size, format, image: args.image, node: args.node };
     let call = ctx.call("volume.create")?.header("idempotency-key", uuid::Uuid::new_v4()).json(&body);
     ctx.change(&words, call).await
 }

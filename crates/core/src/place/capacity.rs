@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 
+use vmkeep_types::host::NodeHealth;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
@@ -140,7 +141,7 @@ fn fails(fleet: &mut Fleet, failed: &[Name]) -> Option<Break> {
 
 /// The node with the most free memory that takes new VMs.
 fn largest(fleet: &Fleet) -> Option<Largest> {
-    let open = fleet.seats().filter(|seat| seat.record.cordon.is_none() && seat.facts.hypervisor_up);
+    let open = fleet.seats().filter(|seat| seat.record.cordon.is_none() && seat.facts.hypervisor_up && seat.health == NodeHealth::Online);
     let room = open.map(|seat| {
         let limits = fleet.limits(seat);
         let memory = limits.memory.unwrap_or(u64::MAX).saturating_sub(seat.taken.memory).min(seat.facts.memory.bytes());

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vmkeep_types::host::NodeFacts;
+use vmkeep_types::host::{NodeFacts, NodeHealth};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{NodeRecord, Ratio};
@@ -44,6 +44,7 @@ pub struct Limits {
 pub struct Seat {
     pub name: Name,
     pub facts: NodeFacts,
+    pub health: NodeHealth,
     pub record: NodeRecord,
     pub taken: Taken,
     /// VMs that it owns, those too that take no room now.
@@ -167,11 +168,19 @@ impl Fleet {
         }
         let name = facts.name.clone();
         let (taken, owned, pci_taken) = Default::default();
-        let mut seat = Seat { name: name.clone(), facts, record, taken, owned, pci_taken };
+        let health = NodeHealth::Online;
+        let mut seat = Seat { name: name.clone(), facts, health, record, taken, owned, pci_taken };
         for id in self.waiting.remove(&name).unwrap_or_default() {
             self.guests.get(&id).into_iter().for_each(|guest| seat.add(guest));
         }
         self.seats.insert(name, seat);
+    }
+
+    /// What is heard of a node.
+    pub fn set_health(&mut self, node: &Name, health: NodeHealth) {
+        if let Some(seat) = self.seats.get_mut(node) {
+            seat.health = health;
+        }
     }
 
     pub fn drop_node(&mut self, node: &Name) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use vmkeep_types::host::KvmState;
+use vmkeep_types::host::{KvmState, NodeHealth};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{Taint, TaintEffect};
 use vmkeep_types::units::ByteCount;
@@ -19,6 +19,8 @@ const NODES_TOLD_MAX: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// Its heartbeat does not come.
+    Silent,
     NoHypervisor,
     Cordoned {
         by: String,
@@ -92,6 +94,7 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Silent => f.write_str("it does not answer"),
             Self::NoHypervisor => f.write_str("libvirt does not answer"),
             Self::Cordoned { by, why } if why.is_empty() => write!(f, "it is cordoned (by {by})"),
             Self::Cordoned { by, why } => write!(f, "it is cordoned (by {by}: {why})"),
@@ -133,6 +136,9 @@ pub fn refuse(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours
 
 fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
     let (facts, need) = (&seat.facts, &guest.need);
+    if seat.health != NodeHealth::Online {
+        return Some(Refusal::Silent);
+    }
     if !facts.hypervisor_up {
         return Some(Refusal::NoHypervisor);
     }

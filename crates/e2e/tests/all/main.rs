@@ -12,4 +12,5 @@ mod live_changes;
 mod many;
 mod on_etcd;
 mod remote;
+mod three_hosts;
 mod tidy;

@@ -266,7 +266,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
         }
         Manifest::Image(spec) => {
             if result.action == ApplyAction::Create {
-                result.operation = Some(image::create(store, ask, spec).await?);
+                result.operation = Some(image::create(store, ask, None, spec).await?);
             }
         }
     }

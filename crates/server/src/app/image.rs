@@ -6,17 +6,18 @@ use vmkeep_api::body::{ImageView, ObjectState};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
+use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::image::{ImageFacts, ImageKind, ImageRecord, ImageSource, ImageSpec};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
-use vmkeep_types::order::Work;
+use vmkeep_types::order::{Holder, ImageBrief, Work};
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
 use super::network::task;
-use super::{Ask, begin, commit, get, nodes, open_deletion, operation, pool, put_op, uid_of, volume};
+use super::{Ask, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, volume};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -89,13 +90,55 @@ pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<ImageView>, E
     Ok(views)
 }
 
-pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Operation, Error> {
+/// Holders that a node may fetch an image from, beside the node that imported it: enough when that one is off.
+const COPIES_NAMED_MAX: usize = 2;
+
+/// What `node` must know of an image; `addresses` are those of the nodes that may have it.
+pub fn brief(image: &ImageRecord, node: &Name, address: impl Fn(&Name) -> Option<String>) -> ImageBrief {
+    let others = image.holders().filter(|holder| *holder != node);
+    let reached = others.filter_map(|holder| Some(Holder { node: holder.clone(), address: address(holder)? }));
+    ImageBrief {
+        name: image.spec.name.clone(),
+        pool: image.spec.pool.clone(),
+        facts: image.facts.clone(),
+        holders: if image.holders().next() == Some(node) { Vec::new() } else { reached.take(1 + COPIES_NAMED_MAX).collect() },
+    }
+}
+
+/// As [`brief`], with the addresses from the store.
+pub async fn brief_for(store: &dyn Store, image: &ImageRecord, node: &Name) -> Result<ImageBrief, Error> {
+    let mut addresses = BTreeMap::new();
+    for holder in image.holders().filter(|holder| *holder != node).take(1 + COPIES_NAMED_MAX) {
+        let facts = get::<NodeFacts>(store, &keys::facts(holder)).await?;
+        addresses.extend(facts.and_then(|facts| facts.value.address).map(|address| (holder.clone(), address)));
+    }
+    Ok(brief(image, node, |holder| addresses.get(holder).cloned()))
+}
+
+/// The node whose pool has an upload.
+pub async fn upload_node(store: &dyn Store, upload: uuid::Uuid, near: Option<&Name>) -> Result<Name, Error> {
+    match get::<Name>(store, &keys::upload(upload)).await? {
+        Some(noted) => Ok(noted.value),
+        None => any_node(store, near).await,
+    }
+}
+
+/// Imports, builds or copies an image on a node: the one that has what it comes from, else this host's own.
+pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: ImageSpec) -> Result<Operation, Error> {
     let problems = vmkeep_types::check::image(&spec);
     if !problems.is_empty() {
         return Err(manifest::refused(&format!("image {}", spec.name), problems));
     }
     let pool = pool::find(store, &spec.pool).await?.spec;
-    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
+    let mut node = any_node(store, near).await?;
+    match &spec.source {
+        ImageSource::Upload { upload, .. } => node = upload_node(store, *upload, near).await?,
+        ImageSource::Volume { volume } => {
+            let unmade = || Error::conflict(format!("volume '{volume}' has no data yet"));
+            node = volume::find(store, &ask.project, volume).await?.node.ok_or_else(unmade)?;
+        }
+        ImageSource::Url { .. } | ImageSource::Build { .. } => {}
+    }
     let image = ImageRecord {
         id: ImageId(uuid::Uuid::new_v4()),
         project: ask.project.clone(),
@@ -103,6 +146,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<Ope
         facts: None,
         leaving: None,
         node: node.clone(),
+        copies: BTreeSet::new(),
         created_at: jiff::Timestamp::now(),
     };
     let work = match image.spec.source.clone() {
@@ -152,12 +196,13 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let marked = commit(store, mark).await?.ok_or_else(changed)?;
     let still = Compare::ModifiedAt(found.key.clone(), marked);
     if let Err(used) = refuse_users(store, &image).await {
-        commit(store, Txn::default().when(still).then(typed::put(found.key, &ImageRecord { leaving: None, ..image }))).await?;
+        commit(store, Txn::default().when(still).then(typed::put(found.key, &ImageRecord { leaving: None, ..image.clone() }))).await?;
         return Err(used);
     }
     // The name goes with the record, at the end: until then nobody puts another image in its place.
-    let work = task(&image.node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool });
-    commit(store, Txn::default().when(still).then(put_op(&op)).then(work)).await?.map(|_| op).ok_or_else(changed)
+    let tasks = image.holders().map(|node| task(node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool: pool.clone() }));
+    let txn = tasks.fold(Txn::default().when(still).then(put_op(&op)), Txn::then);
+    commit(store, txn).await?.map(|_| op).ok_or_else(changed)
 }
 
 async fn refuse_users(store: &dyn Store, image: &ImageRecord) -> Result<(), Error> {

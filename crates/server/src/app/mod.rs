@@ -18,11 +18,14 @@ pub mod vm_resolve;
 pub mod vm_write;
 pub mod volume;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::de::DeserializeOwned;
+use vmkeep_api::body::NodeView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, layout, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::host::NodeFacts;
+use vmkeep_types::host::{NodeFacts, NodeHealth, NodeState};
 use vmkeep_types::ids::{NetworkId, OperationId, PoolId};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
@@ -136,6 +139,22 @@ pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
     Ok(facts)
 }
 
+/// All nodes as they are shown.
+pub async fn node_views(store: &dyn Store) -> Result<Vec<NodeView>, Error> {
+    let states = list_readable::<NodeState>(store, keys::ALL_STATES).await?;
+    let mut states: BTreeMap<String, NodeState> = states.into_iter().map(|stored| (stored.key, stored.value)).collect();
+    let view = |facts: NodeFacts| NodeView { state: states.remove(&keys::state(&facts.name)), facts };
+    Ok(nodes(store).await?.into_iter().map(view).collect())
+}
+
+/// A node for work that any can do: the one that is near, else the first that is online and whose libvirt answers.
+pub async fn any_node(store: &dyn Store, near: Option<&Name>) -> Result<Name, Error> {
+    let nodes = node_views(store).await?;
+    let fit = |node: &&NodeView| node.facts.hypervisor_up && node.state.as_ref().is_none_or(|state| state.state == NodeHealth::Online);
+    let found = nodes.iter().filter(fit).find(|node| Some(&node.facts.name) == near).or_else(|| nodes.iter().find(fit));
+    found.or(nodes.first()).map(|node| node.facts.name.clone()).ok_or_else(|| Error::conflict("no node has joined yet"))
+}
+
 /// Enters a node into the index of nodes, where the leader has not yet.
 pub async fn note_joined(store: &dyn Store, node: &Name) -> Result<(), Error> {
     let key = keys::joined(node);
@@ -153,7 +172,14 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Resu
         created_at,
     };
     let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");
-    let network = NetworkRecord { id: NetworkId(uuid::Uuid::new_v4()), project: project.clone(), spec, leaving: None, created_at };
+    let network = NetworkRecord {
+        id: NetworkId(uuid::Uuid::new_v4()),
+        project: project.clone(),
+        spec,
+        leaving: None,
+        nodes: BTreeSet::new(),
+        created_at,
+    };
     let txn = Txn::default()
         .when(Compare::Absent(keys::LEVEL.into()))
         .then(typed::put(keys::LEVEL, &keys::LEVEL_NOW))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmkeep_api::body::NetworkView;
 use vmkeep_store::typed::Stored;
-use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{NetworkId, OperationId, Revision};
 use vmkeep_types::manifest;
@@ -14,7 +14,7 @@ use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::{NodeTask, Work};
 use vmkeep_types::record::VmRecord;
 
-use super::{Ask, commit, get, nodes, open_deletion, operation, put_op, uid_of};
+use super::{Ask, commit, done, get, nodes, open_deletion, operation, put_op, uid_of};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<NetworkRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -87,6 +87,7 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<(Net
             project: ask.project.clone(),
             spec,
             leaving: None,
+            nodes: BTreeSet::new(),
             created_at: jiff::Timestamp::now(),
         },
     };
@@ -111,20 +112,35 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     }
     refuse_users(store, &found.value).await?;
     let record = found.value;
-    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
+    let nodes = defined_on(store, &record).await?;
     let op = operation(ask, "network.delete", resource(ask, &record), Wanted::Task);
     ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("network '{name}' was changed at the same time; try again"));
-    let going = NetworkRecord { leaving: Some(op.id), ..record.clone() };
+    // Each node says that it is done, and is taken out here then.
+    let going = NetworkRecord { leaving: Some(op.id), nodes: nodes.clone(), ..record.clone() };
     let mark = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key.clone(), &going));
     let marked = commit(store, mark).await?.ok_or_else(changed)?;
     let still = Compare::ModifiedAt(found.key.clone(), marked);
     if let Err(used) = refuse_users(store, &record).await {
-        commit(store, Txn::default().when(still).then(typed::put(found.key, &NetworkRecord { leaving: None, ..record }))).await?;
+        commit(store, Txn::default().when(still).then(typed::put(found.key.clone(), &NetworkRecord { leaving: None, ..record }))).await?;
         return Err(used);
     }
-    let work = task(&node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec });
-    commit(store, Txn::default().when(still).then(put_op(&op)).then(work)).await?.map(|_| op).ok_or_else(changed)
+    if nodes.is_empty() {
+        let op = done(op);
+        let names = [found.key, keys::name("network", &ask.project, name)];
+        let gone = names.into_iter().fold(Txn::default().when(still), |txn, key| txn.then(Op::Delete(key)));
+        return commit(store, gone.then(put_op(&op))).await?.map(|_| op).ok_or_else(changed);
+    }
+    let tasks = nodes.iter().map(|node| task(node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec.clone() }));
+    let txn = tasks.fold(Txn::default().when(still).then(put_op(&op)), Txn::then);
+    commit(store, txn).await?.map(|_| op).ok_or_else(changed)
+}
+
+/// Where it must be taken away. One host alone may have it from a time when nobody noted that.
+async fn defined_on(store: &dyn Store, record: &NetworkRecord) -> Result<BTreeSet<Name>, Error> {
+    let all = nodes(store).await?;
+    let alone = if let [only] = &all[..] { Some(only.name.clone()) } else { None };
+    Ok(record.nodes.iter().cloned().chain(alone).collect())
 }
 
 async fn refuse_users(store: &dyn Store, network: &NetworkRecord) -> Result<(), Error> {

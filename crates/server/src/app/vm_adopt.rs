@@ -14,16 +14,18 @@ use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
 use super::vm_resolve::{fixed_macs, name_is_free_elsewhere, volume_name};
-use super::{Ask, begin, get, nodes, operation, pool};
+use super::{Ask, begin, get, operation, pool};
 
 /// Takes over a domain that a node proposes.
-pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
+///
+/// # Errors
+/// Its name, uuid, volumes or MACs are taken; the store's.
+pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
     let mut spec = proposal.spec;
     if let Some(name) = name {
         spec.name = name;
     }
     name_is_free_elsewhere(store, ask, &spec.name).await?;
-    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
     let created_at = jiff::Timestamp::now();
     let mut record = VmRecord {
         id: proposal.uuid,
@@ -44,7 +46,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, proposal: AdoptionProposal, nam
         txn = txn.when(Compare::Absent(keys::mac(&mac))).then(typed::put(keys::mac(&mac), &record.id));
     }
     for (disk, found) in proposal.disks {
-        let volume = foreign_volume(ask, &record, &node, &disk, found);
+        let volume = foreign_volume(ask, &record, node, &disk, found);
         let volume_name = keys::name("volume", &ask.project, &volume.name);
         if let Some(wish) = record.spec.disks.iter_mut().find(|d| d.name == disk) {
             wish.volume = Some(volume.name.clone());
@@ -77,7 +79,7 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: Fou
         project: ask.project.clone(),
         name: volume_name(&vm.spec.name, disk),
         pool: Name::known("default"),
-        node: node.clone(),
+        node: Some(node.clone()),
         size: None,
         format: found.format,
         image: None,

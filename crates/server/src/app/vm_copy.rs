@@ -163,7 +163,8 @@ async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &N
         wish.volume = Some(to.name.clone());
     }
     record.volumes.insert(disk.clone(), to.id);
-    let node = from.node.clone();
+    let unmade = || Error::conflict(format!("volume '{}' has no data yet", from.name)).hint("vmkeep vm show tells what its VM waits for");
+    let node = from.node.clone().ok_or_else(unmade)?;
     let op = Operation { id: op_id, ..operation(ask, "volume.copy", volume_resource(ask, &to), Wanted::Task) };
     let name_key = keys::name("volume", &ask.project, &to.name);
     Ok(txn

@@ -1,7 +1,7 @@
 //! First boots once more, newer machines, and root disks made anew.
 
 use vmkeep_api::body::VmPhase;
-use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Revision, VolumeId};
 use vmkeep_types::name::Name;
@@ -106,6 +106,7 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
 
 /// The old volume leaves under a name of its own, because the new one has its name.
 async fn discard(store: &dyn Store, ask: &Ask, old: VolumeRecord, txn: Txn) -> Result<Txn, Error> {
+    let Some(node) = old.node.clone() else { return Ok(txn.then(Op::Delete(keys::volume(&ask.project, old.id)))) };
     let pool = pool::find(store, &old.pool).await?.spec;
     let name = format!("replaced-{}", old.id).parse().expect("a word and a uuid make a name");
     let going = volume::going(VolumeRecord { name, ..old });
@@ -115,5 +116,5 @@ async fn discard(store: &dyn Store, ask: &Ask, old: VolumeRecord, txn: Txn) -> R
         .then(typed::put(keys::name("volume", &ask.project, &going.name), &going.id))
         .then(typed::put(keys::volume(&ask.project, going.id), &going))
         .then(put_op(&op))
-        .then(task(&going.node, &ask.project, op.id, work)))
+        .then(task(&node, &ask.project, op.id, work)))
 }

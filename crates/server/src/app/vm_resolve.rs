@@ -129,9 +129,8 @@ pub(super) async fn resolve(
     if let [only] = &nodes[..] {
         problems.extend(check::vm_on_host(spec, only));
     }
-    let node = nodes.first().map_or_else(|| Name::known("unplaced"), |n| n.name.clone());
     let found = Resolved { nodes, ..Resolved::default() };
-    let mut look = Look { store, ask, spec, old, coming, node, found, problems };
+    let mut look = Look { store, ask, spec, old, coming, found, problems };
     look.macs().await?;
     for (n, nic) in spec.nics.iter().enumerate() {
         look.network(n, nic).await?;
@@ -183,8 +182,8 @@ pub(super) async fn size_now(store: &dyn Store, volume: &VolumeRecord) -> Result
         let image = get::<ImageRecord>(store, &keys::image(&volume.project, image)).await?;
         return Ok(image.and_then(|i| i.value.facts).map(|facts| facts.virtual_size));
     }
-    let Some(attached) = &volume.attached else { return Ok(None) };
-    let seen = get::<Seen>(store, &keys::seen(&volume.node, attached.vm)).await?;
+    let (Some(attached), Some(node)) = (&volume.attached, &volume.node) else { return Ok(None) };
+    let seen = get::<Seen>(store, &keys::seen(node, attached.vm)).await?;
     Ok(seen.and_then(|s| s.value.volumes.get(&volume.id).map(|v| ByteCount::from_bytes(v.size_bytes))))
 }
 
@@ -195,7 +194,6 @@ struct Look<'a> {
     spec: &'a VmSpec,
     old: Option<&'a VmRecord>,
     coming: &'a Coming,
-    node: Name,
     found: Resolved,
     problems: Vec<Problem>,
 }
@@ -357,7 +355,8 @@ impl Look<'_> {
             project: self.ask.project.clone(),
             name: volume_name(&self.spec.name, &wish.name),
             pool: wish.pool.clone(),
-            node: self.node.clone(),
+            // Until its VM is placed; a disk of a VM that has its node goes there.
+            node: None,
             size: wish.size,
             format: if wish.format == DiskFormat::Auto { DiskFormat::Qcow2 } else { wish.format },
             image,

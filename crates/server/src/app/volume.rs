@@ -2,7 +2,7 @@
 
 use vmkeep_api::body::{VolumeCreate, VolumeView};
 use vmkeep_store::typed::Stored;
-use vmkeep_store::{Compare, Store, Txn, keys, typed};
+use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
@@ -10,13 +10,13 @@ use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
-use vmkeep_types::order::{ImageBrief, Work};
+use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::VmRecord;
 use vmkeep_types::units::ByteCount;
 
 use super::network::task;
-use super::{Ask, begin, get, image, nodes, operation, pool, uid_of};
+use super::{Ask, begin, done, get, image, nodes, operation, pool, uid_of};
 
 /// The disk name under which a volume that is being deleted is attached to nobody: no VM can take it meanwhile, and a deletion
 /// that failed can be asked for again.
@@ -66,7 +66,9 @@ pub async fn view(store: &dyn Store, volume: VolumeRecord) -> Result<VolumeView,
     let (mut vm, mut seen) = (None, None);
     if let Some(attached) = volume.attached.as_ref().filter(|a| !is_mark(a)) {
         vm = get::<VmRecord>(store, &keys::vm(&volume.project, attached.vm)).await?.map(|v| v.value.spec.name);
-        seen = get::<Seen>(store, &keys::seen(&volume.node, attached.vm)).await?.and_then(|s| s.value.volumes.get(&volume.id).copied());
+        if let Some(node) = &volume.node {
+            seen = get::<Seen>(store, &keys::seen(node, attached.vm)).await?.and_then(|s| s.value.volumes.get(&volume.id).copied());
+        }
     }
     Ok(VolumeView {
         id: volume.id,
@@ -104,7 +106,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
         Some(name) => Some(image::ready(store, &ask.project, name).await?),
         None => None,
     };
-    let node = nodes(store).await?.into_iter().next().ok_or_else(|| Error::conflict("no node has joined yet"))?.name;
+    let node = node_for(store, wish.node.clone()).await?;
     let mut volume = VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
         project: ask.project.clone(),
@@ -121,16 +123,42 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     };
     let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: wish.name.clone(), uid: volume.id.0 };
     let op = operation(ask, "volume.create", resource, Wanted::Task);
-    volume.filling = Some(op.id);
     let guard = image.as_ref().map(|(.., guard)| guard.clone());
-    let brief = image.map(|(i, ..)| ImageBrief { name: i.spec.name, pool: i.spec.pool, facts: i.facts });
     let name_key = keys::name("volume", &ask.project, &wish.name);
     let txn = Txn { compare: guard.into_iter().collect(), ..Txn::default() }
         .when(Compare::Absent(name_key.clone()))
-        .then(typed::put(name_key, &volume.id))
-        .then(typed::put(keys::volume(&ask.project, volume.id), &volume))
-        .then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool: pool.spec, image: brief }));
-    begin(store, ask, txn, op).await?.ok_or_else(|| Error::conflict(format!("there is a volume '{}' already", wish.name)))
+        .then(typed::put(name_key, &volume.id));
+    let taken = || Error::conflict(format!("there is a volume '{}' already", wish.name));
+    let Some(node) = node else {
+        let op = Operation { steps: vec!["it is made on the node of the VM that takes it".into()], ..done(op) };
+        return begin(store, ask, txn.then(typed::put(keys::volume(&ask.project, volume.id), &volume)), op).await?.ok_or_else(taken);
+    };
+    volume.filling = Some(op.id);
+    let mut txn = txn.then(typed::put(keys::volume(&ask.project, volume.id), &volume));
+    let mut brief = None;
+    if let Some((image, ..)) = image {
+        brief = Some(image::brief_for(store, &image, &node).await?);
+        if image.holders().all(|holder| *holder != node) {
+            // Whoever deletes the image must ask this node too; the compare above holds the record as it was read.
+            let mut known = image;
+            known.copies.insert(node.clone());
+            txn = txn.then(typed::put(keys::image(&ask.project, known.id), &known));
+        }
+    }
+    let txn = txn.then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool: pool.spec, image: brief }));
+    begin(store, ask, txn, op).await?.ok_or_else(taken)
+}
+
+/// The node that was asked for, or the only one there is; None: where its VM comes to run.
+async fn node_for(store: &dyn Store, wish: Option<Name>) -> Result<Option<Name>, Error> {
+    let nodes = nodes(store).await?;
+    match (wish, &nodes[..]) {
+        (Some(wish), nodes) if nodes.iter().all(|node| node.name != wish) => Err(Error::not_found("node", &wish)),
+        (Some(wish), _) => Ok(Some(wish)),
+        (None, []) => Err(Error::conflict("no node has joined yet")),
+        (None, [only]) => Ok(Some(only.name.clone())),
+        (None, _) => Ok(None),
+    }
 }
 
 pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operation, Error> {
@@ -152,7 +180,12 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
     let op = operation(ask, "volume.delete", resource, Wanted::Task);
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
-    let node = volume.node.clone();
+    let changed = || Error::conflict("the volume changed at the same time; try again");
+    let Some(node) = volume.node.clone() else {
+        let gone = Txn::default().when(Compare::ModifiedAt(seen.key.clone(), seen.modified)).then(Op::Delete(seen.key));
+        let gone = gone.then(Op::Delete(keys::name("volume", &ask.project, name)));
+        return begin(store, ask, gone, done(op)).await?.ok_or_else(changed);
+    };
     let marked = going(volume);
     let txn = Txn::default().when(Compare::ModifiedAt(seen.key.clone(), seen.modified)).then(typed::put(seen.key, &marked)).then(task(
         &node,
@@ -160,5 +193,5 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
         op.id,
         work,
     ));
-    begin(store, ask, txn, op).await?.ok_or_else(|| Error::conflict("the volume changed at the same time; try again"))
+    begin(store, ask, txn, op).await?.ok_or_else(changed)
 }

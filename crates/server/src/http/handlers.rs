@@ -135,21 +135,26 @@ async fn adopt(mut call: Call) -> Answer {
         );
     }
     let of_ours = if wish.disks { "?of_ours=true" } else { "" };
-    let proposal: AdoptionProposal = ask_node(&call, &format!("/n/domains/{}/adoption{of_ours}", wish.domain)).await?;
+    let node = wish.node.clone().unwrap_or_else(|| call.server.node.clone());
+    let proposal: AdoptionProposal = ask_node(&call, &node, &format!("/n/domains/{}/adoption{of_ours}", wish.domain)).await?;
     if wish.disks {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
         return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal).await?));
     }
-    accepted(&call, vm_adopt::adopt(call.store(), &call.ask, proposal, wish.name).await?)
+    accepted(&call, vm_adopt::adopt(call.store(), &call.ask, &node, proposal, wish.name).await?)
 }
 
 /// Something of the node's, as JSON.
-async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Result<T, Error> {
-    use http_body_util::{BodyExt, Limited};
-    /// The largest answer of a node that is read whole.
-    const ANSWER_BYTES_MAX: usize = 16 << 20;
+async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, node: &Name, path: &str) -> Result<T, Error> {
     let request = axum::extract::Request::builder().uri(path).body(axum::body::Body::empty()).expect("a checked path");
-    let response = call.server.gate.call(&call.server.node, request).await;
+    read(call.server.gate.call(node, request).await).await
+}
+
+/// A node's whole answer.
+async fn read<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, Error> {
+    use http_body_util::{BodyExt, Limited};
+    /// The largest that is read whole.
+    const ANSWER_BYTES_MAX: usize = 16 << 20;
     let status = response.status();
     let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
         .collect()
@@ -159,7 +164,7 @@ async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, path: &str) -> Re
     if !status.is_success() {
         return Err(vmkeep_api::problem::read(status.as_u16(), &bytes));
     }
-    serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("the node's answer to {path} does not parse: {e}")))
+    serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("the node's answer does not parse: {e}")))
 }
 
 /// The whole request, handed to the VM's node.
@@ -197,7 +202,7 @@ async fn images(mut call: Call) -> Answer {
         }
         "image.create" => {
             let spec = manifest::image_from_json(call.value().await?)?;
-            accepted(&call, image::create(call.store(), &call.ask, spec).await?)
+            accepted(&call, image::create(call.store(), &call.ask, Some(&node), spec).await?)
         }
         "image.get" => {
             let found = image::stored(call.store(), &call.ask.project, &call.name()?).await?;
@@ -209,13 +214,28 @@ async fn images(mut call: Call) -> Answer {
             let uri = format!("/n/images/{}/content?pool={}", record.id, record.spec.pool);
             to_node_at(call, &record.node, &uri).await
         }
-        "upload.create" => to_node(call, &node, "/n/uploads").await,
+        "upload.create" => begin_upload(call, &node).await,
         "upload.get" | "upload.put" | "upload.delete" => {
             let id: uuid::Uuid = call.field("id").parse().map_err(|_| Error::invalid("an upload's id is a UUID"))?;
+            let node = image::upload_node(call.store(), id, Some(&node)).await?;
             to_node(call, &node, &format!("/n/uploads/{id}")).await
         }
         _ => Err(no_handler(&call)),
     }
+}
+
+/// Bytes go where the image will be imported; each control node finds them there.
+async fn begin_upload(call: Call, near: &Name) -> Answer {
+    let server = call.server.clone();
+    let node = app::any_node(call.store(), Some(near)).await?;
+    let response = to_node(call, &node, "/n/uploads").await?;
+    if response.status().is_success() && node != *near {
+        let made: vmkeep_api::body::UploadCreated = read(response).await?;
+        let noted = vmkeep_store::Txn::default().then(vmkeep_store::typed::put(keys::upload(made.upload), &node));
+        app::commit(server.store.as_ref(), noted).await?;
+        return Ok(respond::json(&made));
+    }
+    Ok(response)
 }
 
 /// Read before the rows: what changes between the two is told again by a watch from there, and not missed.
@@ -339,10 +359,13 @@ async fn host(call: Call) -> Answer {
     let node = call.server.node.clone();
     match call.route.id {
         "domain.list" => to_node(call, &node, "/n/domains").await,
-        "host.check" => to_node(call, &node, "/n/host/check").await,
+        "host.check" => {
+            let node = call.query("node").map(str::parse).transpose().map_err(|e| Error::invalid(format!("node: {e}")))?.unwrap_or(node);
+            to_node(call, &node, "/n/host/check").await
+        }
         "node.list" => {
             let revision = revision(&call).await?;
-            let rows: Vec<NodeView> = app::nodes(call.store()).await?.into_iter().map(|facts| NodeView { facts }).collect();
+            let rows: Vec<NodeView> = app::node_views(call.store()).await?;
             respond::page(&call, rows, revision, |n| n.facts.name.to_string()).await
         }
         "stats.list" => stats(&call).await,
@@ -360,7 +383,10 @@ async fn host(call: Call) -> Answer {
 
 /// The node knows uids; names are the control plane's.
 async fn stats(call: &Call) -> Answer {
-    let all: Vec<VmStats> = ask_node(call, "/n/stats").await?;
+    let nodes = app::nodes(call.store()).await?;
+    // One that does not answer hides no others.
+    let asked = nodes.iter().map(|node| ask_node::<Vec<VmStats>>(call, &node.name, "/n/stats"));
+    let all = futures_util::future::join_all(asked).await.into_iter().filter_map(Result::ok).flatten();
     let mut named = Vec::new();
     for stats in all {
         if let Some(record) = app::get::<vmkeep_types::record::VmRecord>(call.store(), &keys::vm(&call.ask.project, stats.id)).await? {

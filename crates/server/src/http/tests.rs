@@ -142,6 +142,7 @@ fn image(name: &'static str) -> ImageRecord {
             warnings: Vec::new(),
         }),
         leaving: None,
+        copies: Default::default(),
         node: Name::known("node1"),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }

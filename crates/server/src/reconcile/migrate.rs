@@ -387,7 +387,7 @@ impl Going<'_> {
         txn.then.extend(left.into_iter().chain([keys::move_order(&way.from, id), keys::move_seen(&way.from, id)]).map(Op::Delete));
         for volume in self.record.value.volumes.values().filter_map(|id| self.view.volumes.get(id)) {
             let key = keys::volume(&volume.value.project, volume.value.id);
-            let there = vmkeep_types::pool::VolumeRecord { node: way.to.clone(), ..volume.value.clone() };
+            let there = vmkeep_types::pool::VolumeRecord { node: Some(way.to.clone()), ..volume.value.clone() };
             txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &there));
         }
         let txn = self.orders(&m, txn);

@@ -10,6 +10,7 @@
 //! from a listing.
 
 pub mod migrate;
+pub mod pulse;
 pub mod task;
 pub mod view;
 pub mod vm;
@@ -23,11 +24,14 @@ use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, Wat
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 
+use pulse::Pulse;
 use view::{ClusterView, Touched};
 
 /// How long leadership lasts without being renewed.
 const LEAD_TTL: Duration = Duration::from_secs(9);
 const LEAD_RENEW: Duration = Duration::from_secs(3);
+/// Between looks at the nodes' heartbeats.
+const PULSE: Duration = Duration::from_secs(1);
 /// Wait before another try when the store refuses or somebody else leads.
 const REST: Duration = Duration::from_secs(1);
 /// Housekeeping of old operations and events.
@@ -38,6 +42,7 @@ pub async fn run(store: Arc<dyn Store>, candidate: Name, shutdown: CancellationT
     while !shutdown.is_cancelled() {
         match store.lead(candidate.as_str(), LEAD_TTL).await {
             Ok(Some(lead)) => {
+                tracing::info!(%candidate, "leads");
                 let ended = lead_until_it_ends(store.as_ref(), candidate.as_str(), &lead, &shutdown).await;
                 if let Err(error) = ended {
                     tracing::warn!(%error, "leading ended; starting over from a listing");
@@ -64,6 +69,9 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
     drop(listing);
     let mut renew = interval(LEAD_RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulse = Pulse::default();
+    let mut beat = interval(PULSE);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // At once, too: a daemon that is restarted often would else never come to it.
     let mut housekeeping_at = Instant::now();
     loop {
@@ -81,6 +89,9 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
                     crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
                 }
             }
+            _ = beat.tick() => for txn in pulse.look(&view, Instant::now(), jiff::Timestamp::now()) {
+                store.txn(txn.when(still_leading(lead))).await?;
+            },
             batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
         }
     }

@@ -29,13 +29,26 @@ pub fn next(view: &ClusterView, node: &Name, id: OperationId, now: jiff::Timesta
         return (told != op.value && !op.value.state.is_over()).then(|| write(op, &told));
     }
     let mut txn = tidy(node, id).when(Compare::ModifiedAt(op_key(&op.value), op.modified));
-    if !op.value.state.is_over() {
+    let ends = result.value.state != TaskState::Done || !task.is_some_and(|task| others_remain(view, &op.value, task, node));
+    if ends && !op.value.state.is_over() {
         txn = txn.then(typed::put(op_key(&op.value), &over(&op.value, &result.value, now)));
     }
     if let Some(task) = task {
-        txn = settle(view, &op.value, task, &result.value, now, txn);
+        txn = settle(view, node, &op.value, task, &result.value, now, txn);
     }
     Some(txn)
+}
+
+/// A deletion is asked of every node that has the object; each is taken out of its record when it is done, so that two which end
+/// at the same time see each other.
+fn others_remain(view: &ClusterView, op: &Operation, task: &NodeTask, node: &Name) -> bool {
+    match &task.work {
+        Work::DeleteImage { image, .. } => view.images.get(image).is_some_and(|image| image.value.without(node).is_some()),
+        Work::DeleteNetwork { .. } => {
+            view.networks.get(&NetworkId(op.resource.uid)).is_some_and(|network| network.value.nodes.iter().any(|other| other != node))
+        }
+        _ => false,
+    }
 }
 
 fn write(op: &Kept<Operation>, told: &Operation) -> Txn {
@@ -59,7 +72,7 @@ fn over(op: &Operation, result: &TaskResult, now: jiff::Timestamp) -> Operation 
 }
 
 /// What the end of a task does to records. Each is compared with what was seen of it: somebody may have taken it meanwhile.
-fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResult, now: jiff::Timestamp, txn: Txn) -> Txn {
+fn settle(view: &ClusterView, node: &Name, op: &Operation, task: &NodeTask, result: &TaskResult, now: jiff::Timestamp, txn: Txn) -> Txn {
     let error = match &result.state {
         TaskState::Failed { error } => Some(error),
         TaskState::Done | TaskState::Running => None,
@@ -77,7 +90,10 @@ fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResu
             }
         }
         Work::DeleteImage { image, .. } => match view.images.get(image) {
-            Some(kept) if !failed => drop_image(view, kept, txn),
+            Some(kept) if !failed => match kept.value.without(node) {
+                Some(left) => rewrite(keys::image(&left.project, left.id), kept, &left, txn),
+                None => drop_image(view, kept, txn),
+            },
             Some(kept) if kept.value.leaving == Some(op.id) => {
                 let value = ImageRecord { leaving: None, ..kept.value.clone() };
                 rewrite(keys::image(&value.project, value.id), kept, &value, txn)
@@ -101,7 +117,14 @@ fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResu
         },
         // By its uid: another network of that name is not the one that was deleted.
         Work::DeleteNetwork { .. } => match view.networks.get(&NetworkId(op.resource.uid)) {
-            Some(kept) if !failed => drop_network(kept, txn),
+            Some(kept) if !failed => {
+                let mut left = kept.value.clone();
+                left.nodes.remove(node);
+                if !left.nodes.is_empty() || left.leaving.is_none() {
+                    return rewrite(keys::network(&left.project, left.id), kept, &left, txn);
+                }
+                drop_network(kept, txn)
+            }
             Some(kept) if kept.value.leaving == Some(op.id) => {
                 let value = NetworkRecord { leaving: None, ..kept.value.clone() };
                 rewrite(keys::network(&value.project, value.id), kept, &value, txn)

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
 use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::event::Event;
-use vmkeep_types::host::NodeFacts;
+use vmkeep_types::host::{NodeFacts, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::{Migration, MoveOrder, MoveSeen};
@@ -43,6 +43,8 @@ pub struct NodeKeys {
     pub facts: Option<Kept<NodeFacts>>,
     /// What people say of it.
     pub record: Option<Kept<NodeRecord>>,
+    /// Where its last heartbeat stands.
+    pub beat: Option<Revision>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
     pub seen: BTreeMap<VmId, Kept<Seen>>,
     pub moves: BTreeMap<VmId, Kept<MoveOrder>>,
@@ -71,6 +73,8 @@ pub struct ClusterView {
     /// VM to the volumes that are attached to it, those too that its wish let go of.
     attached: BTreeMap<VmId, BTreeSet<VolumeId>>,
     pub nodes: BTreeMap<Name, NodeKeys>,
+    /// What the leader said last of their health.
+    pub states: BTreeMap<Name, Kept<NodeState>>,
     /// The index of nodes.
     pub joined: BTreeSet<Name>,
     /// Tasks that have a result which is not folded in yet.
@@ -101,7 +105,7 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 13] = [
+pub const PREFIXES: [&str; 14] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -115,6 +119,7 @@ pub const PREFIXES: [&str; 13] = [
     keys::ALL_NODES,
     keys::ALL_JOINED,
     keys::ALL_NODE_RECORDS,
+    keys::ALL_STATES,
 ];
 
 impl ClusterView {
@@ -175,6 +180,7 @@ impl ClusterView {
             }
             ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
             ["joined", node] => self.joined.extend(node.parse::<Name>()),
+            ["state", node] => self.put_state(node, decode(kv), touched),
             _ => {}
         }
     }
@@ -188,6 +194,7 @@ impl ClusterView {
                 self.touch_node(&name, touched);
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
+            ["hb"] => keys.beat = Some(kv.modified),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -233,6 +240,7 @@ impl ClusterView {
             ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
             ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
+            ["state", node] => self.put_state(node, None, touched),
             _ => {}
         }
     }
@@ -245,6 +253,7 @@ impl ClusterView {
                 keys.facts = None;
                 self.touch_node(&name, touched);
             }
+            ["hb"] => keys.beat = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["move", id] => drop_key(&mut keys.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -296,7 +305,7 @@ impl ClusterView {
 
     /// The end of a copy writes the records of its volume, VM and operation: when somebody else wrote one first, it is told again.
     fn touch_copies(&self, vm: VmId, touched: &mut Touched) {
-        let copy = |volume: &Kept<VolumeRecord>| volume.value.filling.map(|op| (volume.value.node.clone(), op));
+        let copy = |volume: &Kept<VolumeRecord>| volume.value.node.clone().zip(volume.value.filling);
         touched.tasks.extend(self.volumes_of(vm).filter_map(copy));
     }
 

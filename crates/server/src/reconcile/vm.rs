@@ -8,7 +8,7 @@
 //! One transaction at a time per VM; the next look continues. Each compares the revisions it was decided from, so a write by
 //! anyone else in between makes it fail harmlessly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vmkeep_core::place::{self, Choice};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
@@ -23,6 +23,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
 
 use super::view::{ClusterView, Kept};
+use crate::app;
 use crate::app::vm_copy::NOT_COPIED;
 
 /// The next writes for one VM: at most one transaction that decides, and those that fold words into operations.
@@ -117,12 +118,13 @@ fn filling<'a>(view: &'a ClusterView, vm: &VmRecord) -> impl Iterator<Item = &'a
 /// them, after what writes them was cancelled. None: no node has anything of it.
 fn remove_by_node(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timestamp) -> Option<Txn> {
     let vm = &record.value;
-    let home = vm.volumes.values().find_map(|id| view.volumes.get(id)).map(|volume| &volume.value.node)?;
+    let home = vm.volumes.values().filter_map(|id| view.volumes.get(id)).find_map(|volume| volume.value.node.as_ref())?;
     view.nodes.get(home)?.facts.as_ref()?;
     let mut txn = place(view, vm, home, record.modified);
     for volume in filling(view, vm) {
         let op = volume.value.filling.expect("it was found by that");
-        txn.then.extend([keys::task(&volume.value.node, op), keys::result(&volume.value.node, op)].map(Op::Delete));
+        let at = volume.value.node.as_ref().unwrap_or(home);
+        txn.then.extend([keys::task(at, op), keys::result(at, op)].map(Op::Delete));
         if let Some(op) = view.ops.get(&op).filter(|op| !op.value.state.is_over()) {
             let over = ended(&op.value, OpState::Cancelled, now);
             txn = txn.when(Compare::ModifiedAt(op_key(&op.value), op.modified)).then(typed::put(op_key(&op.value), &over));
@@ -152,10 +154,47 @@ fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn 
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))
         .then(typed::put(keys::owner(vm.id), &owner))
         .then(Op::Put(keys::own(node, vm.id), Vec::new()));
+    let txn = bring(view, vm, node).into_iter().fold(txn, |txn, (guard, op)| txn.when(guard).then(op));
     match order_for(view, vm, wish, &owner) {
         Some(order) => txn.then(typed::put(keys::order(node, vm.id), &order)),
         None => txn,
     }
+}
+
+/// What is noted before a node hears of a VM: volumes that are nowhere yet are that node's, and whoever deletes an image or a
+/// network must ask it too.
+fn bring(view: &ClusterView, vm: &VmRecord, node: &Name) -> Vec<(Compare, Op)> {
+    let mut writes = Vec::new();
+    for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)).filter(|volume| volume.value.node.is_none()) {
+        let value = VolumeRecord { node: Some(node.clone()), ..volume.value.clone() };
+        writes.push(noted(keys::volume(&value.project, value.id), volume.modified, &value));
+    }
+    for image in images_of(view, vm).filter(|image| image.value.holders().all(|holder| holder != node)) {
+        let mut value = image.value.clone();
+        value.copies.insert(node.clone());
+        writes.push(noted(keys::image(&value.project, value.id), image.modified, &value));
+    }
+    let networks: BTreeSet<&Name> = vm.spec.nics.iter().map(|nic| &nic.network).collect();
+    for network in networks.into_iter().filter_map(|name| view.network_by_name(&vm.project, name)) {
+        if !network.value.nodes.contains(node) {
+            let mut value = network.value.clone();
+            value.nodes.insert(node.clone());
+            writes.push(noted(keys::network(&value.project, value.id), network.modified, &value));
+        }
+    }
+    writes
+}
+
+fn noted<T: serde::Serialize>(key: String, read: Revision, value: &T) -> (Compare, Op) {
+    (Compare::ModifiedAt(key.clone(), read), typed::put(key, value))
+}
+
+/// Images that its disks are clones of and that lie in its trays, each once.
+fn images_of<'a>(view: &'a ClusterView, vm: &'a VmRecord) -> impl Iterator<Item = &'a Kept<ImageRecord>> {
+    let cloned = vm.volumes.values().filter_map(|id| view.volumes.get(id)?.value.image).filter_map(|id| view.images.get(&id));
+    let in_trays = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
+    let each: BTreeMap<_, _> = cloned.chain(in_trays).map(|image| (image.value.id, image)).collect();
+    each.into_values()
 }
 
 fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {
@@ -179,6 +218,10 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
         return Some(txn);
     }
     let node = &owner.value.node;
+    let brought = bring(view, vm, node);
+    if !brought.is_empty() && vm.leaving.is_none() {
+        return Some(brought.into_iter().fold(Txn::default(), |txn, (guard, op)| txn.when(guard).then(op)));
+    }
     let old = view.nodes.get(node).and_then(|keys| keys.orders.get(&vm.id));
     let order = refreshed_epoch(view, owner)
         .map_or_else(|| order_for(view, vm, record.modified, &owner.value), |o| order_for(view, vm, record.modified, &o))?;
@@ -301,15 +344,12 @@ pub fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owne
     }
     let choices = view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default();
     let power = view.power.get(&vm.id)?.value.clone();
+    let here = |volume: &VolumeRecord| VolumeRecord { node: volume.node.clone().or(Some(owner.node.clone())), ..volume.clone() };
     let volumes: BTreeMap<_, _> =
-        vm.volumes.iter().filter_map(|(disk, id)| Some((disk.clone(), view.volumes.get(id)?.value.clone()))).collect();
-    let cd_images = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
-    let images = volumes.values().filter_map(|v| v.image).filter_map(|id| view.images.get(&id)).chain(cd_images).map(|image| {
-        let brief =
-            ImageBrief { name: image.value.spec.name.clone(), pool: image.value.spec.pool.clone(), facts: image.value.facts.clone() };
-        (image.value.id, brief)
-    });
-    let images: BTreeMap<_, _> = images.collect();
+        vm.volumes.iter().filter_map(|(disk, id)| Some((disk.clone(), here(&view.volumes.get(id)?.value)))).collect();
+    let address = |node: &Name| view.nodes.get(node)?.facts.as_ref()?.value.address.clone();
+    let brief = |image: &Kept<ImageRecord>| (image.value.id, app::image::brief(&image.value, &owner.node, address));
+    let images: BTreeMap<_, ImageBrief> = images_of(view, vm).map(brief).collect();
     let networks = vm.spec.nics.iter().filter_map(|nic| view.network_by_name(&vm.project, &nic.network));
     let pools = volumes.values().map(|v| &v.pool).chain(images.values().map(|i| &i.pool)).filter_map(|name| view.pool_by_name(name));
     Some(Order {

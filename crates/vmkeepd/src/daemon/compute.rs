@@ -8,15 +8,17 @@ use anyhow::Context;
 use axum::Router;
 use axum::extract::Request;
 use axum::routing::post;
+use tokio_util::sync::CancellationToken;
 use vmkeep_agent::host::check::CheckInput;
 use vmkeep_agent::host::facts;
 use vmkeep_agent::http::{NodeHttp, NodeHttpConfig};
 use vmkeep_agent::hypervisor::Hypervisor;
 use vmkeep_agent::hypervisor::fake::FakeHypervisor;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
-use vmkeep_agent::image::Reach;
+use vmkeep_agent::image::{Peers, Reach};
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
+use vmkeep_store::etcd::EtcdConfig;
 use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::pool::PoolDriver;
 
@@ -74,6 +76,7 @@ impl Compute {
             kvm: machine.kvm,
             address: part.member.as_ref().map(|member| format!("{}:{AGENT_PORT}", pki::in_url(&member.address))),
             migration: migration(part),
+            peers: part.mtls.clone().map(|mtls| mtls as Arc<dyn Peers>),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
         })?;
         make_folder(&config.pool, 0o711)?;
@@ -118,6 +121,9 @@ impl Compute {
                 "the agent's unix socket"
             });
         }
+        if let Some(etcd) = super::etcd_of(&part.config, part.member.as_ref()) {
+            heartbeat(etcd, self.node.clone(), part.shutdown.clone())?;
+        }
         let (node, stop) = (self.node, part.shutdown.clone());
         part.tasks.spawn(async move {
             runtime::run(node, stop).await;
@@ -125,6 +131,21 @@ impl Compute {
         });
         Ok(())
     }
+}
+
+/// On a thread and a connection of its own: nothing that the agent does may delay it.
+fn heartbeat(etcd: EtcdConfig, node: Arc<Node>, stop: CancellationToken) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the heartbeat")?;
+    let beating = move || {
+        runtime.block_on(async move {
+            match stop.run_until_cancelled(super::connect_etcd(&etcd)).await {
+                Some(Ok(store)) => runtime::heartbeat::run(Arc::new(store), node, stop).await,
+                Some(Err(error)) => tracing::error!(error = format!("{error:#}"), "no heartbeat"),
+                None => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("heartbeat".into()).spawn(beating).map(drop).context("cannot start the heartbeat")
 }
 
 /// Host shutdown, where there is no control plane to note who asked: the log does.

@@ -148,6 +148,7 @@ impl Cluster {
             kvm: KvmState::Unusable { why: "a test".into() },
             address: None,
             migration: Some(host.machine.address.clone()),
+            peers: None,
             reach: Reach::Others,
         })
         .expect("a boot id");

@@ -31,6 +31,7 @@ async fn what_does_not_parse_is_told_and_keeps_nobody_from_work() {
         kvm: KvmState::Usable,
         address: None,
         migration: None,
+        peers: None,
         reach: crate::image::Reach::default(),
     })
     .expect("a node");

@@ -16,7 +16,7 @@ fn volume(filling: Option<OperationId>) -> VolumeRecord {
         project: project(),
         name: Name::known("web1-root"),
         pool: Name::known("default"),
-        node: node(),
+        node: Some(node()),
         size: Some(ByteCount::from_gib(1)),
         format: DiskFormat::Qcow2,
         image: None,

@@ -3,6 +3,7 @@
 use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
+use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
@@ -59,12 +60,23 @@ impl ClusterView {
         self.touch_homeless(touched);
     }
 
+    pub(super) fn put_state(&mut self, node: &str, state: Option<Kept<NodeState>>, touched: &mut Touched) {
+        let Ok(name) = node.parse::<Name>() else { return };
+        match state {
+            Some(state) => self.states.insert(name.clone(), state),
+            None => self.states.remove(&name),
+        };
+        self.set_node(&name);
+        self.touch_homeless(touched);
+    }
+
     fn set_node(&mut self, name: &Name) {
         let Some(keys) = self.nodes.get(name) else { return };
         match &keys.facts {
             Some(facts) => {
                 let record = keys.record.as_ref().map_or_else(|| NodeRecord::named(name.clone()), |kept| kept.value.clone());
                 self.fleet.set_node(facts.value.clone(), record);
+                self.fleet.set_health(name, self.states.get(name).map_or(NodeHealth::Online, |kept| kept.value.state));
             }
             None => self.fleet.drop_node(name),
         }
@@ -123,9 +135,9 @@ impl ClusterView {
         }
     }
 
-    /// The only node that reaches a volume's data; None: every node reaches it.
+    /// The only node that reaches a volume's data; None: it has none yet, or every node reaches it.
     fn bound_to<'v>(&self, volume: &'v VolumeRecord) -> Option<&'v Name> {
         let shared = self.pool_by_name(&volume.pool).is_some_and(|pool| is_shared(&pool.value.spec));
-        (!shared).then_some(&volume.node)
+        volume.node.as_ref().filter(|_| !shared)
     }
 }

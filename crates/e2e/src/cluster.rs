@@ -1,0 +1,201 @@
+//! Three hosts that are one cluster: etcd, a control process and a compute process on each, certificates of one authority.
+
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+use crate::host::{Host, bin, text};
+use crate::net::Switch;
+use crate::wait::until;
+
+/// etcd, two daemons and libvirt on each of three hosts, on two cores beside other tests.
+const UP: Duration = Duration::from_secs(120);
+
+/// What runs on one host.
+pub struct Member {
+    pub host: Host,
+    etcd: Option<Child>,
+    control: Option<Child>,
+    compute: Option<Child>,
+}
+
+pub struct Cluster {
+    pub members: Vec<Member>,
+    _switch: Switch,
+}
+
+/// An authority for the test's members.
+struct Ca {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "vmkeep test");
+        let pem = params.self_signed(&key).expect("signed").pem();
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).expect("an authority");
+        Self { pem, issuer }
+    }
+
+    fn issue(&self, dir: &Path, file: &str, common_name: &str, names: &[&str]) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let cert = params.signed_by(&key, &self.issuer).expect("signed");
+        std::fs::write(dir.join(format!("{file}.pem")), format!("{}\n{}", cert.pem(), self.pem)).expect("written");
+        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).expect("written");
+    }
+}
+
+fn address(n: usize) -> String {
+    format!("10.77.0.{n}")
+}
+
+impl Cluster {
+    /// All members up, and every node online; `more` is added to each vmkeepd.toml.
+    pub fn new(name: &str, more: &str) -> Self {
+        let switch = Switch::new(name);
+        let ca = Ca::new();
+        let members = (1..=3).map(|n| Member::new(name, n, &switch, &ca, more)).collect();
+        let mut cluster = Self { members, _switch: switch };
+        cluster.members.iter_mut().enumerate().for_each(|(n, member)| member.start_etcd(n + 1));
+        for member in &mut cluster.members {
+            member.start_control();
+            member.start_compute();
+        }
+        cluster.until_nodes(0, "online online online");
+        cluster
+    }
+
+    pub fn host(&self, n: usize) -> &Host {
+        &self.members[n].host
+    }
+
+    /// Waits until host `asked`'s API says this of the nodes, in order.
+    pub fn until_nodes(&self, asked: usize, states: &str) {
+        until(&format!("the nodes are {states}"), UP, || {
+            let out = self.host(asked).vmkeep(["node", "list", "-o", "json"]);
+            let nodes: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+            let told: Vec<&str> = nodes.as_array().into_iter().flatten().filter_map(|n| n["state"]["state"].as_str()).collect();
+            if told.join(" ") == states { Ok(()) } else { Err(format!("{told:?} {}\n{}", text(&out.stderr), self.logs())) }
+        });
+    }
+
+    /// The member whose control plane began to lead last.
+    pub fn leader(&self) -> usize {
+        until("somebody leads", UP, || {
+            let began = |member: &Member| {
+                let log = member.log("control");
+                let line = log.lines().rev().find(|line| line.contains("leads"))?.to_owned();
+                line.split_whitespace().next().map(str::to_owned)
+            };
+            let last = self.members.iter().enumerate().filter(|(_, m)| m.control.is_some());
+            last.filter_map(|(n, m)| Some((began(m)?, n))).max().map(|(_, n)| n).ok_or_else(|| self.logs())
+        })
+    }
+
+    pub fn logs(&self) -> String {
+        let of = |member: &Member| {
+            let [control, compute] = ["control", "compute"].map(|what| crate::host::tail(&member.log(what)));
+            format!("-- {}\n{control}\n{compute}\n", member.host.name)
+        };
+        self.members.iter().map(of).collect()
+    }
+}
+
+impl Member {
+    fn new(name: &str, n: usize, switch: &Switch, ca: &Ca, more: &str) -> Self {
+        let mut host = Host::without_daemon(&format!("{name}{n}"));
+        host.link(switch, &format!("{}/24", address(n)));
+        let (node, at) = (format!("node{n}"), address(n));
+        let state = host.path("state");
+        let dir = state.join("cluster");
+        std::fs::create_dir_all(&dir).expect("a folder");
+        std::fs::write(dir.join("ca.pem"), &ca.pem).expect("written");
+        let names = [node.as_str(), &at, "localhost", "127.0.0.1"];
+        ca.issue(&dir, "node", &format!("node:{node}"), &names);
+        ca.issue(&dir, "etcd", &format!("etcd:{node}"), &names);
+        let endpoints: Vec<String> = (1..=3).map(|n| format!("\"https://{}:2379\"", address(n))).collect();
+        let member = format!(
+            "cluster = \"00000000-0000-4000-8000-000000000001\"\nnode = \"{node}\"\nroles = [\"control\", \"compute\"]\n\
+             address = \"{at}\"\n[etcd]\nendpoints = [{}]\n",
+            endpoints.join(", ")
+        );
+        std::fs::write(dir.join("member.toml"), member).expect("written");
+        let run = host.path("run");
+        host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}", state.display(), run.display()));
+        Self { host, etcd: None, control: None, compute: None }
+    }
+
+    fn start_etcd(&mut self, n: usize) {
+        let (at, dir) = (address(n), self.host.path("state/cluster"));
+        let file = |name: &str| dir.join(name).display().to_string();
+        let all: Vec<String> = (1..=3).map(|n| format!("node{n}=https://{}:2380", address(n))).collect();
+        let (client, peer) = (format!("https://{at}:2379"), format!("https://{at}:2380"));
+        let data = self.host.path("etcd").display().to_string();
+        let (name, all) = (format!("node{n}"), all.join(","));
+        let (ca, cert, key) = (file("ca.pem"), file("etcd.pem"), file("etcd.key"));
+        let args = [
+            ["--name", &name],
+            ["--data-dir", &data],
+            ["--logger", "zap"],
+            ["--grpc-keepalive-min-time", "1s"],
+            ["--listen-client-urls", &client],
+            ["--advertise-client-urls", &client],
+            ["--listen-peer-urls", &peer],
+            ["--initial-advertise-peer-urls", &peer],
+            ["--initial-cluster", &all],
+            ["--trusted-ca-file", &ca],
+            ["--cert-file", &cert],
+            ["--key-file", &key],
+            ["--peer-trusted-ca-file", &ca],
+            ["--peer-cert-file", &cert],
+            ["--peer-key-file", &key],
+        ];
+        let mut command = vec!["etcd", "--client-cert-auth", "--peer-client-cert-auth"];
+        command.extend(args.iter().flatten());
+        self.etcd = Some(self.host.spawn("etcd.log", &command));
+    }
+
+    fn role(&self, role: &str) -> Child {
+        let (vmkeepd, config) = (bin("vmkeepd").display().to_string(), self.host.config_file().display().to_string());
+        self.host.spawn(&format!("{role}.log"), &[&vmkeepd, "--config", &config, "--role", role])
+    }
+
+    pub fn start_control(&mut self) {
+        self.control = Some(self.role("control"));
+    }
+
+    pub fn start_compute(&mut self) {
+        self.compute = Some(self.role("compute"));
+    }
+
+    /// SIGKILL, as a crash.
+    pub fn kill_control(&mut self) {
+        kill(&mut self.control);
+    }
+
+    pub fn log(&self, role: &str) -> String {
+        std::fs::read_to_string(self.host.path(&format!("{role}.log"))).unwrap_or_default()
+    }
+}
+
+fn kill(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        [&mut self.control, &mut self.compute, &mut self.etcd].into_iter().for_each(kill);
+    }
+}

@@ -1,0 +1,96 @@
+//! Three hosts are one system: any control plane serves all nodes, leaders may die, nodes may be cut off.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use vmkeep_e2e::cluster::Cluster;
+use vmkeep_e2e::host::text;
+use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::wait::until;
+
+use super::hello::{BOOT, manifest, serial_says};
+
+/// Silence, a new leader's patience and what two cores add.
+const NOTICED: Duration = Duration::from_secs(90);
+
+fn node_of(vm: &serde_json::Value) -> usize {
+    vm["status"]["node"].as_str().and_then(|node| node.strip_prefix("node")?.parse::<usize>().ok()).expect("a node") - 1
+}
+
+#[test]
+fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
+    let image = tiny();
+    let mut cluster = Cluster::new("tri", "");
+    // Imported on one node, needed on all: the others fetch it.
+    cluster.host(1).ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
+    for name in ["a", "b", "c"] {
+        cluster.host(0).apply(&manifest(name, "run: always\n"));
+    }
+    let placed: Vec<_> = ["a", "b", "c"].map(|name| node_of(&cluster.host(0).phase(name, "running", BOOT))).to_vec();
+    assert_eq!(placed.iter().collect::<BTreeSet<_>>().len(), 3, "spread: {placed:?}\n{}", cluster.logs());
+    let ops = cluster.host(2).ok(["op", "list", "-o", "json"]);
+    assert!(ops.contains("image tiny: fetched from node2"), "{ops}");
+
+    // Serial log and console of a VM on another node than the API's.
+    let far = ["a", "b", "c"][placed.iter().position(|node| *node != 0).expect("one is elsewhere")];
+    serial_says(cluster.host(0), far, &format!("hello from {far}"));
+    console_answers(&cluster, far);
+
+    // The leader dies; another leads and carries a new wish out.
+    let leader = cluster.leader();
+    cluster.members[leader].kill_control();
+    let asked = (leader + 1) % 3;
+    cluster.host(asked).apply(&manifest("d", "run: always\n"));
+    cluster.host(asked).phase("d", "running", BOOT);
+    assert_ne!(cluster.leader(), leader);
+    cluster.members[leader].start_control();
+    cluster.until_nodes(leader, "online online online");
+
+    a_cut_node_is_told_and_comes_back(&cluster, placed[1]);
+    for name in ["a", "b", "c", "d"] {
+        cluster.host(0).ok(["vm", "delete", name, "--yes"]);
+    }
+    cluster.host(0).ok(["image", "delete", "tiny", "--yes"]);
+    for member in &cluster.members {
+        let left = text(&member.host.exec(["find", "/var/lib/libvirt/images/vmkeep/images", "-type", "f"]).stdout);
+        assert_eq!(left.trim(), "", "the image is deleted wherever it was copied to");
+    }
+}
+
+fn console_answers(cluster: &Cluster, vm: &str) {
+    let seen = cluster.host(0).path("console.txt");
+    let screen = std::fs::File::create(&seen).expect("a file");
+    let mut console = cluster.host(0).cli();
+    let mut console =
+        console.args(["console", vm]).stdin(Stdio::piped()).stdout(screen).stderr(Stdio::null()).spawn().expect("vmkeep runs");
+    let mut keys = console.stdin.take().expect("piped");
+    until("the far console answers", BOOT, || {
+        keys.write_all(b"\necho far-$((40+2))\n").map_err(|e| e.to_string())?;
+        std::thread::sleep(Duration::from_secs(1));
+        let told = std::fs::read_to_string(&seen).unwrap_or_default();
+        if told.contains("far-42") { Ok(()) } else { Err(told) }
+    });
+    console.kill().expect("our child");
+    console.wait().expect("our child");
+}
+
+/// Its VMs stay, and are told as unknown; when the cable is in again they are found as they were.
+fn a_cut_node_is_told_and_comes_back(cluster: &Cluster, cut: usize) {
+    let (asked, name) = ((cut + 1) % 3, "b");
+    let before = cluster.host(cut).qemu_pids(name);
+    cluster.host(cut).cut();
+    let words = format!("unknown: node 'node{}' is offline", cut + 1);
+    until("the VM's node is told offline", NOTICED, || {
+        let out = text(&cluster.host(asked).vmkeep(["vm", "show", name, "-o", "json"]).stdout);
+        if out.contains(&words) { Ok(()) } else { Err(format!("{out}\n{}", cluster.logs())) }
+    });
+    let states: Vec<&str> = (0..3).map(|n| if n == cut { "offline" } else { "online" }).collect();
+    cluster.until_nodes(asked, &states.join(" "));
+    assert_eq!(cluster.host(cut).qemu_pids(name), before, "a guest does not need the cluster");
+    cluster.host(cut).join();
+    cluster.until_nodes(asked, "online online online");
+    cluster.host(asked).phase(name, "running", NOTICED);
+    assert_eq!(cluster.host(cut).qemu_pids(name), before, "it ran all the time");
+}
