@@ -267,7 +267,7 @@ async fn what_cannot_move_says_why_before_anything_happens() {
     expect![[r#"
         a: it is on a already
         nowhere: there is no node 'nowhere'
-        b without libvirt: it has nowhere to go (b: libvirt does not answer there)
+        b without libvirt: it has nowhere to go (b: libvirt does not answer)
     "#]]
     .assert_eq(&told);
 }
