@@ -11,6 +11,7 @@ use vmkeep_types::image::{ImageFacts, ImageSpec};
 use vmkeep_types::migration::MigrateOptions;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
+use vmkeep_types::node::{Cordon, NodeLoad, NodeSpec};
 use vmkeep_types::observed::{FieldChange, RestartCount};
 use vmkeep_types::operation::Operation;
 use vmkeep_types::pool::{Attachment, PoolSpec};
@@ -313,6 +314,15 @@ pub struct NodeView {
     /// What the cluster hears of it; None: a host alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<NodeState>,
+    /// What people say of it; its revision is the ETag. None from an older server.
+    #[serde(default)]
+    pub spec: Option<NodeSpec>,
+    /// It takes no new VMs.
+    #[serde(default)]
+    pub cordon: Option<Cordon>,
+    /// What it measured last.
+    #[serde(default)]
+    pub load: Option<NodeLoad>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`routes`] | the route table, as data: server, client, OpenAPI and the route tests read the same rows |
 //! | [`body`] | request and answer bodies that are not plain records |
+//! | [`place`] | bodies about placement |
 //! | [`problem`] | errors as problem+json (RFC 9457) |
 //! | [`openapi`] | the OpenAPI 3.1 document |
 //! | [`client`] | typed client over unix socket or HTTPS; [`follow`] waits on operations |
@@ -13,5 +14,6 @@ pub mod body;
 pub mod client;
 pub mod follow;
 pub mod openapi;
+pub mod place;
 pub mod problem;
 pub mod routes;

@@ -9,11 +9,13 @@ use vmkeep_types::cluster::{ClusterBackup, ClusterFormed, ClusterInit, ClusterJo
 use vmkeep_types::event::Event;
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
+use vmkeep_types::node::NodeSpec;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::Role;
 use vmkeep_types::vm::VmSpec;
 
 use crate::body::*;
+use crate::place::{BalanceAnswer, CapacityAnswer, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
 use crate::problem;
 use crate::routes::{Method, ROUTES, Route, Shape};
 
@@ -36,6 +38,8 @@ schemas! {
     "AdoptRequest" AdoptRequest,
     "ApplyAnswer" ApplyAnswer,
     "ApplyRequest" ApplyRequest,
+    "BalanceAnswer" BalanceAnswer,
+    "CapacityAnswer" CapacityAnswer,
     "ClusterBackup" ClusterBackup,
     "ClusterFormed" ClusterFormed,
     "ClusterInit" ClusterInit,
@@ -51,6 +55,9 @@ schemas! {
     "MovableAnswer" MovableAnswer,
     "NetworkSpec" NetworkSpec,
     "NetworkView" NetworkView,
+    "NodeActionRequest" NodeActionRequest,
+    "NodeSpec" NodeSpec,
+    "NodeView" NodeView,
     "Operation" Operation,
     "Page<Event>" Page<Event>,
     "Page<ImageView>" Page<ImageView>,
@@ -60,8 +67,11 @@ schemas! {
     "Page<PoolView>" Page<PoolView>,
     "Page<VmView>" Page<VmView>,
     "Page<VolumeView>" Page<VolumeView>,
+    "PlacementAnswer" PlacementAnswer,
     "PoolView" PoolView,
     "SendKeyRequest" SendKeyRequest,
+    "SimulateAnswer" SimulateAnswer,
+    "SimulateRequest" SimulateRequest,
     "TokenCreate" TokenCreate,
     "TokenCreated" TokenCreated,
     "UploadCreated" UploadCreated,
@@ -75,11 +85,6 @@ schemas! {
     "VolumeCreate" VolumeCreate,
     "VolumeView" VolumeView,
     "XmlAnswer" XmlAnswer,
-}
-
-/// Actions of `/v1/vms/{name}/actions/{action}`, as its summary lists them.
-fn actions() -> Vec<&'static str> {
-    ROUTES.iter().find(|r| r.id == "vm.action").map(|r| r.summary.split(", ").collect()).unwrap_or_default()
 }
 
 /// The whole document.
@@ -242,8 +247,10 @@ fn fields_of(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn path_field(route: &Route, field: &str) -> Value {
+    // The summary of such a route is the list of them.
+    let actions: Vec<&str> = route.summary.split(", ").collect();
     match field {
-        "action" => json!({"name": field, "in": "path", "required": true, "schema": {"enum": actions()}}),
+        "action" => json!({"name": field, "in": "path", "required": true, "schema": {"enum": actions}}),
         "id" => path_parameter(field, "Its id"),
         _ => path_parameter(field, &format!("Name of the {}", route.id.split('.').next().unwrap_or("object"))),
     }

@@ -69,7 +69,7 @@ impl Route {
     /// Does it change one object that has an ETag?
     pub fn takes_if_match(&self) -> bool {
         let noun = self.id.split('.').next().unwrap_or_default();
-        let has_tag = matches!(noun, "vm" | "image" | "volume" | "network" | "op");
+        let has_tag = matches!(noun, "vm" | "image" | "volume" | "network" | "op" | "node");
         self.method != Method::Get && has_tag && self.path.contains('{') && !matches!(self.id, "vm.sendkey" | "vm.exec")
     }
 
@@ -124,6 +124,7 @@ routes! {
     "vm.addresses" Get "/v1/vms/{name}/addresses" Project Viewer () ("Vec<AddressView>") Json "IP addresses and where they are known from";
     "vm.logs" Get "/v1/vms/{name}/logs" Project Operator () () Text "Last lines of the serial or QEMU log";
     "vm.events" Get "/v1/vms/{name}/events" Project Viewer () ("Page<Event>") Watchable "Events of one VM";
+    "vm.explain" Get "/v1/vms/{name}/placement" Project Viewer () ("PlacementAnswer") Json "Every node for this VM, and why it is chosen or not";
     "domain.list" Get "/v1/domains" Cluster Viewer () ("Vec<DomainView>") Json "All libvirt domains of the node, foreign ones too";
     "apply" Post "/v1/apply" Project Operator ("ApplyRequest") ("ApplyAnswer") Json "Plan (dry_run) or apply manifests, all problems at once";
     "image.list" Get "/v1/images" Project Viewer () ("Page<ImageView>") Watchable "List images";
@@ -150,6 +151,12 @@ routes! {
     "op.cancel" Delete "/v1/operations/{id}" Project Operator () ("Operation") Json "Cancel an operation that has not begun or can stop";
     "event.list" Get "/v1/events" Project Viewer () ("Page<Event>") Watchable "Events of everything";
     "node.list" Get "/v1/nodes" Cluster Viewer () ("Page<NodeView>") Json "Hosts and their facts";
+    "node.get" Get "/v1/nodes/{name}" Cluster Viewer () ("NodeView") Json "Show a host";
+    "node.put" Put "/v1/nodes/{name}" Cluster Admin ("NodeSpec") ("NodeView") Json "Change what is said of a host: labels, taints, overcommit, reserve, failure domain";
+    "node.action" Post "/v1/nodes/{name}/actions/{action}" Cluster Admin ("NodeActionRequest") ("NodeView") Json "cordon, uncordon";
+    "place.capacity" Get "/v1/cluster/capacity" Cluster Viewer () ("CapacityAnswer") Json "How many hosts may fail with everything still fitting";
+    "place.simulate" Post "/v1/cluster/simulate" Cluster Viewer ("SimulateRequest") ("SimulateAnswer") Json "Would these VMs fit, and where does it break";
+    "place.balance" Get "/v1/cluster/balance" Cluster Viewer () ("BalanceAnswer") Json "The few moves that would help most; nothing is moved";
     "host.check" Get "/v1/host/check" Cluster Viewer () ("HostCheck") Json "What is right and wrong with the host";
     "stats.list" Get "/v1/stats" Project Viewer () ("Vec<VmStats>") Json "Counters of running VMs";
     "token.list" Get "/v1/tokens" Cluster Admin () ("Vec<TokenView>") Json "List tokens, without secrets";

@@ -6,6 +6,7 @@
 //! vmkeep-bench api    --socket S [--incus-socket S]     one VM, the whole list: requests per second, p50, p99
 //! vmkeep-bench rss    --socket S                        memory and idle CPU of the daemon behind the socket
 //! vmkeep-bench watch  --socket S --vm NAME              libvirt event -> our watch's event
+//! vmkeep-bench place  --nodes 1000 --vms 20000          the planner alone, in memory; needs nothing
 //! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
 //! ```
 //! Each prints what it measured, and what was wanted of it where something was; `--check` makes a missed wish exit code 1.
@@ -16,6 +17,7 @@ mod daemon;
 mod fill;
 mod http;
 mod launch;
+mod place;
 mod report;
 mod rss;
 mod store;
@@ -55,6 +57,8 @@ enum Command {
     Rss(rss::Args),
     /// From a libvirt event to the client.
     Watch(watch::Args),
+    /// Choosing nodes in a large cluster that is in memory only.
+    Place(place::Args),
     /// From a launch to a running domain, against `virsh create`.
     Launch(launch::Args),
 }
@@ -84,6 +88,7 @@ async fn run(command: Command) -> anyhow::Result<Report> {
         Command::Api(args) => api::run(&args).await,
         Command::Rss(args) => rss::run(&args).await,
         Command::Watch(args) => watch::run(&args).await,
+        Command::Place(args) => place::run(&args),
         Command::Launch(args) => launch::run(&args).await,
     }
 }

@@ -16,7 +16,7 @@ use vmkeep_types::error::Error;
 use crate::failure::Failure;
 
 /// Maps whose keys people choose: what follows is one key, dots and all.
-const FREE_KEYS: [&str; 2] = ["labels", "features"];
+const FREE_KEYS: [&str; 3] = ["labels", "features", "node_selector"];
 
 /// Structs with a short form, and the field that it means.
 const SHORT: [(&str, &str); 2] = [("cpus", "count"), ("memory", "size")];

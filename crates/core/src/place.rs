@@ -11,6 +11,8 @@
 //! The [`Fleet`] is kept current change by change: a choice looks at each node once and at no other VM than those that a rule
 //! names. What it does not know (an agent that tells no CPU models) refuses nothing.
 
+pub mod balance;
+pub mod baseline;
 pub mod capacity;
 pub mod fleet;
 pub mod need;

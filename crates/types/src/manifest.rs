@@ -28,6 +28,7 @@ use crate::error::{Code, Error, Problem};
 use crate::image::ImageSpec;
 use crate::name::Name;
 use crate::network::NetworkSpec;
+use crate::node::NodeSpec;
 use crate::vm::VmSpec;
 use decode::Finding;
 use tree::Node;
@@ -326,6 +327,13 @@ fn manifest_from(value: Value, kind: Option<&str>) -> Result<Manifest, Error> {
         Some(manifest) if problems.is_empty() => Ok(manifest.normalized()),
         Some(_) | None => Err(refused("the manifest", problems)),
     }
+}
+
+/// The body of a node route.
+pub fn node_from_json(value: Value) -> Result<NodeSpec, Error> {
+    let spec: NodeSpec = body_from_json(value)?;
+    let problems = check::node(&spec);
+    if problems.is_empty() { Ok(spec) } else { Err(refused(&format!("node {}", spec.name), problems)) }
 }
 
 /// Any other JSON body of the API: field paths and nearest names, all problems at once.

@@ -42,6 +42,8 @@ pub struct HostProfile {
     pub(super) newest_machines: Vec<String>,
     /// Named CPU models that QEMU knows here.
     pub cpu_models: BTreeSet<String>,
+    /// Those of them that libvirt says this host can run.
+    pub usable_cpus: BTreeSet<String>,
     pub disk_buses: BTreeSet<String>,
     pub video_models: BTreeSet<String>,
     /// Hyper-V enlightenments.
@@ -132,7 +134,8 @@ impl HostProfile {
             secure_boot: Firmware::secure(&firmware).or_else(|| Firmware::secure(&named())),
             host_cpu: host_cpu(&tree),
             newest_machines: tree.text_at("machine").map(str::to_owned).into_iter().collect(),
-            cpu_models: cpu_models(&tree),
+            cpu_models: cpu_models(&tree, |_| true),
+            usable_cpus: cpu_models(&tree, |model| model.get("usable") == Some("yes")),
             disk_buses: values(&tree, "devices/disk", "bus"),
             video_models: values(&tree, "devices/video", "modelType"),
             hyperv: values(&tree, "features/hyperv", "features"),
@@ -141,6 +144,12 @@ impl HostProfile {
             virtiofs: values(&tree, "devices/filesystem", "driverType").contains("virtiofs"),
             vhost_net: facts.vhost_net,
         })
+    }
+
+    /// Features that the host's CPU has beyond its model.
+    pub fn host_features(&self) -> BTreeSet<String> {
+        let features = self.host_cpu.iter().flat_map(|cpu| cpu.all("feature")).filter(|f| f.get("policy") == Some("require"));
+        features.filter_map(|f| f.get("name").map(str::to_owned)).collect()
     }
 
     pub(super) fn has_kvm(&self) -> bool {
@@ -176,9 +185,9 @@ fn host_cpu(tree: &Element) -> Option<Element> {
     Some(cpu)
 }
 
-fn cpu_models(tree: &Element) -> BTreeSet<String> {
+fn cpu_models(tree: &Element, wanted: fn(&Element) -> bool) -> BTreeSet<String> {
     let modes = tree.find("cpu").into_iter().flat_map(|c| c.all("mode")).filter(|m| m.get("name") == Some("custom"));
-    modes.flat_map(|m| m.all("model")).map(|m| m.text.clone()).collect()
+    modes.flat_map(|m| m.all("model")).filter(|m| wanted(m)).map(|m| m.text.clone()).collect()
 }
 
 /// One firmware build as a descriptor tells it.

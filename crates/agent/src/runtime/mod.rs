@@ -17,6 +17,7 @@ pub mod claim;
 pub mod clock;
 pub mod guest_clock;
 pub mod heartbeat;
+mod load;
 pub mod migrate;
 mod node;
 mod qemu;
@@ -55,6 +56,7 @@ const SLEEP_LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the agent until shutdown. VMs are never touched by a shutdown of the agent.
 pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
+    let meter = tokio::spawn(load::run(node.clone(), shutdown.clone()));
     while !shutdown.is_cancelled() {
         let mut dispatcher = Dispatcher::new(node.clone());
         if let Err(error) = dispatcher.dispatch(&shutdown).await {
@@ -66,6 +68,7 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
             () = tokio::time::sleep(REST) => {}
         }
     }
+    let _ = meter.await;
 }
 
 struct Dispatcher {

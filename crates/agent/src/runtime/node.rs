@@ -1,7 +1,7 @@
 //! What all workers of a node share: identity, store, hypervisor, limits, and the state of the host.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use vmkeep_types::units::ByteCount;
 use super::boot::BootBoard;
 use super::clock::BootId;
 use crate::domain::HostProfile;
+use crate::host::offers;
 use crate::http;
 use crate::hypervisor::Hypervisor;
 use crate::image::{Peers, Reach};
@@ -191,6 +192,8 @@ impl Node {
 
     /// Describes the node anew; libvirt's state and versions may have changed.
     pub async fn refresh_facts(&self) -> Result<(), StoreError> {
+        let key = keys::facts(&self.name);
+        let old = self.store.get(&key).await?.and_then(|kv| typed::decode::<NodeFacts>(&kv).ok());
         let versions = self.hv.versions().await.ok();
         if versions.is_none() {
             *self.profile.lock().await = None;
@@ -209,14 +212,27 @@ impl Node {
             libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
             qemu_version: versions.map(|v| v.qemu),
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),
-            offers: NodeOffers::default(),
+            offers: self.offers(old.as_ref()),
         };
-        let key = keys::facts(&self.name);
-        let old = self.store.get(&key).await?;
-        if old.and_then(|kv| typed::decode::<NodeFacts>(&kv).ok()).as_ref() != Some(&facts) {
+        if old.as_ref() != Some(&facts) {
             self.store.txn(Txn::default().then(typed::put(key, &facts))).await?;
         }
         Ok(())
+    }
+
+    /// What VMs may need of this host. libvirt's part is known only after it was asked: until then what was told before stays.
+    fn offers(&self, old: Option<&NodeFacts>) -> NodeOffers {
+        let mut offers = offers::of_kernel(Path::new("/sys"));
+        let kept = self.profile.try_lock().ok().and_then(|kept| kept.clone());
+        match (kept, old) {
+            (Some(profile), _) => offers::cpus(&mut offers, &profile),
+            (None, Some(old)) => {
+                offers.cpu_models.clone_from(&old.offers.cpu_models);
+                offers.cpu_features.clone_from(&old.offers.cpu_features);
+            }
+            (None, None) => {}
+        }
+        offers
     }
 
     /// What this host's QEMU can do; asked once per connection, because libvirt probes QEMU for seconds.

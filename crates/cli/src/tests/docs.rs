@@ -5,12 +5,13 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 7] = [
+const PAGES: [(&str, &str); 8] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/cluster.md", include_str!("../../../../docs/guide/cluster.md")),
     ("docs/errors/README.md", include_str!("../../../../docs/errors/README.md")),
     ("docs/concepts/files.md", include_str!("../../../../docs/concepts/files.md")),
+    ("docs/concepts/placement.md", include_str!("../../../../docs/concepts/placement.md")),
     ("docs/concepts/run-policy.md", include_str!("../../../../docs/concepts/run-policy.md")),
     ("docs/concepts/ownership.md", include_str!("../../../../docs/concepts/ownership.md")),
 ];

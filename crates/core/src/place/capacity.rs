@@ -20,6 +20,9 @@ pub const FAILURES_MAX: usize = 2;
 /// Sets of failed nodes that are tried, the fullest nodes first: all single ones of a thousand nodes, all pairs of forty.
 const SETS_MAX: usize = 1_000;
 
+/// As many for a warning, which must not keep anybody waiting.
+const WARNING_SETS_MAX: usize = 50;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capacity {
     pub nodes: usize,
@@ -65,7 +68,7 @@ pub fn capacity(fleet: &Fleet) -> Capacity {
     };
     let free = unbound(fleet);
     for failures in 1..=FAILURES_MAX {
-        let (broken, tried) = first_break(&free, failures);
+        let (broken, tried) = first_break(&free, failures, SETS_MAX);
         if broken.is_some() || found.nodes <= failures {
             found.breaks = broken;
             return found;
@@ -76,9 +79,9 @@ pub fn capacity(fleet: &Fleet) -> Capacity {
     found
 }
 
-/// Does the loss of any one node leave all VMs a place?
+/// Does the loss of any one node leave all VMs a place? In a large cluster only the fullest nodes are tried.
 pub fn survives_one(fleet: &Fleet) -> bool {
-    fleet.seats().len() > 1 && first_break(&unbound(fleet), 1).0.is_none()
+    fleet.seats().len() > 1 && first_break(&unbound(fleet), 1, WARNING_SETS_MAX).0.is_none()
 }
 
 /// The fleet as though all volumes could be reached everywhere.
@@ -98,17 +101,17 @@ enum Tried {
     TheFullest,
 }
 
-fn first_break(fleet: &Fleet, failures: usize) -> (Option<Break>, Tried) {
+fn first_break(fleet: &Fleet, failures: usize, sets_max: usize) -> (Option<Break>, Tried) {
     let mut seats: Vec<&Seat> = fleet.seats().collect();
     seats.sort_by_key(|seat| (Reverse(seat.taken.memory), Reverse(seat.taken.vcpus), seat.name.clone()));
     let names: Vec<Name> = seats.into_iter().map(|seat| seat.name.clone()).collect();
     let mut sets: Vec<Vec<Name>> = vec![Vec::new()];
     for _ in 0..failures {
-        sets = sets.iter().flat_map(|set| larger(set, &names)).take(SETS_MAX + 1).collect();
+        sets = sets.iter().flat_map(|set| larger(set, &names)).take(sets_max + 1).collect();
     }
-    let tried = if sets.len() > SETS_MAX { Tried::TheFullest } else { Tried::All };
+    let tried = if sets.len() > sets_max { Tried::TheFullest } else { Tried::All };
     let mut work = fleet.clone();
-    (sets.iter().take(SETS_MAX).find_map(|failed| fails(&mut work, failed)), tried)
+    (sets.iter().take(sets_max).find_map(|failed| fails(&mut work, failed)), tried)
 }
 
 /// The set with each node that comes after its last one.

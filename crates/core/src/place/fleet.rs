@@ -110,6 +110,8 @@ pub struct Fleet {
     guests: BTreeMap<VmId, Guest>,
     /// VM to the node that owns it; the node need not have a seat (yet).
     owners: BTreeMap<VmId, Name>,
+    /// VMs that no node owns.
+    homeless: BTreeSet<VmId>,
     /// VMs of nodes that have no seat.
     waiting: BTreeMap<Name, BTreeSet<VmId>>,
     rules: RuleIndex,
@@ -144,7 +146,7 @@ impl Fleet {
 
     /// VMs that no node owns.
     pub fn homeless(&self) -> impl Iterator<Item = &Guest> {
-        self.guests.values().filter(|guest| !self.owners.contains_key(&guest.id))
+        self.homeless.iter().filter_map(|id| self.guests.get(id))
     }
 
     pub(super) fn rules(&self) -> &RuleIndex {
@@ -209,12 +211,14 @@ impl Fleet {
         self.drop_guest(guest.id);
         let id = guest.id;
         self.guests.insert(id, guest);
+        self.homeless.insert(id);
         self.set_owner(id, node.as_ref());
     }
 
     pub fn drop_guest(&mut self, id: VmId) {
         self.set_owner(id, None);
         self.guests.remove(&id);
+        self.homeless.remove(&id);
     }
 
     /// The node that owns a VM, or none.
@@ -224,9 +228,13 @@ impl Fleet {
         }
         if let Some(old) = self.owners.remove(&id) {
             self.leave(id, &old);
+            if self.guests.contains_key(&id) {
+                self.homeless.insert(id);
+            }
         }
         if let Some(node) = node {
             self.enter(id, node);
+            self.homeless.remove(&id);
             self.owners.insert(id, node.clone());
         }
     }
@@ -270,6 +278,9 @@ impl Fleet {
             if (kept.taken, &kept.owned) != (summed.taken, &summed.owned) {
                 return Err(format!("{}: {:?} is kept, {:?} is the sum", kept.name, kept.taken, summed.taken));
             }
+        }
+        if self.homeless != fresh.homeless {
+            return Err("the list of VMs without a node is not true".into());
         }
         if self.rules == fresh.rules { Ok(()) } else { Err("the index of rules is not that of the guests".into()) }
     }

@@ -16,7 +16,7 @@ use vmkeep_types::vm::VmSpec;
 
 use super::vm_resolve::{Coming, check_only, name_is_free_elsewhere};
 use super::vm_write::{Changed, Same};
-use super::{Ask, image, network, vm, vm_parts, vm_write};
+use super::{Ask, image, network, placement, vm, vm_parts, vm_write};
 use crate::view;
 
 /// Manifests in one request.
@@ -44,10 +44,26 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
     if !problems.is_empty() {
         return Err(Error { code, ..manifest::refused("the list of manifests", problems) });
     }
+    warn_of_reserve(store, ask, &manifests, &mut results).await?;
     if !request.dry_run {
         carry_out_all(store, ask, manifests, &mut results, request.restart).await?;
     }
     Ok(ApplyAnswer { results })
+}
+
+/// Says when the VMs of this request together take the room that is kept for a failed node.
+async fn warn_of_reserve(store: &dyn Store, ask: &Ask, manifests: &[Manifest], results: &mut [ApplyResult]) -> Result<(), Error> {
+    let changed = |result: &ApplyResult| matches!(result.action, ApplyAction::Create | ApplyAction::Update);
+    let specs = manifests.iter().zip(results.iter()).filter_map(|(manifest, result)| match manifest {
+        Manifest::Vm(spec) if changed(result) => Some(spec),
+        _ => None,
+    });
+    let specs: Vec<&VmSpec> = specs.collect();
+    if let Some(words) = placement::takes_reserve(store, &ask.project, &specs).await? {
+        let last = results.iter_mut().rfind(|result| result.kind == "vm" && changed(result));
+        last.into_iter().for_each(|result| result.warnings.push(words.clone()));
+    }
+    Ok(())
 }
 
 /// What VMs of the same request may name although it is not there yet.

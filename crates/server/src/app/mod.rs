@@ -6,7 +6,9 @@ pub mod cluster;
 pub mod event;
 pub mod image;
 pub mod network;
+pub mod node;
 pub mod op;
+pub mod placement;
 pub mod pool;
 pub mod vm;
 pub mod vm_adopt;
@@ -18,14 +20,14 @@ pub mod vm_resolve;
 pub mod vm_write;
 pub mod volume;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 use vmkeep_api::body::NodeView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, layout, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::host::{NodeFacts, NodeHealth, NodeState};
+use vmkeep_types::host::{NodeFacts, NodeHealth};
 use vmkeep_types::ids::{NetworkId, OperationId, PoolId};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
@@ -39,7 +41,7 @@ use ask::begin;
 pub const TRIES_MAX: u32 = 5;
 
 /// Nodes asked about in one transaction.
-const NODES_PER_TXN: usize = 100;
+pub(crate) const NODES_PER_TXN: usize = 100;
 
 /// A store's error at the border.
 pub fn store_error(error: StoreError) -> Error {
@@ -139,17 +141,9 @@ pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
     Ok(facts)
 }
 
-/// All nodes as they are shown.
-pub async fn node_views(store: &dyn Store) -> Result<Vec<NodeView>, Error> {
-    let states = list_readable::<NodeState>(store, keys::ALL_STATES).await?;
-    let mut states: BTreeMap<String, NodeState> = states.into_iter().map(|stored| (stored.key, stored.value)).collect();
-    let view = |facts: NodeFacts| NodeView { state: states.remove(&keys::state(&facts.name)), facts };
-    Ok(nodes(store).await?.into_iter().map(view).collect())
-}
-
 /// A node for work that any can do: the one that is near, else the first that is online and whose libvirt answers.
 pub async fn any_node(store: &dyn Store, near: Option<&Name>) -> Result<Name, Error> {
-    let nodes = node_views(store).await?;
+    let nodes = node::list(store).await?;
     let fit = |node: &&NodeView| node.facts.hypervisor_up && node.state.as_ref().is_none_or(|state| state.state == NodeHealth::Online);
     let found = nodes.iter().filter(fit).find(|node| Some(&node.facts.name) == near).or_else(|| nodes.iter().find(fit));
     found.or(nodes.first()).map(|node| node.facts.name.clone()).ok_or_else(|| Error::conflict("no node has joined yet"))

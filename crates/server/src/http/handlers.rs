@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::Uri;
 use axum::response::Response;
-use vmkeep_api::body::{
-    AdoptRequest, AdoptionProposal, ApplyRequest, NodeView, TokenCreate, VersionAnswer, VmPhase, VmStats, VolumeCreate,
-};
+use vmkeep_api::body::{AdoptRequest, AdoptionProposal, ApplyRequest, TokenCreate, VersionAnswer, VmPhase, VmStats, VolumeCreate};
 use vmkeep_store::keys;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::Revision;
@@ -17,7 +15,7 @@ use vmkeep_types::record::{Leaving, Owner};
 
 use super::call::Call;
 use super::{respond, watch};
-use crate::app::{self, apply, event, image, network, op, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume};
+use crate::app::{self, apply, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume};
 use crate::auth;
 use crate::cache::Wanted;
 use crate::view::Sight;
@@ -41,6 +39,8 @@ pub async fn handle(mut call: Call) -> Answer {
         "op" | "event" => history(call).await,
         "token" => tokens(call).await,
         "cluster" => super::cluster::cluster(call).await,
+        "node" => nodes(call).await,
+        "place" => placement(call).await,
         "apply" => applied(call).await,
         _ => host(call).await,
     }
@@ -91,6 +91,7 @@ async fn vms(mut call: Call) -> Answer {
         }
         "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
+        "vm.explain" => placement(call).await,
         "vm.events" => {
             let record = vm_parts::record(call.store(), &call.ask.project, &call.name()?).await?.value;
             let prefix = keys::events_of(&call.ask.project, "vm", record.id);
@@ -355,6 +356,48 @@ async fn applied(mut call: Call) -> Answer {
     Ok(respond::json(&apply::apply(call.store(), &call.ask, request).await?))
 }
 
+async fn nodes(mut call: Call) -> Answer {
+    match call.route.id {
+        "node.list" => {
+            let revision = revision(&call).await?;
+            let rows = node::list(call.store()).await?;
+            respond::page(&call, rows, revision, |n| n.facts.name.to_string()).await
+        }
+        "node.get" => {
+            let (view, revision) = node::show(call.store(), &call.name()?).await?;
+            Ok(respond::tagged(&view, revision))
+        }
+        "node.put" => {
+            let name = call.name()?;
+            let spec = manifest::node_from_json(call.value().await?)?;
+            if spec.name != name {
+                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)));
+            }
+            let (view, revision) = node::put(call.store(), &call.ask, spec).await?;
+            Ok(respond::tagged(&view, revision))
+        }
+        "node.action" => {
+            let wish = call.json().await?;
+            let (view, revision) = node::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?;
+            Ok(respond::tagged(&view, revision))
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn placement(mut call: Call) -> Answer {
+    match call.route.id {
+        "vm.explain" => Ok(respond::json(&placement::explain(call.store(), &call.ask.project, &call.name()?).await?)),
+        "place.capacity" => Ok(respond::json(&placement::capacity(call.store()).await?)),
+        "place.simulate" => {
+            let wish = call.json().await?;
+            Ok(respond::json(&placement::simulate(call.store(), &call.ask.project, wish).await?))
+        }
+        "place.balance" => Ok(respond::json(&placement::balance(call.store()).await?)),
+        _ => Err(no_handler(&call)),
+    }
+}
+
 async fn host(call: Call) -> Answer {
     let node = call.server.node.clone();
     match call.route.id {
@@ -362,11 +405,6 @@ async fn host(call: Call) -> Answer {
         "host.check" => {
             let node = call.query("node").map(str::parse).transpose().map_err(|e| Error::invalid(format!("node: {e}")))?.unwrap_or(node);
             to_node(call, &node, "/n/host/check").await
-        }
-        "node.list" => {
-            let revision = revision(&call).await?;
-            let rows: Vec<NodeView> = app::node_views(call.store()).await?;
-            respond::page(&call, rows, revision, |n| n.facts.name.to_string()).await
         }
         "stats.list" => stats(&call).await,
         "version" => {

@@ -5,6 +5,7 @@ mod bad_input;
 mod conditions;
 mod lists;
 mod nouns;
+mod placement;
 mod vms;
 mod watched;
 

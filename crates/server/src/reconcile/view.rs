@@ -4,9 +4,11 @@
 //! at that. A value that does not parse is kept out and reported; it never stops the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
+use vmkeep_core::place::baseline::Baseline;
 use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::event::Event;
 use vmkeep_types::host::{NodeFacts, NodeState};
@@ -82,6 +84,8 @@ pub struct ClusterView {
     names: Names,
     /// The same as placement sees it: VMs, owners and nodes, with their sums.
     fleet: Fleet,
+    /// The CPU that all nodes can run, worked out when it is first asked for.
+    baseline: OnceLock<Result<Baseline, String>>,
 }
 
 /// What changes asked the planner to look at.

@@ -26,6 +26,9 @@ use super::view::{ClusterView, Kept};
 use crate::app;
 use crate::app::vm_copy::NOT_COPIED;
 
+/// The model that means a CPU which every node can run.
+const CLUSTER_CPU: &str = "cluster";
+
 /// The next writes for one VM: at most one transaction that decides, and those that fold words into operations.
 pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
     if let Some(txn) = super::migrate::next(view, id, now) {
@@ -155,8 +158,16 @@ fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn 
         .then(typed::put(keys::owner(vm.id), &owner))
         .then(Op::Put(keys::own(node, vm.id), Vec::new()));
     let txn = bring(view, vm, node).into_iter().fold(txn, |txn, (guard, op)| txn.when(guard).then(op));
+    let (cpu, txn) = match cluster_cpu(view, vm) {
+        Some((choices, read_at)) => {
+            let guard = Compare::ModifiedAt(keys::choices(vm.id), read_at);
+            let txn = txn.when(guard).then(typed::put(keys::choices(vm.id), &choices));
+            (Some(choices), txn)
+        }
+        None => (None, txn),
+    };
     match order_for(view, vm, wish, &owner) {
-        Some(order) => txn.then(typed::put(keys::order(node, vm.id), &order)),
+        Some(order) => txn.then(typed::put(keys::order(node, vm.id), &Order { choices: cpu.unwrap_or(order.choices.clone()), ..order })),
         None => txn,
     }
 }
@@ -195,6 +206,16 @@ fn images_of<'a>(view: &'a ClusterView, vm: &'a VmRecord) -> impl Iterator<Item 
     let in_trays = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
     let each: BTreeMap<_, _> = cloned.chain(in_trays).map(|image| (image.value.id, image)).collect();
     each.into_values()
+}
+
+/// The choices of a VM that wants a CPU which all nodes can run and has none yet. Without one the node gives it its own.
+fn cluster_cpu(view: &ClusterView, vm: &VmRecord) -> Option<(VmChoices, Revision)> {
+    if vm.spec.cpu.model != CLUSTER_CPU {
+        return None;
+    }
+    let kept = view.choices.get(&vm.id).filter(|kept| kept.value.cpu_xml.is_none())?;
+    let xml = view.baseline().as_ref().ok()?.cpu_xml();
+    Some((VmChoices { cpu_xml: Some(xml), ..kept.value.clone() }, kept.modified))
 }
 
 fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {

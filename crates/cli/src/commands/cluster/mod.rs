@@ -1,6 +1,9 @@
-//! `cluster init|token|join|status|remove|backup|defrag`: many hosts as one.
+//! `cluster init|token|join|status|remove|backup|defrag|capacity|simulate|balance`: many hosts as one.
 
+mod balance;
+mod capacity;
 mod form;
+mod simulate;
 mod status;
 
 use clap::{Args, Subcommand};
@@ -31,6 +34,12 @@ pub enum ClusterCommand {
     Backup,
     /// Give disk space of etcd back, one member after the other, and let writes in again
     Defrag,
+    /// How many hosts may fail with everything still fitting, and the largest VM there is room for
+    Capacity,
+    /// See whether these VMs would fit, and where it breaks
+    Simulate(simulate::SimulateArgs),
+    /// The few moves that would help most, from measured load
+    Balance(balance::BalanceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -71,5 +80,8 @@ pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Remove { node } => status::remove(ctx, &node).await,
         ClusterCommand::Backup => status::backup(ctx).await,
         ClusterCommand::Defrag => status::defrag(ctx).await,
+        ClusterCommand::Capacity => capacity::run(ctx).await,
+        ClusterCommand::Simulate(args) => simulate::run(ctx, args).await,
+        ClusterCommand::Balance(args) => balance::run(ctx, args).await,
     }
 }

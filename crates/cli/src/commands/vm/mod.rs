@@ -8,6 +8,7 @@ pub mod delete;
 pub mod device;
 pub mod edit;
 pub mod exec;
+pub mod explain;
 pub mod ip;
 pub mod list;
 pub mod logs;
@@ -89,6 +90,8 @@ pub enum VmCommand {
     Exec(exec::ExecArgs),
     /// IP addresses and where they are known from
     Ip(ip::IpArgs),
+    /// Why it is where it is: every host, and why it is chosen or not
+    Explain(explain::ExplainArgs),
     /// Log in with ssh; the host key is pinned to the VM's uuid
     Ssh(ssh::SshArgs),
     /// The domain XML that libvirt has
@@ -135,6 +138,7 @@ pub async fn run(ctx: &Ctx, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Sendkey(args) => screen::sendkey(ctx, args).await,
         VmCommand::Exec(args) => exec::run(ctx, args).await,
         VmCommand::Ip(args) => ip::run(ctx, args).await,
+        VmCommand::Explain(args) => explain::run(ctx, args).await,
         VmCommand::Ssh(args) => ssh::run(ctx, args).await,
         VmCommand::Xml(one) => show::xml(ctx, &one.name).await,
         VmCommand::Events(args) => logs::events(ctx, args).await,

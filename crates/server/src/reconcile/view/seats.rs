@@ -1,6 +1,9 @@
 //! The view as placement sees it, kept change by change; and whom a change concerns.
 
+use std::sync::OnceLock;
+
 use vmkeep_core::migrate::check::is_shared;
+use vmkeep_core::place::baseline::{Baseline, baseline};
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_types::host::{NodeHealth, NodeState};
@@ -17,6 +20,11 @@ use super::{ClusterView, Kept, Touched, touch_vm};
 impl ClusterView {
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// The CPU that all nodes can run; else why there is none.
+    pub fn baseline(&self) -> &Result<Baseline, String> {
+        self.baseline.get_or_init(|| baseline(self.fleet.seats().map(|seat| &seat.facts)))
     }
 
     /// A node was chosen for a VM, and the write is on its way.
@@ -71,6 +79,7 @@ impl ClusterView {
     }
 
     fn set_node(&mut self, name: &Name) {
+        self.baseline = OnceLock::new();
         let Some(keys) = self.nodes.get(name) else { return };
         match &keys.facts {
             Some(facts) => {

@@ -1,0 +1,179 @@
+//! Proposals carried out again and again while recorded load goes up and down: hot nodes cool, and no VM goes to and fro.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use expect_test::expect;
+use serde_json::json;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
+use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
+use vmkeep_types::units::ByteCount;
+
+use super::{COOL_DOWN_SECONDS, Move, Policy, pressures, propose};
+use crate::place::Fleet;
+use crate::place::testkit::{Dice, fleet, guest, put};
+
+/// CPU pressure of a build machine, 1/1000, every 10 s; read from /proc/pressure/cpu.
+const CURVE: &str = include_str!("curve.txt");
+const STEP_SECONDS: i64 = 10;
+const CPUS: u32 = 16;
+/// A VM that is back where it left within this time went to and fro.
+const FLIP_SECONDS: i64 = 3600;
+
+struct Story {
+    fleet: Fleet,
+    curve: Vec<u32>,
+    /// VM to the part of the curve that it begins at, and how many CPUs it has at most.
+    phase: BTreeMap<VmId, (usize, u32)>,
+    /// Usage of the VMs in the last steps, the newest last.
+    past: Vec<BTreeMap<VmId, u32>>,
+    moved: Vec<(i64, Move)>,
+    now: i64,
+}
+
+impl Story {
+    fn new(seed: u64, nodes: u32, vms: u64) -> Self {
+        let mut dice = Dice(seed);
+        let named: Vec<String> = (0..nodes).map(|n| format!("n{n}")).collect();
+        let list: Vec<(&str, u32, u64)> = named.iter().map(|n| (n.as_str(), CPUS, 64)).collect();
+        let mut fleet = fleet(&list);
+        let curve: Vec<u32> = CURVE.split_whitespace().map(|n| n.parse().expect("a number")).collect();
+        let mut phase = BTreeMap::new();
+        for n in 0..vms {
+            let guest = guest(n, &format!("v{n}"), json!({"cpus": 4, "memory": "2G"}));
+            phase.insert(guest.id, (dice.below(curve.len() as u64) as usize, 1 + dice.below(4) as u32));
+            // All on the first half of the nodes.
+            put(&mut fleet, guest, &named[dice.below(u64::from(nodes.div_ceil(2))) as usize]);
+        }
+        Self { fleet, curve, phase, past: Vec::new(), moved: Vec::new(), now: 0 }
+    }
+
+    fn step(&mut self) {
+        let at = (self.now / STEP_SECONDS) as usize;
+        let usage = |(from, cpus): &(usize, u32)| self.curve[(from + at) % self.curve.len()] * cpus;
+        self.past.push(self.phase.iter().map(|(id, phase)| (*id, usage(phase))).collect());
+        self.now += STEP_SECONDS;
+    }
+
+    /// Mean use of a VM over the last steps, 1/1000 of one CPU.
+    fn mean(&self, id: VmId, steps: usize) -> u32 {
+        let last = &self.past[self.past.len().saturating_sub(steps)..];
+        last.iter().map(|usage| usage[&id]).sum::<u32>() / last.len() as u32
+    }
+
+    fn loads(&self) -> BTreeMap<Name, NodeLoad> {
+        let load = |seat: &crate::place::Seat| {
+            let over = |steps| seat.owned.iter().map(|id| self.mean(*id, steps)).sum::<u32>() / CPUS;
+            let (minute, five) = (over(6), over(30));
+            let stall = |cpu: u32| cpu.saturating_sub(1000).min(1000);
+            let vms = seat.owned.iter().map(|id| (*id, VmLoad { cpu: self.mean(*id, 30), memory: ByteCount::from_gib(2) })).collect();
+            NodeLoad {
+                at: jiff::Timestamp::UNIX_EPOCH,
+                cpu: Averages { minute: minute.min(1000), five_minutes: five.min(1000) },
+                memory_used: ByteCount::from_gib(2 * seat.owned.len() as u64),
+                cpu_stall: Averages { minute: stall(minute), five_minutes: stall(five) },
+                memory_stall: Averages::default(),
+                io_stall: Averages::default(),
+                vms,
+            }
+        };
+        self.fleet.seats().map(|seat| (seat.name.clone(), load(seat))).collect()
+    }
+
+    /// One look, and what it proposes done at once.
+    fn balance(&mut self, policy: &Policy, cool_down: i64) {
+        let resting: BTreeSet<VmId> = self.moved.iter().filter(|(at, _)| self.now - at < cool_down).map(|(_, moved)| moved.vm).collect();
+        for proposal in propose(&self.fleet, &self.loads(), &resting, policy) {
+            assert_eq!(self.fleet.owner(proposal.vm), Some(&proposal.from));
+            self.fleet.set_owner(proposal.vm, Some(&proposal.to));
+            self.moved.push((self.now, proposal));
+        }
+        self.fleet.check().expect("the sums are true");
+    }
+
+    /// Moves back to a node that the VM left within the hour.
+    fn flips(&self) -> usize {
+        let back = |(at, moved): &&(i64, Move)| {
+            self.moved
+                .iter()
+                .any(|(before, left)| left.vm == moved.vm && left.from == moved.to && before < at && at - before < FLIP_SECONDS)
+        };
+        self.moved.iter().filter(back).count()
+    }
+
+    fn hours(mut self, hours: i64, policy: &Policy, cool_down: i64) -> Self {
+        while self.now < hours * 3600 {
+            self.step();
+            if self.now >= 300 && self.now % 60 == 0 {
+                self.balance(policy, cool_down);
+            }
+        }
+        self
+    }
+}
+
+#[test]
+fn a_hot_node_cools_with_few_moves() {
+    let mut story = Story::new(7, 4, 24);
+    for _ in 0..30 {
+        story.step();
+    }
+    let told = |story: &Story| pressures(&story.fleet, &story.loads()).into_values().map(|p| p.to_string()).collect::<Vec<_>>().join(" ");
+    let before = told(&story);
+    story.balance(&Policy::default(), COOL_DOWN_SECONDS);
+    let moves: Vec<String> = story
+        .moved
+        .iter()
+        .map(|(_, m)| {
+            format!("{} -> {} gains {}: {} -> {}, {} -> {}", m.from, m.to, m.gain, m.from_before, m.from_after, m.to_before, m.to_after)
+        })
+        .collect();
+    expect![[r#"
+        1857 1560 0 0
+        n0 -> n2 gains 248: 1857 -> 1609, 0 -> 248
+        n0 -> n3 gains 239: 1609 -> 1370, 0 -> 239
+        n1 -> n3 gains 246: 1560 -> 1314, 239 -> 485
+        n0 -> n2 gains 180: 1370 -> 1190, 248 -> 428
+        n1 -> n2 gains 181: 1314 -> 1133, 428 -> 609
+        1209 1133 604 461
+    "#]]
+    .assert_eq(&format!("{before}\n{}\n{}\n", moves.join("\n"), told(&story)));
+}
+
+#[test]
+fn recorded_load_makes_no_vm_go_to_and_fro() {
+    let mut moves = 0;
+    for seed in 1..9 {
+        let story = Story::new(seed * 0x9e37_79b9, 4, 24).hours(6, &Policy::default(), COOL_DOWN_SECONDS);
+        assert_eq!(story.flips(), 0, "seed {seed}: {:?}", story.moved);
+        moves += story.moved.len();
+        assert!(story.moved.len() <= 48, "seed {seed}: {} moves in six hours", story.moved.len());
+    }
+    assert!(moves > 0, "there was something to do");
+}
+
+/// The same load and none of what damps: the test above would see it.
+#[test]
+fn without_damping_they_do() {
+    let hasty = Policy { threshold: 0, floor: 0, gain_min: 1, moves_max: 5 };
+    let flips: usize = (1..5).map(|seed| Story::new(seed * 0x9e37_79b9, 4, 24).hours(2, &hasty, 0).flips()).sum();
+    assert!(flips > 0, "the load is uneven enough to be chased");
+}
+
+#[test]
+fn what_must_not_move_stays() {
+    let mut story = Story::new(7, 2, 0);
+    let rule = json!({"memory": "2G", "placement": {"node_selector": {"node": "n0"}}});
+    put(&mut story.fleet, guest(1, "bound", rule), "n0");
+    put(&mut story.fleet, guest(2, "rests", json!({"memory": "2G"})), "n0");
+    for n in 1..3 {
+        story.phase.insert(guest(n, "x", json!({})).id, (0, 8));
+    }
+    for _ in 0..30 {
+        story.step();
+        story.past.last_mut().expect("a step").values_mut().for_each(|usage| *usage = 8000);
+    }
+    let resting = BTreeSet::from([guest(2, "x", json!({})).id]);
+    assert_eq!(propose(&story.fleet, &story.loads(), &resting, &Policy::default()), Vec::new());
+    assert_eq!(propose(&story.fleet, &story.loads(), &BTreeSet::new(), &Policy::default()).len(), 1);
+}

@@ -1,0 +1,137 @@
+//! Nodes: what people say of them, and whether they take new VMs.
+
+use vmkeep_api::body::NodeView;
+use vmkeep_api::place::NodeActionRequest;
+use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
+use vmkeep_types::check;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::host::{NodeFacts, NodeState};
+use vmkeep_types::ids::Revision;
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::node::{Cordon, NodeLoad, NodeRecord, NodeSpec};
+
+use super::ask::IfMatch;
+use super::{Ask, NODES_PER_TXN, TRIES_MAX, commit, store_error};
+
+/// Longest reason of a cordon.
+const WHY_CHARS_MAX: usize = 200;
+
+/// All nodes that have joined, in order of name.
+pub async fn names(store: &dyn Store) -> Result<Vec<Name>, Error> {
+    let joined = store.list(keys::ALL_JOINED).await.map_err(store_error)?.items;
+    Ok(joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect())
+}
+
+/// One key of each node, in the order of `nodes`; None where there is none.
+pub async fn key_of_each(store: &dyn Store, nodes: &[Name], key: fn(&Name) -> String) -> Result<Vec<Option<KeyValue>>, Error> {
+    let mut found = Vec::with_capacity(nodes.len());
+    for nodes in nodes.chunks(NODES_PER_TXN) {
+        let ask = Txn { then: nodes.iter().map(|node| Op::Get(key(node))).collect(), ..Txn::default() };
+        found.extend(store.txn(ask).await.map_err(store_error)?.gets);
+    }
+    Ok(found)
+}
+
+pub async fn list(store: &dyn Store) -> Result<Vec<NodeView>, Error> {
+    let names = names(store).await?;
+    let facts = key_of_each(store, &names, keys::facts).await?;
+    let records = key_of_each(store, &names, keys::node).await?;
+    let loads = key_of_each(store, &names, keys::load).await?;
+    let states = key_of_each(store, &names, keys::state).await?;
+    let rows = names.iter().zip(facts).zip(records).zip(loads).zip(states);
+    let view = |((((name, facts), record), load), state): ((((_, _), Option<_>), Option<_>), Option<_>)| {
+        view(name, facts, [record.as_ref(), load.as_ref(), state.as_ref()])
+    };
+    Ok(rows.filter_map(view).collect())
+}
+
+/// `others`: what people say of it, what it measured, what the cluster hears of it.
+fn view(name: &Name, facts: Option<KeyValue>, others: [Option<&KeyValue>; 3]) -> Option<NodeView> {
+    let [record, load, state] = others;
+    let facts: NodeFacts = typed::readable(typed::decode(&facts?))?;
+    let record: Option<NodeRecord> = record.and_then(|kv| typed::readable(typed::decode(kv)));
+    let load: Option<NodeLoad> = load.and_then(|kv| typed::readable(typed::decode(kv)));
+    let NodeRecord { spec, cordon } = record.unwrap_or_else(|| NodeRecord::named(name.clone()));
+    let state: Option<NodeState> = state.and_then(|kv| typed::readable(typed::decode(kv)));
+    Some(NodeView { facts, state, spec: Some(spec), cordon, load })
+}
+
+/// A node and the revision of what people say of it.
+pub async fn show(store: &dyn Store, name: &Name) -> Result<(NodeView, Revision), Error> {
+    find(store, name).await?.ok_or_else(|| Error::not_found("node", name).hint("see 'vmkeep node list'"))
+}
+
+async fn find(store: &dyn Store, name: &Name) -> Result<Option<(NodeView, Revision)>, Error> {
+    let ask = [keys::facts(name), keys::node(name), keys::load(name), keys::state(name)].map(Op::Get);
+    let gets = store.txn(Txn { then: ask.into(), ..Txn::default() }).await.map_err(store_error)?.gets;
+    let [facts, record, load, state]: [Option<KeyValue>; 4] = gets.try_into().map_err(|_| Error::internal("four keys were asked for"))?;
+    let revision = record.as_ref().map_or(Revision(0), |kv| kv.modified);
+    Ok(view(name, facts, [record.as_ref(), load.as_ref(), state.as_ref()]).map(|view| (view, revision)))
+}
+
+/// Replaces what people say of a node; whether it is cordoned stays.
+pub async fn put(store: &dyn Store, ask: &Ask, spec: NodeSpec) -> Result<(NodeView, Revision), Error> {
+    let problems = check::node(&spec);
+    if !problems.is_empty() {
+        return Err(manifest::refused(&format!("node {}", spec.name), problems));
+    }
+    let name = spec.name.clone();
+    change(store, ask, &name, move |record| record.spec = spec.clone()).await
+}
+
+/// One of the verbs of `POST …/actions/{action}`.
+pub async fn action(
+    store: &dyn Store,
+    ask: &Ask,
+    name: &Name,
+    action: &str,
+    wish: NodeActionRequest,
+) -> Result<(NodeView, Revision), Error> {
+    let why = wish.why.unwrap_or_default();
+    if why.chars().count() > WHY_CHARS_MAX || why.chars().any(char::is_control) {
+        return Err(Error::invalid(format!("the reason has up to {WHY_CHARS_MAX} characters on one line")));
+    }
+    match action {
+        "cordon" => {
+            let cordon = Cordon { by: ask.caller.name.clone(), at: jiff::Timestamp::now(), why };
+            change(store, ask, name, move |record| record.cordon = Some(cordon.clone())).await
+        }
+        "uncordon" if why.is_empty() => change(store, ask, name, |record| record.cordon = None).await,
+        "uncordon" => Err(Error::invalid("'uncordon' takes no `why`")),
+        other => Err(Error::not_found("action", other).hint("known are cordon, uncordon")),
+    }
+}
+
+async fn change(store: &dyn Store, ask: &Ask, name: &Name, change: impl Fn(&mut NodeRecord)) -> Result<(NodeView, Revision), Error> {
+    show(store, name).await?;
+    let key = keys::node(name);
+    for _ in 0..TRIES_MAX {
+        let old = store.get(&key).await.map_err(store_error)?;
+        expect(ask, name, old.as_ref())?;
+        let (guard, write) = match &old {
+            Some(kv) => {
+                let mut record: NodeRecord = typed::decode(kv).map_err(store_error)?;
+                change(&mut record);
+                (Compare::ModifiedAt(key.clone(), kv.modified), typed::rewrite(kv, &record).map_err(store_error)?)
+            }
+            None => {
+                let mut record = NodeRecord::named(name.clone());
+                change(&mut record);
+                (Compare::Absent(key.clone()), typed::put(key.clone(), &record))
+            }
+        };
+        if commit(store, Txn::default().when(guard).then(write)).await?.is_some() {
+            return show(store, name).await;
+        }
+    }
+    Err(Error::new(Code::Unavailable, format!("node '{name}' is changed by others all the time; try again")))
+}
+
+fn expect(ask: &Ask, name: &Name, old: Option<&KeyValue>) -> Result<(), Error> {
+    let now = old.map_or(Revision(0), |kv| kv.modified);
+    match ask.if_match {
+        Some(IfMatch::At(read)) if read != now => Err(super::ask::stale(name, now)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,197 @@
+//! Questions about placement: why there, how much room, what would fit, what should move. All read, none writes.
+//!
+//! ```text
+//!  store ──one listing, and each node's facts──► ClusterView ──► Fleet ──► core::place
+//! ```
+//! The same view as the leader's, so that an answer is what the leader would do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vmkeep_api::place::{
+    BalanceAnswer, CapacityAnswer, CapacityBreak, LargestVm, NodeRoom, NodeVerdict, PlacementAnswer, ProposedMove, SimulateAnswer,
+    SimulateBreak, SimulateRequest,
+};
+use vmkeep_core::place::{self, Fleet, Guest, Refusal, balance, capacity, simulate};
+use vmkeep_store::{KeyValue, Store, keys, typed};
+use vmkeep_types::check;
+use vmkeep_types::error::{Code, Error, Problem};
+use vmkeep_types::ids::VmId;
+use vmkeep_types::manifest;
+use vmkeep_types::name::Name;
+use vmkeep_types::node::NodeLoad;
+use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::units::ByteCount;
+use vmkeep_types::vm::VmSpec;
+
+use super::{list_readable, node, store_error, uid_of};
+use crate::reconcile::view::ClusterView;
+
+/// Kinds of VMs in one simulation.
+const SIMULATED_MAX: usize = 100;
+
+/// Operations that give a VM another node.
+const MIGRATIONS: [&str; 2] = ["vm.migrate", "node.drain"];
+
+/// What placement is decided from. Under `n/` lie the orders and reports of every VM too: of those only the facts are read.
+const PREFIXES: [&str; 7] =
+    [keys::ALL_VMS, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_VOLUMES, keys::ALL_NETWORKS, keys::ALL_NODE_RECORDS];
+
+pub async fn fleet(store: &dyn Store) -> Result<Fleet, Error> {
+    let listing = store.list_many(&PREFIXES).await.map_err(store_error)?;
+    let mut items: Vec<KeyValue> = listing.items;
+    let nodes = node::names(store).await?;
+    items.extend(node::key_of_each(store, &nodes, keys::facts).await?.into_iter().flatten());
+    Ok(ClusterView::new(listing.revision, &items).0.fleet().clone())
+}
+
+pub async fn explain(store: &dyn Store, project: &Name, name: &Name) -> Result<PlacementAnswer, Error> {
+    let id: VmId = uid_of(store, "vm", project, name).await?;
+    let fleet = fleet(store).await?;
+    let guest = fleet.guest(id).ok_or_else(|| Error::not_found("vm", name))?;
+    let verdicts = place::explain(&fleet, guest);
+    let choice = verdicts.first().filter(|best| best.fits.is_ok()).map(|best| best.node.clone());
+    let nodes = verdicts.into_iter().map(|v| verdict(v.node, v.fits)).collect();
+    Ok(PlacementAnswer { vm: name.clone(), node: fleet.owner(id).cloned(), choice, nodes })
+}
+
+fn verdict(node: Name, fits: Result<place::Score, Refusal>) -> NodeVerdict {
+    match fits {
+        Ok(score) => NodeVerdict { node, fits: true, text: score.to_string() },
+        Err(refusal) => NodeVerdict { node, fits: false, text: refusal.to_string() },
+    }
+}
+
+pub async fn capacity(store: &dyn Store) -> Result<CapacityAnswer, Error> {
+    let fleet = fleet(store).await?;
+    // Seconds of work in a large cluster: not on a thread that serves others.
+    tokio::task::spawn_blocking(move || answer_capacity(&fleet)).await.map_err(|e| Error::internal(format!("the count failed: {e}")))
+}
+
+fn answer_capacity(fleet: &Fleet) -> CapacityAnswer {
+    let found = capacity::capacity(fleet);
+    let room = |seat: &place::Seat| {
+        let limits = fleet.limits(seat);
+        NodeRoom {
+            node: seat.name.clone(),
+            vms: seat.taken.vms,
+            memory_taken: ByteCount::from_bytes(seat.taken.memory),
+            memory_limit: limits.memory.map(ByteCount::from_bytes),
+            vcpus_taken: seat.taken.vcpus,
+            vcpus_limit: limits.vcpus,
+        }
+    };
+    CapacityAnswer {
+        vms: found.vms,
+        homeless: found.homeless,
+        bound: found.bound,
+        may_fail: found.may_fail,
+        all_tried: found.all_tried,
+        breaks: found.breaks.map(|b| CapacityBreak { failed: b.failed, left_over: b.left_over }),
+        largest: found.largest.map(|l| LargestVm { node: l.node, memory: l.memory, vcpus: l.vcpus }),
+        nodes: fleet.seats().map(room).collect(),
+    }
+}
+
+pub async fn simulate(store: &dyn Store, project: &Name, request: SimulateRequest) -> Result<SimulateAnswer, Error> {
+    if request.add.len() > SIMULATED_MAX {
+        return Err(Error::new(Code::TooLarge, format!("{} kinds of VMs; the limit is {SIMULATED_MAX}", request.add.len())));
+    }
+    let wanted = request.add.iter().fold(0_u32, |sum, vms| sum.saturating_add(vms.count));
+    if wanted > simulate::VMS_MAX {
+        return Err(Error::new(Code::TooLarge, format!("{wanted} VMs in one simulation; the limit is {}", simulate::VMS_MAX)));
+    }
+    let mut kinds = Vec::new();
+    for (n, vms) in request.add.into_iter().enumerate() {
+        let at = |p: Problem| Problem { field: format!("add[{n}].spec.{}", p.field), ..p };
+        let spec = manifest::vm_from_json(vms.spec).map_err(|e| Error { problems: e.problems.into_iter().map(at).collect(), ..e })?;
+        let id = VmId(uuid::Uuid::nil());
+        kinds.push((Guest::planned(id, project.clone(), &check::normalize(spec)), vms.count));
+    }
+    let mut fleet = fleet(store).await?;
+    let run = move || {
+        let may_fail_before = capacity::capacity(&fleet).may_fail;
+        let mut answer = SimulateAnswer { wanted, placed: 0, by_node: BTreeMap::new(), broken: None, may_fail_before, may_fail_after: 0 };
+        for (guest, count) in &kinds {
+            let outcome = simulate::add(&mut fleet, guest, *count);
+            answer.placed += outcome.placed;
+            for (node, count) in outcome.by_node {
+                *answer.by_node.entry(node).or_default() += count;
+            }
+            if let Some((vm, why)) = outcome.broken {
+                let nodes = why.into_iter().map(|(node, why)| verdict(node, Err(why))).collect();
+                answer.broken = Some(SimulateBreak { vm, nodes });
+                break;
+            }
+        }
+        answer.may_fail_after = capacity::capacity(&fleet).may_fail;
+        answer
+    };
+    tokio::task::spawn_blocking(run).await.map_err(|e| Error::internal(format!("the simulation failed: {e}")))
+}
+
+pub async fn balance(store: &dyn Store) -> Result<BalanceAnswer, Error> {
+    let fleet = fleet(store).await?;
+    let now = jiff::Timestamp::now();
+    let nodes: Vec<Name> = fleet.seats().map(|seat| seat.name.clone()).collect();
+    let found = node::key_of_each(store, &nodes, keys::load).await?;
+    let loads = nodes.into_iter().zip(found).filter_map(|(node, kv)| Some((node, typed::readable(typed::decode::<NodeLoad>(&kv?))?)));
+    let fresh = |(_, load): &(Name, NodeLoad)| now.duration_since(load.at).as_secs() < balance::STALE_SECONDS;
+    let loads: BTreeMap<Name, NodeLoad> = loads.filter(fresh).collect();
+    let resting = recently_moved(store, now).await?;
+    let moves = balance::propose(&fleet, &loads, &resting, &balance::Policy::default());
+    let told = |found: balance::Move| {
+        let guest = fleet.guest(found.vm)?;
+        Some(ProposedMove {
+            vm: guest.name.clone(),
+            project: guest.project.clone(),
+            from: found.from,
+            to: found.to,
+            gain: found.gain,
+            from_before: found.from_before,
+            from_after: found.from_after,
+            to_before: found.to_before,
+            to_after: found.to_after,
+        })
+    };
+    let not_measured = fleet.seats().map(|seat| &seat.name).filter(|node| !loads.contains_key(*node)).cloned().collect();
+    Ok(BalanceAnswer { moves: moves.into_iter().filter_map(told).collect(), pressure: balance::pressures(&fleet, &loads), not_measured })
+}
+
+/// VMs that were given another node within the cool-down.
+async fn recently_moved(store: &dyn Store, now: jiff::Timestamp) -> Result<BTreeSet<VmId>, Error> {
+    let ops = list_readable::<Operation>(store, keys::ALL_OPS).await?.into_iter().map(|stored| stored.value);
+    let recent = |op: &Operation| op.ended_at.is_none_or(|at| now.duration_since(at).as_secs() < balance::COOL_DOWN_SECONDS);
+    let moved = ops.filter(|op| MIGRATIONS.contains(&op.kind.as_str()) && op.state != OpState::Failed && recent(op));
+    Ok(moved.map(|op| VmId(op.resource.uid)).collect())
+}
+
+/// What `specs` do to the room that is kept for a failed node; None: nothing, or there was none.
+pub async fn takes_reserve(store: &dyn Store, project: &Name, specs: &[&VmSpec]) -> Result<Option<String>, Error> {
+    if specs.is_empty() || node::names(store).await?.len() < 2 {
+        return Ok(None);
+    }
+    let before = fleet(store).await?;
+    let mut after = before.clone();
+    for (n, spec) in specs.iter().enumerate() {
+        let wish = check::normalize((*spec).clone());
+        let there = before.guests().find(|guest| guest.project == *project && guest.name == spec.name).cloned();
+        let new = Guest::planned(VmId(uuid::Uuid::from_u128(n as u128)), project.clone(), &wish);
+        let guest = match there {
+            Some(old) => {
+                let mut need = new.need;
+                (need.accel, need.bridges, need.home) = (old.need.accel, old.need.bridges, old.need.home);
+                Guest { need, labels: new.labels, ..old }
+            }
+            None => new,
+        };
+        let id = guest.id;
+        after.set_guest(guest);
+        let homeless = after.owner(id).is_none();
+        if let (true, Some(place::Choice::Node(node))) = (homeless, after.guest(id).map(|guest| place::choose(&after, guest))) {
+            after.set_owner(id, Some(&node));
+        }
+    }
+    let lost = move || capacity::survives_one(&before) && !capacity::survives_one(&after);
+    let lost = tokio::task::spawn_blocking(lost).await.map_err(|e| Error::internal(format!("the count failed: {e}")))?;
+    Ok(lost.then(|| "with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)".into()))
+}

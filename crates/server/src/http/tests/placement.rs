@@ -1,0 +1,166 @@
+//! Questions about placement, and what people say of nodes.
+
+use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
+
+use super::*;
+
+/// Beside `node1` (4 CPUs, 8 GiB) a `node2` of 16 GiB.
+async fn two_nodes() -> Bed {
+    let bed = Bed::new().await;
+    let name = Name::known("node2");
+    let mut facts: Value = serde_json::to_value(bed.stored::<NodeFacts>(&keys::facts(&Name::known("node1"))).await).expect("plain data");
+    (facts["name"], facts["memory"]) = (json!("node2"), json!("16G"));
+    bed.put_all(vec![Op::Put(keys::joined(&name), Vec::new()), typed::put(keys::facts(&name), &facts)]).await;
+    bed
+}
+
+fn small(name: &str, placement: Value) -> Value {
+    json!({"name": name, "memory": "2G", "nics": [], "placement": placement})
+}
+
+#[tokio::test]
+async fn every_node_says_why() {
+    let bed = two_nodes().await;
+    bed.call("POST /v1/vms", small("web1", json!({"node_selector": {"disk": "ssd"}}))).await;
+    let told = async |bed: &Bed| {
+        let answer = bed.get("/v1/vms/web1/placement").await;
+        let nodes = answer["nodes"].as_array().expect("nodes");
+        let lines: Vec<String> = nodes.iter().map(|n| format!("{} {} {}", n["node"], n["fits"], n["text"])).collect();
+        format!("{} {}\n{}", answer["node"], answer["choice"], lines.join("\n"))
+    };
+    expect![[r#"
+        null null
+        "node1" false "node_selector wants disk=ssd, and it has no label disk"
+        "node2" false "node_selector wants disk=ssd, and it has no label disk""#]]
+    .assert_eq(&told(&bed).await);
+    let wish = json!({"name": "node2", "labels": {"disk": "ssd"}, "failure_domain": "rack2"});
+    let put = bed.call("PUT /v1/nodes/node2", wish.clone()).await;
+    assert_eq!(put.status, 200, "{}", put.body);
+    let tag = put.headers["etag"].to_str().expect("a tag").to_owned();
+    expect![[r#"
+        null "node2"
+        "node2" true "12.5 % used then"
+        "node1" false "node_selector wants disk=ssd, and it has no label disk""#]]
+    .assert_eq(&told(&bed).await);
+    let cordoned = bed.call("POST /v1/nodes/node2/actions/cordon", json!({"why": "new disks"})).await;
+    assert_eq!(cordoned.json()["cordon"]["by"], json!("alice"), "{}", cordoned.body);
+    expect![[r#"
+        null null
+        "node1" false "node_selector wants disk=ssd, and it has no label disk"
+        "node2" false "it is cordoned (by alice: new disks)""#]]
+    .assert_eq(&told(&bed).await);
+    let late = bed.reply(Request::builder().method("PUT").uri("/v1/nodes/node2").header("if-match", tag), wish.to_string()).await;
+    assert_eq!(late.status, 409, "{}", late.body);
+    bed.call("POST /v1/nodes/node2/actions/uncordon", json!({})).await;
+    let shown = bed.get("/v1/nodes/node2").await;
+    assert_eq!((&shown["cordon"], &shown["spec"]["failure_domain"]), (&Value::Null, &json!("rack2")));
+}
+
+#[tokio::test]
+async fn what_is_said_of_nodes_is_checked() {
+    let bed = two_nodes().await;
+    bed.check(
+        "PUT /v1/nodes/node1",
+        json!({"name": "node1", "labels": {"a b": "c", "node": "x"}, "taints": [{"key": ""}]}),
+        expect![[r#"
+        422 invalid: node node1 has 3 problems
+          labels.a b: a label's key has 1 to 63 letters, digits, '.', '_', '/' or '-'
+          labels.node: every node has its own name as the label 'node'; choose another key
+          taints[0].key: a label's key has 1 to 63 letters, digits, '.', '_', '/' or '-'"#]],
+    )
+    .await;
+    bed.check(
+        "PUT /v1/nodes/node1",
+        json!({"name": "node1", "overcommit": {"memory": 1000}, "labls": {}}),
+        expect![[r#"
+        422 invalid: the request has 2 problems
+          labls: there is no field 'labls'; did you mean 'labels'?
+          overcommit.memory: '1000' is no factor; write a number from 0.01 to 100, like 1.5"#]],
+    )
+    .await;
+    bed.check(
+        "PUT /v1/nodes/node9",
+        json!({"name": "node9"}),
+        expect![[r#"
+        404 not_found: there is no node 'node9'
+          hint: see 'vmkeep node list'"#]],
+    )
+    .await;
+    bed.check(
+        "POST /v1/nodes/node1/actions/explode",
+        json!({}),
+        expect![[r#"
+        404 not_found: there is no action 'explode'
+          hint: known are cordon, uncordon"#]],
+    )
+    .await;
+    bed.by(Role::Operator)
+        .check("POST /v1/nodes/node1/actions/cordon", json!({}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"])
+        .await;
+}
+
+#[tokio::test]
+async fn room_is_counted_and_warned_of() {
+    let bed = two_nodes().await;
+    let capacity = bed.get("/v1/cluster/capacity").await;
+    assert_eq!((&capacity["may_fail"], &capacity["largest"]["node"]), (&json!(1), &json!("node2")));
+    let simulated =
+        bed.call("POST /v1/cluster/simulate", json!({"add": [{"count": 20, "spec": {"name": "app", "memory": "2G"}}]})).await.json();
+    expect![[r#"
+        12 of 20: {"node1":4,"node2":8} may fail 1 0
+        {"nodes":[{"fits":false,"node":"node1","text":"needs 2G of memory, 0B of 8G are free"},{"fits":false,"node":"node2","text":"needs 2G of memory, 0B of 16G are free"}],"vm":"app-13"}"#]].assert_eq(&format!(
+        "{} of {}: {} may fail {} {}\n{}",
+        simulated["placed"], simulated["wanted"], simulated["by_node"], simulated["may_fail_before"], simulated["may_fail_after"], simulated["broken"]
+    ));
+    let plan = |memory: &str| json!({"dry_run": true, "manifests": [{"kind": "vm", "name": "big", "memory": memory, "nics": []}]});
+    let fine = bed.call("POST /v1/apply", plan("8G")).await.json();
+    assert_eq!(fine["results"][0]["warnings"], json!([]));
+    let much = bed.call("POST /v1/apply", plan("12G")).await.json();
+    assert_eq!(
+        much["results"][0]["warnings"],
+        json!(["with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)"])
+    );
+}
+
+#[tokio::test]
+async fn moves_are_proposed_from_what_was_measured() {
+    let bed = two_nodes().await;
+    for vm in ["web1", "web2"] {
+        bed.call("POST /v1/vms", small(vm, json!({}))).await;
+    }
+    let (hot, cool) = (Name::known("node1"), Name::known("node2"));
+    let ids = [bed.vm_id("web1").await, bed.vm_id("web2").await];
+    let mut writes = Vec::new();
+    for id in ids {
+        let owner = json!({"vm": id, "project": "default", "node": hot, "epoch": 1, "generation": 1});
+        writes.push(typed::put(keys::owner(id), &owner));
+    }
+    let cpu = |permille| Averages { minute: permille, five_minutes: permille };
+    let load = |permille, vms: &[VmId]| NodeLoad {
+        at: jiff::Timestamp::now(),
+        cpu: cpu(permille),
+        memory_used: ByteCount::from_gib(1),
+        cpu_stall: Averages::default(),
+        memory_stall: Averages::default(),
+        io_stall: Averages::default(),
+        vms: vms.iter().map(|id| (*id, VmLoad { cpu: 1600, memory: ByteCount::from_gib(2) })).collect(),
+    };
+    writes.push(typed::put(keys::load(&hot), &load(900, &ids)));
+    bed.put_all(writes).await;
+    let first = bed.get("/v1/cluster/balance").await;
+    assert_eq!((&first["moves"], &first["not_measured"]), (&json!([]), &json!(["node2"])));
+    bed.put_all(vec![typed::put(keys::load(&cool), &load(100, &[]))]).await;
+    let moves = bed.get("/v1/cluster/balance").await["moves"].clone();
+    let found = &moves[0];
+    expect![[r#"1 moves; "node1" to "node2" gains 400: 900 -> 500, 100 -> 500"#]].assert_eq(&format!(
+        "{} moves; {} to {} gains {}: {} -> {}, {} -> {}",
+        moves.as_array().map_or(0, Vec::len),
+        found["from"],
+        found["to"],
+        found["gain"],
+        found["from_before"],
+        found["from_after"],
+        found["to_before"],
+        found["to_after"]
+    ));
+}
