@@ -135,6 +135,7 @@ impl Cluster {
     pub fn begin(&mut self, name: &'static str) {
         let host = self.hosts.get_mut(name).expect("a host");
         let dir = host.dir.path();
+        std::fs::create_dir_all(dir.join("logs")).expect("a folder for serial logs");
         let node = Node::new(AgentConfig {
             name: Name::known(name),
             store: self.store.clone(),
@@ -200,8 +201,8 @@ impl Cluster {
         let spec = serde_json::from_value(whole).expect("a wish");
         let op = vm_write::create(self.store.as_ref(), &ask(), spec).await.expect("taken").op;
         let vm = VmId(op.resource.uid);
-        self.over(&op).await;
-        assert_eq!(self.runs_on(vm).await, ["a"]);
+        let op = self.over(&op).await;
+        assert_eq!((self.runs_on(vm).await, op.error), (vec!["a"], None));
         vm
     }
 

@@ -88,7 +88,7 @@ impl Lab {
 
     /// The tiny guest by its kernel, with a disk.
     async fn guest(&self, cluster: &Cluster) -> VmId {
-        let os = |element: &str, text: &str| json!({"op": "add", "path": "/domain/os", "value": format!("<{element}>{text}</{element}>")});
+        let os = |element: &str, text: &str| json!({"op": "add", "path": "os", "value": format!("<{element}>{text}</{element}>")});
         let patches = [
             os("kernel", &format!("{}/vmlinuz", self.guest)),
             os("initrd", &format!("{}/initrd", self.guest)),
@@ -159,9 +159,9 @@ fn virsh(lab: &Lab, which: usize, args: &[&str]) {
 /// Of bare virsh, a copy of the same domain, there and back.
 async fn bare(lab: &Lab, cluster: &Cluster, vm: VmId, rounds: usize) -> Vec<Duration> {
     let xml = cluster.hv("a").xml(vm, vmkeep_agent::hypervisor::XmlKind::Inactive).await.expect("xml");
-    let cut = |xml: &str, from: &str, to: &str| match (xml.find(from), xml.find(to)) {
-        (Some(begin), Some(end)) => format!("{}{}", &xml[..begin], &xml[end + to.len()..]),
-        _ => xml.to_owned(),
+    let cut = |xml: &str, from: &str, to: &str| match xml.find(from).and_then(|begin| Some((begin, begin + xml[begin..].find(to)?))) {
+        Some((begin, end)) => format!("{}{}", &xml[..begin], &xml[end + to.len()..]),
+        None => xml.to_owned(),
     };
     let other = VmId(uuid::Uuid::new_v4());
     let copy = cut(&xml, "<metadata>", "</metadata>")
