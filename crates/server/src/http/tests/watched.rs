@@ -3,14 +3,22 @@
 use std::time::Duration;
 
 use vmkeep_types::ids::Generation;
-use vmkeep_types::record::Owner;
+use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::record::{Owner, VmRecord};
 
 use super::*;
 
-/// The VM is node1's.
+/// The VM is node1's, and its volumes are there.
 pub async fn owned(bed: &Bed, id: VmId) {
     let owner = Owner { vm: id, project: default(), node: Name::known("node1"), epoch: Epoch(1), generation: Generation(1), to: None };
-    bed.put_all(vec![typed::put(keys::owner(id), &owner)]).await;
+    let mut ops = vec![typed::put(keys::owner(id), &owner)];
+    let record = typed::get_json::<VmRecord>(bed.store.as_ref(), &keys::vm(&default(), id)).await.expect("readable");
+    for volume in record.into_iter().flat_map(|record| record.value.volumes.into_values()) {
+        let key = keys::volume(&default(), volume);
+        let volume = VolumeRecord { node: Some(Name::known("node1")), ..bed.stored(&key).await };
+        ops.push(typed::put(key, &volume));
+    }
+    bed.put_all(ops).await;
 }
 
 /// The node's word, with `more` over it.
