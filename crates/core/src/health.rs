@@ -11,10 +11,12 @@ pub const OFFLINE_MS: u64 = 15_000;
 
 /// The health of a node that has been silent for so long.
 pub fn judge(silent_ms: u64) -> NodeHealth {
-    match silent_ms {
-        0..=SUSPECT_MS => NodeHealth::Online,
-        ..=OFFLINE_MS => NodeHealth::Suspect,
-        _ => NodeHealth::Offline,
+    if silent_ms <= SUSPECT_MS {
+        NodeHealth::Online
+    } else if silent_ms <= OFFLINE_MS {
+        NodeHealth::Suspect
+    } else {
+        NodeHealth::Offline
     }
 }
 

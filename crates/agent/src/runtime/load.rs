@@ -167,7 +167,7 @@ fn busy(then: &Sample, now: &Sample) -> u32 {
     let (Some((all_then, idle_then)), Some((all, idle))) = (then.ticks, now.ticks) else { return 0 };
     let all = all.saturating_sub(all_then);
     let idle = idle.saturating_sub(idle_then).min(all);
-    if all == 0 { 0 } else { u32::try_from((all - idle) * 1000 / all).unwrap_or(1000) }
+    ((all - idle) * 1000).checked_div(all).map_or(0, |busy| u32::try_from(busy).unwrap_or(1000))
 }
 
 fn differs(old: &NodeLoad, new: &NodeLoad) -> bool {

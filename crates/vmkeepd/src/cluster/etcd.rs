@@ -101,8 +101,7 @@ impl Etcd {
         let mut command = Command::new(PROGRAM);
         command.arg("--data-dir").arg(self.data()).envs(env.lines().filter_map(|line| line.split_once('=')));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        // Found again by its arguments, reaped by `pid`.
-        #[expect(clippy::zombie_processes, reason = "it outlives this process on purpose")]
+        // It outlives this process; found again by its arguments, reaped by `pid`.
         let child = command.spawn().context("cannot start etcd: install etcd-server")?;
         tracing::info!(pid = child.id(), "etcd started");
         Ok(())

@@ -20,7 +20,7 @@ pub async fn run(ctx: &Ctx, BalanceArgs {}: BalanceArgs) -> Result<(), Failure> 
     }
     let answer: BalanceAnswer = ctx.call("place.balance")?.answer().await?;
     if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
-        return Ok(ctx.printer.value(&answer)?);
+        return ctx.printer.value(&answer);
     }
     if !answer.not_measured.is_empty() {
         ctx.printer.warn(&format!("no fresh measurement from {}: nothing is moved from or to them", joined(&answer.not_measured)));

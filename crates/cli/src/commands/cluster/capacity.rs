@@ -14,7 +14,7 @@ const NAMES_MAX: usize = 5;
 pub async fn run(ctx: &Ctx) -> Result<(), Failure> {
     let answer: CapacityAnswer = ctx.call("place.capacity")?.answer().await?;
     if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
-        return Ok(ctx.printer.value(&answer)?);
+        return ctx.printer.value(&answer);
     }
     let rows = answer.nodes.iter().map(row).collect();
     ctx.printer.table(&["NODE", "VMS", "MEMORY", "OF", "VCPUS", "OF"], rows);

@@ -89,7 +89,7 @@ pub async fn run(ctx: &Ctx, args: SimulateArgs) -> Result<(), Failure> {
     }
     let answer: SimulateAnswer = ctx.call("place.simulate")?.json(&request).answer().await?;
     if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
-        return Ok(ctx.printer.value(&answer)?);
+        return ctx.printer.value(&answer);
     }
     let rows = answer.by_node.iter().map(|(node, count)| vec![node.to_string().into(), (*count).into()]).collect();
     ctx.printer.table(&["NODE", "MORE-VMS"], rows);

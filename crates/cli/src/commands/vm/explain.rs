@@ -22,7 +22,7 @@ pub async fn run(ctx: &Ctx, args: ExplainArgs) -> Result<(), Failure> {
             answer.choice.iter().for_each(|node| ctx.printer.out(node.as_str()));
             return Ok(());
         }
-        Format::Json | Format::Yaml => return Ok(ctx.printer.value(&answer)?),
+        Format::Json | Format::Yaml => return ctx.printer.value(&answer),
     }
     let rows = answer.nodes.iter().map(|verdict| {
         let fits = if verdict.fits { Cell("yes".into(), Tone::Good) } else { Cell("no".into(), Tone::Warn) };
