@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
-use vmkeep_store::{Op, Txn, keys, typed};
+use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ids::{Revision, VolumeId};
@@ -227,7 +227,9 @@ pub async fn write(node: &Node, state: &mut State) {
     if state.written.as_ref() == Some(&seen) && state.events.is_empty() {
         return;
     }
-    let mut txn = Txn::default().then(typed::put(keys::seen(&node.name, state.order.vm), &seen));
+    // An order that was taken back took its report along: one that comes late would stay for ever.
+    let ordered = Compare::Present(keys::order(&node.name, state.order.vm));
+    let mut txn = Txn::default().when(ordered).then(typed::put(keys::seen(&node.name, state.order.vm), &seen));
     for event in &state.events {
         state.event_sequence = state.event_sequence.wrapping_add(1);
         let stamp = format!("{:020}-{}-{:06}", event.at.as_nanosecond(), &state.order.vm.to_string()[..8], state.event_sequence);
