@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
-use vmkeep_store::{Compare, Op, Txn, keys, typed};
+use vmkeep_store::{Compare, Held, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ids::{Revision, VolumeId};
@@ -229,15 +229,19 @@ pub async fn write(node: &Node, state: &mut State) {
     }
     // An order that was taken back took its report along: one that comes late would stay for ever.
     let ordered = Compare::Present(keys::order(&node.name, state.order.vm));
-    let mut txn = Txn::default().when(ordered).then(typed::put(keys::seen(&node.name, state.order.vm), &seen));
+    let mut events = Txn::default();
     for event in &state.events {
         state.event_sequence = state.event_sequence.wrapping_add(1);
         let stamp = format!("{:020}-{}-{:06}", event.at.as_nanosecond(), &state.order.vm.to_string()[..8], state.event_sequence);
         let event = Event { node: Some(node.name.clone()), ..event.clone() };
-        txn = txn.then(typed::put(keys::node_event(&node.name, stamp), &event));
+        events = events.then(typed::put(keys::node_event(&node.name, stamp), &event));
     }
+    let mut txn = Txn::default().when(ordered).then(typed::put(keys::seen(&node.name, state.order.vm), &seen));
+    txn.then.extend(events.then.iter().cloned());
     for _ in 0..STORE_TRIES {
         match node.store.txn(txn.clone()).await {
+            // What happened is told all the same.
+            Ok(outcome) if outcome.held == Held::No && !events.then.is_empty() => txn = events.clone(),
             Ok(_) => {
                 state.written = Some(seen);
                 state.events.clear();
