@@ -342,8 +342,12 @@ async fn a_guest_hears_the_time_after_the_host_slept() {
     bed.hv.define(&foreign("web").replace("<vcpu>", &format!("{ours}<vcpu>")), Words::Patched).await.expect("defined");
     bed.hv.start(VM).await.expect("started");
     bed.hv.set_agent(VM, AgentLink::Up).expect("it runs");
+    // One worker, whose mailbox is ours.
+    bed.stop.cancel();
+    let order = Txn::default().then(typed::put(keys::order(&node_name(), VM), &bed.order));
+    bed.store.txn(order).await.expect("a write");
     let mailbox = Arc::new(Mailbox::new(bed.order.clone()));
-    tokio::spawn(worker::run(bed.node.clone(), mailbox.clone(), None, bed.stop.clone()));
+    tokio::spawn(worker::run(bed.node.clone(), mailbox.clone(), None, CancellationToken::new()));
     bed.until("it is looked at", |seen| seen.domain == Observed::Known(DomainState::Running)).await;
     let told = || bed.hv.calls().iter().filter(|call| *call == "agent_command web").count();
     assert_eq!(told(), 0);
