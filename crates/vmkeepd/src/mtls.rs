@@ -66,9 +66,11 @@ impl Mtls {
         let files = [self.paths.node_cert(), self.paths.node_key(), self.paths.ca()];
         let written = files.map(|file| file.metadata().and_then(|meta| meta.modified()).ok());
         let mut kept = self.kept.lock().expect("no panic holds this lock");
-        match (read(&self.paths), &mut *kept) {
-            (_, Some(kept)) if kept.written == written => Ok(kept.ends.clone()),
-            (Ok(ends), kept) => {
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.written == written) {
+            return Ok(kept.ends.clone());
+        }
+        match (read(&self.paths), kept.as_ref()) {
+            (Ok(ends), _) => {
                 *kept = Some(Kept { written, ends: ends.clone() });
                 Ok(ends)
             }
