@@ -25,7 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -220,23 +220,27 @@ pub fn bind_unix(path: &Path, roles: &Roles) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// The next connection, as soon as there is room for it; None at shutdown.
+async fn next<S, F: Future<Output = std::io::Result<S>>>(
+    serve: &Serve,
+    room: &Arc<Semaphore>,
+    accept: impl Fn() -> F,
+) -> Option<(OwnedSemaphorePermit, S)> {
+    loop {
+        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let accepted = serve.shutdown.run_until_cancelled(accept()).await?;
+        match accepted {
+            Ok(accepted) => return Some((permit, accepted)),
+            Err(error) => tracing::warn!(%error, "cannot accept a connection"),
+        }
+        tokio::time::sleep(ACCEPT_REST).await;
+    }
+}
+
 pub async fn unix(serve: Serve, listener: UnixListener, roles: Roles) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (roles, names) = (Arc::new(roles), Names::default());
-    loop {
-        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            () = serve.shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
-        };
+    while let Some((permit, (stream, _))) = next(&serve, &room, || listener.accept()).await {
         let (one, roles, names) = (serve.clone(), roles.clone(), names.clone());
         serve.connections.spawn(async move {
             let peer = names.peer(stream.as_fd()).await.map_err(|error| tracing::warn!(%error, "a peer without credentials")).ok();
@@ -256,20 +260,7 @@ pub async fn bind_tls(at: SocketAddr) -> anyhow::Result<TcpListener> {
 pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Arc<dyn Store>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let tokens = Tokens::follow(store.clone(), serve.shutdown.clone());
-    loop {
-        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            () = serve.shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
-        };
+    while let Some((permit, (stream, from))) = next(&serve, &room, || listener.accept()).await {
         let _ = stream.set_nodelay(true);
         let acceptor = TlsAcceptor::from(tls.lock().expect("no panic holds this lock").clone());
         let (one, store, tokens) = (serve.clone(), store.clone(), tokens.clone());
@@ -290,20 +281,7 @@ pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Ar
 /// The agent's own: members of the cluster only.
 pub async fn agent(serve: Serve, listener: TcpListener, mtls: Arc<Mtls>, controls: Arc<Controls>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            () = serve.shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
-        };
+    while let Some((permit, (stream, from))) = next(&serve, &room, || listener.accept()).await {
         let _ = stream.set_nodelay(true);
         let (one, mtls, controls) = (serve.clone(), mtls.clone(), controls.clone());
         serve.connections.spawn(async move {
