@@ -47,8 +47,7 @@ async fn find(node: &NodeHttp, uid: &str, from: From_) -> Answer<(ImageId, PathB
 
 pub async fn digest(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>, Asked(from): Asked<From_>) -> Answer<Json<ImageDigest>> {
     let (id, path) = find(&node, &uid, from).await?;
-    let read = tokio::task::spawn_blocking(|| crate::image::digest(path)).await;
-    let read = read.map_err(|e| Error::internal(format!("reading the image {id}: {e}")))?;
+    let read = crate::image::digest(&path, &|_, _| {}).await;
     Ok(Json(read.map_err(|e| io_failure(&format!("cannot read the image {id}"), &e))?))
 }
 

@@ -7,14 +7,14 @@
 //! How it fails: what arrived is thrown away unless it is whole and the holder's own digest fits; the next try begins anew. A
 //! crash leaves a file in staging, which is swept. One image comes at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_trait::async_trait;
 use axum::body::Body;
 use axum::http::{Response, header};
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
@@ -125,23 +125,26 @@ async fn receive(part: &Path, content: Response<Body>, holder: &Holder, sink: &P
     Ok(ImageDigest { bytes, sha256: hex(&hash.finalize()) })
 }
 
-/// What a file is, read whole.
+/// What a file is, read whole; `sink` hears how far it is.
 ///
 /// # Errors
 /// The disk's.
-pub fn digest(path: PathBuf) -> std::io::Result<ImageDigest> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut hash, mut bytes, mut piece) = (Sha256::new(), 0u64, vec![0; PIECE_BYTES]);
+pub async fn digest(path: &Path, sink: &ProgressSink) -> std::io::Result<ImageDigest> {
+    let mut file = tokio::fs::File::open(path).await?;
+    let total = file.metadata().await?.len();
+    let (mut hash, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
+    sink(Some(Progress { done: bytes, total }), "reading");
     loop {
-        let n = std::io::Read::read(&mut file, &mut piece)?;
-        if n == 0 {
+        let count = file.read(&mut piece).await?;
+        if count == 0 {
             return Ok(ImageDigest { bytes, sha256: hex(&hash.finalize()) });
         }
-        hash.update(&piece[..n]);
-        bytes += n as u64;
+        hash.update(&piece[..count]);
+        bytes += count as u64;
+        sink(Some(Progress { done: bytes, total }), "");
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

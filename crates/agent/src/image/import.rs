@@ -2,15 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::image::{Found, ImageFacts, ImageKind};
-use vmkeep_types::order::Progress;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::OsFamily;
 
+use super::bring::digest;
 use super::detect::{self, Format};
 use super::{inside, ova};
 use crate::pool::qemu_img::{self, Trust};
@@ -93,20 +91,7 @@ fn staging_error(pool: &dyn Pool, error: &std::io::Error) -> Error {
 
 async fn checksum(path: &Path, sink: &ProgressSink) -> Result<String, Error> {
     let unreadable = |e: std::io::Error| Error::refused(format!("cannot read {}: {e}", path.display()));
-    let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-    let total = file.metadata().await.map_err(unreadable)?.len();
-    let (mut hash, mut done, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    sink(Some(Progress { done, total }), "reading");
-    loop {
-        let count = file.read(&mut buffer).await.map_err(unreadable)?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-        done += count as u64;
-        sink(Some(Progress { done, total }), "");
-    }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(digest(path, sink).await.map_err(unreadable)?.sha256)
 }
 
 async fn take_iso(pool: &dyn Pool, id: ImageId, source: &Path, work: &Path) -> Result<ImageFacts, Error> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use vmkeep_types::error::Error;
 
+use super::bring::hex;
 use super::detect::{self, Format};
 use crate::pool::room::Room;
 
@@ -83,7 +84,7 @@ fn copy(member: &mut impl Read, size: u64, work: &Path) -> Result<(PathBuf, Stri
         hash.update(&piece[..count]);
         file.write_all(&piece[..count]).map_err(full)?;
     }
-    Ok((path, hash.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+    Ok((path, hex(&hash.finalize())))
 }
 
 /// `SHA256(disk1.vmdk)= 1f2e…`; older sums are too weak to tell more than damage, and are left to `qemu-img check`.
