@@ -167,7 +167,10 @@ fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn 
         None => (None, txn),
     };
     match order_for(view, vm, wish, &owner) {
-        Some(order) => txn.then(typed::put(keys::order(node, vm.id), &Order { choices: cpu.unwrap_or(order.choices.clone()), ..order })),
+        Some(mut order) => {
+            order.choices = cpu.unwrap_or(order.choices);
+            txn.then(typed::put(keys::order(node, vm.id), &order))
+        }
         None => txn,
     }
 }
