@@ -31,6 +31,37 @@ pub struct Taken {
     pub vms: u32,
 }
 
+impl Taken {
+    /// What one VM takes: nothing while it is kept off.
+    pub fn by(guest: &Guest) -> Self {
+        if guest.counts == Counts::No {
+            return Self::default();
+        }
+        let bytes = guest.need.memory.bytes();
+        let (memory, hugepages) = if guest.need.hugepages { (0, bytes) } else { (bytes, 0) };
+        Self { memory, hugepages, vcpus: u64::from(guest.need.vcpus), vms: 1 }
+    }
+
+    fn plus(self, more: Self) -> Self {
+        Self {
+            memory: self.memory + more.memory,
+            vcpus: self.vcpus + more.vcpus,
+            hugepages: self.hugepages + more.hugepages,
+            vms: self.vms + more.vms,
+        }
+    }
+
+    /// Without what is part of it.
+    fn less(self, part: Self) -> Self {
+        Self {
+            memory: self.memory - part.memory,
+            vcpus: self.vcpus - part.vcpus,
+            hugepages: self.hugepages - part.hugepages,
+            vms: self.vms - part.vms,
+        }
+    }
+}
+
 /// How much of a node may be promised; None = as much as is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -82,25 +113,13 @@ impl Seat {
         for address in &guest.need.pci {
             self.pci_taken.entry(address.clone()).or_insert(guest.id);
         }
-        if guest.counts == Counts::Yes {
-            let memory = guest.need.memory.bytes();
-            let part = if guest.need.hugepages { &mut self.taken.hugepages } else { &mut self.taken.memory };
-            *part += memory;
-            self.taken.vcpus += u64::from(guest.need.vcpus);
-            self.taken.vms += 1;
-        }
+        self.taken = self.taken.plus(Taken::by(guest));
     }
 
     fn remove(&mut self, guest: &Guest) {
         assert!(self.owned.remove(&guest.id), "only what was added is taken away");
         self.pci_taken.retain(|_, by| *by != guest.id);
-        if guest.counts == Counts::Yes {
-            let memory = guest.need.memory.bytes();
-            let part = if guest.need.hugepages { &mut self.taken.hugepages } else { &mut self.taken.memory };
-            *part -= memory;
-            self.taken.vcpus -= u64::from(guest.need.vcpus);
-            self.taken.vms -= 1;
-        }
+        self.taken = self.taken.less(Taken::by(guest));
     }
 }
 
@@ -200,6 +219,7 @@ impl Fleet {
     pub(super) fn show_node(&mut self, seat: Seat) {
         self.hidden -= 1;
         self.set_node(seat.facts, seat.record);
+        self.set_health(&seat.name, seat.health);
     }
 
     /// A new VM, or what an old one asks for now.

@@ -7,8 +7,8 @@ use vmkeep_types::name::Name;
 use vmkeep_types::node::{Taint, TaintEffect};
 use vmkeep_types::units::ByteCount;
 
-use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat};
-use super::need::{Accel, Counts, Guest, HoldsVolumes, Need};
+use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat, Taken};
+use super::need::{Accel, Guest, HoldsVolumes, Need};
 use super::rules::Neighbours;
 
 /// What vmkeep's machines (q35, pc) are.
@@ -223,15 +223,14 @@ fn room(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
 }
 
 /// What the other VMs take: a VM is not in its own way.
-pub fn others(seat: &Seat, guest: &Guest) -> super::fleet::Taken {
-    let mut taken = seat.taken;
-    if guest.counts == Counts::Yes && seat.owned.contains(&guest.id) {
-        let part = if guest.need.hugepages { &mut taken.hugepages } else { &mut taken.memory };
-        *part = part.saturating_sub(guest.need.memory.bytes());
-        taken.vcpus = taken.vcpus.saturating_sub(u64::from(guest.need.vcpus));
-        taken.vms = taken.vms.saturating_sub(1);
+pub fn others(seat: &Seat, guest: &Guest) -> Taken {
+    let own = if seat.owned.contains(&guest.id) { Taken::by(guest) } else { Taken::default() };
+    Taken {
+        memory: seat.taken.memory.saturating_sub(own.memory),
+        vcpus: seat.taken.vcpus.saturating_sub(own.vcpus),
+        hugepages: seat.taken.hugepages.saturating_sub(own.hugepages),
+        vms: seat.taken.vms.saturating_sub(own.vms),
     }
-    taken
 }
 
 fn by_rules(seat: &Seat, neighbours: &Neighbours) -> Option<Refusal> {

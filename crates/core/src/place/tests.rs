@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
-use vmkeep_types::host::{KvmState, NumaNode};
+use vmkeep_types::host::{KvmState, NodeHealth, NumaNode};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{Cordon, NodeRecord};
 use vmkeep_types::units::ByteCount;
@@ -275,6 +275,18 @@ fn capacity_counts_failures() {
     put(&mut fleet, guest(5, "v5", json!({"memory": "1G"})), "b");
     expect![[r#"may fail: 0, breaks: Some(([Name("a")], [Name("v4")])), largest: Some((Name("c"), "8G", 63))"#]].assert_eq(&told(&fleet));
     fleet.check().expect("a trial leaves everything as it was");
+}
+
+#[test]
+fn a_silent_node_is_no_place_for_what_another_loses() {
+    let mut fleet = fleet(&[("a", 8, 16), ("b", 8, 32), ("c", 8, 32)]);
+    for (n, node, memory) in [(1, "a", "6G"), (2, "b", "12G"), (3, "c", "11G")] {
+        put(&mut fleet, guest(n, &format!("v{n}"), json!({"memory": memory})), node);
+    }
+    fleet.set_health(&name("b"), NodeHealth::Offline);
+    // The fullest is tried first: that trial leaves it as silent as it was.
+    let found = capacity::capacity(&fleet);
+    assert_eq!((found.may_fail, found.breaks.map(|b| (b.failed, b.left_over))), (0, Some((vec![name("c")], vec![name("v3")]))));
 }
 
 #[test]
