@@ -49,6 +49,11 @@ pub fn metadata(order: &Order) -> String {
     element(order).write().trim().to_owned()
 }
 
+/// Does a domain's metadata mark it as the domain of this VM?
+pub fn marks(metadata: Option<&str>, vm: VmId) -> bool {
+    metadata.and_then(parse_metadata).is_some_and(|meta| meta.vm == vm)
+}
+
 /// None for anything that is not our mark.
 pub fn parse_metadata(text: &str) -> Option<Meta> {
     let tree = tree::parse(text).ok()?;

@@ -37,7 +37,7 @@ pub use adopt::adopt;
 pub use build::build;
 pub use compare::{choices_from, compare, disk_files, disk_target, is_choice};
 pub use live::{live_plan, password_change};
-pub use metadata::{Meta, metadata, parse_metadata};
+pub use metadata::{Meta, marks, metadata, parse_metadata};
 pub use profile::{HostFacts, HostProfile, Loader};
 
 /// What a disk opens.

@@ -137,7 +137,7 @@ fn refuse_conflicts(state: &State) -> Result<(), Error> {
     Err(Error::conflict(message).hint(hint))
 }
 
-fn pool_of<'a>(order: &'a Order, name: &Name) -> Result<&'a PoolSpec, Error> {
+pub(super) fn pool_of<'a>(order: &'a Order, name: &Name) -> Result<&'a PoolSpec, Error> {
     order.pools.get(name).ok_or_else(|| Error::not_found("pool", name))
 }
 

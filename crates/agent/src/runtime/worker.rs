@@ -204,7 +204,7 @@ async fn look(node: &Node, state: &mut State) {
             };
             state.autostart = brief.autostart;
             state.name_there = Some(brief.name);
-            state.ours = brief.metadata.as_deref().and_then(crate::domain::parse_metadata).is_some_and(|meta| meta.vm == state.order.vm);
+            state.ours = crate::domain::marks(brief.metadata.as_deref(), state.order.vm);
             Observed::Known(DomainNow { state: brief.state, exit })
         }
         Err(HvError::NoDomain(_)) => {

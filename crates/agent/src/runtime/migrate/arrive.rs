@@ -11,7 +11,7 @@ use vmkeep_types::pool::VolumeRecord;
 use super::super::apply;
 use super::super::node::{Look, Node};
 use super::{AT_REST, LOOK_EVERY, Mover, depart};
-use crate::domain::parse_metadata;
+use crate::domain::marks;
 
 /// Networks, seed and empty volumes; done again without harm.
 pub async fn prepare(mover: &mut Mover) -> Result<Duration, Error> {
@@ -50,7 +50,7 @@ async fn no_other_domain(mover: &Mover) -> Result<(), Error> {
     let name = mover.order.order.spec.name.as_str();
     let domains = mover.node.hv.list().await.map_err(|e| Error::refused(format!("libvirt: {e}")))?;
     for domain in domains {
-        let ours = domain.metadata.as_deref().and_then(parse_metadata).is_some_and(|meta| meta.vm == mover.order.vm);
+        let ours = marks(domain.metadata.as_deref(), mover.order.vm);
         let same = domain.uuid == mover.order.vm;
         if (same && !ours) || (!same && domain.name == name) {
             return Err(Error::conflict(format!("libvirt has another domain called '{}' with the UUID {}", domain.name, domain.uuid)));
@@ -61,7 +61,7 @@ async fn no_other_domain(mover: &Mover) -> Result<(), Error> {
 
 /// An empty volume of the same size, which the source fills.
 async fn blank(node: &Node, mover: &Mover, disk: &Name, volume: &VolumeRecord) -> Result<(), Error> {
-    let spec = mover.order.order.pools.get(&volume.pool).ok_or_else(|| Error::not_found("pool", &volume.pool))?;
+    let spec = apply::pool_of(&mover.order.order, &volume.pool)?;
     let size = volume.size.ok_or_else(|| Error::internal(format!("disks[{disk}]: nobody knows how large it is")))?;
     let pool = node.pool(spec)?;
     pool.ensure().await?;
@@ -75,7 +75,7 @@ async fn blank(node: &Node, mover: &Mover, disk: &Name, volume: &VolumeRecord) -
 
 /// A disk in a shared pool is there.
 async fn reachable(node: &Node, mover: &Mover, disk: &Name, volume: &VolumeRecord) -> Result<(), Error> {
-    let spec = mover.order.order.pools.get(&volume.pool).ok_or_else(|| Error::not_found("pool", &volume.pool))?;
+    let spec = apply::pool_of(&mover.order.order, &volume.pool)?;
     match node.pool(spec)?.stat_volume(volume).await? {
         Some(_) => Ok(()),
         None => Err(Error::refused(format!("disks[{disk}]: pool '{}' is said to be shared, but its file is not here", volume.pool))

@@ -9,9 +9,9 @@ use vmkeep_types::migration::{MovePart, MoveSaid};
 use vmkeep_types::pool::PoolDriver;
 use vmkeep_types::record::Owner;
 
-use super::super::apply::seed_path;
+use super::super::apply::{pool_of, seed_path};
 use super::{AT_REST, Mover};
-use crate::domain::parse_metadata;
+use crate::domain::marks;
 use crate::hypervisor::{HvError, UndefineKeep};
 
 pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
@@ -22,7 +22,7 @@ pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
     drop_domain(mover).await?;
     let MovePart::Forget { volumes } = &mover.order.part else { return Err(Error::internal("not a forgetting")) };
     for (volume, pool) in volumes {
-        let spec = mover.order.order.pools.get(pool).ok_or_else(|| Error::not_found("pool", pool))?;
+        let spec = pool_of(&mover.order.order, pool)?;
         mover.node.pool(spec)?.delete_volume(*volume).await?;
     }
     drop_seed(mover);
@@ -51,7 +51,7 @@ async fn drop_domain(mover: &Mover) -> Result<(), Error> {
         Err(HvError::NoDomain(_)) => return Ok(()),
         Err(error) => return Err(told("look at", error)),
     };
-    if brief.metadata.as_deref().and_then(parse_metadata).is_none_or(|meta| meta.vm != vm) {
+    if !marks(brief.metadata.as_deref(), vm) {
         return Ok(());
     }
     if brief.state.is_live() {
