@@ -278,13 +278,16 @@ impl Going<'_> {
     fn orders(&self, m: &Migration, mut txn: Txn) -> Txn {
         txn = txn.then(typed::put(keys::migration(self.id()), m));
         let Some(way) = &m.way else { return txn };
-        if let Some(part) = migrate::source_part(m, &self.address(way)) {
-            txn.then.extend(self.order(way, &way.from, part, m).map(|order| typed::put(keys::move_order(&way.from, self.id()), &order)));
-        }
-        if let Some(part) = migrate::destination_part(m) {
-            txn.then.extend(self.order(way, &way.to, part, m).map(|order| typed::put(keys::move_order(&way.to, self.id()), &order)));
+        for (node, part) in self.parts(way, m) {
+            txn.then.extend(self.order(way, node, part, m).map(|order| typed::put(keys::move_order(node, self.id()), &order)));
         }
         txn
+    }
+
+    /// Who does what in a phase.
+    fn parts<'w>(&self, way: &'w Way, m: &Migration) -> impl Iterator<Item = (&'w Name, MovePart)> + use<'w> {
+        let source = migrate::source_part(m, &self.address(way)).map(|part| (&way.from, part));
+        source.into_iter().chain(migrate::destination_part(m).map(|part| (&way.to, part)))
     }
 
     /// What one side is told; `None` while a record that it must name is missing.
@@ -329,9 +332,8 @@ impl Going<'_> {
 
     /// Both sides are told what the record says; somebody who cancels writes only that.
     fn mend_orders(&self, way: &Way) -> Option<Txn> {
-        let wanted = [(&way.from, migrate::source_part(self.m, &self.address(way))), (&way.to, migrate::destination_part(self.m))];
         let mut txn = self.txn();
-        for (node, part) in wanted.into_iter().filter_map(|(node, part)| Some((node, part?))) {
+        for (node, part) in self.parts(way, self.m) {
             let told = self.view.nodes.get(node).and_then(|keys| keys.moves.get(&self.id()));
             if told.is_none_or(|told| told.value.op != self.m.op || told.value.part.kind() != part.kind()) {
                 txn.then.extend(self.order(way, node, part, self.m).map(|order| typed::put(keys::move_order(node, self.id()), &order)));
@@ -427,8 +429,7 @@ impl Going<'_> {
         }
         let Some(op) = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over()) else { return txn };
         let value = match end {
-            End::Stayed(error) => failed(&op.value, error, self.now),
-            End::Lost(error) => failed(&op.value, error, self.now),
+            End::Stayed(error) | End::Lost(error) => failed(&op.value, error, self.now),
             End::Moved => {
                 let mut done = Operation { progress: None, ..ended(&op.value, OpState::Done, self.now) };
                 done.steps.extend(self.m.way.as_ref().map(|way| format!("is on {}", way.to)));
