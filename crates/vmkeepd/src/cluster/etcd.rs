@@ -29,7 +29,7 @@ use crate::member::{ETCD_CLIENT_PORT, ETCD_PEER_PORT, Paths, write_whole};
 const PROGRAM: &str = "etcd";
 const UNIT: &str = "vmkeep-etcd.service";
 /// Of the database. 20 000 VMs need less than 200 MiB; etcd's own default.
-const QUOTA_BYTES: u64 = 2 << 30;
+pub const QUOTA_BYTES: u64 = 2 << 30;
 /// History that watchers may still ask for.
 const COMPACTION: &str = "1h";
 /// Between two looks at a member that runs.

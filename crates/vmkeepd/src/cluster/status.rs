@@ -11,7 +11,7 @@ use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
-use super::etcd::{client_url, peer_url};
+use super::etcd::{QUOTA_BYTES, client_url, peer_url};
 use super::form::failure_file;
 use super::{Cluster, pki};
 
@@ -21,7 +21,6 @@ const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 const ETCD_SAFE: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 /// Of its quota, in percent: time to look.
 const FULL_PERCENT: u64 = 80;
-const QUOTA_BYTES: u64 = 2 << 30;
 
 impl Cluster {
     pub(super) async fn look(&self) -> Result<ClusterView, Error> {
