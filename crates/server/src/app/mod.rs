@@ -40,9 +40,6 @@ use ask::begin;
 /// Tries of a change that somebody else's write overtook.
 pub const TRIES_MAX: u32 = 5;
 
-/// Nodes asked about in one transaction.
-pub(crate) const NODES_PER_TXN: usize = 100;
-
 /// A store's error at the border.
 pub fn store_error(error: StoreError) -> Error {
     match error {
@@ -130,15 +127,8 @@ pub fn done(mut op: Operation) -> Operation {
 
 /// All nodes that have joined, in order of name.
 pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
-    let joined = store.list(keys::ALL_JOINED).await.map_err(store_error)?.items;
-    let names: Vec<Name> = joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect();
-    let mut facts = Vec::new();
-    for names in names.chunks(NODES_PER_TXN) {
-        let ask = Txn { then: names.iter().map(|name| Op::Get(keys::facts(name))).collect(), ..Txn::default() };
-        let found = store.txn(ask).await.map_err(store_error)?.gets;
-        facts.extend(found.iter().flatten().filter_map(|kv| typed::readable(typed::decode::<NodeFacts>(kv))));
-    }
-    Ok(facts)
+    let found = node::key_of_each(store, &node::names(store).await?, keys::facts).await?;
+    Ok(found.iter().flatten().filter_map(|kv| typed::readable(typed::decode(kv))).collect())
 }
 
 /// A node for work that any can do: the one that is near, else the first that is online and whose libvirt answers.

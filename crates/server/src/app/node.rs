@@ -12,8 +12,10 @@ use vmkeep_types::name::Name;
 use vmkeep_types::node::{Cordon, NodeLoad, NodeRecord, NodeSpec};
 
 use super::ask::IfMatch;
-use super::{Ask, NODES_PER_TXN, TRIES_MAX, commit, store_error};
+use super::{Ask, TRIES_MAX, commit, store_error};
 
+/// Nodes asked about in one transaction.
+const NODES_PER_TXN: usize = 100;
 /// Longest reason of a cordon.
 const WHY_CHARS_MAX: usize = 200;
 

@@ -23,14 +23,11 @@ use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
-use super::{list_readable, node, store_error, uid_of};
+use super::{list_readable, node, store_error, uid_of, vm_migrate};
 use crate::reconcile::view::ClusterView;
 
 /// Kinds of VMs in one simulation.
 const SIMULATED_MAX: usize = 100;
-
-/// Operations that give a VM another node.
-const MIGRATIONS: [&str; 2] = ["vm.migrate", "node.drain"];
 
 /// What placement is decided from. Under `n/` lie the orders and reports of every VM too: of those only the facts are read.
 const PREFIXES: [&str; 7] =
@@ -161,7 +158,7 @@ pub async fn balance(store: &dyn Store) -> Result<BalanceAnswer, Error> {
 async fn recently_moved(store: &dyn Store, now: jiff::Timestamp) -> Result<BTreeSet<VmId>, Error> {
     let ops = list_readable::<Operation>(store, keys::ALL_OPS).await?.into_iter().map(|stored| stored.value);
     let recent = |op: &Operation| op.ended_at.is_none_or(|at| now.duration_since(at).as_secs() < balance::COOL_DOWN_SECONDS);
-    let moved = ops.filter(|op| MIGRATIONS.contains(&op.kind.as_str()) && op.state != OpState::Failed && recent(op));
+    let moved = ops.filter(|op| op.kind == vm_migrate::KIND && op.state != OpState::Failed && recent(op));
     Ok(moved.map(|op| VmId(op.resource.uid)).collect())
 }
 

@@ -17,6 +17,9 @@ use vmkeep_types::record::VmChoices;
 use super::vm_parts::{busy, record, resource};
 use super::{Ask, TRIES_MAX, begin, commit, get, list, operation};
 
+/// Kind of the operations that give a VM another node.
+pub const KIND: &str = "vm.migrate";
+
 /// Writes the wish to move a VM.
 pub async fn migrate(store: &dyn Store, ask: &Ask, name: &Name, options: MigrateOptions) -> Result<Operation, Error> {
     for _ in 0..TRIES_MAX {
@@ -26,7 +29,7 @@ pub async fn migrate(store: &dyn Store, ask: &Ask, name: &Name, options: Migrate
         if vm.leaving.is_some() {
             return Err(Error::conflict(format!("'{name}' is being deleted")));
         }
-        let op = operation(ask, "vm.migrate", resource(vm), Wanted::Moved);
+        let op = operation(ask, KIND, resource(vm), Wanted::Moved);
         let seconds = options.timeout.map_or(TIMEOUT_SECONDS, |t| i64::try_from(t.millis() / 1000).unwrap_or(i64::MAX));
         let deadline = op.created_at.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(jiff::Timestamp::MAX);
         let migration = Migration {
