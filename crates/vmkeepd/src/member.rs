@@ -93,6 +93,11 @@ impl Paths {
         self.dir.join("etcd.key")
     }
 
+    /// How the node of this host connects to etcd.
+    pub fn etcd_client(&self, endpoints: Vec<String>) -> EtcdConfig {
+        EtcdConfig { endpoints, tls: Some(EtcdTls { ca: self.ca(), cert: self.node_cert(), key: self.node_key() }) }
+    }
+
     /// # Errors
     /// The directory cannot be made.
     pub fn make(&self) -> anyhow::Result<()> {
@@ -159,9 +164,7 @@ impl Member {
 
     /// How this member's store connects.
     pub fn etcd_client(&self) -> EtcdConfig {
-        let paths = self.paths();
-        let tls = EtcdTls { ca: paths.ca(), cert: paths.node_cert(), key: paths.node_key() };
-        EtcdConfig { endpoints: self.etcd.endpoints.clone(), tls: Some(tls) }
+        self.paths().etcd_client(self.etcd.endpoints.clone())
     }
 }
 

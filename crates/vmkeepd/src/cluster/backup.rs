@@ -1,4 +1,5 @@
-//! Copies of etcd's database, on each control node: what `vmkeep cluster recover` begins with when the majority is lost for good.
+//! Copies of etcd's database, on each control node: what a restore by hand (docs/guide/cluster.md) begins with when the majority is lost
+//! for good.
 //!
 //! ```text
 //!  every 6 hours, and on request: snapshot ─► etcd-TIME.snapshot.new ─► renamed; the newest 8 are kept

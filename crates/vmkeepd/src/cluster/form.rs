@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vmkeep_store::crash::point;
 use vmkeep_store::embedded::EmbeddedStore;
-use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_types::cluster::{ClusterFormed, ClusterInit, MemberRecord, MemberRole, MemberState};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
@@ -77,8 +77,7 @@ impl Forming {
 
     /// As the node of the first member connects.
     fn etcd_client(&self, paths: &Paths) -> EtcdConfig {
-        let tls = EtcdTls { ca: paths.ca(), cert: paths.node_cert(), key: paths.node_key() };
-        EtcdConfig { endpoints: vec![client_url(&self.address)], tls: Some(tls) }
+        paths.etcd_client(vec![client_url(&self.address)])
     }
 }
 

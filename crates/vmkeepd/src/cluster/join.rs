@@ -10,7 +10,7 @@ use std::fs;
 
 use vmkeep_server::app::cluster::TokenText;
 use vmkeep_store::crash::point;
-use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
+use vmkeep_store::etcd::EtcdStore;
 use vmkeep_store::keys;
 use vmkeep_types::cluster::{Admission, Admitted, ClusterFormed, ClusterJoin};
 use vmkeep_types::error::{Code, Error};
@@ -117,8 +117,7 @@ impl Cluster {
         let etcd = self.etcd();
         etcd.start().map_err(refused)?;
         point("join: etcd started");
-        let tls = EtcdTls { ca: paths.ca(), cert: paths.node_cert(), key: paths.node_key() };
-        let others = EtcdConfig { endpoints: admitted.endpoints.clone(), tls: Some(tls) };
+        let others = paths.etcd_client(admitted.endpoints.clone());
         let peer = peer_url(address);
         let votes = || async {
             let store = EtcdStore::connect(&others).await.map_err(|e| e.to_string())?;
