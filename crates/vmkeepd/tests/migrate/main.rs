@@ -72,7 +72,6 @@ async fn broken_at_every_point_and_repeated() {
         let word = if fault == Fault::LoseAnswer { "loses its answer" } else { "fails" };
         let here = if cluster.hv("a").list().await.expect("a list").is_empty() { ("b", "a") } else { ("a", "b") };
         let (source, destination) = here;
-        // Nobody else may use the fault up.
         cluster.fake(if side == "source" { source } else { destination }).fault_next(call, fault);
         let first = cluster.ending(&cluster.migrate(to(destination)).await).await;
         let name = |text: String| {
@@ -95,7 +94,7 @@ async fn broken_at_every_point_and_repeated() {
         resume at the destination fails: Done; runs on the destination
         resume at the destination loses its answer: Done; runs on the destination
         find at the source fails: Done; runs on the destination
-        list at the destination fails: Done; runs on the destination
+        list at the destination fails: Failed: on the destination: libvirt: it broke; runs on the source
     "#]].assert_eq(&told);
 }
 

@@ -29,6 +29,12 @@ impl FakeHypervisor {
         self.world.lock().faults.entry(call).or_default().push_back(fault);
     }
 
+    /// What runs at this moment; no call of an agent, so it meets no delay and no fault.
+    pub fn running(&self) -> Vec<VmId> {
+        let state = self.world.lock();
+        state.host.domains.iter().filter(|(_, d)| d.state == DomainState::Running).map(|(uuid, _)| *uuid).collect()
+    }
+
     pub fn set_manners(&self, manners: Manners) {
         self.world.lock().manners = manners;
     }
