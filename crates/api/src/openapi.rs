@@ -15,7 +15,7 @@ use vmkeep_types::record::Role;
 use vmkeep_types::vm::VmSpec;
 
 use crate::body::*;
-use crate::place::{BalanceAnswer, CapacityAnswer, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
+use crate::place::{BalanceAnswer, CapacityAnswer, DrainRequest, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
 use crate::problem;
 use crate::routes::{Method, ROUTES, Route, Shape};
 
@@ -56,6 +56,7 @@ schemas! {
     "NetworkSpec" NetworkSpec,
     "NetworkView" NetworkView,
     "NodeActionRequest" NodeActionRequest,
+    "DrainRequest" DrainRequest,
     "NodeSpec" NodeSpec,
     "NodeView" NodeView,
     "Operation" Operation,

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vmkeep_types::migration::MoveManner;
 use vmkeep_types::name::Name;
-use vmkeep_types::units::ByteCount;
+use vmkeep_types::node::Closure;
+use vmkeep_types::units::{ByteCount, Seconds};
 
 /// Every node for one VM, with a reason for each.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -137,4 +139,20 @@ pub struct ProposedMove {
 pub struct NodeActionRequest {
     /// cordon: told to everybody who asks why nothing is placed there.
     pub why: Option<String>,
+}
+
+/// Body of `POST /v1/nodes/{name}/drain`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Told to everybody who asks why nothing is placed there.
+    pub why: Option<String>,
+    /// `maintenance`: the host may be off at any moment from then on.
+    pub closure: Closure,
+    /// Migrations at once, 1 to 3; default: 2.
+    pub at_once: Option<u32>,
+    /// Of VMs that run; those that are off move as they are.
+    pub manner: MoveManner,
+    /// No VM is told to go any more after so long; default: no limit.
+    pub timeout: Option<Seconds>,
 }

@@ -154,6 +154,7 @@ routes! {
     "node.get" Get "/v1/nodes/{name}" Cluster Viewer () ("NodeView") Json "Show a host";
     "node.put" Put "/v1/nodes/{name}" Cluster Admin ("NodeSpec") ("NodeView") Json "Change what is said of a host: labels, taints, overcommit, reserve, failure domain";
     "node.action" Post "/v1/nodes/{name}/actions/{action}" Cluster Admin ("NodeActionRequest") ("NodeView") Json "cordon, uncordon";
+    "node.drain" Post "/v1/nodes/{name}/drain" Cluster Admin ("DrainRequest") ("Accepted") Accepted "Close a host to new VMs and have those that are there move to others";
     "place.capacity" Get "/v1/cluster/capacity" Cluster Viewer () ("CapacityAnswer") Json "How many hosts may fail with everything still fitting";
     "place.simulate" Post "/v1/cluster/simulate" Cluster Viewer ("SimulateRequest") ("SimulateAnswer") Json "Would these VMs fit, and where does it break";
     "place.balance" Get "/v1/cluster/balance" Cluster Viewer () ("BalanceAnswer") Json "The few moves that would help most; nothing is moved";

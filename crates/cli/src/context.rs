@@ -91,7 +91,8 @@ impl Ctx {
         Ok(operation)
     }
 
-    fn print_operation(&self, operation: &Operation) -> Result<(), Failure> {
+    /// An operation as data, where data is asked for.
+    pub fn print_operation(&self, operation: &Operation) -> Result<(), Failure> {
         match self.printer.format {
             Format::Json | Format::Yaml => self.printer.value(operation),
             Format::Name => {

@@ -25,6 +25,9 @@ use vmkeep_types::observed::{DomainState, Observed};
 /// A migration without a time of its own is called off after this.
 pub const TIMEOUT_SECONDS: i64 = 3600;
 
+/// Migrations that one node sends and receives at once: more only share its network, and each takes longer.
+pub const PER_NODE_MAX: usize = 3;
+
 /// What the leader sees of one migration.
 #[derive(Clone, Debug)]
 pub struct Saw<'a> {

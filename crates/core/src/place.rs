@@ -15,6 +15,7 @@ pub mod balance;
 pub mod baseline;
 pub mod capacity;
 pub mod fleet;
+pub mod leave;
 pub mod need;
 pub mod refuse;
 pub mod rules;
@@ -66,21 +67,24 @@ pub fn choose(fleet: &Fleet, guest: &Guest) -> Choice {
 /// Every node with its verdict: those that would do first, the best one at the top, then the others by name.
 pub fn explain(fleet: &Fleet, guest: &Guest) -> Vec<Verdict> {
     let neighbours = Neighbours::of(fleet, guest);
-    let mut verdicts: Vec<Verdict> = fleet
-        .seats()
-        .map(|seat| {
-            let fits = match refuse::refuse(fleet, seat, guest, &neighbours) {
-                Some(refusal) => Err(refusal),
-                None => Ok(score::score(fleet, seat, guest, &neighbours)),
-            };
-            Verdict { node: seat.name.clone(), fits }
-        })
-        .collect();
+    let mut verdicts: Vec<Verdict> = fleet.seats().map(|seat| verdict(fleet, seat, guest, &neighbours)).collect();
+    sort(&mut verdicts);
+    verdicts
+}
+
+fn verdict(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours) -> Verdict {
+    let fits = match refuse::refuse(fleet, seat, guest, neighbours) {
+        Some(refusal) => Err(refusal),
+        None => Ok(score::score(fleet, seat, guest, neighbours)),
+    };
+    Verdict { node: seat.name.clone(), fits }
+}
+
+fn sort(verdicts: &mut [Verdict]) {
     verdicts.sort_by(|a, b| match (&a.fits, &b.fits) {
         (Ok(a), Ok(b)) => a.cmp(b),
         (Ok(_), Err(_)) => std::cmp::Ordering::Less,
         (Err(_), Ok(_)) => std::cmp::Ordering::Greater,
         (Err(_), Err(_)) => a.node.cmp(&b.node),
     });
-    verdicts
 }

@@ -19,6 +19,7 @@
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
 //! | `node/NODE` | `NodeRecord`: what people say of it; a node without has every default | server |
 //! | `migrate/UID` | `Migration`, from the wish to its end | server, leader |
+//! | `drain/NODE` | `Drain`, while the node is emptied | server, leader |
 //! | `n/NODE/move/UID`, `n/NODE/moved/UID` | `MoveOrder`, `MoveSeen` | leader, agent |
 //! | `n/NODE/facts` | `NodeFacts` | agent |
 //! | `n/NODE/load` | `NodeLoad`, measured | agent |
@@ -63,6 +64,7 @@ pub const ALL_CHOICES: &str = "choices/";
 pub const ALL_POWER: &str = "power/";
 pub const ALL_OWNERS: &str = "owner/";
 pub const ALL_MIGRATIONS: &str = "migrate/";
+pub const ALL_DRAINS: &str = "drain/";
 pub const ALL_NODES: &str = "n/";
 pub const ALL_JOINED: &str = "joined/";
 pub const ALL_NODE_RECORDS: &str = "node/";
@@ -126,6 +128,10 @@ pub fn all_of_node(node: &Name) -> String {
 
 pub fn migration(id: VmId) -> String {
     format!("migrate/{id}")
+}
+
+pub fn drain(node: &Name) -> String {
+    format!("{ALL_DRAINS}{node}")
 }
 
 pub fn own(node: &Name, id: VmId) -> String {

@@ -9,7 +9,7 @@
 //! | [`name`], [`ids`] | names of objects, typed uids, generations and revisions |
 //! | [`vm`], [`image`], [`network`], [`pool`] | the wishes (`Spec`) |
 //! | [`record`], [`order`], [`observed`] | what is stored: the wish, our decision, the agent's word |
-//! | [`migration`] | a VM on its way to another node |
+//! | [`migration`], [`drain`] | a VM on its way to another node, a node that all leave |
 //! | [`operation`], [`event`] | long work and history |
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`cluster`] | members of a cluster, joining and its state |
@@ -21,6 +21,7 @@
 
 pub mod check;
 pub mod cluster;
+pub mod drain;
 pub mod error;
 pub mod event;
 pub mod explain;

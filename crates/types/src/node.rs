@@ -183,6 +183,19 @@ pub struct Cordon {
     pub at: jiff::Timestamp,
     #[serde(default)]
     pub why: String,
+    #[serde(default)]
+    pub closure: Closure,
+}
+
+/// What a node is closed for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Closure {
+    /// Nothing new comes; what is there stays or was drained.
+    #[default]
+    Cordon,
+    /// Somebody works on the host: it may be off at any moment.
+    Maintenance,
 }
 
 /// What a node measured, at `n/NODE/load`: written once a minute at most, apart from the facts, so that those stay still.

@@ -66,4 +66,6 @@ pub enum Wanted {
     Task,
     /// The VM is on another node.
     Moved,
+    /// The node owns no VM any more.
+    Drained,
 }

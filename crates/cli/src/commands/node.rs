@@ -1,12 +1,15 @@
 //! `node …`: hosts, their facts, and what people say of them.
 
-use clap::Subcommand;
-use vmkeep_api::body::NodeView;
-use vmkeep_api::place::NodeActionRequest;
+use clap::{Args, Subcommand, ValueEnum};
+use vmkeep_api::body::{Accepted, NodeView};
+use vmkeep_api::place::{DrainRequest, NodeActionRequest};
 use vmkeep_types::host::{KvmState, NodeHealth};
 use vmkeep_types::manifest::node_from_json;
+use vmkeep_types::migration::MoveManner;
 use vmkeep_types::name::Name;
-use vmkeep_types::node::{Averages, NodeSpec, Ratio, Taint};
+use vmkeep_types::node::{Averages, Closure, Cordon, NodeSpec, Ratio, Taint};
+use vmkeep_types::operation::OpState;
+use vmkeep_types::units::Seconds;
 
 use super::{joined, or_dash, pages, show, word};
 use crate::context::Ctx;
@@ -42,12 +45,57 @@ pub enum NodeCommand {
         #[arg(long, value_name = "TEXT")]
         why: Option<String>,
     },
-    /// Take new VMs again
+    /// Take new VMs again; ends a drain and maintenance
     Uncordon {
         /// Hosts to open
         #[arg(required = true)]
         names: Vec<Name>,
     },
+    /// Place no new VMs on a host, and move those that are there to others, a few at once
+    ///
+    /// What cannot move is told with its reason and stays; the others go on. VMs that are off move as they are. --timeout: no VM
+    /// is told to go any more after that; those under way arrive. 'vmkeep op cancel ID' likewise.
+    Drain {
+        /// Host to empty
+        name: Name,
+        #[command(flatten)]
+        how: DrainArgs,
+    },
+    /// Work on a host: 'on' drains it and marks it so, 'off' takes new VMs again
+    Maintenance {
+        /// Host to work on
+        name: Name,
+        /// Whether it is in maintenance from now on
+        to: Switch,
+        #[command(flatten)]
+        how: DrainArgs,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Told to everybody who asks why nothing is placed there
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Migrations at once, 1 to 3
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
+    at_once: u32,
+    /// What cannot move while it runs is shut down, moved, started again
+    #[arg(long)]
+    or_cold: bool,
+}
+
+impl DrainArgs {
+    fn request(self, closure: Closure, timeout: Option<Seconds>) -> DrainRequest {
+        let manner = if self.or_cold { MoveManner::LiveOrCold } else { MoveManner::Live };
+        DrainRequest { why: self.why, closure, at_once: Some(self.at_once), manner, timeout }
+    }
 }
 
 impl Row for NodeView {
@@ -58,11 +106,13 @@ impl Row for NodeView {
     }
     fn cells(&self) -> Vec<Cell> {
         let facts = &self.facts;
+        let closure = self.cordon.as_ref().map(|cordon| cordon.closure);
         let state = match self.state.as_ref().map(|state| state.state) {
             Some(NodeHealth::Offline) => Cell("offline".into(), Tone::Bad),
             Some(NodeHealth::Suspect) => Cell("suspect".into(), Tone::Warn),
             _ if !facts.hypervisor_up => Cell("no-libvirt".into(), Tone::Bad),
-            _ if self.cordon.is_some() => Cell("cordoned".into(), Tone::Warn),
+            _ if closure == Some(Closure::Maintenance) => Cell("maintenance".into(), Tone::Warn),
+            _ if closure.is_some() => Cell("cordoned".into(), Tone::Warn),
             Some(NodeHealth::Online) => Cell("online".into(), Tone::Good),
             None => Cell("up".into(), Tone::Good),
         };
@@ -96,7 +146,32 @@ pub async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> {
         NodeCommand::Set { name, fields } => set(ctx, &name, &fields).await,
         NodeCommand::Cordon { names, why } => act(ctx, &names, "cordon", &NodeActionRequest { why }).await,
         NodeCommand::Uncordon { names } => act(ctx, &names, "uncordon", &NodeActionRequest::default()).await,
+        NodeCommand::Drain { name, how } => drain(ctx, &name, how.request(Closure::Cordon, ctx.global.timeout)).await,
+        NodeCommand::Maintenance { name, to: Switch::On, how } => {
+            drain(ctx, &name, how.request(Closure::Maintenance, ctx.global.timeout)).await
+        }
+        NodeCommand::Maintenance { name, to: Switch::Off, .. } => act(ctx, &[name], "uncordon", &NodeActionRequest::default()).await,
     }
+}
+
+async fn drain(ctx: &Ctx, name: &Name, request: DrainRequest) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("drain node '{name}'")) {
+        return Ok(());
+    }
+    let maintenance = request.closure == Closure::Maintenance;
+    let accepted: Accepted = ctx.call("node.drain")?.field("name", name).json(&request).accepted().await?;
+    // `--timeout` is the drain's own: it is followed until those under way have come.
+    let operation = ctx.follow_all(vec![accepted.operation], None).await?.pop().expect("one went in");
+    ctx.print_operation(&operation)?;
+    match operation.state {
+        OpState::Done if maintenance => {
+            ctx.printer.say(&format!("node '{name}' is empty and in maintenance; at its end: vmkeep node maintenance {name} off"))
+        }
+        OpState::Done => ctx.printer.say(&format!("node '{name}' is empty and takes no new VMs; to open it: vmkeep node uncordon {name}")),
+        state if state.is_over() => return Err(Failure::Operation(Box::new(operation))),
+        _ => {}
+    }
+    Ok(())
 }
 
 async fn get(ctx: &Ctx, name: &Name) -> Result<NodeView, Failure> {
@@ -154,7 +229,11 @@ fn show_one(ctx: &Ctx, node: &NodeView) -> Result<(), Failure> {
     };
     let state = node.state.as_ref().map(|s| format!("{} since {}", word(&s.state), time::local(s.since))).unwrap_or_default();
     let spec = node.spec.clone().unwrap_or_else(|| NodeSpec::named(facts.name.clone()));
-    let cordon = node.cordon.as_ref().map(|c| format!("by {} since {} {}", c.by, time::local(c.at), c.why).trim_end().to_owned());
+    let told = |c: &Cordon| {
+        let what = if c.closure == Closure::Maintenance { "for maintenance, " } else { "" };
+        format!("{what}by {} since {} {}", c.by, time::local(c.at), c.why).trim_end().to_owned()
+    };
+    let cordon = node.cordon.as_ref().map(told);
     let mut card = vec![
         ("Name", facts.name.to_string()),
         ("State", state),

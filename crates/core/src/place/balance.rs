@@ -169,7 +169,8 @@ impl Look<'_> {
     fn best_from(&self, node: &Name) -> Option<Move> {
         let from = self.fleet.seat(node)?;
         let load = self.loads.get(node)?;
-        let vms = load.vms.iter().filter(|(id, _)| from.owned.contains(id) && !self.resting.contains(id));
+        let stays = |id: &VmId| from.owned.contains(id) && self.fleet.heir(*id).is_none();
+        let vms = load.vms.iter().filter(|(id, _)| stays(id) && !self.resting.contains(id));
         let guests = vms.filter_map(|(id, vm)| Some((self.fleet.guest(*id)?, vm))).filter(|(guest, _)| guest.counts == Counts::Yes);
         let moves = guests.flat_map(|(guest, vm)| self.targets(from, guest, vm).into_iter().map(move |found| (found, vm.memory)));
         let best = moves.min_by_key(|(found, memory)| (Reverse(found.gain / 10), *memory, found.to_after, found.vm, found.to.clone()));

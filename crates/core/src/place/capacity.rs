@@ -84,9 +84,10 @@ pub fn survives_one(fleet: &Fleet) -> bool {
     fleet.seats().len() > 1 && first_break(&unbound(fleet), 1, WARNING_SETS_MAX).0.is_none()
 }
 
-/// The fleet as though all volumes could be reached everywhere.
+/// The fleet as though all volumes could be reached everywhere, and no VM were on its way.
 fn unbound(fleet: &Fleet) -> Fleet {
     let mut free = fleet.clone();
+    fleet.guests().for_each(|guest| free.set_heir(guest.id, None));
     let bound: Vec<Guest> = fleet.guests().filter(|guest| guest.need.home != Home::Anywhere).cloned().collect();
     for mut guest in bound {
         guest.need.home = Home::Anywhere;

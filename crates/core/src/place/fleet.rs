@@ -3,8 +3,10 @@
 //! ```text
 //!  set_node, drop_node ──► seats (facts, record, what is taken)        choose ──► reads seats once
 //!  set_guest, set_owner ─► guests ──► taken of one seat, index of labels and rules
+//!  set_heir ─► the same of a second seat, while a VM is on its way there
 //! ```
-//! Invariant: a seat's `taken` is the sum over the guests that it owns, and each index entry names a guest that is there.
+//! Invariant: a seat's `taken` is the sum over the guests that it owns or that come to it, and each index entry names a guest
+//! that is there.
 //! [`Fleet::check`] tells when it is broken; tests call it after each change.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +82,8 @@ pub struct Seat {
     pub taken: Taken,
     /// VMs that it owns, those too that take no room now.
     pub owned: BTreeSet<VmId>,
+    /// VMs on their way here: their room is kept.
+    pub coming: BTreeSet<VmId>,
     /// Host devices that its VMs have.
     pub pci_taken: BTreeMap<String, VmId>,
 }
@@ -108,6 +112,22 @@ impl Seat {
         u64::from(self.facts.cpus.saturating_sub(self.record.spec.reserve.cpus))
     }
 
+    /// It is here, or comes: a VM is not in its own way.
+    pub fn has(&self, id: VmId) -> bool {
+        self.owned.contains(&id) || self.coming.contains(&id)
+    }
+
+    fn expect(&mut self, guest: &Guest) {
+        self.coming.insert(guest.id);
+        self.taken = self.taken.plus(Taken::by(guest));
+    }
+
+    fn expect_no_more(&mut self, guest: &Guest) {
+        if self.coming.remove(&guest.id) {
+            self.taken = self.taken.less(Taken::by(guest));
+        }
+    }
+
     fn add(&mut self, guest: &Guest) {
         self.owned.insert(guest.id);
         for address in &guest.need.pci {
@@ -129,6 +149,8 @@ pub struct Fleet {
     guests: BTreeMap<VmId, Guest>,
     /// VM to the node that owns it; the node need not have a seat (yet).
     owners: BTreeMap<VmId, Name>,
+    /// VM to the node that it is on its way to.
+    heirs: BTreeMap<VmId, Name>,
     /// VMs that no node owns.
     homeless: BTreeSet<VmId>,
     /// VMs of nodes that have no seat.
@@ -157,6 +179,16 @@ impl Fleet {
 
     pub fn owner(&self, id: VmId) -> Option<&Name> {
         self.owners.get(&id)
+    }
+
+    /// The node that a VM is on its way to.
+    pub fn heir(&self, id: VmId) -> Option<&Name> {
+        self.heirs.get(&id)
+    }
+
+    /// VMs on their way from or to a node.
+    pub fn on_the_way(&self, node: &Name) -> usize {
+        self.heirs.iter().filter(|(id, heir)| *heir == node || self.owners.get(id) == Some(node)).count()
     }
 
     pub fn owned(&self) -> impl Iterator<Item = (&Guest, &Name)> {
@@ -188,12 +220,14 @@ impl Fleet {
             return;
         }
         let name = facts.name.clone();
-        let (taken, owned, pci_taken) = Default::default();
+        let (taken, owned, coming, pci_taken) = Default::default();
         let health = NodeHealth::Online;
-        let mut seat = Seat { name: name.clone(), facts, health, record, taken, owned, pci_taken };
+        let mut seat = Seat { name: name.clone(), facts, health, record, taken, owned, coming, pci_taken };
         for id in self.waiting.remove(&name).unwrap_or_default() {
             self.guests.get(&id).into_iter().for_each(|guest| seat.add(guest));
         }
+        let coming = self.heirs.iter().filter(|(_, heir)| **heir == name).filter_map(|(id, _)| self.guests.get(id));
+        coming.for_each(|guest| seat.expect(guest));
         self.seats.insert(name, seat);
     }
 
@@ -227,15 +261,17 @@ impl Fleet {
         if self.guests.get(&guest.id) == Some(&guest) {
             return;
         }
-        let node = self.owners.get(&guest.id).cloned();
+        let (node, heir) = (self.owners.get(&guest.id).cloned(), self.heirs.get(&guest.id).cloned());
         self.drop_guest(guest.id);
         let id = guest.id;
         self.guests.insert(id, guest);
         self.homeless.insert(id);
         self.set_owner(id, node.as_ref());
+        self.set_heir(id, heir.as_ref());
     }
 
     pub fn drop_guest(&mut self, id: VmId) {
+        self.set_heir(id, None);
         self.set_owner(id, None);
         self.guests.remove(&id);
         self.homeless.remove(&id);
@@ -245,6 +281,9 @@ impl Fleet {
     pub fn set_owner(&mut self, id: VmId, node: Option<&Name>) {
         if self.owners.get(&id) == node {
             return;
+        }
+        if node.is_some() && self.heirs.get(&id) == node {
+            self.set_heir(id, None);
         }
         if let Some(old) = self.owners.remove(&id) {
             self.leave(id, &old);
@@ -256,6 +295,24 @@ impl Fleet {
             self.enter(id, node);
             self.homeless.remove(&id);
             self.owners.insert(id, node.clone());
+        }
+    }
+
+    /// The node that a VM is on its way to keeps room for it, and rules count it there too, until it has come or stays away.
+    pub fn set_heir(&mut self, id: VmId, node: Option<&Name>) {
+        let node = node.filter(|node| self.owners.get(&id) != Some(*node));
+        if self.heirs.get(&id) == node {
+            return;
+        }
+        let guest = self.guests.get(&id);
+        if let (Some(old), Some(guest)) = (self.heirs.remove(&id), guest) {
+            self.seats.get_mut(&old).into_iter().for_each(|seat| seat.expect_no_more(guest));
+            self.rules.remove(guest, &old);
+        }
+        if let (Some(node), Some(guest)) = (node, guest) {
+            self.seats.get_mut(node).into_iter().for_each(|seat| seat.expect(guest));
+            self.rules.add(guest, node);
+            self.heirs.insert(id, node.clone());
         }
     }
 
@@ -293,9 +350,10 @@ impl Fleet {
         for guest in self.guests.values() {
             fresh.set_guest(guest.clone());
             fresh.set_owner(guest.id, self.owners.get(&guest.id));
+            fresh.set_heir(guest.id, self.heirs.get(&guest.id));
         }
         for (kept, summed) in self.seats.values().zip(fresh.seats.values()) {
-            if (kept.taken, &kept.owned) != (summed.taken, &summed.owned) {
+            if (kept.taken, &kept.owned, &kept.coming) != (summed.taken, &summed.owned, &summed.coming) {
                 return Err(format!("{}: {:?} is kept, {:?} is the sum", kept.name, kept.taken, summed.taken));
             }
         }

@@ -89,6 +89,11 @@ pub enum Refusal {
     NotWith {
         whom: String,
     },
+    /// A VM that must go along cannot be there.
+    Follower {
+        vm: Name,
+        why: Box<Refusal>,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -121,6 +126,7 @@ impl fmt::Display for Refusal {
             Self::Apart { from, domain: Some(domain) } => {
                 write!(f, "{from} is in its failure domain {domain}, and a strict rule keeps them apart")
             }
+            Self::Follower { vm, why } => write!(f, "VM '{vm}' must go along, and: {why}"),
             Self::NotWith { whom } => write!(f, "{whom} is elsewhere, and a strict rule keeps them together"),
         }
     }
@@ -143,7 +149,7 @@ fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
         return Some(Refusal::NoHypervisor);
     }
     // Whoever is here already stays.
-    if let Some(cordon) = seat.record.cordon.as_ref().filter(|_| !seat.owned.contains(&guest.id)) {
+    if let Some(cordon) = seat.record.cordon.as_ref().filter(|_| !seat.has(guest.id)) {
         return Some(Refusal::Cordoned { by: cordon.by.clone(), why: cordon.why.clone() });
     }
     let taints = seat.record.spec.taints.iter();
@@ -224,7 +230,7 @@ fn room(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
 
 /// What the other VMs take: a VM is not in its own way.
 pub fn others(seat: &Seat, guest: &Guest) -> Taken {
-    let own = if seat.owned.contains(&guest.id) { Taken::by(guest) } else { Taken::default() };
+    let own = if seat.has(guest.id) { Taken::by(guest) } else { Taken::default() };
     Taken {
         memory: seat.taken.memory.saturating_sub(own.memory),
         vcpus: seat.taken.vcpus.saturating_sub(own.vcpus),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  members:  project + label, project + name ─► node ─► VMs              whom does my rule mean, and where are they?
-//!  holders:  the same keys ─► rule ─► node ─► how many VMs have it       whose rules mean me, and where are they?
+//!  holders:  the same keys ─► rule ─► node ─► VMs                       whose rules mean me, and where are they?
 //! ```
 //! A rule looks at VMs that have a node. One that means nobody holds: the first VM of a group goes anywhere.
 
@@ -29,11 +29,12 @@ enum Side {
     Apart,
 }
 
-type Held = BTreeMap<(Side, VmRule), BTreeMap<Name, u32>>;
+type Places = BTreeMap<Name, BTreeSet<VmId>>;
+type Held = BTreeMap<(Side, VmRule), Places>;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RuleIndex {
-    members: BTreeMap<Mark, BTreeMap<Name, BTreeSet<VmId>>>,
+    members: BTreeMap<Mark, Places>,
     holders: BTreeMap<Mark, Held>,
 }
 
@@ -57,6 +58,15 @@ fn rules_of(guest: &Guest) -> impl Iterator<Item = (Side, &VmRule)> {
     wish.affinity.iter().map(|rule| (Side::Together, rule)).chain(apart)
 }
 
+/// Does a strict rule of one keep the two together?
+pub(super) fn inseparable(one: &Guest, other: &Guest) -> bool {
+    let holds = |holder: &Guest, meant: &Guest| {
+        let strict = holder.need.wish.affinity.iter().filter(|rule| rule.strict);
+        holder.project == meant.project && strict.into_iter().any(|rule| means(rule, meant))
+    };
+    holds(one, other) || holds(other, one)
+}
+
 /// Does the rule of a VM of the same project mean this one?
 fn means(rule: &VmRule, guest: &Guest) -> bool {
     match &rule.vm {
@@ -73,7 +83,7 @@ impl RuleIndex {
         for (side, rule) in rules_of(guest) {
             let Some(mark) = mark_of(&guest.project, rule) else { continue };
             let held = self.holders.entry(mark).or_default().entry((side, rule.clone())).or_default();
-            *held.entry(node.clone()).or_default() += 1;
+            held.entry(node.clone()).or_default().insert(guest.id);
         }
     }
 
@@ -92,8 +102,10 @@ impl RuleIndex {
             let Some(mark) = mark_of(&guest.project, rule) else { continue };
             let Some(held) = self.holders.get_mut(&mark) else { continue };
             if let Some(nodes) = held.get_mut(&(side, rule.clone())) {
-                nodes.entry(node.clone()).and_modify(|count| *count -= 1);
-                nodes.retain(|_, count| *count > 0);
+                nodes.entry(node.clone()).and_modify(|vms| {
+                    vms.remove(&guest.id);
+                });
+                nodes.retain(|_, vms| !vms.is_empty());
             }
             held.retain(|_, nodes| !nodes.is_empty());
             if held.is_empty() {
@@ -102,14 +114,18 @@ impl RuleIndex {
         }
     }
 
-    /// Where the VMs are that a rule means, `but` one, and how many.
-    fn meant(&self, fleet: &Fleet, project: &Name, rule: &VmRule, but: VmId) -> BTreeMap<Name, u32> {
-        let Some(nodes) = mark_of(project, rule).and_then(|mark| self.members.get(&mark)) else { return BTreeMap::new() };
+    /// Where the VMs are that a rule means, `but` one.
+    fn meant(&self, fleet: &Fleet, project: &Name, rule: &VmRule, but: VmId) -> Places {
+        let Some(nodes) = mark_of(project, rule).and_then(|mark| self.members.get(&mark)) else { return Places::new() };
         let all_are = rule.vm.is_some() || rule.labels.len() == 1;
-        let counted = |id: &&VmId| **id != but && (all_are || fleet.guest(**id).is_some_and(|guest| means(rule, guest)));
-        let count = |vms: &BTreeSet<VmId>| u32::try_from(vms.iter().filter(counted).count()).unwrap_or(u32::MAX);
-        nodes.iter().map(|(node, vms)| (node.clone(), count(vms))).filter(|(_, count)| *count > 0).collect()
+        let counted = |id: &VmId| *id != but && (all_are || fleet.guest(*id).is_some_and(|guest| means(rule, guest)));
+        kept(nodes, counted)
     }
+}
+
+fn kept(nodes: &Places, counted: impl Fn(&VmId) -> bool) -> Places {
+    let vms = |vms: &BTreeSet<VmId>| vms.iter().copied().filter(&counted).collect::<BTreeSet<VmId>>();
+    nodes.iter().map(|(node, all)| (node.clone(), vms(all))).filter(|(_, vms)| !vms.is_empty()).collect()
 }
 
 /// How many VMs, by place.
@@ -122,7 +138,9 @@ pub(super) struct Spots {
 }
 
 impl Spots {
-    fn new(fleet: &Fleet, rule: String, within: Within, nodes: BTreeMap<Name, u32>) -> Self {
+    fn new(fleet: &Fleet, rule: String, within: Within, places: &Places) -> Self {
+        let count = |vms: &BTreeSet<VmId>| u32::try_from(vms.len()).unwrap_or(u32::MAX);
+        let nodes: BTreeMap<Name, u32> = places.iter().map(|(node, vms)| (node.clone(), count(vms))).collect();
         let mut domains: BTreeMap<String, u32> = BTreeMap::new();
         for (node, count) in &nodes {
             let domain = fleet.seat(node).map_or(node.as_str(), Seat::domain);
@@ -136,6 +154,15 @@ impl Spots {
         match self.within {
             Within::Node => self.nodes.get(&seat.name).copied().unwrap_or_default(),
             Within::FailureDomain => self.in_domain(seat),
+        }
+    }
+
+    /// As though nobody were on a node.
+    fn leave_out(&mut self, fleet: &Fleet, node: &Name) {
+        let Some(count) = self.nodes.remove(node) else { return };
+        let domain = fleet.seat(node).map_or(node.as_str(), Seat::domain);
+        if let Some(all) = self.domains.get_mut(domain) {
+            *all -= count;
         }
     }
 
@@ -163,20 +190,30 @@ impl Neighbours {
         let mut found = Self::default();
         for (side, rule) in rules_of(guest) {
             let nodes = fleet.rules().meant(fleet, &guest.project, rule, guest.id);
-            found.put(side, rule, Spots::new(fleet, Words(rule).to_string(), rule.within, nodes));
+            found.put(side, rule, Spots::new(fleet, Words(rule).to_string(), rule.within, &nodes));
         }
         for ((side, rule), nodes) in marks(guest).filter_map(|mark| fleet.rules().holders.get(&mark)).flatten() {
             if !means(rule, guest) {
                 continue;
             }
-            let nodes = without_own(fleet, guest, *side, rule, nodes);
-            // Somebody of the group is with them already: they need no second one.
-            let content = *side == Side::Together && !fleet.rules().meant(fleet, &guest.project, rule, guest.id).is_empty();
-            if !content && !nodes.is_empty() {
-                found.put(*side, rule, Spots::new(fleet, format!("a VM that wants {}", OfHolder(*side, rule)), rule.within, nodes));
+            let mut nodes = kept(nodes, |holder| *holder != guest.id);
+            if *side == Side::Together {
+                let meant = fleet.rules().meant(fleet, &guest.project, rule, guest.id);
+                nodes.retain(|node, holders| lacks_company(fleet, rule, &meant, node, holders));
             }
+            let words = || format!("a VM that wants {}", OfHolder(*side, rule));
+            found.put(*side, rule, Spots::new(fleet, words(), rule.within, &nodes));
         }
         found
+    }
+
+    /// Whom it wants to be with does not hold it on a node that all leave.
+    pub(super) fn leaving(mut self, fleet: &Fleet, node: &Name) -> Self {
+        for spots in [&mut self.only_with, &mut self.rather_with] {
+            spots.iter_mut().for_each(|spots| spots.leave_out(fleet, node));
+            spots.retain(|spots| !spots.nodes.is_empty());
+        }
+        self
     }
 
     fn put(&mut self, side: Side, rule: &VmRule, spots: Spots) {
@@ -192,15 +229,16 @@ impl Neighbours {
     }
 }
 
-/// Where the holders of a rule are, the VM itself left out.
-fn without_own(fleet: &Fleet, guest: &Guest, side: Side, rule: &VmRule, nodes: &BTreeMap<Name, u32>) -> BTreeMap<Name, u32> {
-    let mut nodes = nodes.clone();
-    let own = rules_of(guest).filter(|(own_side, own)| *own_side == side && *own == rule).count();
-    if let Some(count) = fleet.owner(guest.id).and_then(|node| nodes.get_mut(node)) {
-        *count = count.saturating_sub(u32::try_from(own).unwrap_or(u32::MAX));
+/// Is one of the holders on a node without any that its rule means, itself left out? The others need no second one.
+fn lacks_company(fleet: &Fleet, rule: &VmRule, meant: &Places, node: &Name, holders: &BTreeSet<VmId>) -> bool {
+    let domain = |node: &Name| fleet.seat(node).map(Seat::domain);
+    let near = |other: &Name| other == node || (rule.within == Within::FailureDomain && domain(other) == domain(node));
+    let mut there = meant.iter().filter(|(other, _)| near(other)).flat_map(|(_, vms)| vms);
+    match (there.next(), there.next()) {
+        (None, _) => true,
+        (Some(only), None) => holders.contains(only),
+        (Some(_), Some(_)) => false,
     }
-    nodes.retain(|_, count| *count > 0);
-    nodes
 }
 
 /// Whom a rule means.

@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 use vmkeep_types::host::{KvmState, NodeHealth, NumaNode};
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
-use vmkeep_types::node::{Cordon, NodeRecord};
+use vmkeep_types::node::{Closure, Cordon, NodeRecord};
 use vmkeep_types::units::ByteCount;
 
 use super::need::{Accel, Counts, Guest, Home};
 use super::testkit::{Dice, facts, fleet, guest, name, put, record};
-use super::{Choice, Fleet, capacity, choose, explain, refuse, rules, simulate, words};
+use super::{Choice, Fleet, capacity, choose, explain, leave, refuse, rules, simulate, words};
 
 /// Every node and what is said of it, the choice first.
 fn check(fleet: &Fleet, guest: &Guest, wanted: Expect) {
@@ -103,7 +104,7 @@ fn each_filter_says_why() {
     add("small", &|f| f.memory = ByteCount::from_gib(1), disk.clone());
     add("cores", &|f| f.cpus = 1, disk.clone());
     let closed = NodeRecord {
-        cordon: Some(Cordon { by: "alice".into(), at: jiff::Timestamp::UNIX_EPOCH, why: "new disks".into() }),
+        cordon: Some(Cordon { by: "alice".into(), at: jiff::Timestamp::UNIX_EPOCH, why: "new disks".into(), closure: Closure::Cordon }),
         ..record("shut", disk.clone())
     };
     fleet.set_node(facts("shut", 4, 64), closed);
@@ -374,6 +375,98 @@ fn whatever_comes_no_node_is_overfull_and_no_strict_rule_broken() {
             nothing_is_broken(&fleet);
         }
     }
+}
+
+#[test]
+fn a_vm_on_its_way_has_its_room_at_both_ends() {
+    let mut fleet = fleet(&[("a", 8, 8), ("b", 8, 8), ("c", 8, 4)]);
+    put(&mut fleet, guest(1, "x", json!({"memory": "6G", "labels": {"app": "web"}})), "a");
+    fleet.set_heir(guest(1, "x", json!({})).id, Some(&name("b")));
+    let apart = json!({"memory": "3G", "placement": {"anti_affinity": [{"labels": {"app": "web"}, "strict": true}]}});
+    check(
+        &fleet,
+        &guest(2, "y", json!({"memory": "3G"})),
+        expect![[r#"
+            c: yes: 75.0 % used then
+            a: no: needs 3G of memory, 2G of 8G are free
+            b: no: needs 3G of memory, 2G of 8G are free
+        "#]],
+    );
+    fleet.set_owner(guest(1, "x", json!({})).id, Some(&name("b")));
+    check(
+        &fleet,
+        &guest(3, "z", apart),
+        expect![[r#"
+            a: yes: 37.5 % used then
+            c: yes: 75.0 % used then
+            b: no: needs 3G of memory, 2G of 8G are free
+        "#]],
+    );
+    assert_eq!((fleet.on_the_way(&name("a")), fleet.on_the_way(&name("b"))), (0, 0), "it has come");
+}
+
+/// Has a strict rule to be with others, and is.
+fn has_company(fleet: &Fleet, guest: &Guest) -> bool {
+    let seat = fleet.owner(guest.id).and_then(|node| fleet.seat(node)).expect("it has a node");
+    let strict = guest.need.wish.affinity.iter().any(|rule| rule.strict);
+    let own = rules::Neighbours::of(fleet, guest).only_with;
+    strict && !own.is_empty() && own.iter().all(|spots| spots.at(seat) > 0)
+}
+
+/// Whatever is on a node that is emptied: what goes breaks no strict rule, and what belongs together stays together.
+#[test]
+fn vms_that_belong_together_leave_together_or_stay() {
+    let mut together = 0;
+    for seed in 1..200 {
+        let (mut fleet, guests) = any_fleet(&mut Dice(seed * 0x9e37_79b9));
+        for guest in guests {
+            let node = match choose(&fleet, &guest) {
+                Choice::Node(node) => node,
+                Choice::Blocked(_) => continue,
+            };
+            fleet.set_guest(guest.clone());
+            fleet.set_owner(guest.id, Some(&node));
+        }
+        let from = fleet.seats().max_by_key(|seat| seat.owned.len()).expect("there are nodes").name.clone();
+        let mut record = NodeRecord::named(from.clone());
+        record.cordon = Some(Cordon { by: "alice".into(), at: jiff::Timestamp::UNIX_EPOCH, why: String::new(), closure: Closure::Cordon });
+        fleet.set_node(fleet.seat(&from).expect("it is there").facts.clone(), record);
+        let mut left: Vec<Guest> =
+            fleet.seat(&from).into_iter().flat_map(|seat| &seat.owned).filter_map(|id| fleet.guest(*id)).cloned().collect();
+        let held: Vec<VmId> = left.iter().filter(|guest| has_company(&fleet, guest)).map(|guest| guest.id).collect();
+        let (mut gone, mut stuck): (Vec<Guest>, Vec<Guest>) = Default::default();
+        // Whoever found nothing is asked again when all others are through.
+        for _ in 0..2 {
+            left.append(&mut stuck);
+            while !left.is_empty() {
+                let guest = left.remove(left.iter().position(|guest| leave::follows(guest, gone.iter())).unwrap_or(0));
+                let best = leave::explain(&fleet, &guest, &from).into_iter().next().filter(|verdict| verdict.fits.is_ok());
+                let Some(best) = best else {
+                    stuck.push(guest);
+                    continue;
+                };
+                fleet.set_heir(guest.id, Some(&best.node));
+                fleet.check().expect("sums and indexes are true");
+                if seed % 2 == 0 {
+                    fleet.set_owner(guest.id, Some(&best.node));
+                }
+                gone.push(guest);
+            }
+        }
+        let on_the_way: Vec<_> = fleet.guests().filter_map(|guest| Some((guest.id, fleet.heir(guest.id)?.clone()))).collect();
+        on_the_way.into_iter().for_each(|(id, to)| fleet.set_owner(id, Some(&to)));
+        nothing_is_broken(&fleet);
+        for guest in held.iter().filter_map(|id| fleet.guest(*id)) {
+            assert!(
+                has_company(&fleet, guest),
+                "seed {seed}: {} on {:?} is without those that it must be with",
+                guest.name,
+                fleet.owner(guest.id)
+            );
+            together += usize::from(fleet.owner(guest.id) != Some(&from));
+        }
+    }
+    assert!(together > 10, "{together} that must be with others went: the trial shows something");
 }
 
 #[test]

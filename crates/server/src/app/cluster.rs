@@ -257,7 +257,7 @@ pub async fn refused_to_forget(store: &dyn Store, node: &Name) -> Result<Error, 
         return Ok(Error::not_found("member", node));
     }
     Ok(Error::conflict(format!("'{node}' owns {owned} VMs, which may still run there"))
-        .hint("move or delete them first: vmkeep vm migrate NAME, vmkeep vm delete NAME"))
+        .hint(format!("move them first: vmkeep node drain {node}; what cannot move: vmkeep vm delete NAME")))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod ask;
 pub mod cluster;
+pub mod drain;
 pub mod event;
 pub mod image;
 pub mod network;

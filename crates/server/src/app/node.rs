@@ -1,18 +1,21 @@
 //! Nodes: what people say of them, and whether they take new VMs.
 
+use sha2::{Digest, Sha256};
 use vmkeep_api::body::NodeView;
 use vmkeep_api::place::NodeActionRequest;
 use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
+use vmkeep_types::drain::Drain;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::{NodeFacts, NodeState};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::manifest;
+use vmkeep_types::migration::Stop;
 use vmkeep_types::name::Name;
-use vmkeep_types::node::{Cordon, NodeLoad, NodeRecord, NodeSpec};
+use vmkeep_types::node::{Closure, Cordon, NodeLoad, NodeRecord, NodeSpec};
 
 use super::ask::IfMatch;
-use super::{Ask, TRIES_MAX, commit, store_error};
+use super::{Ask, TRIES_MAX, commit, drain, get, store_error};
 
 /// Nodes asked about in one transaction.
 const NODES_PER_TXN: usize = 100;
@@ -90,44 +93,95 @@ pub async fn action(
     action: &str,
     wish: NodeActionRequest,
 ) -> Result<(NodeView, Revision), Error> {
-    let why = wish.why.unwrap_or_default();
-    if why.chars().count() > WHY_CHARS_MAX || why.chars().any(char::is_control) {
-        return Err(Error::invalid(format!("the reason has up to {WHY_CHARS_MAX} characters on one line")));
-    }
+    let why = reason(wish.why.as_deref())?;
     match action {
         "cordon" => {
-            let cordon = Cordon { by: ask.caller.name.clone(), at: jiff::Timestamp::now(), why };
-            change(store, ask, name, move |record| record.cordon = Some(cordon.clone())).await
+            let cordon = Cordon { by: ask.caller.name.clone(), at: jiff::Timestamp::now(), why, closure: Closure::Cordon };
+            change(store, ask, name, move |record| close(record, &cordon)).await
         }
-        "uncordon" if why.is_empty() => change(store, ask, name, |record| record.cordon = None).await,
+        "uncordon" if why.is_empty() => open(store, ask, name).await,
         "uncordon" => Err(Error::invalid("'uncordon' takes no `why`")),
         other => Err(Error::not_found("action", other).hint("known are cordon, uncordon")),
     }
 }
 
+/// The reason for which a node is closed, as it is told.
+///
+/// # Errors
+/// It is too long, or more than a line.
+pub fn reason(why: Option<&str>) -> Result<String, Error> {
+    let why = why.unwrap_or_default();
+    if why.chars().count() > WHY_CHARS_MAX || why.chars().any(char::is_control) {
+        return Err(Error::invalid(format!("the reason has up to {WHY_CHARS_MAX} characters on one line")));
+    }
+    Ok(why.to_owned())
+}
+
+/// A node has no uid of its own: what is written of it goes under one made from its name.
+pub fn uid(name: &Name) -> uuid::Uuid {
+    let digest = Sha256::digest(format!("node/{name}"));
+    uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes")
+}
+
+/// Closes it. Who closed it first, and why, stays unless a new reason is given; maintenance stays in any case.
+pub fn close(record: &mut NodeRecord, cordon: &Cordon) {
+    let old = record.cordon.take();
+    let closure = old.as_ref().map_or(cordon.closure, |old| old.closure.max(cordon.closure));
+    let kept = old.filter(|_| cordon.why.is_empty()).unwrap_or_else(|| cordon.clone());
+    record.cordon = Some(Cordon { closure, ..kept });
+}
+
+/// Opens it, and ends a drain: what would go could come back at once.
+async fn open(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(NodeView, Revision), Error> {
+    show(store, name).await?;
+    for _ in 0..TRIES_MAX {
+        let (guard, write) = changed(store, ask, name, |record| record.cordon = None).await?;
+        let txn = match get::<Drain>(store, &keys::drain(name)).await? {
+            Some(kept) => drain::stopped(&kept, Stop::Against { why: format!("uncordoned by {}", ask.caller.name) }),
+            None => Txn::default().when(Compare::Absent(keys::drain(name))),
+        };
+        if commit(store, txn.when(guard).then(write)).await?.is_some() {
+            return show(store, name).await;
+        }
+    }
+    Err(busy(name))
+}
+
 async fn change(store: &dyn Store, ask: &Ask, name: &Name, change: impl Fn(&mut NodeRecord)) -> Result<(NodeView, Revision), Error> {
     show(store, name).await?;
-    let key = keys::node(name);
     for _ in 0..TRIES_MAX {
-        let old = store.get(&key).await.map_err(store_error)?;
-        expect(ask, name, old.as_ref())?;
-        let (guard, write) = match &old {
-            Some(kv) => {
-                let mut record: NodeRecord = typed::decode(kv).map_err(store_error)?;
-                change(&mut record);
-                (Compare::ModifiedAt(key.clone(), kv.modified), typed::rewrite(kv, &record).map_err(store_error)?)
-            }
-            None => {
-                let mut record = NodeRecord::named(name.clone());
-                change(&mut record);
-                (Compare::Absent(key.clone()), typed::put(key.clone(), &record))
-            }
-        };
+        let (guard, write) = changed(store, ask, name, &change).await?;
         if commit(store, Txn::default().when(guard).then(write)).await?.is_some() {
             return show(store, name).await;
         }
     }
-    Err(Error::new(Code::Unavailable, format!("node '{name}' is changed by others all the time; try again")))
+    Err(busy(name))
+}
+
+pub fn busy(name: &Name) -> Error {
+    Error::new(Code::Unavailable, format!("node '{name}' is changed by others all the time; try again"))
+}
+
+/// What is said of a node, changed, and the condition under which that may be written.
+///
+/// # Errors
+/// `Stale` when the caller read something older; the store's.
+pub async fn changed(store: &dyn Store, ask: &Ask, name: &Name, change: impl FnOnce(&mut NodeRecord)) -> Result<(Compare, Op), Error> {
+    let key = keys::node(name);
+    let old = store.get(&key).await.map_err(store_error)?;
+    expect(ask, name, old.as_ref())?;
+    match &old {
+        Some(kv) => {
+            let mut record: NodeRecord = typed::decode(kv).map_err(store_error)?;
+            change(&mut record);
+            Ok((Compare::ModifiedAt(key, kv.modified), typed::rewrite(kv, &record).map_err(store_error)?))
+        }
+        None => {
+            let mut record = NodeRecord::named(name.clone());
+            change(&mut record);
+            Ok((Compare::Absent(key.clone()), typed::put(key, &record)))
+        }
+    }
 }
 
 fn expect(ask: &Ask, name: &Name, old: Option<&KeyValue>) -> Result<(), Error> {

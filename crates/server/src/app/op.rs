@@ -36,6 +36,9 @@ pub async fn cancel(store: &dyn Store, ask: &Ask, id: &str) -> Result<Operation,
     if stored.value.wanted == Wanted::Moved {
         return super::vm_migrate::call_off(store, ask, &stored).await;
     }
+    if stored.value.wanted == Wanted::Drained {
+        return super::drain::call_off(store, ask, &stored).await;
+    }
     let (key, op) = (stored.key, stored.value);
     if op.wanted != Wanted::Task && op.blocked.is_none() {
         let hint = "change the wish instead: stop, apply or delete";

@@ -15,7 +15,9 @@ use vmkeep_types::record::{Leaving, Owner};
 
 use super::call::Call;
 use super::{respond, watch};
-use crate::app::{self, apply, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume};
+use crate::app::{
+    self, apply, drain, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
+};
 use crate::auth;
 use crate::cache::Wanted;
 use crate::view::Sight;
@@ -375,6 +377,10 @@ async fn nodes(mut call: Call) -> Answer {
             }
             let (view, revision) = node::put(call.store(), &call.ask, spec).await?;
             Ok(respond::tagged(&view, revision))
+        }
+        "node.drain" => {
+            let wish = call.json().await?;
+            accepted(&call, drain::drain(call.store(), &call.ask, &call.name()?, wish).await?)
         }
         "node.action" => {
             let wish = call.json().await?;

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use vmkeep_core::migrate::check::{self, Baggage};
-use vmkeep_core::migrate::{self, End, Next, Saw};
+use vmkeep_core::migrate::{self, End, Next, PER_NODE_MAX, Saw};
 use vmkeep_core::place::need::Home;
 use vmkeep_core::place::{self, Need};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
@@ -27,9 +27,6 @@ use vmkeep_types::units::ByteCount;
 
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key, order_for, replace_op};
-
-/// Migrations that one node sends and receives at once: more only share its network, and each takes longer.
-const PER_NODE_MAX: usize = 3;
 
 /// What an order says of a migration under way.
 pub fn moving(view: &ClusterView, id: VmId) -> Option<Moving> {
@@ -107,10 +104,33 @@ pub fn baggage<'a>(view: &'a ClusterView, vm: &'a VmRecord, choices: &'a vmkeep_
 }
 
 /// What the guest is doing, as far as a migration can begin from it.
-enum Guest {
+pub enum Guest {
     Now(Travel),
     /// Something is under way that must end first.
     Busy(&'static str),
+}
+
+/// What a VM with a node does now.
+pub fn guest(view: &ClusterView, id: VmId) -> Guest {
+    let (seen, power) = (view.seen(id), view.power.get(&id));
+    let generation = view.owners.get(&id).map(|owner| owner.value.generation);
+    let Some(seen) = seen.filter(|seen| Some(seen.generation) == generation) else {
+        return Guest::Busy("its node has not said what it does");
+    };
+    if power.is_some_and(|power| seen.power_cycle < power.value.cycle) {
+        return Guest::Busy("a command is being carried out");
+    }
+    if matches!(seen.doing, Some(Doing::Starting | Doing::Stopping { .. } | Doing::Deleting | Doing::Preparing { .. })) {
+        return Guest::Busy("it is being started, stopped or changed");
+    }
+    match seen.domain {
+        Observed::Known(DomainState::Running) => Guest::Now(Travel::Running),
+        Observed::Known(DomainState::Paused) => Guest::Now(Travel::Paused),
+        Observed::Known(DomainState::Off) | Observed::Absent => Guest::Now(Travel::Off),
+        Observed::Known(DomainState::ShuttingDown) => Guest::Busy("it is shutting down"),
+        Observed::Known(DomainState::Crashed | DomainState::Suspended) => Guest::Busy("its guest has panicked or sleeps"),
+        Observed::Unknown => Guest::Busy("libvirt does not answer on its node"),
+    }
 }
 
 impl Going<'_> {
@@ -146,27 +166,6 @@ impl Going<'_> {
         Some(replace_op(op, &Operation { blocked: Some(why.to_owned()), ..op.value.clone() }))
     }
 
-    fn guest(&self) -> Guest {
-        let (seen, power) = (self.view.seen(self.id()), self.view.power.get(&self.id()));
-        let Some(seen) = seen.filter(|seen| seen.generation == self.owner.value.generation) else {
-            return Guest::Busy("its node has not said what it does");
-        };
-        if power.is_some_and(|power| seen.power_cycle < power.value.cycle) {
-            return Guest::Busy("a command is being carried out");
-        }
-        if matches!(seen.doing, Some(Doing::Starting | Doing::Stopping { .. } | Doing::Deleting | Doing::Preparing { .. })) {
-            return Guest::Busy("it is being started, stopped or changed");
-        }
-        match seen.domain {
-            Observed::Known(DomainState::Running) => Guest::Now(Travel::Running),
-            Observed::Known(DomainState::Paused) => Guest::Now(Travel::Paused),
-            Observed::Known(DomainState::Off) | Observed::Absent => Guest::Now(Travel::Off),
-            Observed::Known(DomainState::ShuttingDown) => Guest::Busy("it is shutting down"),
-            Observed::Known(DomainState::Crashed | DomainState::Suspended) => Guest::Busy("its guest has panicked or sleeps"),
-            Observed::Unknown => Guest::Busy("libvirt does not answer on its node"),
-        }
-    }
-
     /// Chooses the way, or says why there is none.
     fn begin(&self) -> Option<Txn> {
         if let Some(stop) = &self.m.stop {
@@ -179,7 +178,7 @@ impl Going<'_> {
         if vm.leaving.is_some() {
             return Some(self.end(End::Stayed(Error::conflict("it is being deleted"))));
         }
-        let now = match self.guest() {
+        let now = match guest(self.view, self.id()) {
             Guest::Now(now) => now,
             Guest::Busy(why) => return self.blocked(why),
         };
@@ -215,8 +214,14 @@ impl Going<'_> {
         // Its data goes along.
         let guest = place::Guest { need: Need { home: Home::Anywhere, ..guest.need.clone() }, ..guest.clone() };
         let mut refusals = Vec::new();
-        let others = place::explain(self.view.fleet(), &guest).into_iter().filter(|v| v.node != *from);
-        for verdict in others.filter(|v| wanted.is_none_or(|to| v.node == *to)) {
+        let others = match self.view.drains.contains_key(from) {
+            true => {
+                self.followers_can_move(&guest, from)?;
+                place::leave::explain(self.view.fleet(), &guest, from)
+            }
+            false => place::explain(self.view.fleet(), &guest),
+        };
+        for verdict in others.into_iter().filter(|v| v.node != *from).filter(|v| wanted.is_none_or(|to| v.node == *to)) {
             let here = || self.facts(&verdict.node).and_then(|facts| check::refuses(baggage, travel, facts));
             match verdict.fits.map_err(|refusal| refusal.to_string()).and_then(|_| here().map_or(Ok(()), Err)) {
                 Ok(()) => return Ok(verdict.node),
@@ -227,6 +232,23 @@ impl Going<'_> {
         Err(Error::new(Code::NoCapacity, format!("it has nowhere to go ({told})")))
     }
 
+    /// It leaves a node that is emptied only with those that a strict rule keeps with it.
+    fn followers_can_move(&self, leaver: &place::Guest, from: &Name) -> Result<(), Error> {
+        for follower in place::leave::followers(self.view.fleet(), leaver, from) {
+            let Some(record) = self.view.vms.get(&follower.id) else { continue };
+            let choices = self.view.choices.get(&follower.id).map(|kept| kept.value.clone()).unwrap_or_default();
+            let now = match guest(self.view, follower.id) {
+                Guest::Now(now) => now,
+                Guest::Busy(_) => Travel::Running,
+            };
+            if let Err(found) = check::travel(&baggage(self.view, &record.value, &choices), now, self.m.options.manner) {
+                let told = format!("VM '{}' must go along and cannot: {}", follower.name, check::words(&found));
+                return Err(Error::conflict(told));
+            }
+        }
+        Ok(())
+    }
+
     /// What must end before it can set out.
     fn in_the_way(&self, to: &Name) -> Option<String> {
         let from = &self.owner.value.node;
@@ -234,8 +256,7 @@ impl Going<'_> {
             if self.view.nodes.get(node).is_some_and(|keys| keys.moves.contains_key(&self.id())) {
                 return Some(format!("{node} still takes away what an earlier migration left there"));
             }
-            let busy = self.view.moves.values().filter_map(|m| m.value.way.as_ref()).filter(|way| way.from == *node || way.to == *node);
-            if busy.count() >= PER_NODE_MAX {
+            if self.view.fleet().on_the_way(node) >= PER_NODE_MAX {
                 return Some(format!("waits for its turn: {PER_NODE_MAX} migrations from or to {node} are under way"));
             }
         }

@@ -1,7 +1,7 @@
 //! The leader's loop: one view of the cluster, a pure planner, and writes under the leader's compare.
 //!
 //! ```text
-//!  store watch ──► ClusterView ──touched──► vm::next / task::next / file_events ──► Txn + leader compare ──► store
+//!  store watch ──► ClusterView ──touched──► vm::next / drain::next / task::next / file_events ──► Txn + leader compare ──► store
 //!       ▲                                                                                                  │
 //!       └──────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
@@ -9,6 +9,7 @@
 //! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
 //! from a listing.
 
+pub mod drain;
 pub mod migrate;
 pub mod pulse;
 pub mod task;
@@ -132,17 +133,18 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView,
     Ok(())
 }
 
-/// The writes that what was touched asks for, each with the VM that it gives a node to. A node that was chosen counts as
+/// The writes that what was touched asks for, each with the VM whose owner it writes. A node that was chosen counts as
 /// taken at once: else all VMs of one look would get the same one.
 pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
     let mut txns = Vec::new();
     for id in std::mem::take(&mut touched.vms) {
         for txn in vm::next(view, id, now) {
-            let node = vm::placed_by(view, id, &txn);
-            node.iter().for_each(|node| view.take_seat(id, node));
-            txns.push((node.map(|_| id), txn));
+            let owner = vm::owner_written(id, &txn);
+            owner.iter().for_each(|owner| view.take_seat(owner));
+            txns.push((owner.map(|_| id), txn));
         }
     }
+    txns.extend(view.drains.keys().filter_map(|node| Some((None, drain::next(view, node, now)?))));
     txns.extend(touched.tasks.iter().filter_map(|(node, op)| Some((None, task::next(view, node, *op, now)?))));
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((None, task::file_events(view, node)?))));
     let joiners = touched.joiners.iter().filter(|node| !view.joined.contains(*node));

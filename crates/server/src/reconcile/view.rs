@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
 use vmkeep_core::place::baseline::Baseline;
 use vmkeep_store::{Change, KeyValue, keys, typed};
+use vmkeep_types::drain::Drain;
 use vmkeep_types::event::Event;
 use vmkeep_types::host::{NodeFacts, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
@@ -65,6 +66,8 @@ pub struct ClusterView {
     pub power: BTreeMap<VmId, Kept<Power>>,
     pub owners: BTreeMap<VmId, Kept<Owner>>,
     pub moves: BTreeMap<VmId, Kept<Migration>>,
+    /// Nodes that are being emptied. All are looked at whenever anything was touched: they are few.
+    pub drains: BTreeMap<Name, Kept<Drain>>,
     pub volumes: BTreeMap<VolumeId, Kept<VolumeRecord>>,
     pub images: BTreeMap<ImageId, Kept<ImageRecord>>,
     pub networks: BTreeMap<NetworkId, Kept<NetworkRecord>>,
@@ -109,12 +112,13 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 14] = [
+pub const PREFIXES: [&str; 15] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
     keys::ALL_OWNERS,
     keys::ALL_MIGRATIONS,
+    keys::ALL_DRAINS,
     keys::ALL_VOLUMES,
     keys::ALL_IMAGES,
     keys::ALL_NETWORKS,
@@ -161,6 +165,7 @@ impl ClusterView {
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| self.touch_owner(id, touched)),
             ["migrate", id] => keep(&mut self.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["drain", node] => self.drains.extend(node.parse::<Name>().ok().zip(decode(kv))),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 keep(&mut self.volumes, id, kv).into_iter().for_each(|id| self.index_volume(id, touched));
@@ -226,6 +231,7 @@ impl ClusterView {
             ["power", id] => drop(drop_key(&mut self.power, id)),
             ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| self.touch_owner(id, touched)),
             ["migrate", id] => drop_key(&mut self.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["drain", node] => drop(node.parse::<Name>().map(|node| self.drains.remove(&node))),
             ["volume", _, id] => {
                 self.unindex_volume(id);
                 drop_key(&mut self.volumes, id);

@@ -136,17 +136,13 @@ fn remove_by_node(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timest
     Some(txn)
 }
 
-/// The node that a transaction gives a VM to which had none.
-pub fn placed_by(view: &ClusterView, id: VmId, txn: &Txn) -> Option<Name> {
-    if view.owners.contains_key(&id) {
-        return None;
-    }
+/// The owner that a transaction writes.
+pub fn owner_written(id: VmId, txn: &Txn) -> Option<Owner> {
     let key = keys::owner(id);
-    let owner = txn.then.iter().find_map(|op| match op {
-        Op::Put(to, value) if *to == key => serde_json::from_slice::<Owner>(value).ok(),
+    txn.then.iter().find_map(|op| match op {
+        Op::Put(to, value) if *to == key => serde_json::from_slice(value).ok(),
         _ => None,
-    });
-    owner.map(|owner| owner.node)
+    })
 }
 
 fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {

@@ -15,7 +15,7 @@ use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Wire};
 use vmkeep_agent::image::Reach;
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Node};
-use vmkeep_server::app::{Ask, ask::Admission, bootstrap, vm, vm_migrate, vm_write};
+use vmkeep_server::app::{Ask, ask::Admission, bootstrap, node, vm, vm_migrate, vm_write};
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Store, keys, typed};
 use vmkeep_types::host::KvmState;
@@ -199,12 +199,20 @@ impl Cluster {
     pub async fn vm(&self, wish: Value) -> VmId {
         let mut whole = json!({"name": "web", "firmware": "bios", "memory": "64M", "disks": [], "nics": [], "cloud_init": null});
         whole.as_object_mut().expect("a map").extend(wish.as_object().expect("a map").clone());
-        let spec = serde_json::from_value(whole).expect("a wish");
-        let op = vm_write::create(self.store.as_ref(), &ask(), spec).await.expect("taken").op;
+        let op = self.create(whole).await;
         let vm = VmId(op.resource.uid);
         let op = self.over(&op).await;
         assert_eq!((self.runs_on(vm).await, op.error), (vec!["a"], None));
         vm
+    }
+
+    pub async fn create(&self, wish: Value) -> Operation {
+        let spec = serde_json::from_value(wish).expect("a wish");
+        vm_write::create(self.store.as_ref(), &ask(), spec).await.expect("taken").op
+    }
+
+    pub async fn node(&self, name: &'static str, verb: &str) {
+        node::action(self.store.as_ref(), &ask(), &Name::known(name), verb, Default::default()).await.expect("taken");
     }
 
     pub async fn over(&self, op: &Operation) -> Operation {
@@ -221,7 +229,16 @@ impl Cluster {
     }
 
     pub async fn command(&self, verb: &str) -> Operation {
-        vm::action(self.store.as_ref(), &ask(), &Name::known("web"), verb, Default::default()).await.expect("taken")
+        self.command_to("web", verb).await
+    }
+
+    pub async fn command_to(&self, name: &str, verb: &str) -> Operation {
+        let name = name.parse().expect("a name");
+        vm::action(self.store.as_ref(), &ask(), &name, verb, Default::default()).await.expect("taken")
+    }
+
+    pub fn two_ran(&self) -> bool {
+        self.two.load(Ordering::Relaxed)
     }
 
     pub async fn phase(&self, vm: VmId) -> Option<MovePhase> {
@@ -261,7 +278,7 @@ impl Cluster {
         let own = self.store.list("own/").await.expect("a listing").items.len();
         let stopped = self.store.list(&format!("n/{other}/stopped/")).await.expect("a listing").items.len();
         assert_eq!((owner.to, own, stopped), (None, 1, 0), "what a migration left");
-        assert!(!self.two.load(Ordering::Relaxed), "two guests ran at once");
+        assert!(!self.two_ran(), "two guests ran at once");
         let why = op.error.map(|e| format!(": {}", e.message)).unwrap_or_default();
         format!("{:?}{why}; runs on {} by generation {}", op.state, owner.node, owner.generation)
     }

@@ -1,5 +1,8 @@
 //! Questions about placement, and what people say of nodes.
 
+use vmkeep_types::drain::Drain;
+use vmkeep_types::host::{NodeHealth, NodeState};
+use vmkeep_types::migration::Stop;
 use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
 
 use super::*;
@@ -97,6 +100,54 @@ async fn what_is_said_of_nodes_is_checked() {
     bed.by(Role::Operator)
         .check("POST /v1/nodes/node1/actions/cordon", json!({}), expect!["403 forbidden: 'alice' may not do this: it needs the role admin"])
         .await;
+}
+
+#[tokio::test]
+async fn a_node_is_drained_by_an_operation() {
+    let bed = two_nodes().await;
+    let begun = bed.call("POST /v1/nodes/node2/drain", json!({"why": "new disks", "closure": "maintenance"})).await;
+    assert_eq!(begun.status, 202, "{}", begun.body);
+    let op = begun.json()["operation"].clone();
+    assert_eq!((&op["kind"], &op["resource"]["name"]), (&json!("node.drain"), &json!("node2")));
+    let again = bed.call("POST /v1/nodes/node2/drain", json!({})).await;
+    let id = op["id"].as_str().expect("an id");
+    expect!["409 conflict: 'node2' is being drained already: operation ID\n  hint: vmkeep op show ID, vmkeep op cancel ID"]
+        .assert_eq(&again.words().replace(id, "ID"));
+    bed.check(
+        "POST /v1/nodes/node1/drain",
+        json!({"at_once": 9}),
+        expect!["422 invalid: at_once is 1 to 3: more only share the node's network, and each takes longer"],
+    )
+    .await;
+    bed.check(
+        "POST /v1/nodes/node9/drain",
+        json!({}),
+        expect![[r#"
+        404 not_found: there is no node 'node9'
+          hint: see 'vmkeep node list'"#]],
+    )
+    .await;
+    let offline = NodeState { state: NodeHealth::Offline, since: jiff::Timestamp::UNIX_EPOCH };
+    bed.put_all(vec![typed::put(keys::state(&Name::known("node1")), &offline)]).await;
+    bed.check(
+        "POST /v1/nodes/node1/drain",
+        json!({}),
+        expect![[r#"
+        409 conflict: 'node1' does not answer: nothing can be moved from it
+          hint: its VMs may still run there; they are found as they were when it is back"#]],
+    )
+    .await;
+    // A cordon of its own does not end maintenance; opening the node ends all of it.
+    let cordoned = bed.call("POST /v1/nodes/node2/actions/cordon", json!({})).await;
+    expect![[r#""maintenance" "new disks""#]].assert_eq(&format!(
+        "{} {}",
+        cordoned.json()["cordon"]["closure"],
+        cordoned.json()["cordon"]["why"]
+    ));
+    bed.call("POST /v1/nodes/node2/actions/uncordon", json!({})).await;
+    assert_eq!(bed.get("/v1/nodes/node2").await["cordon"], Value::Null);
+    let drain: Drain = bed.stored(&keys::drain(&Name::known("node2"))).await;
+    assert_eq!(drain.stop, Some(Stop::Against { why: "uncordoned by alice".into() }));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::pool::VolumeRecord;
-use vmkeep_types::record::{PowerWish, VmRecord};
+use vmkeep_types::record::{Owner, PowerWish, VmRecord};
 use vmkeep_types::vm::RunPolicy;
 
 use super::{ClusterView, Kept, Touched, touch_vm};
@@ -28,13 +28,16 @@ impl ClusterView {
     }
 
     /// A node was chosen for a VM, and the write is on its way.
-    pub fn take_seat(&mut self, id: VmId, node: &Name) {
-        self.fleet.set_owner(id, Some(node));
+    pub fn take_seat(&mut self, owner: &Owner) {
+        self.fleet.set_owner(owner.vm, Some(&owner.node));
+        self.fleet.set_heir(owner.vm, owner.to.as_ref().map(|heir| &heir.node));
     }
 
     /// That write came to nothing: the owner is who it was.
     pub fn give_back(&mut self, id: VmId) {
-        self.fleet.set_owner(id, self.owners.get(&id).map(|owner| &owner.value.node));
+        let owner = self.owners.get(&id).map(|owner| &owner.value);
+        self.fleet.set_owner(id, owner.map(|owner| &owner.node));
+        self.fleet.set_heir(id, owner.and_then(|owner| owner.to.as_ref()).map(|heir| &heir.node));
     }
 
     /// Something that its VM's placement may hang on changed.
