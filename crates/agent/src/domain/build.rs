@@ -33,6 +33,7 @@ pub(super) use place::{BRIDGE, KEPT_BUS, NVRAM, PORT, target_index, target_key};
 pub fn build(input: &BuildInput<'_>) -> Result<Built, Error> {
     let spec = &input.order.spec;
     let mut warnings = tcg_warning(input);
+    warnings.extend(old_machine(input));
     let cpu = cpu::cpu(input, &mut warnings)?;
     let firmware = system::firmware(input)?;
     let mut devices = el("devices").child(el("emulator").text(&input.host.emulator));
@@ -66,6 +67,15 @@ fn tcg_warning(input: &BuildInput<'_>) -> Vec<String> {
         KvmState::Usable => Vec::new(),
         KvmState::Unusable { why } => vec![format!("runs without hardware virtualisation (TCG), many times slower: {why}")],
     }
+}
+
+/// The version is kept for ever, and QEMU drops the oldest ones.
+fn old_machine(input: &BuildInput<'_>) -> Option<String> {
+    let machine = input.order.choices.machine.as_deref().filter(|machine| input.host.deprecated_machines.contains(*machine))?;
+    let name = &input.order.spec.name;
+    Some(format!(
+        "its machine {machine} is deprecated: a later QEMU will not start it; 'vmkeep vm set {name} --machine latest' takes the newest from its next cold start on"
+    ))
 }
 
 /// What was chosen for another kind of machine means nothing on this one.

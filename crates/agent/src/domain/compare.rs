@@ -66,6 +66,11 @@ pub fn is_choice(field: &str) -> bool {
     field.starts_with("cpu.") || matches!(field, "machine" | "firmware" | "secure_boot" | "xml:@type")
 }
 
+/// The versioned machine of a description; None: it has none, or does not parse.
+pub fn machine_of(xml: &str) -> Option<String> {
+    tree::parse(xml).ok()?.attr_at("os/type", "machine").map(str::to_owned)
+}
+
 /// Adds what libvirt chose and nobody wrote down yet: addresses and targets by alias, the versioned machine, CPU, firmware.
 /// What was chosen for another kind (of machine, firmware or virtualisation) gives way to what is there.
 ///

@@ -35,10 +35,10 @@ use crate::net::NetAttach;
 
 pub use adopt::adopt;
 pub use build::build;
-pub use compare::{choices_from, compare, disk_files, disk_target, is_choice};
+pub use compare::{choices_from, compare, disk_files, disk_target, is_choice, machine_of};
 pub use live::{live_plan, password_change};
 pub use metadata::{Meta, marks, metadata, parse_metadata};
-pub use profile::{HostFacts, HostProfile, Loader};
+pub use profile::{HostFacts, HostProfile, Loader, deprecated_machines};
 
 /// What a disk opens.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,6 +40,8 @@ pub struct HostProfile {
     pub(super) host_cpu: Option<Element>,
     /// The newest versions that `q35` and `pc` stand for here.
     pub(super) newest_machines: Vec<String>,
+    /// Versions that QEMU says it will not have for ever.
+    pub deprecated_machines: BTreeSet<String>,
     /// Named CPU models that QEMU knows here.
     pub cpu_models: BTreeSet<String>,
     /// Those of them that libvirt says this host can run.
@@ -116,6 +118,10 @@ impl HostProfile {
         if let Ok(capabilities) = hv.domain_capabilities(domain_type(kvm), "pc").await {
             profile.newest_machines.extend(tree::parse(&capabilities)?.text_at("machine").map(str::to_owned));
         }
+        // Which machines are deprecated is good to know, and nothing hangs on it.
+        if let Ok(capabilities) = hv.capabilities().await {
+            profile.deprecated_machines = deprecated_machines(&capabilities)?;
+        }
         Ok(profile)
     }
 
@@ -134,6 +140,7 @@ impl HostProfile {
             secure_boot: Firmware::secure(&firmware).or_else(|| Firmware::secure(&named())),
             host_cpu: host_cpu(&tree),
             newest_machines: tree.text_at("machine").map(str::to_owned).into_iter().collect(),
+            deprecated_machines: BTreeSet::new(),
             cpu_models: cpu_models(&tree, |_| true),
             usable_cpus: cpu_models(&tree, |model| model.get("usable") == Some("yes")),
             disk_buses: values(&tree, "devices/disk", "bus"),
@@ -155,6 +162,17 @@ impl HostProfile {
     pub(super) fn has_kvm(&self) -> bool {
         self.domain_type == "kvm"
     }
+}
+
+/// Of x86_64, from libvirt's capabilities of the host.
+///
+/// # Errors
+/// They do not parse.
+pub fn deprecated_machines(capabilities: &str) -> Result<BTreeSet<String>, Error> {
+    let tree = tree::parse(capabilities)?;
+    let of_pcs = tree.all("guest").flat_map(|guest| guest.all("arch")).filter(|arch| arch.get("name") == Some("x86_64"));
+    let machines = of_pcs.flat_map(|arch| arch.all("machine")).filter(|machine| machine.get("deprecated") == Some("yes"));
+    Ok(machines.map(|machine| machine.text.clone()).collect())
 }
 
 fn domain_type(kvm: &KvmState) -> &'static str {

@@ -224,6 +224,10 @@ impl Hypervisor for FakeHypervisor {
         .await
     }
 
+    async fn capabilities(&self) -> Result<String, HvError> {
+        self.look("capabilities", |_| Ok(include_str!("fake/capabilities.xml").to_owned())).await
+    }
+
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError> {
         self.look("list", |host| host.domains.keys().map(|uuid| host.brief(*uuid)).collect()).await
     }

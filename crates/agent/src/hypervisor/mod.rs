@@ -241,6 +241,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn versions(&self) -> Result<HvVersions, HvError>;
     /// libvirt's domain capabilities XML for a domain type (`kvm` or `qemu`), q35, x86_64.
     async fn domain_capabilities(&self, domain_type: &str, machine: &str) -> Result<String, HvError>;
+    /// libvirt's capabilities XML of the host: its machine types, the deprecated ones among them.
+    async fn capabilities(&self) -> Result<String, HvError>;
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError>;
     async fn find(&self, uuid: VmId) -> Result<DomainBrief, HvError>;
     async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError>;

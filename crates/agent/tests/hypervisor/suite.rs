@@ -72,6 +72,9 @@ async fn descriptions(stand: &dyn Stand) {
     assert!(versions.libvirt.split('.').count() == 3 && versions.qemu.split('.').count() == 3, "{versions:?}");
     let capabilities = hv.domain_capabilities("qemu", "q35").await.expect("capabilities");
     assert!(capabilities.contains("<domain>qemu</domain>"), "{capabilities}");
+    let capabilities = hv.capabilities().await.expect("capabilities");
+    let deprecated = vmkeep_agent::domain::deprecated_machines(&capabilities).expect("they parse");
+    assert!(capabilities.contains("pc-q35-") && !deprecated.contains("q35"), "{deprecated:?}");
 
     let completed = hv.define(&domain_xml(stand, "d1", vm), Words::Patched).await.expect("define");
     for wanted in [&format!("<uuid>{vm}</uuid>"), "machine='pc-q35-", "<address type='pci' domain=", "ua-nic-lan", "mac address='52:54:00"]

@@ -12,6 +12,7 @@ mod firmware;
 mod kernel;
 mod libvirt;
 mod logs;
+mod machines;
 mod memory;
 mod network;
 mod ports;
@@ -43,6 +44,7 @@ pub struct CheckInput {
 pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRow> {
     let versions = hypervisor.versions().await.map_err(|e| e.to_string());
     let firewall = network::Firewall::gather().await;
+    let machines = machines::gather(hypervisor).await;
     let gather = {
         let input = input.clone();
         move || {
@@ -50,6 +52,7 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
             rows.extend(memory::judge(&memory::gather()));
             rows.extend(kernel::judge(&kernel::gather()));
             rows.extend(versions::judge(&versions));
+            rows.extend(machines.iter().flat_map(machines::judge));
             rows.extend(libvirt::judge(&libvirt::gather(versions.err())));
             rows.extend(firmware::judge(&firmware::gather()));
             rows.extend(disk::judge(&disk::gather(&input.pool, &input.store)));

@@ -60,6 +60,11 @@ impl Conn {
         Ok(HvVersions { libvirt: version(libvirt), qemu: version(qemu) })
     }
 
+    pub fn capabilities(&self) -> Result<String, HvError> {
+        // SAFETY: the connection lives; the text is ours to free.
+        unsafe { super::error::take_text(sys::virConnectGetCapabilities(self.0), None) }
+    }
+
     pub fn domain_capabilities(&self, domain_type: &str, machine: &str) -> Result<String, HvError> {
         let (kind, machine) = (c_string(domain_type)?, c_string(machine)?);
         // SAFETY: C strings; a null emulator means libvirt's own choice.

@@ -156,6 +156,11 @@ impl Hypervisor for LibvirtHypervisor {
         self.with_session("domain_capabilities", CHANGE, move |conn| conn.domain_capabilities(&domain_type, &machine)).await
     }
 
+    async fn capabilities(&self) -> Result<String, HvError> {
+        // The first one on a host probes QEMU.
+        self.with_session("capabilities", CHANGE, |conn| conn.capabilities()).await
+    }
+
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError> {
         self.query("list", |conn| domain::list(conn)).await
     }
