@@ -38,6 +38,7 @@ use vmkeep_types::name::Name;
 
 use crate::body::{Accepted, ProblemBody};
 use crate::routes::{ROUTES, Route, Scope};
+pub use connect::Identity;
 use connect::Target;
 
 /// The largest JSON answer that is read: a page of 1000 VMs with all their choices stays well below.
@@ -64,7 +65,15 @@ impl Client {
 
     /// `https://host:port`; certificates are checked against `ca_file`, or against the host's own roots.
     pub fn https(url: &str, token: Option<String>, ca_file: Option<&Path>) -> Result<Self, Error> {
-        Ok(Self::new(Target::https(url, ca_file)?, token))
+        Ok(Self::new(Target::https(url, ca_file, None)?, token))
+    }
+
+    /// As [`Client::https`], for a user with a certificate; a token, if there is one, says who asks.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no URL, or files that cannot be used.
+    pub fn https_as(url: &str, identity: Identity<'_>, token: Option<String>, ca_file: Option<&Path>) -> Result<Self, Error> {
+        Ok(Self::new(Target::https(url, ca_file, Some(identity))?, token))
     }
 
     fn new(target: Target, token: Option<String>) -> Self {

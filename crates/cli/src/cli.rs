@@ -71,6 +71,12 @@ pub struct Global {
     /// Certificate of the authority that signed the server's
     #[arg(long, global = true, env = "VMKEEP_CA_FILE", value_name = "FILE", hide_env_values = true)]
     pub ca_file: Option<PathBuf>,
+    /// Your certificate for --server, if it takes certificates of users; its key with --key-file
+    #[arg(long, global = true, env = "VMKEEP_CERT_FILE", value_name = "FILE", hide_env_values = true, requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// Key of --cert-file
+    #[arg(long, global = true, env = "VMKEEP_KEY_FILE", value_name = "FILE", hide_env_values = true, requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
     /// Colours; NO_COLOR is obeyed
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     pub color: ColorChoice,

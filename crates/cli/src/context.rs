@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures_util::{StreamExt, stream};
 use vmkeep_api::body::Accepted;
-use vmkeep_api::client::{Call, Client};
+use vmkeep_api::client::{Call, Client, Identity};
 use vmkeep_api::follow::follow;
 use vmkeep_types::error::Error;
 use vmkeep_types::operation::{OpState, Operation};
@@ -51,7 +51,11 @@ impl Ctx {
             (None, Ok(token)) if !token.is_empty() => Some(token),
             (None, _) => None,
         };
-        Ok(Client::https(server, token, self.global.ca_file.as_deref())?)
+        let ca_file = self.global.ca_file.as_deref();
+        match (&self.global.cert_file, &self.global.key_file) {
+            (Some(cert), Some(key)) => Ok(Client::https_as(server, Identity { cert, key }, token, ca_file)?),
+            _ => Ok(Client::https(server, token, ca_file)?),
+        }
     }
 
     pub fn call(&self, route_id: &str) -> Result<Call<'_>, Failure> {

@@ -87,6 +87,9 @@ fn help_is_short() {
                                    [env: VMKEEP_TOKEN_FILE]
               --ca-file <FILE>     Certificate of the authority that signed the server's [env:
                                    VMKEEP_CA_FILE]
+              --cert-file <FILE>   Your certificate for --server, if it takes certificates of users; its key
+                                   with --key-file [env: VMKEEP_CERT_FILE]
+              --key-file <FILE>    Key of --cert-file [env: VMKEEP_KEY_FILE]
               --color <WHEN>       Colours; NO_COLOR is obeyed [default: auto] [possible values: auto,
                                    always, never]
           -h, --help               Print help
@@ -137,6 +140,9 @@ fn help_of_a_verb_says_what_holds_everywhere_too() {
                                    [env: VMKEEP_TOKEN_FILE]
               --ca-file <FILE>     Certificate of the authority that signed the server's [env:
                                    VMKEEP_CA_FILE]
+              --cert-file <FILE>   Your certificate for --server, if it takes certificates of users; its key
+                                   with --key-file [env: VMKEEP_CERT_FILE]
+              --key-file <FILE>    Key of --cert-file [env: VMKEEP_KEY_FILE]
               --color <WHEN>       Colours; NO_COLOR is obeyed [default: auto] [possible values: auto,
                                    always, never]
           -h, --help               Print help

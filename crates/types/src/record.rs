@@ -161,6 +161,8 @@ pub enum Via {
     Uid(u32),
     /// Id of a bearer token.
     Token(String),
+    /// Common name of a certificate that was shown.
+    Certificate(String),
 }
 
 impl fmt::Display for Via {
@@ -168,6 +170,7 @@ impl fmt::Display for Via {
         match self {
             Self::Uid(uid) => write!(f, "uid {uid}"),
             Self::Token(id) => write!(f, "token {id}"),
+            Self::Certificate(name) => write!(f, "certificate {name}"),
         }
     }
 }

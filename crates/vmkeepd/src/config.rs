@@ -1,7 +1,7 @@
 //! `/etc/vmkeep/vmkeepd.toml`: every key has a default, unknown keys are refused with the nearest known one, and all impossible
 //! values are told at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -95,6 +95,36 @@ pub struct Tls {
     /// Names and addresses in a certificate that we make; the host's name and localhost are always in it.
     #[serde(default)]
     pub names: Vec<String>,
+    /// Authorities of users' certificates. None: users have tokens only.
+    #[serde(default)]
+    pub client_ca: Option<PathBuf>,
+    /// Certificates that were revoked.
+    #[serde(default)]
+    pub client_crl: Option<PathBuf>,
+    /// Common name to role.
+    #[serde(default)]
+    pub users: BTreeMap<String, Role>,
+    /// Common name to the only projects that it opens; who is not here opens all.
+    #[serde(default)]
+    pub user_projects: BTreeMap<String, BTreeSet<Name>>,
+}
+
+impl Tls {
+    fn problems(&self, problems: &mut Vec<String>) {
+        let for_users = self.client_crl.is_some() || !self.users.is_empty() || !self.user_projects.is_empty();
+        if self.client_ca.is_none() && for_users {
+            problems.push("tls.client_ca: name the authority that signs users' certificates; without it nobody shows one".into());
+        }
+        if self.client_ca.is_some() && self.users.is_empty() {
+            problems.push("tls.users: give a role to each user, like { alice = \"operator\" }; a certificate alone opens nothing".into());
+        }
+        for name in self.user_projects.keys().filter(|name| !self.users.contains_key(*name)) {
+            problems.push(format!("tls.user_projects: \"{name}\" has no role in tls.users"));
+        }
+        for (name, _) in self.user_projects.iter().filter(|(_, only)| only.is_empty()) {
+            problems.push(format!("tls.user_projects: \"{name}\" for no project opens nothing; leave the user out for all of them"));
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -213,7 +243,11 @@ impl Config {
             ("boot_id_file", &self.boot_id_file),
             ("machine_id_file", &self.machine_id_file),
         ];
-        let tls_paths = self.tls.iter().flat_map(|tls| [("tls.cert", &tls.cert), ("tls.key", &tls.key)]);
+        let tls_paths = self.tls.iter().flat_map(|tls| {
+            let users = [("tls.client_ca", &tls.client_ca), ("tls.client_crl", &tls.client_crl)];
+            let own = [("tls.cert", &tls.cert), ("tls.key", &tls.key)];
+            own.into_iter().chain(users.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))))
+        });
         let etcd_paths = self.etcd.iter().flat_map(|etcd| {
             let named = [("etcd.ca", &etcd.ca), ("etcd.cert", &etcd.cert), ("etcd.key", &etcd.key)];
             named.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?)))
@@ -239,6 +273,9 @@ impl Config {
         }
         if let Some(etcd) = &self.etcd {
             etcd.problems(&mut problems);
+        }
+        if let Some(tls) = &self.tls {
+            tls.problems(&mut problems);
         }
         if self.log_filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
             problems.push(format!("log_filter = \"{}\": write it like \"info\" or \"info,vmkeep_agent=debug\"", self.log_filter));
@@ -353,6 +390,16 @@ mod tests {
         check(
             "pool = \"/data\"\nstore = \"/data/store\"",
             expect!["store and pool: one lies in the other; QEMU may read the pool, but must not get at the store"],
+        );
+        check(
+            "[tls]\nlisten = \"127.0.0.1:1\"\nusers = { alice = \"operator\" }\nuser_projects = { bob = [\"shop\"] }",
+            expect![[r#"
+                tls.client_ca: name the authority that signs users' certificates; without it nobody shows one
+                tls.user_projects: "bob" has no role in tls.users"#]],
+        );
+        check(
+            "[tls]\nlisten = \"127.0.0.1:1\"\nclient_ca = \"/etc/ca.crt\"",
+            expect![[r#"tls.users: give a role to each user, like { alice = "operator" }; a certificate alone opens nothing"#]],
         );
         check(
             "[tls]\nlisten = \"8443\"",

@@ -1,4 +1,5 @@
-//! A connection lasts no longer than the token of the request on it: streams, consoles and downloads end with it.
+//! A connection lasts no longer than the token of the request on it, and the certificate that was shown: streams, consoles and
+//! downloads end with them.
 //!
 //! ```text
 //!  store: token/* ──watch──► Tokens ─┐
@@ -53,10 +54,12 @@ impl Tokens {
     }
 
     /// For one connection; both ends of what goes over it.
-    pub fn lease<S>(&self, stream: S) -> (Lease, Leased<S>) {
+    ///
+    /// `until`: when the certificate that was shown on it ends.
+    pub fn lease<S>(&self, stream: S, until: Option<jiff::Timestamp>) -> (Lease, Leased<S>) {
         let (token, current) = watch::channel(None);
         let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
-        tokio::spawn(guard(self.clone(), current, cut.clone(), closed.clone()));
+        tokio::spawn(guard(self.clone(), current, until, cut.clone(), closed.clone()));
         (Lease(Arc::new(token)), Leased { stream, cut: cut.clone(), wakes: Box::pin(cut.cancelled_owned()), _closed: closed.drop_guard() })
     }
 }
@@ -89,7 +92,14 @@ impl Lease {
     }
 }
 
-async fn guard(tokens: Tokens, mut current: watch::Receiver<Option<String>>, cut: CancellationToken, closed: CancellationToken) {
+async fn guard(
+    tokens: Tokens,
+    mut current: watch::Receiver<Option<String>>,
+    until: Option<jiff::Timestamp>,
+    cut: CancellationToken,
+    closed: CancellationToken,
+) {
+    let left = |at: jiff::Timestamp| Duration::try_from(at.duration_since(jiff::Timestamp::now())).unwrap_or(Duration::ZERO);
     let Tokens { store, mut changed } = tokens;
     loop {
         changed.mark_unchanged();
@@ -99,15 +109,19 @@ async fn guard(tokens: Tokens, mut current: watch::Receiver<Option<String>>, cut
             Some(id) => match auth::valid_until(store.as_ref(), &id).await {
                 Ok(Validity::Over) => break,
                 Ok(Validity::Forever) => Duration::MAX,
-                Ok(Validity::Until(at)) => at.duration_since(jiff::Timestamp::now()).try_into().unwrap_or(Duration::ZERO),
+                Ok(Validity::Until(at)) => left(at),
                 Err(_) => REST,
             },
         };
+        let certificate = until.map_or(Duration::MAX, left);
+        if certificate.is_zero() {
+            break;
+        }
         tokio::select! {
             () = closed.cancelled() => return,
             () = next(&mut current) => {}
             () = next(&mut changed) => {}
-            () = tokio::time::sleep(look_again) => {}
+            () = tokio::time::sleep(look_again.min(certificate)) => {}
         }
     }
     tokio::select! {
@@ -134,7 +148,7 @@ pub struct Leased<S> {
 impl<S: Unpin> Leased<S> {
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let over = self.cut.is_cancelled() || self.wakes.as_mut().poll(context).is_ready();
-        if over { Err(io::Error::new(io::ErrorKind::ConnectionAborted, "its token is not valid any more")) } else { Ok(()) }
+        if over { Err(io::Error::new(io::ErrorKind::ConnectionAborted, "its token or certificate is not valid any more")) } else { Ok(()) }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  unix: accept ─┬─ peer credentials ─► Caller ─┐
-//!  tls:  accept ─┼─ handshake ─ bearer token ───┴► router
+//!  tls:  accept ─┼─ handshake ─ bearer token, or the user's certificate ┴► router
 //!  agent: accept ┼─ handshake ─ member's certificate ► the node's router
 //!                └─ a task each: nothing but accepting is done in the loop
 //! ```
@@ -40,6 +40,7 @@ use vmkeep_types::record::{Caller, Via};
 use crate::lease::{Lease, Tokens};
 use crate::mtls::Mtls;
 use crate::peer::{Names, Roles};
+use crate::users::{self, Users};
 
 /// Connections of one listener at once: 20 clients, their event streams and consoles, and room; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 512;
@@ -90,8 +91,8 @@ impl Serve {
 enum Who {
     /// Known by the kernel.
     Peer(Option<Caller>),
-    /// Each request brings its token.
-    Token(Arc<dyn Store>, Lease),
+    /// Each request brings its token; one without is of whom the certificate names.
+    Remote(Arc<dyn Store>, Lease, Option<Result<Caller, Error>>),
     /// Another node, by its certificate.
     Member(Name, Arc<Controls>),
 }
@@ -129,7 +130,7 @@ impl Who {
             };
         }
         // A host that wants to join has no bearer: its token is in the body, and that route looks at nothing else.
-        if matches!(self, Self::Token(..)) && request.uri().path() == crate::cluster::admit::PATH {
+        if matches!(self, Self::Remote(..)) && request.uri().path() == crate::cluster::admit::PATH {
             return router.oneshot(request).await.unwrap_or_else(|never| match never {});
         }
         let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
@@ -149,7 +150,8 @@ impl Who {
                 Err(Error::new(Code::Forbidden, "you have no role here")
                     .hint("root, the socket's group and socket_users in vmkeepd.toml have"))
             }
-            Self::Token(store, lease) => {
+            Self::Remote(_, _, Some(of_certificate)) if authorization.is_none() => of_certificate.clone(),
+            Self::Remote(store, lease, _) => {
                 let bearer = authorization
                     .as_ref()
                     .and_then(|v| v.to_str().ok())
@@ -257,24 +259,36 @@ pub async fn bind_tls(at: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at} (tls.listen)"))
 }
 
-pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Arc<dyn Store>) {
+/// `users`: who may show certificates, where the configuration asks for them.
+pub async fn tls(serve: Serve, listener: TcpListener, tls: CurrentTls, store: Arc<dyn Store>, users: Users) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let tokens = Tokens::follow(store.clone(), serve.shutdown.clone());
+    let users = Arc::new(users);
     while let Some((permit, (stream, from))) = next(&serve, &room, || listener.accept()).await {
         let _ = stream.set_nodelay(true);
         let acceptor = TlsAcceptor::from(tls.lock().expect("no panic holds this lock").clone());
-        let (one, store, tokens) = (serve.clone(), store.clone(), tokens.clone());
+        let (one, store, tokens, users) = (serve.clone(), store.clone(), tokens.clone(), users.clone());
         serve.connections.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let (lease, stream) = tokens.lease(stream);
-                    one.connection(stream, Who::Token(store, lease)).await;
+                    let (caller, until) = by_certificate(stream.get_ref().1, &users);
+                    let (lease, stream) = tokens.lease(stream, until);
+                    one.connection(stream, Who::Remote(store, lease, caller)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
             }
             drop(permit);
         });
+    }
+}
+
+/// Whom the certificate names, if one was shown, and until when.
+fn by_certificate(connection: &rustls::ServerConnection, users: &Users) -> (Option<Result<Caller, Error>>, Option<jiff::Timestamp>) {
+    let Some(first) = connection.peer_certificates().and_then(<[_]>::first) else { return (None, None) };
+    match users::shown(first) {
+        Ok(shown) => (Some(users.caller(&shown)), Some(shown.until)),
+        Err(error) => (Some(Err(Error::new(Code::Forbidden, format!("{error:#}")))), None),
     }
 }
 

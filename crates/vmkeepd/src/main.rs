@@ -22,6 +22,7 @@ mod mtls;
 mod notify;
 mod peer;
 mod tls;
+mod users;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;

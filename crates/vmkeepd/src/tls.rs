@@ -13,19 +13,27 @@ use anyhow::{Context, bail};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoClientAuth;
+use rustls::server::danger::ClientCertVerifier;
 
 use crate::config::Tls;
+use crate::users;
 
 /// The configuration for new connections.
 pub fn load(tls: &Tls) -> anyhow::Result<Arc<ServerConfig>> {
     if tls.self_signed && !tls.cert.exists() && !tls.key.exists() {
         make(tls).context("cannot make a certificate")?;
     }
-    load_pair(&tls.cert, &tls.key)
+    let verifier = tls.client_ca.as_deref().map(|ca| users::verifier(ca, tls.client_crl.as_deref())).transpose()?;
+    load_pair_for(&tls.cert, &tls.key, verifier)
 }
 
 /// A certificate, those behind it, and its key.
 pub fn load_pair(cert: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
+    load_pair_for(cert, key, None)
+}
+
+fn load_pair_for(cert: &Path, key: &Path, clients: Option<Arc<dyn ClientCertVerifier>>) -> anyhow::Result<Arc<ServerConfig>> {
     warn_if_open(key);
     let cannot = |path: &Path| format!("cannot use {} (make a pair, or set tls.self_signed = true)", path.display());
     let certs = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(|| cannot(cert))?;
@@ -36,7 +44,7 @@ pub fn load_pair(cert: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
     let ring = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(ring)
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients.unwrap_or_else(|| Arc::new(NoClientAuth)))
         .with_single_cert(certs, secret)
         .with_context(|| format!("{} and {} are no pair", cert.display(), key.display()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -92,6 +100,10 @@ mod tests {
             key: dir.path().join("new/tls.key"),
             self_signed: true,
             names: vec!["vm.example".into()],
+            client_ca: None,
+            client_crl: None,
+            users: Default::default(),
+            user_projects: Default::default(),
         };
         load(&tls).expect("made and used");
         assert_eq!(fs::metadata(&tls.key).expect("a key").permissions().mode() & 0o777, 0o600);

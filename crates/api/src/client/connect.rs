@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -24,6 +24,13 @@ const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A user's certificate (with its chain) and key, PEM.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    pub cert: &'a Path,
+    pub key: &'a Path,
+}
 
 pub(super) enum Target {
     Unix(PathBuf),
@@ -50,7 +57,7 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    pub(super) fn https(text: &str, ca_file: Option<&Path>) -> Result<Self, Error> {
+    pub(super) fn https(text: &str, ca_file: Option<&Path>, identity: Option<Identity<'_>>) -> Result<Self, Error> {
         let bad = |why: String| Error::invalid(format!("'{text}' is not a server: {why}")).hint("write it like https://host:8443");
         let url = url::Url::parse(text).map_err(|e| bad(e.to_string()))?;
         if url.scheme() != "https" {
@@ -66,7 +73,7 @@ impl Target {
             host,
             port,
             name,
-            tls: connector(ca_file)?,
+            tls: connector(ca_file, identity)?,
         })))
     }
 
@@ -113,7 +120,7 @@ fn plain(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
-fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, Error> {
+fn connector(ca_file: Option<&Path>, identity: Option<Identity<'_>>) -> Result<TlsConnector, Error> {
     let file = match ca_file {
         Some(file) => file,
         None => SYSTEM_ROOTS.iter().map(Path::new).find(|p| p.exists()).ok_or_else(|| {
@@ -138,7 +145,26 @@ fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, Error> {
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::internal(format!("TLS cannot be set up: {e}")))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let config = match identity {
+        Some(identity) => {
+            let (chain, key) = identity.read()?;
+            config.with_client_auth_cert(chain, key).map_err(|e| identity.unusable(&e))?
+        }
+        None => config.with_no_client_auth(),
+    };
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+impl Identity<'_> {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+        let chain = CertificateDer::pem_file_iter(self.cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let chain = chain.map_err(|e| self.unusable(&e))?;
+        Ok((chain, PrivateKeyDer::from_pem_file(self.key).map_err(|e| self.unusable(&e))?))
+    }
+
+    fn unusable(&self, error: &dyn fmt::Display) -> Error {
+        Error::invalid(format!("{} and {} cannot be used to say who you are: {error}", self.cert.display(), self.key.display()))
+            .hint("give your certificate and its key, PEM, with --cert-file and --key-file")
+    }
 }

@@ -26,6 +26,7 @@ use crate::listen::{self, CurrentTls};
 use crate::member::API_PORT;
 use crate::peer::Roles;
 use crate::tls;
+use crate::users::Users;
 
 /// Begins to serve the API, and to lead when it is its turn.
 pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Cluster>, hangup: Signal) -> anyhow::Result<Arc<Server>> {
@@ -61,10 +62,10 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
     if let Some(wanted) = wanted {
         let current: CurrentTls = Arc::new(Mutex::new(tls::load(&wanted)?));
         let listener = listen::bind_tls(wanted.listen).await?;
-        let (serve, store) = (part.serve(api), store.clone());
+        let (serve, store, users) = (part.serve(api), store.clone(), Users::new(&wanted));
         pair = Some((current.clone(), wanted));
         part.tasks.spawn(async move {
-            listen::tls(serve, listener, current, store).await;
+            listen::tls(serve, listener, current, store, users).await;
             "the TLS listener"
         });
     }
@@ -72,7 +73,7 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         let listener = listen::bind_tls(SocketAddr::new(member.address.parse().context("member.toml: address")?, API_PORT)).await?;
         let (current, store) = (cluster.shown()?, store.clone());
         part.tasks.spawn(async move {
-            listen::tls(members_api, listener, current, store).await;
+            listen::tls(members_api, listener, current, store, Users::default()).await;
             "the cluster's TLS listener"
         });
     }

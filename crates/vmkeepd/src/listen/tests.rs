@@ -1,10 +1,12 @@
 //! Both listeners with a small router, and the API over TLS with tokens.
 
+mod certificates;
+
 use std::os::unix::fs::MetadataExt;
 
 use axum::Extension;
 use axum::routing::get;
-use vmkeep_api::body::{TokenCreate, TokenView, VersionAnswer};
+use vmkeep_api::body::{Page, TokenCreate, TokenView, VersionAnswer};
 use vmkeep_api::client::Client;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
@@ -118,18 +120,32 @@ struct Remote {
 
 impl Remote {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(more: impl FnOnce(&mut Tls)) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let listener = bind_tls("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
         let at = listener.local_addr().expect("it is bound");
-        let tls_config =
-            Tls { listen: at, cert: dir.path().join("tls.crt"), key: dir.path().join("tls.key"), self_signed: true, names: vec![] };
+        let mut tls_config = Tls {
+            listen: at,
+            cert: dir.path().join("tls.crt"),
+            key: dir.path().join("tls.key"),
+            self_signed: true,
+            names: vec![],
+            client_ca: None,
+            client_crl: None,
+            users: Default::default(),
+            user_projects: Default::default(),
+        };
+        more(&mut tls_config);
         let current = Arc::new(Mutex::new(crate::tls::load(&tls_config).expect("a pair")));
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         let name = Name::known("node1");
         let gate = Arc::new(Gate { node: name.clone(), local: Some(Router::new()), remote: None });
         let api = vmkeep_server::router(Server::new(store.clone(), gate, name, Audit::default()));
         let serve = serving(api);
-        tokio::spawn(tls(serve.clone(), listener, current, store.clone()));
+        tokio::spawn(tls(serve.clone(), listener, current, store.clone(), Users::new(&tls_config)));
         Self { url: format!("https://localhost:{}", at.port()), tls: tls_config, store, serve, _dir: dir }
     }
 
@@ -155,11 +171,11 @@ async fn tokens_open_the_api_over_tls_as_far_as_their_role_goes() {
     }
     let viewer = remote.client(Role::Viewer).await;
     assert_eq!(viewer.call("version").answer::<VersionAnswer>().await.expect("viewers may").node, Name::known("node1"));
-    let error = viewer.call("token.list").answer::<Vec<TokenView>>().await.expect_err("viewers may not");
+    let error = viewer.call("token.list").answer::<Page<TokenView>>().await.expect_err("viewers may not");
     assert_eq!(error.code, Code::Forbidden, "{error}");
     let admin = remote.client(Role::Admin).await;
-    let tokens = admin.call("token.list").answer::<Vec<TokenView>>().await.expect("admins may");
-    assert_eq!(tokens.len(), 2);
+    let tokens = admin.call("token.list").answer::<Page<TokenView>>().await.expect("admins may");
+    assert_eq!(tokens.items.len(), 2);
     remote.serve.shutdown.cancel();
 }
 
