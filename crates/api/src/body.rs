@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmkeep_types::error::{Error, Problem};
+use vmkeep_types::event::Event;
 use vmkeep_types::host::{CheckRow, NodeFacts, NodeState};
 use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageSpec};
@@ -456,6 +457,16 @@ pub struct Accepted {
     pub note: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// An event and what to call it by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EventView {
+    /// Of `GET /v1/events/{id}`.
+    #[serde(default)]
+    pub id: String,
+    #[serde(flatten)]
+    pub event: Event,
 }
 
 /// One SSE event of a `?watch`: `event:` is `put`, `deleted`, `bookmark` or `gone`; `id:` is the watch token.

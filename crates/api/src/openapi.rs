@@ -6,11 +6,11 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use vmkeep_types::cluster::{ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated};
-use vmkeep_types::event::Event;
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::node::NodeSpec;
 use vmkeep_types::operation::Operation;
+use vmkeep_types::pool::PoolSpec;
 use vmkeep_types::record::Role;
 use vmkeep_types::vm::VmSpec;
 
@@ -45,6 +45,7 @@ schemas! {
     "ClusterInit" ClusterInit,
     "ClusterJoin" ClusterJoin,
     "ClusterView" ClusterView,
+    "EventView" EventView,
     "ExecAnswer" ExecAnswer,
     "ExecRequest" ExecRequest,
     "HostCheck" HostCheck,
@@ -60,15 +61,19 @@ schemas! {
     "NodeSpec" NodeSpec,
     "NodeView" NodeView,
     "Operation" Operation,
-    "Page<Event>" Page<Event>,
+    "Page<DomainView>" Page<DomainView>,
+    "Page<EventView>" Page<EventView>,
     "Page<ImageView>" Page<ImageView>,
     "Page<NetworkView>" Page<NetworkView>,
     "Page<NodeView>" Page<NodeView>,
     "Page<Operation>" Page<Operation>,
     "Page<PoolView>" Page<PoolView>,
+    "Page<TokenView>" Page<TokenView>,
+    "Page<VmStats>" Page<VmStats>,
     "Page<VmView>" Page<VmView>,
     "Page<VolumeView>" Page<VolumeView>,
     "PlacementAnswer" PlacementAnswer,
+    "PoolSpec" PoolSpec,
     "PoolView" PoolView,
     "SendKeyRequest" SendKeyRequest,
     "SimulateAnswer" SimulateAnswer,
@@ -77,9 +82,6 @@ schemas! {
     "TokenCreated" TokenCreated,
     "UploadCreated" UploadCreated,
     "Vec<AddressView>" Vec<AddressView>,
-    "Vec<DomainView>" Vec<DomainView>,
-    "Vec<TokenView>" Vec<TokenView>,
-    "Vec<VmStats>" Vec<VmStats>,
     "VersionAnswer" VersionAnswer,
     "VmSpec" VmSpec,
     "VmView" VmView,
@@ -106,17 +108,20 @@ pub fn document() -> Value {
         "info": {
             "title": "vmkeep",
             "version": "v1",
-            "description": "Virtual machines that are kept running. On the unix socket the caller is known by its peer credentials; over TLS by a bearer token. \
+            "description": "Virtual machines that are kept running. On the unix socket the caller is known by its peer credentials; over TLS by a bearer token or a certificate. \
                 Long work answers 202 with an operation: follow it at /v1/operations/{id}?watch=true. \
                 Paths without a project mean project `default`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{}, {"token": []}],
+        "security": [{}, {"token": []}, {"certificate": []}],
         "paths": paths,
         "components": {
             "schemas": generator.take_definitions(true),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "From `vmkeep token create`; not needed on the unix socket."}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "From `vmkeep token create`; not needed on the unix socket."},
+                "certificate": {"type": "mutualTLS", "description": "Of an authority that [tls] client_ca names; the common name has a role there."},
+            },
             "responses": {"Problem": {"description": "What is wrong, and what to do", "content": {problem::CONTENT_TYPE: {"schema": problem}}}},
         },
     })
@@ -213,7 +218,9 @@ fn parameters(route: &Route) -> Vec<Value> {
     };
     let (text, number, flag) = (json!({"type": "string"}), json!({"type": "integer", "minimum": 0}), json!({"type": "boolean"}));
     if route.answer.is_some_and(|a| a.starts_with("Page<")) {
-        query("label", text.clone(), "key=value pairs, comma separated; all must match");
+        if matches!(route.id, "vm.list" | "image.list") {
+            query("label", text.clone(), "key=value pairs, comma separated; all must match");
+        }
         query("limit", json!({"type": "integer", "minimum": 1, "maximum": PAGE_MAX}), "Rows of one page");
         query("after", text.clone(), "`next` of the page before");
     }

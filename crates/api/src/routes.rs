@@ -69,7 +69,7 @@ impl Route {
     /// Does it change one object that has an ETag?
     pub fn takes_if_match(&self) -> bool {
         let noun = self.id.split('.').next().unwrap_or_default();
-        let has_tag = matches!(noun, "vm" | "image" | "volume" | "network" | "op" | "node");
+        let has_tag = matches!(noun, "vm" | "image" | "volume" | "network" | "pool" | "op" | "node");
         self.method != Method::Get && has_tag && self.path.contains('{') && !matches!(self.id, "vm.sendkey" | "vm.exec")
     }
 
@@ -123,13 +123,14 @@ routes! {
     "vm.exec" Post "/v1/vms/{name}/exec" Project Operator ("ExecRequest") ("ExecAnswer") Json "Run a program in the guest by its agent";
     "vm.addresses" Get "/v1/vms/{name}/addresses" Project Viewer () ("Vec<AddressView>") Json "IP addresses and where they are known from";
     "vm.logs" Get "/v1/vms/{name}/logs" Project Operator () () Text "Last lines of the serial or QEMU log";
-    "vm.events" Get "/v1/vms/{name}/events" Project Viewer () ("Page<Event>") Watchable "Events of one VM";
+    "vm.events" Get "/v1/vms/{name}/events" Project Viewer () ("Page<EventView>") Watchable "Events of one VM";
     "vm.explain" Get "/v1/vms/{name}/placement" Project Viewer () ("PlacementAnswer") Json "Every node for this VM, and why it is chosen or not";
-    "domain.list" Get "/v1/domains" Cluster Viewer () ("Vec<DomainView>") Json "All libvirt domains of the node, foreign ones too";
+    "domain.list" Get "/v1/domains" Cluster Viewer () ("Page<DomainView>") Json "All libvirt domains of the node, foreign ones too";
     "apply" Post "/v1/apply" Project Operator ("ApplyRequest") ("ApplyAnswer") Json "Plan (dry_run) or apply manifests, all problems at once";
     "image.list" Get "/v1/images" Project Viewer () ("Page<ImageView>") Watchable "List images";
     "image.create" Post "/v1/images" Project Operator ("ImageSpec") ("Accepted") Accepted "Import or build an image";
     "image.get" Get "/v1/images/{name}" Project Viewer () ("ImageView") Json "Show an image";
+    "image.put" Put "/v1/images/{name}" Project Operator ("ImageSpec") ("ImageView") Json "Change an image's description and labels";
     "image.delete" Delete "/v1/images/{name}" Project Operator () ("Accepted") Accepted "Delete an image that nothing uses";
     "image.export" Get "/v1/images/{name}/content" Project Operator () () Bytes "Download the image: a disk as qcow2, a CD as ISO";
     "upload.create" Post "/v1/uploads" Project Operator () ("UploadCreated") Json "Begin an upload";
@@ -146,10 +147,13 @@ routes! {
     "network.delete" Delete "/v1/networks/{name}" Project Admin () ("Accepted") Accepted "Delete a network that nothing uses";
     "pool.list" Get "/v1/pools" Cluster Viewer () ("Page<PoolView>") Json "List pools";
     "pool.get" Get "/v1/pools/{name}" Cluster Viewer () ("PoolView") Json "Show a pool";
+    "pool.put" Put "/v1/pools/{name}" Cluster Admin ("PoolSpec") ("PoolView") Json "Create or change a pool; one that is in use stays where it is";
+    "pool.delete" Delete "/v1/pools/{name}" Cluster Admin () () Json "Delete a pool that nothing lies in; its folder stays";
     "op.list" Get "/v1/operations" Project Viewer () ("Page<Operation>") Watchable "List or watch operations";
     "op.get" Get "/v1/operations/{id}" Project Viewer () ("Operation") Watchable "Show or follow one operation";
     "op.cancel" Delete "/v1/operations/{id}" Project Operator () ("Operation") Json "Cancel an operation that has not begun or can stop";
-    "event.list" Get "/v1/events" Project Viewer () ("Page<Event>") Watchable "Events of everything";
+    "event.list" Get "/v1/events" Project Viewer () ("Page<EventView>") Watchable "Events of everything";
+    "event.get" Get "/v1/events/{id}" Project Viewer () ("EventView") Json "Show one event";
     "node.list" Get "/v1/nodes" Cluster Viewer () ("Page<NodeView>") Json "Hosts and their facts";
     "node.get" Get "/v1/nodes/{name}" Cluster Viewer () ("NodeView") Json "Show a host";
     "node.put" Put "/v1/nodes/{name}" Cluster Admin ("NodeSpec") ("NodeView") Json "Change what is said of a host: labels, taints, overcommit, reserve, failure domain";
@@ -159,8 +163,8 @@ routes! {
     "place.simulate" Post "/v1/cluster/simulate" Cluster Viewer ("SimulateRequest") ("SimulateAnswer") Json "Would these VMs fit, and where does it break";
     "place.balance" Get "/v1/cluster/balance" Cluster Viewer () ("BalanceAnswer") Json "The few moves that would help most; nothing is moved";
     "host.check" Get "/v1/host/check" Cluster Viewer () ("HostCheck") Json "What is right and wrong with the host";
-    "stats.list" Get "/v1/stats" Project Viewer () ("Vec<VmStats>") Json "Counters of running VMs";
-    "token.list" Get "/v1/tokens" Cluster Admin () ("Vec<TokenView>") Json "List tokens, without secrets";
+    "stats.list" Get "/v1/stats" Project Viewer () ("Page<VmStats>") Json "Counters of running VMs";
+    "token.list" Get "/v1/tokens" Cluster Admin () ("Page<TokenView>") Json "List tokens, without secrets";
     "token.create" Post "/v1/tokens" Cluster Admin ("TokenCreate") ("TokenCreated") Json "Make a token; its secret is shown once";
     "token.delete" Delete "/v1/tokens/{id}" Cluster Admin () () Json "Revoke a token";
     "cluster.show" Get "/v1/cluster" Cluster Viewer () ("ClusterView") Json "Members, etcd's health, and what is degraded";

@@ -5,8 +5,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use vmkeep_types::error::Error;
+use vmkeep_types::image::ImageSpec;
 use vmkeep_types::manifest::{Document, Manifest, TEXT_BYTES_MAX, parse_all};
 use vmkeep_types::network::NetworkSpec;
+use vmkeep_types::pool::PoolSpec;
 use vmkeep_types::vm::{CloudInit, VmSpec};
 
 use crate::failure::Failure;
@@ -146,5 +148,19 @@ pub fn read_network(file: &str, text: &str) -> Result<NetworkSpec, Failure> {
     match read_one(file, text)? {
         Manifest::Network(spec) => Ok(spec),
         other => Err(Error::invalid(format!("{file}: it was a network and is a {} now", other.kind())).into()),
+    }
+}
+
+pub fn read_image(file: &str, text: &str) -> Result<ImageSpec, Failure> {
+    match read_one(file, text)? {
+        Manifest::Image(spec) => Ok(spec),
+        other => Err(Error::invalid(format!("{file}: it was an image and is a {} now", other.kind())).into()),
+    }
+}
+
+pub fn read_pool(file: &str, text: &str) -> Result<PoolSpec, Failure> {
+    match read_one(file, text)? {
+        Manifest::Pool(spec) => Ok(spec),
+        other => Err(Error::invalid(format!("{file}: it was a pool and is a {} now", other.kind())).into()),
     }
 }

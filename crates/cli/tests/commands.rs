@@ -30,7 +30,7 @@ fn two_vms() -> Stub {
         (
             "GET /v1/domains",
             200,
-            json!([{"uuid": "00000000-0000-0000-0000-000000000009", "name": "Old One", "state": "off", "ours": false}]),
+            page(json!([{"uuid": "00000000-0000-0000-0000-000000000009", "name": "Old One", "state": "off", "ours": false}])),
         ),
     ])
 }
@@ -643,7 +643,7 @@ fn the_way_out_releases_all_and_says_what_stays() {
         (
             "GET /v1/domains",
             200,
-            json!([{"uuid": "00000000-0000-0000-0000-000000000001", "name": "web", "state": "running", "ours": false}]),
+            page(json!([{"uuid": "00000000-0000-0000-0000-000000000001", "name": "web", "state": "running", "ours": false}])),
         ),
         ("POST /v1/vms/", 202, json!({"operation": operation("vm.release", "done", &[])})),
     ]);

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use vmkeep_types::check;
 use vmkeep_types::error::Problem;
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::name::Name;
-use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::vm::{Disk, DiskBus, DiskFormat, Firmware, Nic, VmSpec};
 
@@ -42,9 +42,9 @@ pub fn changes(old: &VmSpec, new: &VmSpec) -> Vec<(FieldChange, Effect)> {
     found.into_iter().map(|change| (effect(&change.field, &old, &new), change)).map(|(e, c)| (shown(c), e)).collect()
 }
 
-/// Every difference between two networks; VMs see it when libvirt starts the network again.
-pub fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<FieldChange> {
-    let whole = |spec: &NetworkSpec| serde_json::to_value(spec).expect("a spec has only text keys");
+/// Every difference between two wishes for a network, an image or a pool. VMs see a network's when libvirt starts it again.
+pub fn spec_changes<T: Serialize>(old: &T, new: &T) -> Vec<FieldChange> {
+    let whole = |spec: &T| serde_json::to_value(spec).expect("a spec has only text keys");
     let mut found = Vec::new();
     compare("", &whole(old), &whole(new), &mut found);
     found

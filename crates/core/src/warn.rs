@@ -5,7 +5,23 @@ use std::collections::BTreeMap;
 use vmkeep_types::host::NodeFacts;
 use vmkeep_types::image::{Found, ImageFacts};
 use vmkeep_types::name::Name;
+use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{DiskBus, Listen, OsFamily, VmSpec};
+
+/// Says when a VM is larger than what is free on every node now. `free` is what each node measured last; one that measured
+/// nothing has room for all we know.
+pub fn no_room(memory: ByteCount, free: &[(Name, Option<ByteCount>)]) -> Option<String> {
+    let known: Option<Vec<(&Name, ByteCount)>> = free.iter().map(|(node, free)| Some((node, (*free)?))).collect();
+    let (node, most) = known?.into_iter().max_by_key(|(_, free)| *free)?;
+    let on = if free.len() == 1 { format!("on '{node}'") } else { format!("on any node ('{node}' has most)") };
+    (memory > most).then(|| {
+        format!(
+            "its memory ({}) is more than the {} that are free {on} now: the host may swap, or the kernel end a process",
+            memory.human(),
+            most.human()
+        )
+    })
+}
 
 /// Warnings about `new`, of which `old` is there already. `images` are those it names, as far as it is known what they are.
 pub fn warnings(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Option<ImageFacts>>, nodes: &[NodeFacts]) -> Vec<String> {
@@ -56,7 +72,6 @@ mod tests {
     use expect_test::{Expect, expect};
     use serde_json::{Value, json};
     use vmkeep_types::image::ImageKind;
-    use vmkeep_types::units::ByteCount;
     use vmkeep_types::vm::Firmware;
 
     use super::*;
@@ -86,6 +101,23 @@ mod tests {
 
     fn check(new: Value, old: Option<Value>, images: &BTreeMap<Name, Option<ImageFacts>>, wanted: Expect) {
         wanted.assert_eq(&warnings(&spec(new), old.map(spec).as_ref(), images, &[]).join("\n"));
+    }
+
+    #[test]
+    fn memory_that_is_not_free_is_told() {
+        let told = |gib: u64, free: &[Option<u64>]| {
+            let names = ["node1", "node2"].map(Name::known).into_iter();
+            let free: Vec<_> = names.zip(free.iter().map(|free| free.map(ByteCount::from_gib))).collect();
+            no_room(ByteCount::from_gib(gib), &free).unwrap_or_default()
+        };
+        assert_eq!(
+            [told(4, &[Some(4)]), told(5, &[None]), told(5, &[Some(4), None]), told(5, &[Some(4), Some(6)]), told(5, &[])].concat(),
+            ""
+        );
+        expect!["its memory (5G) is more than the 4G that are free on 'node1' now: the host may swap, or the kernel end a process"]
+            .assert_eq(&told(5, &[Some(4)]));
+        expect!["its memory (5G) is more than the 4G that are free on any node ('node2' has most) now: the host may swap, or the kernel end a process"]
+            .assert_eq(&told(5, &[Some(3), Some(4)]));
     }
 
     #[test]

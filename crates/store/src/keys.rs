@@ -3,6 +3,7 @@
 //! | key | value | written by |
 //! |---|---|---|
 //! | `name/KIND/PROJECT/NAME` | uid | server |
+//! | `domain/NAME` | uid of the VM whose libvirt domain has that name, of whatever project | server; leader removes |
 //! | `mac/MAC` | uid of the VM whose wish names it | server; leader removes |
 //! | `vm/PROJECT/UID` | `VmRecord`; its revision is the spec revision and the ETag | server |
 //! | `choices/UID` | `VmChoices` | leader |
@@ -27,6 +28,7 @@
 //! | `n/NODE/seen/UID` | `Seen` | agent |
 //! | `n/NODE/task/OP`, `n/NODE/result/OP` | `NodeTask`, `TaskResult` | server/leader, agent |
 //! | `n/NODE/event/TIME-SEQ` | `Event`, until the leader has filed it | agent |
+//! | `pools` | empty: written with every change of which pools there are, so that two at once see each other | server |
 //! | `image/PROJECT/UID`, `network/PROJECT/UID`, `volume/PROJECT/UID`, `pool/UID` | records | server |
 //! | `op/PROJECT/UID` | `Operation` | server, leader |
 //! | `event/PROJECT/KIND/UID/TIME-SEQ` | `Event`, capped ring per object | leader |
@@ -70,10 +72,13 @@ pub const ALL_JOINED: &str = "joined/";
 pub const ALL_NODE_RECORDS: &str = "node/";
 pub const ALL_STATES: &str = "state/";
 pub const ALL_OPS: &str = "op/";
+/// The rings of all objects.
+pub const ALL_EVENTS: &str = "event/";
 pub const ALL_IMAGES: &str = "image/";
 pub const ALL_NETWORKS: &str = "network/";
 pub const ALL_VOLUMES: &str = "volume/";
 pub const ALL_POOLS: &str = "pool/";
+pub const POOLS: &str = "pools";
 pub const ALL_TOKENS: &str = "token/";
 
 pub fn member(node: &Name) -> String {
@@ -90,6 +95,11 @@ pub fn name(kind: &str, project: &Name, name: &Name) -> String {
 
 /// Of all projects.
 pub const ALL_VM_NAMES: &str = "name/vm/";
+
+/// The name of a VM's libvirt domain: on a host there is one of it.
+pub fn domain(name: &Name) -> String {
+    format!("domain/{name}")
+}
 
 /// A MAC that a wish names itself, lower case.
 pub fn mac(mac: &str) -> String {

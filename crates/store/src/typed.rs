@@ -88,7 +88,11 @@ pub fn readable<T>(decoded: Result<T, StoreError>) -> Option<T> {
     decoded.inspect_err(|error| tracing::error!(%error, "a record is left out")).ok()
 }
 
-fn stored<T: DeserializeOwned>(kv: KeyValue) -> Result<Stored<T>, StoreError> {
+/// A value that was read, with its place.
+///
+/// # Errors
+/// `Corrupt`, naming its key.
+pub fn stored<T: DeserializeOwned>(kv: KeyValue) -> Result<Stored<T>, StoreError> {
     let value = decode(&kv)?;
     Ok(Stored { key: kv.key, value, created: kv.created, modified: kv.modified })
 }

@@ -209,6 +209,7 @@ pub fn network(spec: &NetworkSpec) -> Vec<Problem> {
 pub fn image(spec: &ImageSpec) -> Vec<Problem> {
     let mut found = Found::new();
     description(&spec.description, &mut found);
+    placement::labels("labels", &spec.labels, &mut found);
     match &spec.source {
         ImageSource::Url { url, sha256 } => {
             found.unless("source.url", forms::url(url));
@@ -249,11 +250,20 @@ pub fn node(spec: &NodeSpec) -> Vec<Problem> {
     found.problems
 }
 
+/// Whether a folder, as it is written or where its links lead, may hold a pool.
+///
+/// # Errors
+/// Why it may not.
+pub fn pool_folder(path: &str) -> Result<(), String> {
+    forms::pool_path(path)
+}
+
+/// Problems of a pool's wish.
 pub fn pool(spec: &PoolSpec) -> Vec<Problem> {
     let mut found = Found::new();
     description(&spec.description, &mut found);
     match &spec.driver {
-        PoolDriver::Dir { path, .. } => found.unless("path", forms::host_path(path)),
+        PoolDriver::Dir { path, .. } => found.unless("path", forms::pool_path(path)),
     }
     found.problems
 }

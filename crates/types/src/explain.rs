@@ -11,6 +11,7 @@ use crate::image::ImageSpec;
 use crate::manifest::{API, KINDS};
 use crate::nearest;
 use crate::network::NetworkSpec;
+use crate::pool::PoolSpec;
 use crate::vm::VmSpec;
 
 /// Path of a definition within the published schema.
@@ -23,6 +24,7 @@ pub fn schema() -> Value {
         ("vm", generator.subschema_for::<VmSpec>()),
         ("network", generator.subschema_for::<NetworkSpec>()),
         ("image", generator.subschema_for::<ImageSpec>()),
+        ("pool", generator.subschema_for::<PoolSpec>()),
     ];
     let mut defs = generator.take_definitions(true);
     for (kind, reference) in &specs {
@@ -126,7 +128,11 @@ impl Look<'_> {
     fn ways<'v>(&'v self, schema: &'v Value) -> Vec<&'v Value> {
         let target = self.target(schema);
         match target.get("anyOf").or_else(|| target.get("oneOf")).and_then(Value::as_array) {
-            Some(several) => several.iter().filter(|w| w["type"] != "null").flat_map(|w| self.ways(w)).collect(),
+            Some(several) => {
+                // A struct with a flattened enum has fields of its own, whichever form it takes.
+                let own = target.get("properties").map(|_| target);
+                own.into_iter().chain(several.iter().filter(|w| w["type"] != "null").flat_map(|w| self.ways(w))).collect()
+            }
             None => vec![target],
         }
     }
@@ -134,14 +140,16 @@ impl Look<'_> {
     fn fields(&self, schema: &Value) -> Vec<Field> {
         let mut fields: Vec<Field> = Vec::new();
         let ways = self.ways(schema);
-        let forms: Vec<&Value> = ways.iter().filter_map(|w| w.get("properties")).collect();
+        let shared = |way: &Value| way.get("oneOf").is_some();
+        let forms: Vec<&Value> = ways.iter().filter(|w| !shared(w)).filter_map(|w| w.get("properties")).collect();
         for way in &ways {
             if way["type"] == "array" || way["type"][0] == "array" {
                 fields.extend(self.fields(&way["items"]));
             }
             let required: Vec<&str> = way["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             for (name, schema) in way["properties"].as_object().into_iter().flatten() {
-                let required = required.contains(&name.as_str()) && forms.iter().all(|f| f.get(name).is_some());
+                let always = shared(way) || forms.iter().all(|f| f.get(name).is_some());
+                let required = required.contains(&name.as_str()) && always;
                 match fields.iter_mut().find(|f| f.name == *name) {
                     Some(known) => known.or(schema, required),
                     None => fields.push(Field { name: name.clone(), required, schema: schema.clone() }),

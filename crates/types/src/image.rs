@@ -1,6 +1,6 @@
 //! Images: what VM disks are made from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ pub struct ImageSpec {
     pub name: Name,
     #[serde(default)]
     pub description: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     #[serde(default = "default_pool")]
     pub pool: Name,
     pub source: ImageSource,

@@ -29,6 +29,7 @@ use crate::image::ImageSpec;
 use crate::name::Name;
 use crate::network::NetworkSpec;
 use crate::node::NodeSpec;
+use crate::pool::PoolSpec;
 use crate::vm::VmSpec;
 use decode::Finding;
 use tree::Node;
@@ -53,7 +54,7 @@ const VALUES_MAX: usize = 500_000;
 pub const API: &str = "vmkeep/v1";
 
 /// The kinds of manifests.
-pub const KINDS: [&str; 3] = ["vm", "network", "image"];
+pub const KINDS: [&str; 4] = ["vm", "network", "image", "pool"];
 
 /// One typed manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub enum Manifest {
     Vm(VmSpec),
     Network(NetworkSpec),
     Image(ImageSpec),
+    Pool(PoolSpec),
 }
 
 impl Manifest {
@@ -70,6 +72,7 @@ impl Manifest {
             Self::Vm(_) => "vm",
             Self::Network(_) => "network",
             Self::Image(_) => "image",
+            Self::Pool(_) => "pool",
         }
     }
 
@@ -78,6 +81,7 @@ impl Manifest {
             Self::Vm(s) => &s.name,
             Self::Network(s) => &s.name,
             Self::Image(s) => &s.name,
+            Self::Pool(s) => &s.name,
         }
     }
 
@@ -87,6 +91,7 @@ impl Manifest {
             Self::Vm(s) => check::vm(s),
             Self::Network(s) => check::network(s),
             Self::Image(s) => check::image(s),
+            Self::Pool(s) => check::pool(s),
         }
     }
 
@@ -95,7 +100,7 @@ impl Manifest {
     pub fn normalized(self) -> Self {
         match self {
             Self::Vm(s) => Self::Vm(check::normalize(s)),
-            other @ (Self::Network(_) | Self::Image(_)) => other,
+            other @ (Self::Network(_) | Self::Image(_) | Self::Pool(_)) => other,
         }
     }
 
@@ -105,6 +110,7 @@ impl Manifest {
             Self::Vm(s) => serde_json::to_value(s),
             Self::Network(s) => serde_json::to_value(s),
             Self::Image(s) => serde_json::to_value(s),
+            Self::Pool(s) => serde_json::to_value(s),
         };
         let mut value = spec.expect("specs have only text keys");
         value.as_object_mut().expect("specs are structs").insert("kind".into(), self.kind().into());
@@ -281,6 +287,7 @@ fn decode_manifest(tree: &mut Node, kind: Option<&str>, found: &mut Vec<Finding>
         "vm" => decode::all(tree, found).map(Manifest::Vm),
         "network" => decode::all(tree, found).map(Manifest::Network),
         "image" => decode::all(tree, found).map(Manifest::Image),
+        "pool" => decode::all(tree, found).map(Manifest::Pool),
         other => unreachable!("the header knows no kind '{other}'"),
     }
 }
@@ -311,6 +318,14 @@ pub fn image_from_json(value: Value) -> Result<ImageSpec, Error> {
     match manifest_from(value, Some("image"))? {
         Manifest::Image(spec) => Ok(spec),
         other => unreachable!("asked for an image, got {}", other.kind()),
+    }
+}
+
+/// The body of a pool route.
+pub fn pool_from_json(value: Value) -> Result<PoolSpec, Error> {
+    match manifest_from(value, Some("pool"))? {
+        Manifest::Pool(spec) => Ok(spec),
+        other => unreachable!("asked for a pool, got {}", other.kind()),
     }
 }
 

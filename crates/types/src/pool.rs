@@ -9,6 +9,7 @@ use crate::name::Name;
 use crate::units::ByteCount;
 use crate::vm::DiskFormat;
 
+/// Where volumes and images lie.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolSpec {
     pub name: Name,
@@ -24,6 +25,7 @@ pub struct PoolSpec {
 pub enum PoolDriver {
     /// qcow2 and raw files in a directory of the host (admin only).
     Dir {
+        /// Folder of the host; made when it is first used. It is vmkeep's alone.
         path: String,
         /// Every node has the same files there (NFS, CephFS): volumes are bound to no node, and migrations copy none.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -35,6 +37,9 @@ pub enum PoolDriver {
 pub struct PoolRecord {
     pub id: PoolId,
     pub spec: PoolSpec,
+    /// It is about to go, or to lie elsewhere: nothing new is made in it. Whoever changes or deletes it next goes on from here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     pub created_at: jiff::Timestamp,
 }
 

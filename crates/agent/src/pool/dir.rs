@@ -63,6 +63,20 @@ impl DirPool {
         }
     }
 
+    /// A link on the way may lead to where the written path could not: among the system's files.
+    fn check_links(&self) -> Result<(), Error> {
+        let there = self.root.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+        let Some((above, real)) = there else { return Ok(()) };
+        let real = real.join(self.root.strip_prefix(above).unwrap_or(Path::new("")));
+        let fit = |path: &Path| vmkeep_types::check::pool_folder(&path.to_string_lossy());
+        match (fit(&self.root), fit(&real)) {
+            (Ok(()), Err(why)) => {
+                Err(Error::refused(format!("the pool's folder {} leads to {}: {why}", self.root.display(), real.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn path_of(&self, id: VolumeId, format: DiskFormat) -> PathBuf {
         let suffix = if format == DiskFormat::Raw { "raw" } else { "qcow2" };
         self.root.join(format!("{id}.{suffix}"))
@@ -233,6 +247,7 @@ fn check_size(volume: &VolumeRecord, image_bytes: u64) -> Result<(), Error> {
 #[async_trait]
 impl Pool for DirPool {
     async fn ensure(&self) -> Result<(), Error> {
+        self.check_links()?;
         for (path, mode) in [(self.root.clone(), 0o711), (self.root.join("images"), 0o711), (self.staging(), 0o700)] {
             std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(|e| self.io("make", &path, &e))?;
         }
@@ -420,6 +435,24 @@ mod tests {
             attached: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }
+    }
+
+    #[tokio::test]
+    async fn a_link_does_not_lead_a_pool_among_the_systems_files() {
+        let pool = |root: &Path| DirPool::new(root).expect("a pool");
+        // Tests lie in /tmp, which is no place for a pool that people name; a link from a good place is needed to tell.
+        let good = Path::new("/var/lib/libvirt/images/x");
+        assert!(pool(good).check_links().is_ok(), "not there yet");
+        // On Debian /lib is a link; what lies below is the system's either way, and was refused when it was written.
+        assert!(pool(Path::new("/lib/x")).check_links().is_ok());
+        let dir = tempfile::tempdir_in("/var").expect("a folder");
+        std::os::unix::fs::symlink("/etc", dir.path().join("link")).expect("a link");
+        let refused = pool(&dir.path().join("link/pool")).ensure().await.expect_err("it leads to /etc");
+        assert!(
+            refused.message.ends_with("leads to /etc/pool: '/etc/pool' lies in /etc, which is the system's; use a folder like /srv/vmkeep"),
+            "{refused}"
+        );
+        assert!(!Path::new("/etc/pool").exists());
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use vmkeep_types::error::Code;
 use vmkeep_types::manifest::Manifest;
 use vmkeep_types::name::Name;
 
+use super::pool;
 use super::vm::delete::{Disks, ask, delete};
 use crate::context::Ctx;
 use crate::failure::Failure;
@@ -30,6 +31,7 @@ pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
             Manifest::Vm(_) => "vm.get",
             Manifest::Network(_) => "network.get",
             Manifest::Image(_) => "image.get",
+            Manifest::Pool(_) => "pool.get",
         };
         let kind = document.manifest.kind();
         match ctx.call(route)?.field("name", &name).done().await {
@@ -49,6 +51,8 @@ pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
         ctx.confirm(&format!("Delete {}?", names.join(", ")))?;
     }
     delete(ctx, &vms, disks).await?;
+    // What lies in a pool goes before the pool.
+    others.sort_by_key(|(kind, _)| *kind == "pool");
     for (kind, name) in &others {
         delete_one(ctx, kind, name).await?;
     }
@@ -56,6 +60,9 @@ pub async fn run(ctx: &Ctx, args: DeleteArgs) -> Result<(), Failure> {
 }
 
 async fn delete_one(ctx: &Ctx, kind: &str, name: &Name) -> Result<(), Failure> {
+    if kind == "pool" {
+        return pool::delete(ctx, name).await;
+    }
     let route = if kind == "network" { "network.delete" } else { "image.delete" };
     let call = ctx.call(route)?.field("name", name);
     ctx.change(&format!("delete {kind} '{name}'"), call).await

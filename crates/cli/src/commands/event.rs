@@ -1,15 +1,16 @@
-//! `event list`, `events`: what happened, in words.
+//! `event list|show`, `events`: what happened, in words.
 
 use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use uuid::Uuid;
+use vmkeep_api::body::EventView;
 use vmkeep_api::client::Call;
-use vmkeep_types::event::{Event, Level};
+use vmkeep_types::event::Level;
 
 use super::watch::{Change, watch};
-use super::{or_dash, pages};
+use super::{or_dash, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::plain::one_line;
@@ -21,6 +22,12 @@ pub enum EventCommand {
     /// List events
     #[command(visible_aliases = ["ls", "get"])]
     List(ListArgs),
+    /// Show one event
+    Show {
+        /// Its id, from 'vmkeep event list -o wide'
+        #[arg(value_parser = event_id)]
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -30,28 +37,35 @@ pub struct ListArgs {
     pub watch: bool,
 }
 
-impl Row for Event {
+/// It goes into a path.
+fn event_id(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+    if fine { Ok(text.to_owned()) } else { Err("an event's id has letters, digits, '.' and '-'".into()) }
+}
+
+impl Row for EventView {
     const HEAD: &'static [&'static str] = &["TIME", "LEVEL", "OBJECT", "MESSAGE"];
-    const WIDE: &'static [&'static str] = &["CODE", "NODE"];
+    const WIDE: &'static [&'static str] = &["CODE", "NODE", "ID"];
     fn name(&self) -> String {
-        format!("{}/{}", self.resource.kind, self.resource.name)
+        format!("{}/{}", self.event.resource.kind, self.event.resource.name)
     }
     fn cells(&self) -> Vec<Cell> {
-        let (level, tone) = match self.level {
+        let (level, tone) = match self.event.level {
             Level::Info => ("info", Tone::Plain),
             Level::Warn => ("warn", Tone::Warn),
             Level::Error => ("error", Tone::Bad),
         };
-        vec![time::local(self.at).into(), Cell(level.into(), tone), self.name().into(), self.message.clone().into()]
+        vec![time::local(self.event.at).into(), Cell(level.into(), tone), self.name().into(), self.event.message.clone().into()]
     }
     fn wide(&self) -> Vec<Cell> {
-        vec![self.code.clone().into(), or_dash(self.node.as_ref()).into()]
+        vec![self.event.code.clone().into(), or_dash(self.event.node.as_ref()).into(), self.id.clone().into()]
     }
 }
 
 pub async fn run(ctx: &Ctx, command: EventCommand) -> Result<(), Failure> {
     match command {
         EventCommand::List(args) => list(ctx, args).await,
+        EventCommand::Show { id } => show_one(ctx, &ctx.call("event.get")?.field("id", &id).answer().await?),
     }
 }
 
@@ -59,13 +73,13 @@ pub async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
     if args.watch {
         return follow(ctx, || ctx.call("event.list")).await;
     }
-    ctx.printer.list(&pages::<Event>(ctx, "event.list", None).await?)
+    ctx.printer.list(&pages::<EventView>(ctx, "event.list", None).await?)
 }
 
 /// What there is and then new events, as lines; each once, however often the server tells it.
 pub async fn follow<'a>(ctx: &'a Ctx, call: impl Fn() -> Result<Call<'a>, Failure>) -> Result<(), Failure> {
     let mut told = Told::default();
-    watch::<Event>(ctx, call, |change| match change {
+    watch::<EventView>(ctx, call, |change| match change {
         Change::All(events) => events.iter().filter(|e| told.is_new(e)).try_for_each(|e| line(ctx, e)),
         Change::Put(event) if told.is_new(&event) => line(ctx, &event),
         Change::Put(_) | Change::Deleted(_) => Ok(()),
@@ -81,8 +95,8 @@ const TOLD_MAX: usize = 20_000;
 struct Told(BTreeSet<(Timestamp, Uuid, String)>);
 
 impl Told {
-    fn is_new(&mut self, event: &Event) -> bool {
-        let key = (event.at, event.resource.uid, event.code.clone());
+    fn is_new(&mut self, view: &EventView) -> bool {
+        let key = (view.event.at, view.event.resource.uid, view.event.code.clone());
         let full = self.0.len() == TOLD_MAX;
         if full && self.0.first().is_some_and(|oldest| key < *oldest) {
             return false;
@@ -95,8 +109,24 @@ impl Told {
     }
 }
 
+fn show_one(ctx: &Ctx, view: &EventView) -> Result<(), Failure> {
+    let event = &view.event;
+    let card = [
+        ("Time", time::local(event.at)),
+        ("Level", word(&event.level)),
+        ("Object", view.name()),
+        ("Project", event.resource.project.to_string()),
+        ("Code", event.code.clone()),
+        ("Message", event.message.clone()),
+        ("Node", event.node.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("Object id", event.resource.uid.to_string()),
+        ("Id", view.id.clone()),
+    ];
+    show(ctx, view, &card)
+}
+
 /// One event as one line, in the format that was asked for.
-pub fn line(ctx: &Ctx, event: &Event) -> Result<(), Failure> {
+pub fn line(ctx: &Ctx, event: &EventView) -> Result<(), Failure> {
     match ctx.printer.format {
         Format::Json => ctx.printer.out(&serde_json::to_string(event).map_err(|e| vmkeep_types::error::Error::internal(e.to_string()))?),
         Format::Yaml => ctx.printer.out(&format!("---\n{}", crate::printer::yaml(event)?.trim_end())),

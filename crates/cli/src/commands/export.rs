@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
-use vmkeep_api::body::{ImageView, NetworkView, VmView};
+use vmkeep_api::body::{ImageView, NetworkView, PoolView, VmView};
 use vmkeep_types::image::ImageSource;
 use vmkeep_types::manifest::{Manifest, to_yaml_full, to_yaml_minimal};
 
@@ -14,7 +14,7 @@ use crate::printer::Format;
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// Only these kinds
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "network,image,vm")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "pool,network,image,vm")]
     kind: Vec<Kind>,
     /// Only VMs with these labels: tier=db,app=web
     #[arg(short = 'l', long, value_name = "LABELS")]
@@ -26,6 +26,7 @@ pub struct ExportArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Kind {
+    Pool,
     Network,
     Image,
     Vm,
@@ -33,6 +34,9 @@ enum Kind {
 
 pub async fn run(ctx: &Ctx, args: ExportArgs) -> Result<(), Failure> {
     let mut manifests = Vec::new();
+    if args.kind.contains(&Kind::Pool) {
+        manifests.extend(pages::<PoolView>(ctx, "pool.list", None).await?.into_iter().map(|p| Manifest::Pool(p.spec)));
+    }
     if args.kind.contains(&Kind::Network) {
         manifests.extend(pages::<NetworkView>(ctx, "network.list", None).await?.into_iter().map(|n| Manifest::Network(n.spec)));
     }

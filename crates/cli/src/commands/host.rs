@@ -67,7 +67,7 @@ async fn uninstall(ctx: &Ctx) -> Result<(), Failure> {
         return Ok(());
     }
     if !ctx.global.no_wait {
-        let mut left: Vec<DomainView> = ctx.call("domain.list")?.answer().await?;
+        let mut left: Vec<DomainView> = pages(ctx, "domain.list", None).await?;
         left.retain(|domain| domain.ours);
         if !left.is_empty() {
             let names: Vec<&str> = left.iter().map(|domain| domain.name.as_str()).collect();

@@ -1,13 +1,17 @@
-//! `pool list|show`: where volumes and images lie.
+//! `pool list|show|create|set|edit|delete`: where volumes and images lie.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use vmkeep_api::body::PoolView;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::manifest::{Manifest, pool_from_json, to_yaml_minimal};
 use vmkeep_types::name::Name;
-use vmkeep_types::pool::PoolDriver;
+use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
-use super::{pages, show};
+use super::vm::edit::edit_text;
+use super::{joined, pages, show};
 use crate::context::Ctx;
 use crate::failure::Failure;
+use crate::fields::assign_all;
 use crate::printer::{Cell, Row};
 use crate::time;
 
@@ -21,42 +25,141 @@ pub enum PoolCommand {
         /// Pool to show
         name: Name,
     },
+    /// Make a pool of a folder
+    Create(CreateArgs),
+    /// Change fields: 'vmkeep pool set fast description=NVMe'
+    Set {
+        /// Pool to change
+        name: Name,
+        /// FIELD=VALUE
+        #[arg(required = true, value_name = "FIELD=VALUE")]
+        fields: Vec<String>,
+    },
+    /// Change a pool in $EDITOR
+    Edit {
+        /// Pool to change
+        name: Name,
+    },
+    /// Delete pools that nothing lies in; their folders stay
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Pools to delete
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
 }
 
-fn driver(pool: &PoolView) -> (&'static str, String) {
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name of the pool
+    name: Name,
+    /// Folder of the host, its own and no other pool's; made when it is first used
+    #[arg(long)]
+    path: String,
+    /// Every host has the same files there (NFS, CephFS): volumes are bound to no host
+    #[arg(long)]
+    shared: bool,
+    /// In words
+    #[arg(long, default_value = "")]
+    description: String,
+}
+
+fn driver(pool: &PoolView) -> (&'static str, String, &'static str) {
     match &pool.spec.driver {
-        PoolDriver::Dir { path, .. } => ("dir", path.clone()),
+        PoolDriver::Dir { path, shared } => ("dir", path.clone(), if *shared { "yes" } else { "no" }),
     }
 }
 
 impl Row for PoolView {
     const HEAD: &'static [&'static str] = &["NAME", "DRIVER", "PATH"];
-    const WIDE: &'static [&'static str] = &["ID", "DESCRIPTION"];
+    const WIDE: &'static [&'static str] = &["SHARED", "ID", "DESCRIPTION"];
     fn name(&self) -> String {
         self.spec.name.to_string()
     }
     fn cells(&self) -> Vec<Cell> {
-        let (kind, path) = driver(self);
+        let (kind, path, _) = driver(self);
         vec![self.name().into(), kind.into(), path.into()]
     }
     fn wide(&self) -> Vec<Cell> {
-        vec![self.id.into(), self.spec.description.clone().into()]
+        vec![driver(self).2.into(), self.id.into(), self.spec.description.clone().into()]
     }
 }
 
 pub async fn run(ctx: &Ctx, command: PoolCommand) -> Result<(), Failure> {
-    let PoolCommand::Show { name } = command else {
-        return ctx.printer.list(&pages::<PoolView>(ctx, "pool.list", None).await?);
-    };
-    let pool: PoolView = ctx.call("pool.get")?.field("name", &name).answer().await?;
-    let (kind, path) = driver(&pool);
+    match command {
+        PoolCommand::List => ctx.printer.list(&pages::<PoolView>(ctx, "pool.list", None).await?),
+        PoolCommand::Show { name } => show_one(ctx, &get(ctx, &name).await?),
+        PoolCommand::Create(args) => create(ctx, args).await,
+        PoolCommand::Set { name, fields } => {
+            let view = get(ctx, &name).await?;
+            put(ctx, &name, &assign_all(&view.spec, &fields, pool_from_json)?).await
+        }
+        PoolCommand::Edit { name } => edit(ctx, &name).await,
+        PoolCommand::Delete { names } => {
+            ctx.confirm(&format!("Delete pool {}? Folders and what lies in them stay.", joined(&names)))?;
+            for name in &names {
+                delete(ctx, name).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn get(ctx: &Ctx, name: &Name) -> Result<PoolView, Failure> {
+    Ok(ctx.call("pool.get")?.field("name", name).answer().await?)
+}
+
+async fn put(ctx: &Ctx, name: &Name, spec: &PoolSpec) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("write pool '{name}'")) {
+        return Ok(());
+    }
+    let _: PoolView = ctx.call("pool.put")?.field("name", name).json(spec).answer().await?;
+    ctx.printer.say(&format!("pool '{name}' is written"));
+    Ok(())
+}
+
+async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
+    match get(ctx, &args.name).await {
+        Ok(_) => {
+            let error = Error::conflict(format!("pool '{}' exists already", args.name));
+            return Err(error.hint(format!("change it with 'vmkeep pool set {}'", args.name)).into());
+        }
+        Err(Failure::Error(e)) if e.code == Code::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let driver = PoolDriver::Dir { path: args.path, shared: args.shared };
+    put(ctx, &args.name, &PoolSpec { name: args.name.clone(), description: args.description, driver }).await
+}
+
+async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
+    let view = get(ctx, name).await?;
+    let text = to_yaml_minimal(&Manifest::Pool(view.spec.clone()));
+    edit_text(ctx, &format!("pool-{name}"), &text, async |file, text| {
+        let spec = crate::files::read_pool(file, text)?;
+        put(ctx, name, &spec).await
+    })
+    .await
+}
+
+pub async fn delete(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("delete pool '{name}'")) {
+        return Ok(());
+    }
+    ctx.call("pool.delete")?.field("name", name).done().await?;
+    ctx.printer.say(&format!("pool '{name}' is deleted; its folder stays"));
+    Ok(())
+}
+
+fn show_one(ctx: &Ctx, pool: &PoolView) -> Result<(), Failure> {
+    let (kind, path, shared) = driver(pool);
     let card = [
         ("Name", pool.name()),
         ("Description", pool.spec.description.clone()),
         ("Driver", kind.into()),
         ("Path", path),
+        ("Shared", shared.into()),
         ("Created", time::local(pool.created_at)),
         ("Id", pool.id.to_string()),
     ];
-    show(ctx, &pool, &card)
+    show(ctx, pool, &card)
 }

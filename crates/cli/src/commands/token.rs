@@ -7,7 +7,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::Role;
 use vmkeep_types::units::Seconds;
 
-use super::{show, word};
+use super::{pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Format, Row};
@@ -87,9 +87,9 @@ impl Row for TokenView {
 
 pub async fn run(ctx: &Ctx, command: TokenCommand) -> Result<(), Failure> {
     match command {
-        TokenCommand::List => ctx.printer.list(&ctx.call("token.list")?.answer::<Vec<TokenView>>().await?),
+        TokenCommand::List => ctx.printer.list(&pages::<TokenView>(ctx, "token.list", None).await?),
         TokenCommand::Show { id } => {
-            let tokens: Vec<TokenView> = ctx.call("token.list")?.answer().await?;
+            let tokens: Vec<TokenView> = pages(ctx, "token.list", None).await?;
             let absent = || Error::not_found("token", &id).hint("see 'vmkeep token list'");
             let token = tokens.iter().find(|t| t.id == id).ok_or_else(absent)?;
             let card = [

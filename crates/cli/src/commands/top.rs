@@ -15,6 +15,7 @@ use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::{ByteCount, Seconds};
 
+use super::pages;
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Row};
@@ -141,7 +142,7 @@ pub fn sort(rows: &mut [Usage], key: SortKey) {
 }
 
 pub async fn sample(ctx: &Ctx) -> Result<Vec<VmStats>, Failure> {
-    Ok(ctx.call("stats.list")?.answer().await?)
+    pages(ctx, "stats.list", None).await
 }
 
 pub async fn run(ctx: &Ctx, args: TopArgs) -> Result<(), Failure> {

@@ -10,9 +10,8 @@ use crate::cli::Cli;
 /// `list | show | create | edit | delete` for every noun, but for these.
 const MISSING: &str = "## Verbs that a noun does not have
 
-- `image edit`, `volume edit`: nothing of them can be changed afterwards. A disk grows by its VM (`vm resize-disk`).
-- `pool create`, `edit`, `delete`: there is one pool, `default`; `/etc/vmkeep/vmkeepd.toml` names its folder.
-- `event show`, `op create`, `token edit`: an event is one line and has no name; operations come from other commands; a token is
+- `volume edit`: nothing of a volume can be changed afterwards. A disk grows by its VM (`vm resize-disk`).
+- `event create`, `edit`, `delete`, `op create`, `edit`, `token edit`: events and operations come from other commands; a token is
   withdrawn and another one made.
 
 ";

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen, PlannedChange};
 use vmkeep_core::change::{self, Effect};
-use vmkeep_core::warn;
 use vmkeep_store::Store;
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
@@ -14,9 +13,9 @@ use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::{PowerWish, Role};
 use vmkeep_types::vm::VmSpec;
 
-use super::vm_resolve::{Coming, check_only, name_is_free_elsewhere};
+use super::vm_resolve::{Coming, check_only, free_name};
 use super::vm_write::{Changed, Same};
-use super::{Ask, image, network, placement, vm, vm_parts, vm_write};
+use super::{Ask, image, network, placement, pool, vm, vm_parts, vm_write};
 use crate::view;
 
 /// Manifests in one request.
@@ -75,13 +74,23 @@ async fn coming(store: &dyn Store, ask: &Ask, manifests: &[Manifest]) -> Result<
             Manifest::Image(spec) if found(image::find(store, &ask.project, &spec.name).await)?.is_none() => {
                 coming.images.insert(spec.name.clone());
             }
+            Manifest::Pool(spec) => drop(coming.pools.insert(spec.name.clone())),
             Manifest::Image(_) | Manifest::Vm(_) => {}
         }
     }
     Ok(coming)
 }
 
-/// Networks and images first, because VMs of the same request may be on them.
+/// What others of the same request may need comes first.
+fn turn(manifest: &Manifest) -> u8 {
+    match manifest {
+        Manifest::Pool(_) => 0,
+        Manifest::Network(_) | Manifest::Image(_) => 1,
+        Manifest::Vm(_) => 2,
+    }
+}
+
+/// Pools, then networks and images, then the VMs that may be on them.
 async fn carry_out_all(
     store: &dyn Store,
     ask: &Ask,
@@ -89,9 +98,10 @@ async fn carry_out_all(
     results: &mut [ApplyResult],
     restart: bool,
 ) -> Result<(), Error> {
-    let (first, then): (Vec<_>, Vec<_>) = manifests.into_iter().zip(results).partition(|(m, _)| !matches!(m, Manifest::Vm(_)));
+    let mut in_turn: Vec<_> = manifests.into_iter().zip(results).collect();
+    in_turn.sort_by_key(|(manifest, _)| turn(manifest));
     let mut written = Vec::new();
-    for (manifest, result) in first.into_iter().chain(then) {
+    for (manifest, result) in in_turn {
         let (kind, name) = (manifest.kind(), manifest.name().clone());
         let said = |error: Error| {
             let rest =
@@ -171,9 +181,7 @@ async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, coming: &Co
                 return Err(Error::new(Code::Forbidden, "only admins may change networks"));
             }
             if let Some(old) = found(network::find(store, &ask.project, &spec.name).await)? {
-                result.action = if old.spec == *spec { ApplyAction::Unchanged } else { ApplyAction::Update };
-                let planned = |change| PlannedChange { change, when: ChangeWhen::Live };
-                result.changes = change::network_changes(&old.spec, spec).into_iter().map(planned).collect();
+                changed(&mut result, change::spec_changes(&old.spec, spec));
             }
         }
         Manifest::Image(spec) => {
@@ -185,11 +193,25 @@ async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, coming: &Co
                 if old.leaving.is_some() {
                     return Err(Error::conflict(format!("image '{}' is being deleted", spec.name)));
                 }
-                result.action = ApplyAction::Unchanged;
+                changed(&mut result, change::spec_changes(&old.spec, spec));
+            }
+        }
+        Manifest::Pool(spec) => {
+            if ask.caller.role < Role::Admin {
+                return Err(Error::new(Code::Forbidden, "only admins may change pools"));
+            }
+            if let Some(old) = pool::check_only(store, spec).await? {
+                changed(&mut result, change::spec_changes(&old.spec, spec));
             }
         }
     }
     Ok(result)
+}
+
+/// What is there already, and what becomes of it.
+fn changed(result: &mut ApplyResult, changes: Vec<FieldChange>) {
+    result.action = if changes.is_empty() { ApplyAction::Unchanged } else { ApplyAction::Update };
+    result.changes = changes.into_iter().map(|change| PlannedChange { change, when: ChangeWhen::Live }).collect();
 }
 
 fn found<T>(looked: Result<T, Error>) -> Result<Option<T>, Error> {
@@ -202,9 +224,9 @@ fn found<T>(looked: Result<T, Error>) -> Result<Option<T>, Error> {
 
 async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, coming: &Coming, result: &mut ApplyResult) -> Result<(), Error> {
     let Some(old) = found(vm_parts::record(store, &ask.project, &spec.name).await)? else {
-        name_is_free_elsewhere(store, ask, &spec.name).await?;
+        free_name(store, ask, &spec.name).await?;
         let resolved = check_only(store, ask, spec, None, coming).await?;
-        result.warnings = warn::warnings(&check::normalize(spec.clone()), None, &resolved.images, &resolved.nodes);
+        result.warnings = resolved.warnings(store, &check::normalize(spec.clone()), None).await?;
         return Ok(());
     };
     if old.value.leaving.is_some() {
@@ -218,7 +240,7 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, coming: &Coming, r
     }
     let resolved = check_only(store, ask, &wish, Some(&old.value), coming).await?;
     if wish != old.value.spec {
-        result.warnings = warn::warnings(&wish, Some(&old.value.spec), &resolved.images, &resolved.nodes);
+        result.warnings = resolved.warnings(store, &wish, Some(&old.value.spec)).await?;
     }
     let parts = vm_parts::parts(store, &ask.project, old.value.id).await?;
     let seen = parts.and_then(|p| p.seen);
@@ -280,9 +302,14 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
                 network::put(store, ask, spec).await?;
             }
         }
-        Manifest::Image(spec) => {
-            if result.action == ApplyAction::Create {
-                result.operation = Some(image::create(store, ask, None, spec).await?);
+        Manifest::Image(spec) => match result.action {
+            ApplyAction::Create => result.operation = Some(image::create(store, ask, None, spec).await?),
+            ApplyAction::Update => drop(image::put(store, ask, spec).await?),
+            ApplyAction::Mend | ApplyAction::Unchanged => {}
+        },
+        Manifest::Pool(spec) => {
+            if result.action != ApplyAction::Unchanged {
+                pool::put(store, ask, spec).await?;
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use uuid::Uuid;
+use vmkeep_api::body::EventView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, StoreError, keys, typed};
 use vmkeep_types::error::Error;
@@ -15,28 +16,42 @@ use super::{op, store_error};
 const KEEP_PER_OBJECT: usize = 200;
 /// An object that is gone keeps its events so long after the last of them: people ask what became of it.
 const KEEP_GONE_DAYS: i64 = 7;
-/// The rings of all objects.
-const ALL_EVENTS: &str = "event/";
-
-/// An event and its place in a page: its time stamp, then its object, so that two of one moment are told apart.
-#[derive(Serialize)]
-#[serde(transparent)]
-pub struct Row {
-    pub event: Event,
-    #[serde(skip)]
-    pub place: String,
-}
 
 /// Events under a prefix, oldest first.
-pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Row>, Error> {
+pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<EventView>, Error> {
     let stored = typed::list_readable::<Event>(store, prefix).await.map_err(store_error)?;
-    let row = |s: Stored<Event>| Row {
-        place: format!("{}/{}", s.key.rsplit('/').next().unwrap_or_default(), s.value.resource.uid),
-        event: s.value,
-    };
-    let mut rows: Vec<Row> = stored.into_iter().map(row).collect();
-    rows.sort_by(|a, b| a.place.cmp(&b.place));
+    let mut rows: Vec<EventView> = stored.into_iter().map(view).collect();
+    rows.sort_by(|a, b| place(a).cmp(&place(b)));
     Ok(rows)
+}
+
+/// As it is shown: `TIME-UID-SEQ` of its key, behind the kind and uid of its object, tells it from all others.
+pub fn view(stored: Stored<Event>) -> EventView {
+    let stamp = stored.key.rsplit('/').next().unwrap_or_default();
+    let about = &stored.value.resource;
+    EventView { id: format!("{}.{}.{stamp}", about.kind, about.uid.simple()), event: stored.value }
+}
+
+/// Its place in a page: its time stamp, then its object, so that two of one moment are told apart.
+pub fn place(view: &EventView) -> String {
+    format!("{}/{}", view.id.rsplit('.').next().unwrap_or_default(), view.event.resource.uid)
+}
+
+/// One event by its id.
+///
+/// # Errors
+/// `Invalid` for what is no event's id; `NotFound`, also when the ring of its object has let go of it.
+pub async fn find(store: &dyn Store, project: &Name, id: &str) -> Result<EventView, Error> {
+    let parts: Vec<&str> = id.split('.').collect();
+    let ([kind, uid, stamp], false) = (&parts[..], id.contains('/')) else { return Err(no_id(id)) };
+    let uid: Uuid = uid.parse().map_err(|_| no_id(id))?;
+    let found = super::get::<Event>(store, &keys::event(project, kind, uid, stamp)).await?;
+    let gone = || Error::not_found("event", id).hint(format!("the newest {KEEP_PER_OBJECT} of each object are kept: vmkeep event list"));
+    found.map(view).ok_or_else(gone)
+}
+
+fn no_id(id: &str) -> Error {
+    Error::invalid(format!("'{}' is not an event's id", id.escape_debug())).hint("'vmkeep event list -o wide' shows them")
 }
 
 pub fn all(project: &Name) -> String {
@@ -45,7 +60,7 @@ pub fn all(project: &Name) -> String {
 
 pub(super) async fn trim(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
     let mut rings: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for kv in store.list(ALL_EVENTS).await?.items {
+    for kv in store.list(keys::ALL_EVENTS).await?.items {
         let ring = kv.key.rsplit_once('/').map_or("", |(ring, _)| ring).to_owned();
         rings.entry(ring).or_default().push(kv.key);
     }

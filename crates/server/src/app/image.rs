@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmkeep_api::body::{ImageView, ObjectState};
+use vmkeep_core::change;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
-use vmkeep_types::error::Error;
+use vmkeep_types::error::{Code, Error, Problem};
 use vmkeep_types::host::NodeFacts;
-use vmkeep_types::ids::ImageId;
+use vmkeep_types::ids::{ImageId, Revision};
 use vmkeep_types::image::{ImageFacts, ImageKind, ImageRecord, ImageSource, ImageSpec};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
@@ -17,7 +18,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
 use super::network::task;
-use super::{Ask, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, volume};
+use super::{Ask, TRIES_MAX, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, volume};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -129,7 +130,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: Ima
     if !problems.is_empty() {
         return Err(manifest::refused(&format!("image {}", spec.name), problems));
     }
-    let pool = pool::find(store, &spec.pool).await?.spec;
+    let (pool, pool_stays) = pool::open(store, &spec.pool).await?;
     let mut node = any_node(store, near).await?;
     match &spec.source {
         ImageSource::Upload { upload, .. } => node = upload_node(store, *upload, near).await?,
@@ -160,10 +161,10 @@ pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: Ima
         }
     };
     let name = image.spec.name.clone();
-    let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
-    let op = operation(ask, "image.import", resource, Wanted::Task);
+    let op = operation(ask, "image.import", resource(ask, &image), Wanted::Task);
     let name_key = keys::name("image", &ask.project, &name);
     let txn = Txn::default()
+        .when(pool_stays)
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &image.id))
         .then(typed::put(keys::image(&ask.project, image.id), &image))
@@ -171,6 +172,36 @@ pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: Ima
     let taken =
         || Error::conflict(format!("there is an image '{name}' already")).hint("choose another --name, or delete the old one first");
     begin(store, ask, txn, op).await?.ok_or_else(taken)
+}
+
+/// Changes what is said of an image; what it was made from and where it lies does not change under its disks.
+///
+/// # Errors
+/// `NotFound`; `Invalid` with all problems; `Stale` when the caller read an older one.
+pub async fn put(store: &dyn Store, ask: &Ask, spec: ImageSpec) -> Result<(ImageView, Revision), Error> {
+    let problems = vmkeep_types::check::image(&spec);
+    for _ in 0..TRIES_MAX {
+        let found = stored(store, &ask.project, &spec.name).await?;
+        ask.expect(&spec.name, &found)?;
+        if found.value.leaving.is_some() {
+            return Err(Error::conflict(format!("image '{}' is being deleted", spec.name)));
+        }
+        let refused: Vec<Problem> = problems.iter().cloned().chain(change::image_refusals(&found.value.spec, &spec)).collect();
+        if !refused.is_empty() {
+            return Err(manifest::refused(&format!("image {}", spec.name), refused));
+        }
+        ask.admit("image.put", &resource(ask, &found.value))?;
+        let image = ImageRecord { spec: spec.clone(), ..found.value };
+        let txn = Txn::default().when(Compare::ModifiedAt(found.key.clone(), found.modified)).then(typed::put(found.key, &image));
+        if let Some(revision) = commit(store, txn).await? {
+            return Ok((view(store, image).await?, revision));
+        }
+    }
+    Err(Error::new(Code::Unavailable, format!("image '{}' is changed by others all the time; try again", spec.name)))
+}
+
+fn resource(ask: &Ask, image: &ImageRecord) -> ResourceRef {
+    ResourceRef { kind: "image".into(), project: ask.project.clone(), name: image.spec.name.clone(), uid: image.id.0 }
 }
 
 /// Marked first, then looked at for users once more: a VM that is written at the same time either sees the mark or is seen.
@@ -187,8 +218,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
             .hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
     }
     let pool = pool::find(store, &image.spec.pool).await?.spec;
-    let resource = ResourceRef { kind: "image".into(), project: ask.project.clone(), name: name.clone(), uid: image.id.0 };
-    let op = operation(ask, "image.delete", resource, Wanted::Task);
+    let op = operation(ask, "image.delete", resource(ask, &image), Wanted::Task);
     ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("image '{name}' was changed at the same time; try again"));
     let going = ImageRecord { leaving: Some(op.id), ..image.clone() };

@@ -22,6 +22,7 @@ pub mod vm_write;
 pub mod volume;
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use serde::de::DeserializeOwned;
 use vmkeep_api::body::NodeView;
@@ -102,7 +103,7 @@ pub fn put_op(op: &Operation) -> Op {
 }
 
 /// "'a', 'b' and 3 more"; None when there is nobody.
-pub fn some_of(users: &[Name]) -> Option<String> {
+pub fn some_of<T: Display>(users: &[T]) -> Option<String> {
     let told = match users {
         [] => return None,
         [one] => format!("'{one}'"),
@@ -154,6 +155,7 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Resu
     let pool = PoolRecord {
         id: PoolId(uuid::Uuid::new_v4()),
         spec: PoolSpec { name: default.clone(), description: String::new(), driver: PoolDriver::Dir { path: pool_path.into(), shared } },
+        leaving: false,
         created_at,
     };
     let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");

@@ -13,6 +13,7 @@ use vmkeep_types::manifest;
 use vmkeep_types::migration::Stop;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{Closure, Cordon, NodeLoad, NodeRecord, NodeSpec};
+use vmkeep_types::units::ByteCount;
 
 use super::ask::IfMatch;
 use super::{Ask, TRIES_MAX, commit, drain, get, store_error};
@@ -60,6 +61,18 @@ fn view(name: &Name, facts: Option<KeyValue>, others: [Option<&KeyValue>; 3]) ->
     let NodeRecord { spec, cordon } = record.unwrap_or_else(|| NodeRecord::named(name.clone()));
     let state: Option<NodeState> = state.and_then(|kv| typed::readable(typed::decode(kv)));
     Some(NodeView { facts, state, spec: Some(spec), cordon, load })
+}
+
+/// What each node has free now, as it measured last: for a warning, not for placement, which counts what is promised.
+pub async fn free_memory(store: &dyn Store, nodes: &[NodeFacts]) -> Result<Vec<(Name, Option<ByteCount>)>, Error> {
+    let names: Vec<Name> = nodes.iter().map(|node| node.name.clone()).collect();
+    let loads = key_of_each(store, &names, keys::load).await?;
+    let free = |(node, load): (&NodeFacts, Option<KeyValue>)| {
+        let load: Option<NodeLoad> = load.and_then(|kv| typed::readable(typed::decode(&kv)));
+        let free = load.map(|load| ByteCount::from_bytes(node.memory.bytes().saturating_sub(load.memory_used.bytes())));
+        (node.name.clone(), free)
+    };
+    Ok(nodes.iter().zip(loads).map(free).collect())
 }
 
 /// A node and the revision of what people say of it.

@@ -1,6 +1,7 @@
 //! VMs: commanded and deleted.
 
 use vmkeep_api::body::ActionRequest;
+use vmkeep_core::warn;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
@@ -85,6 +86,18 @@ pub async fn command(
         }
     }
     Err(busy(name))
+}
+
+/// What may go wrong when a VM that is off starts now.
+pub async fn start_warnings(store: &dyn Store, project: &Name, name: &Name) -> Result<Vec<String>, Error> {
+    let record = record(store, project, name).await?.value;
+    let Some(parts) = super::vm_parts::parts(store, project, record.id).await? else { return Ok(Vec::new()) };
+    if parts.seen.as_ref().and_then(|seen| seen.domain.known()).is_some_and(|domain| domain.is_live()) {
+        return Ok(Vec::new());
+    }
+    let mut nodes = super::nodes(store).await?;
+    nodes.retain(|node| parts.owner.as_ref().is_none_or(|owner| owner.node == node.name));
+    Ok(warn::no_room(record.spec.memory.size, &super::node::free_memory(store, &nodes).await?).into_iter().collect())
 }
 
 /// Something for the node to do now.

@@ -13,7 +13,7 @@ use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
-use super::vm_resolve::{fixed_macs, name_is_free_elsewhere, volume_name};
+use super::vm_resolve::{fixed_macs, free_name, volume_name};
 use super::{Ask, begin, get, operation, pool};
 
 /// Takes over a domain that a node proposes.
@@ -25,7 +25,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
     if let Some(name) = name {
         spec.name = name;
     }
-    name_is_free_elsewhere(store, ask, &spec.name).await?;
+    let free = free_name(store, ask, &spec.name).await?;
     let created_at = jiff::Timestamp::now();
     let mut record = VmRecord {
         id: proposal.uuid,
@@ -70,7 +70,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
         Error::conflict(format!("'{}', its domain, or one of its volumes or MACs is in vmkeep already", record.spec.name))
             .hint("choose another name with --name")
     };
-    begin(store, ask, txn, op).await?.ok_or_else(taken)
+    begin(store, ask, free.take(proposal.uuid, txn), op).await?.ok_or_else(taken)
 }
 
 fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: FoundDisk) -> VolumeRecord {

@@ -16,7 +16,7 @@ use vmkeep_types::vm::{DiskFormat, OsFamily, RunPolicy};
 
 use super::network::task;
 use super::vm_parts::resource;
-use super::vm_resolve::{name_is_free_elsewhere, size_now, volume_name};
+use super::vm_resolve::{free_name, size_now, volume_name};
 use super::vm_write::{choices, taken_macs};
 use super::{Ask, begin, get, operation, pool, put_op};
 
@@ -27,7 +27,7 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
     if old.value.leaving.is_some() {
         return Err(Error::conflict(format!("'{name}' is being deleted")));
     }
-    name_is_free_elsewhere(store, ask, &new).await?;
+    let free = free_name(store, ask, &new).await?;
     let mut record = old.value.clone();
     record.spec.name = new.clone();
     let op = operation(ask, "vm.rename", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
@@ -36,9 +36,10 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
         .when(Compare::Absent(to.clone()))
         .when(Compare::ModifiedAt(old.key.clone(), old.modified))
         .then(Op::Delete(from))
+        .then(Op::Delete(keys::domain(name)))
         .then(typed::put(to, &record.id))
         .then(typed::put(old.key, &record));
-    begin(store, ask, txn, op)
+    begin(store, ask, free.take(old.value.id, txn), op)
         .await?
         .ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
 }
@@ -62,7 +63,7 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         let words = format!("only admins may copy a VM with {}", admins.join(", "));
         return Err(Error::new(Code::Forbidden, words).hint("they reach the host itself"));
     }
-    name_is_free_elsewhere(store, ask, &new).await?;
+    let free = free_name(store, ask, &new).await?;
     let id = VmId(uuid::Uuid::new_v4());
     let mut record = VmRecord {
         id,
@@ -92,7 +93,7 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken_macs(store).await?)))
         .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }));
     let refused = || Error::conflict(format!("'{new}' or one of its volumes is taken, or '{name}' changed at the same time"));
-    begin(store, ask, txn, op).await?.ok_or_else(refused)
+    begin(store, ask, free.take(id, txn), op).await?.ok_or_else(refused)
 }
 
 /// How the step of an operation begins that says what a clone does not take.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use vmkeep_core::warn;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
@@ -16,7 +17,7 @@ use vmkeep_types::record::{Role, VmChoices, VmRecord};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Cdrom, Disk, DiskFormat, Nic, VmSpec};
 
-use super::{Ask, get, image, network, nodes, pool, volume};
+use super::{Ask, get, image, network, node, nodes, pool, volume};
 use crate::view::unrestored_secrets;
 
 /// A whole wish: it travels to its node in one value with all that the node needs for it, and a value holds 1 MiB.
@@ -27,6 +28,7 @@ const SPEC_BYTES_MAX: usize = 768 << 10;
 pub struct Coming {
     pub networks: BTreeSet<Name>,
     pub images: BTreeSet<Name>,
+    pub pools: BTreeSet<Name>,
 }
 
 /// The records behind a wish's names.
@@ -46,6 +48,15 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
+    /// What the wish will not do as it may be meant.
+    pub async fn warnings(&self, store: &dyn Store, new: &VmSpec, old: Option<&VmSpec>) -> Result<Vec<String>, Error> {
+        let mut told = warn::warnings(new, old, &self.images, &self.nodes);
+        if old.is_none_or(|old| old.memory.size < new.memory.size) {
+            told.extend(warn::no_room(new.memory.size, &node::free_memory(store, &self.nodes).await?));
+        }
+        Ok(told)
+    }
+
     pub fn write(&mut self, ask: &Ask, vm: VmId, mut txn: Txn) -> Txn {
         for (guard, volume) in &mut self.writes {
             if let Some(attached) = &mut volume.attached {
@@ -156,8 +167,28 @@ pub(super) async fn check_only(
     resolve(store, ask, &check::normalize(spec.clone()), old, coming).await
 }
 
-/// libvirt on a host knows domains by name only, whatever project they are of.
-pub(super) async fn name_is_free_elsewhere(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(), Error> {
+/// A name that is free for a VM, as long as its entry in the index of domains is as it was found.
+pub(super) struct FreeName {
+    guard: Compare,
+    key: String,
+}
+
+impl FreeName {
+    /// It is `vm`'s from now on.
+    pub fn take(self, vm: VmId, txn: Txn) -> Txn {
+        txn.when(self.guard).then(typed::put(self.key, &vm))
+    }
+}
+
+/// libvirt on a host knows domains by name only, whatever project they are of: two VMs that come at once with one name meet in
+/// its index entry. What was written before there was an index is found by looking at all names; the entry is read first, so
+/// that nobody slips in between. An entry whose VM has another name by now, or is gone, was left by an older vmkeep.
+pub(super) async fn free_name(store: &dyn Store, ask: &Ask, name: &Name) -> Result<FreeName, Error> {
+    let key = keys::domain(name);
+    let guard = match store.get(&key).await.map_err(super::store_error)? {
+        Some(there) => Compare::ModifiedAt(key.clone(), there.modified),
+        None => Compare::Absent(key.clone()),
+    };
     let ours = keys::name("vm", &ask.project, name);
     for kv in store.list(keys::ALL_VM_NAMES).await.map_err(super::store_error)?.items {
         let (other, last) = kv.key[keys::ALL_VM_NAMES.len()..].split_once('/').unwrap_or_default();
@@ -166,7 +197,7 @@ pub(super) async fn name_is_free_elsewhere(store: &dyn Store, ask: &Ask, name: &
             return Err(Error::conflict(words).hint("choose another name"));
         }
     }
-    Ok(())
+    Ok(FreeName { guard, key })
 }
 
 fn nic_field(n: usize, nic: &Nic) -> String {
@@ -264,6 +295,20 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// A pool that a new volume is to lie in.
+    async fn pool(&mut self, name: &Name, field: String) -> Result<(), Error> {
+        if self.coming.pools.contains(name) {
+            return Ok(());
+        }
+        let found = pool::stored(self.store, name).await;
+        let Some(found) = self.missing(found, &field)? else { return Ok(()) };
+        if found.value.leaving {
+            self.problem(field, format!("pool '{name}' is being deleted or moved"));
+        }
+        self.found.read.insert(found.key, found.modified);
+        Ok(())
+    }
+
     /// An image by name, of the kind that the field takes. One that is not ready yet is waited for by a new VM; a VM that is
     /// there goes on without it.
     async fn image(&mut self, name: &Name, field: &str, kind: ImageKind) -> Result<Option<ImageRecord>, Error> {
@@ -322,11 +367,12 @@ impl Look<'_> {
             self.found.volumes.insert(wish.name.clone(), grown);
             return Ok(());
         }
-        let pool = pool::find(self.store, &wish.pool).await;
-        self.missing(pool, &field("pool"))?;
         if let Some(name) = &wish.volume {
+            let pool = pool::find(self.store, &wish.pool).await;
+            self.missing(pool, &field("pool"))?;
             return self.attach(wish, name).await;
         }
+        self.pool(&wish.pool, field("pool")).await?;
         let image = match &wish.image {
             Some(name) => self.image(name, &field("image"), ImageKind::Disk).await?,
             None => None,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vmkeep_core::{change, warn};
+use vmkeep_core::change;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::check;
@@ -16,7 +16,7 @@ use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::ask::{self, IfMatch, stale, write};
 use super::vm_parts::{self, busy, resource};
-use super::vm_resolve::{Coming, dropped_macs, name_is_free_elsewhere, resolve};
+use super::vm_resolve::{Coming, dropped_macs, free_name, resolve};
 use super::{Ask, TRIES_MAX, commit, done, get, operation, put_op};
 use crate::view::restore_secrets;
 
@@ -53,7 +53,6 @@ pub enum Same {
 /// A new VM; a taken name is a conflict.
 pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Written, Error> {
     let spec = check::normalize(spec);
-    name_is_free_elsewhere(store, ask, &spec.name).await?;
     for _ in 0..TRIES_MAX {
         if let Some(written) = try_create(store, ask, &spec).await? {
             return Ok(written);
@@ -67,6 +66,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Writte
 
 /// None: something of what it was decided from was written meanwhile.
 async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Option<Written>, Error> {
+    let name = free_name(store, ask, &spec.name).await?;
     let mut resolved = resolve(store, ask, spec, None, &Coming::default()).await?;
     let taken = taken_macs(store).await?;
     let id = VmId(uuid::Uuid::new_v4());
@@ -89,8 +89,8 @@ async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Optio
         .then(typed::put(keys::vm(&ask.project, id), &record))
         .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken)))
         .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None, stop_timeout: None }));
-    let warnings = warn::warnings(&record.spec, None, &resolved.images, &resolved.nodes);
-    let written = write(store, ask, resolved.write(ask, id, txn), op).await?;
+    let warnings = resolved.warnings(store, &record.spec, None).await?;
+    let written = write(store, ask, resolved.write(ask, id, name.take(id, txn)), op).await?;
     Ok(written.map(|ask::Written { op, at }| match at {
         Some(_) => Written { op, changed: Changed::Created, warnings, revision: at },
         None => Written { op, changed: Changed::Nothing, warnings: Vec::new(), revision: None },
@@ -140,7 +140,7 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
         return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
     }
     let mut resolved = resolve(store, ask, &spec, Some(&old.value), &Coming::default()).await?;
-    let warnings = warn::warnings(&spec, Some(&old.value.spec), &resolved.images, &resolved.nodes);
+    let warnings = resolved.warnings(store, &spec, Some(&old.value.spec)).await?;
     let mut record = VmRecord { spec, ..old.value.clone() };
     record.volumes = resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect();
     let kept = get::<VmChoices>(store, &keys::choices(record.id)).await?;

@@ -101,7 +101,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     if !problems.is_empty() {
         return Err(manifest::refused(&format!("volume {}", wish.name), problems));
     }
-    let pool = pool::find(store, &wish.pool).await?;
+    let (pool, pool_stays) = pool::open(store, &wish.pool).await?;
     let image = match &wish.image {
         Some(name) => Some(image::ready(store, &ask.project, name).await?),
         None => None,
@@ -125,7 +125,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
     let op = operation(ask, "volume.create", resource, Wanted::Task);
     let guard = image.as_ref().map(|(.., guard)| guard.clone());
     let name_key = keys::name("volume", &ask.project, &wish.name);
-    let txn = Txn { compare: guard.into_iter().collect(), ..Txn::default() }
+    let txn = Txn { compare: guard.into_iter().chain([pool_stays]).collect(), ..Txn::default() }
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &volume.id));
     let taken = || Error::conflict(format!("there is a volume '{}' already", wish.name));
@@ -145,7 +145,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
             txn = txn.then(typed::put(keys::image(&ask.project, known.id), &known));
         }
     }
-    let txn = txn.then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool: pool.spec, image: brief }));
+    let txn = txn.then(task(&node, &ask.project, op.id, Work::CreateVolume { volume, pool, image: brief }));
     begin(store, ask, txn, op).await?.ok_or_else(taken)
 }
 

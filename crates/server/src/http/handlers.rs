@@ -1,10 +1,8 @@
 //! One function per group of routes: read, ask `app`, answer.
 
-use std::collections::BTreeMap;
-
 use axum::http::Uri;
 use axum::response::Response;
-use vmkeep_api::body::{AdoptRequest, AdoptionProposal, ApplyRequest, TokenCreate, VersionAnswer, VmPhase, VmStats, VolumeCreate};
+use vmkeep_api::body::{AdoptRequest, AdoptionProposal, ApplyRequest, TokenCreate, VolumeCreate};
 use vmkeep_store::keys;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::Revision;
@@ -19,10 +17,10 @@ use crate::app::{
     self, apply, drain, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
 };
 use crate::auth;
-use crate::cache::Wanted;
+use crate::cache::{Wanted, has_labels};
 use crate::view::Sight;
 
-type Answer = Result<Response, Error>;
+pub(super) type Answer = Result<Response, Error>;
 
 /// The answer to one request; every id of the route table has its line here.
 pub async fn handle(mut call: Call) -> Answer {
@@ -44,11 +42,11 @@ pub async fn handle(mut call: Call) -> Answer {
         "node" => nodes(call).await,
         "place" => placement(call).await,
         "apply" => applied(call).await,
-        _ => host(call).await,
+        _ => super::host::host(call).await,
     }
 }
 
-fn no_handler(call: &Call) -> Error {
+pub(super) fn no_handler(call: &Call) -> Error {
     Error::internal(format!("route {} has no handler", call.route.id))
 }
 
@@ -88,8 +86,14 @@ async fn vms(mut call: Call) -> Answer {
             accepted(&call, vm::leave(call.store(), &call.ask, &call.name()?, "vm.delete", leaving).await?)
         }
         "vm.action" => {
-            let wish = call.json().await?;
-            accepted(&call, vm::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?)
+            let (wish, name) = (call.json().await?, call.name()?);
+            let action = call.field("action");
+            let op = vm::action(call.store(), &call.ask, &name, action, wish).await?;
+            if action != "start" {
+                return accepted(&call, op);
+            }
+            call.server.metrics.operation(&op.kind);
+            Ok(respond::accepted_with(op, vm::start_warnings(call.store(), &call.ask.project, &name).await?))
         }
         "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
@@ -112,6 +116,11 @@ async fn vm_list(call: &Call) -> Answer {
 
 fn sight(call: &Call) -> Sight {
     Sight::of(call.ask.caller.role)
+}
+
+/// Renaming is no edit.
+fn names_itself(body: &Name, path: &Name) -> Result<(), Error> {
+    if body == path { Ok(()) } else { Err(Error::invalid(format!("the body names '{body}', the path '{path}'"))) }
 }
 
 /// An operation was begun.
@@ -148,7 +157,7 @@ async fn adopt(mut call: Call) -> Answer {
 }
 
 /// Something of the node's, as JSON.
-async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, node: &Name, path: &str) -> Result<T, Error> {
+pub(super) async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, node: &Name, path: &str) -> Result<T, Error> {
     let request = axum::extract::Request::builder().uri(path).body(axum::body::Body::empty()).expect("a checked path");
     read(call.server.gate.call(node, request).await).await
 }
@@ -182,7 +191,7 @@ async fn to_vm(call: Call) -> Answer {
     to_node(call, &owner.value.node, &path).await
 }
 
-async fn to_node(call: Call, node: &Name, path: &str) -> Answer {
+pub(super) async fn to_node(call: Call, node: &Name, path: &str) -> Answer {
     let query = call.raw_query();
     to_node_at(call, node, &format!("{path}{query}")).await
 }
@@ -200,7 +209,8 @@ async fn images(mut call: Call) -> Answer {
         "image.list" if call.flag("watch") => watch::follow(call, watch::What::Images).await,
         "image.list" => {
             let revision = revision(&call).await?;
-            let rows = image::list(call.store(), &call.ask.project).await?;
+            let mut rows = image::list(call.store(), &call.ask.project).await?;
+            rows.retain(|image| has_labels(&image.spec.labels, &call.labels()));
             respond::page(&call, rows, revision, |i| i.spec.name.to_string()).await
         }
         "image.create" => {
@@ -210,6 +220,13 @@ async fn images(mut call: Call) -> Answer {
         "image.get" => {
             let found = image::stored(call.store(), &call.ask.project, &call.name()?).await?;
             Ok(respond::tagged(&image::view(call.store(), found.value).await?, found.modified))
+        }
+        "image.put" => {
+            let name = call.name()?;
+            let spec = manifest::image_from_json(call.value().await?)?;
+            names_itself(&spec.name, &name)?;
+            let (view, revision) = image::put(call.store(), &call.ask, spec).await?;
+            Ok(respond::tagged(&view, revision))
         }
         "image.delete" => accepted(&call, image::delete(call.store(), &call.ask, &call.name()?).await?),
         "image.export" => {
@@ -242,7 +259,7 @@ async fn begin_upload(call: Call, near: &Name) -> Answer {
 }
 
 /// Read before the rows: what changes between the two is told again by a watch from there, and not missed.
-async fn revision(call: &Call) -> Result<Revision, Error> {
+pub(super) async fn revision(call: &Call) -> Result<Revision, Error> {
     call.store().revision().await.map_err(app::store_error)
 }
 
@@ -278,9 +295,7 @@ async fn networks(mut call: Call) -> Answer {
         "network.put" => {
             let name = call.name()?;
             let spec = manifest::network_from_json(call.value().await?)?;
-            if spec.name != name {
-                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)));
-            }
+            names_itself(&spec.name, &name)?;
             let (view, revision) = network::put(call.store(), &call.ask, spec).await?;
             Ok(respond::tagged(&view, revision))
         }
@@ -295,8 +310,19 @@ async fn networks(mut call: Call) -> Answer {
             respond::page(&call, rows, revision, |p| p.spec.name.to_string()).await
         }
         "pool.get" => {
-            let record = pool::find(call.store(), &call.name()?).await?;
-            Ok(respond::json(&vmkeep_api::body::PoolView { id: record.id, spec: record.spec, created_at: record.created_at }))
+            let found = pool::stored(call.store(), &call.name()?).await?;
+            Ok(respond::tagged(&pool::view(found.value), found.modified))
+        }
+        "pool.put" => {
+            let name = call.name()?;
+            let spec = manifest::pool_from_json(call.value().await?)?;
+            names_itself(&spec.name, &name)?;
+            let (view, revision) = pool::put(call.store(), &call.ask, spec).await?;
+            Ok(respond::tagged(&view, revision))
+        }
+        "pool.delete" => {
+            pool::delete(call.store(), &call.ask, &call.name()?).await?;
+            Ok(respond::nothing())
         }
         _ => Err(no_handler(&call)),
     }
@@ -321,6 +347,7 @@ async fn history(call: Call) -> Answer {
             Ok(respond::tagged(&found.value, found.modified))
         }
         "op.cancel" => Ok(respond::json(&op::cancel(call.store(), &call.ask, call.field("id")).await?)),
+        "event.get" => Ok(respond::json(&event::find(call.store(), &call.ask.project, call.field("id")).await?)),
         "event.list" => {
             let prefix = event::all(&call.ask.project);
             events(call, &prefix).await
@@ -335,12 +362,16 @@ async fn events(call: Call, prefix: &str) -> Answer {
     }
     let revision = revision(&call).await?;
     let rows = event::list(call.store(), prefix).await?;
-    respond::page(&call, rows, revision, |row| row.place.clone()).await
+    respond::page(&call, rows, revision, event::place).await
 }
 
 async fn tokens(mut call: Call) -> Answer {
     match call.route.id {
-        "token.list" => Ok(respond::json(&auth::list(call.store()).await?)),
+        "token.list" => {
+            let revision = revision(&call).await?;
+            let rows = auth::list(call.store()).await?;
+            respond::page(&call, rows, revision, |token| token.id.clone()).await
+        }
         "token.create" => {
             let wish: TokenCreate = call.json().await?;
             Ok(respond::json(&auth::create_for(call.store(), &call.ask, wish).await?))
@@ -372,9 +403,7 @@ async fn nodes(mut call: Call) -> Answer {
         "node.put" => {
             let name = call.name()?;
             let spec = manifest::node_from_json(call.value().await?)?;
-            if spec.name != name {
-                return Err(Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)));
-            }
+            names_itself(&spec.name, &name)?;
             let (view, revision) = node::put(call.store(), &call.ask, spec).await?;
             Ok(respond::tagged(&view, revision))
         }
@@ -402,68 +431,4 @@ async fn placement(mut call: Call) -> Answer {
         "place.balance" => Ok(respond::json(&placement::balance(call.store()).await?)),
         _ => Err(no_handler(&call)),
     }
-}
-
-async fn host(call: Call) -> Answer {
-    let node = call.server.node.clone();
-    match call.route.id {
-        "domain.list" => to_node(call, &node, "/n/domains").await,
-        "host.check" => {
-            let node = call.query("node").map(str::parse).transpose().map_err(|e| Error::invalid(format!("node: {e}")))?.unwrap_or(node);
-            to_node(call, &node, "/n/host/check").await
-        }
-        "stats.list" => stats(&call).await,
-        "version" => {
-            let store = call.store().id().0;
-            let answer = VersionAnswer { version: env!("CARGO_PKG_VERSION").into(), node, store, level: keys::LEVEL_NOW };
-            Ok(respond::json(&answer))
-        }
-        "schema" => Ok(respond::json(&vmkeep_types::explain::schema())),
-        "openapi" => Ok(respond::json(&vmkeep_api::openapi::document())),
-        "metrics" => metrics(call, &node).await,
-        _ => Err(no_handler(&call)),
-    }
-}
-
-/// The node knows uids; names are the control plane's.
-async fn stats(call: &Call) -> Answer {
-    let nodes = app::nodes(call.store()).await?;
-    // One that does not answer hides no others.
-    let asked = nodes.iter().map(|node| ask_node::<Vec<VmStats>>(call, &node.name, "/n/stats"));
-    let all = futures_util::future::join_all(asked).await.into_iter().filter_map(Result::ok).flatten();
-    let mut named = Vec::new();
-    for stats in all {
-        if let Some(record) = app::get::<vmkeep_types::record::VmRecord>(call.store(), &keys::vm(&call.ask.project, stats.id)).await? {
-            named.push(VmStats { name: record.value.spec.name, ..stats });
-        }
-    }
-    Ok(respond::json(&named))
-}
-
-/// `running`, as the API writes it.
-fn phase_word(phase: VmPhase) -> String {
-    serde_json::to_value(phase).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-async fn metrics(call: Call, node: &Name) -> Answer {
-    use http_body_util::BodyExt;
-    let server = call.server.clone();
-    let mut phases: BTreeMap<String, i64> = BTreeMap::new();
-    let everything = Wanted { labels: Vec::new(), after: None, limit: usize::MAX, sight: Sight::Veiled };
-    for row in &server.cache.list(call.store(), &call.ask.project, &everything).await?.rows {
-        *phases.entry(phase_word(row.phase)).or_default() += 1;
-    }
-    let own = server.metrics.text(revision(&call).await?, phases);
-    let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
-    let theirs = server.gate.call(node, request).await;
-    let theirs = if theirs.status().is_success() {
-        let collected =
-            theirs.into_body().collect().await.map_err(|e| Error::new(Code::Unavailable, format!("the node's metrics broke off: {e}")))?;
-        String::from_utf8_lossy(&collected.to_bytes()).into_owned()
-    } else {
-        String::new()
-    };
-    let own = own.strip_suffix("# EOF\n").unwrap_or(&own);
-    let theirs = theirs.strip_suffix("# EOF\n").unwrap_or(&theirs);
-    Ok(respond::text("application/openmetrics-text; version=1.0.0; charset=utf-8", format!("{own}{theirs}# EOF\n")))
 }

@@ -10,6 +10,7 @@
 mod call;
 mod cluster;
 mod handlers;
+mod host;
 mod respond;
 mod watch;
 

@@ -6,6 +6,7 @@ mod conditions;
 mod lists;
 mod nouns;
 mod placement;
+mod pools;
 mod vms;
 mod watched;
 
@@ -126,6 +127,7 @@ fn image(name: &'static str) -> ImageRecord {
         spec: ImageSpec {
             name: Name::known(name),
             description: String::new(),
+            labels: Default::default(),
             pool: default(),
             source: ImageSource::Build { recipe: vmkeep_types::image::BuildRecipe::Tiny },
         },
@@ -247,7 +249,7 @@ impl Bed {
 #[tokio::test]
 async fn every_route_of_the_table_is_served_in_both_forms() {
     let bed = Bed::new().await;
-    bed.node.answers.lock().expect("lock").push(("/n/stats", json!([])));
+    bed.node.answers.lock().expect("lock").extend([("/n/stats", json!([])), ("/n/domains", json!([]))]);
     let mut kinds = BTreeSet::new();
     for route in ROUTES {
         for path in [Some(route.path.to_owned()), route.project_path()].into_iter().flatten() {
@@ -353,6 +355,7 @@ async fn changes_are_in_the_audit_log_and_nothing_secret() {
 #[tokio::test]
 async fn the_nodes_own_things_are_passed_to_it_by_uid() {
     let bed = Bed::new().await;
+    bed.node.answers.lock().expect("lock").push(("/n/domains", json!([])));
     bed.vm("web1").await;
     let no_node = bed.call("GET /v1/vms/web1/xml", Value::Null).await;
     expect!["409 conflict: 'web1' has no node yet"].assert_eq(&no_node.words());
@@ -398,7 +401,7 @@ async fn stats_get_their_names_and_metrics_are_of_both() {
         .expect("lock")
         .extend([("/n/stats", json!([numbers, foreign])), ("/n/metrics", json!("vmkeep_vm_up 1\n# EOF\n"))]);
     let stats = bed.get("/v1/stats").await;
-    assert_eq!((stats.as_array().map(Vec::len), &stats[0]["name"]), (Some(1), &json!("web1")));
+    assert_eq!((stats["items"].as_array().map(Vec::len), &stats["items"][0]["name"]), (Some(1), &json!("web1")));
     let text = bed.call("GET /metrics", Value::Null).await.body;
     for line in [
         "vmkeep_vms{phase=\"pending\"} 1\n",

@@ -29,7 +29,7 @@ use vmkeep_types::operation::Operation;
 
 use super::call::Call;
 use super::respond;
-use crate::app::{self, image, network, op, vm_parts, volume};
+use crate::app::{self, event, image, network, op, vm_parts, volume};
 use crate::cache::{has_labels, vm_of};
 use crate::feed::{Broke, Source};
 use crate::streams::{STREAMS_PER_CALLER_MAX, Seat};
@@ -291,7 +291,9 @@ impl Telling {
             What::Images => {
                 let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
                 let Some(view) = readable(image::view(store, record).await)? else { return Ok(None) };
-                (view.id.0, view.spec.name.clone(), put(&view))
+                let (id, name) = (view.id.0, view.spec.name.clone());
+                let listed = has_labels(&view.spec.labels, &self.call.labels());
+                (id, name.clone(), if listed { put(&view) } else { WatchEvent::Deleted { name, id } })
             }
             What::Volumes => {
                 let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
@@ -302,6 +304,9 @@ impl Telling {
                 let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
                 let Some(view) = readable(network::view(store, record).await)? else { return Ok(None) };
                 (view.id.0, view.spec.name.clone(), put(&view))
+            }
+            What::Stored(_) if kv.key.starts_with(keys::ALL_EVENTS) => {
+                return Ok(typed::readable(typed::stored(kv.clone())).map(|event| put(&event::view(event))));
             }
             What::Vms | What::Stored(_) => {
                 return Ok(typed::readable(typed::decode::<Value>(kv)).map(|object| WatchEvent::Put { object }));

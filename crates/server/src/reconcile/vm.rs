@@ -401,6 +401,7 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified))
         .then(Op::Delete(keys::vm(&vm.project, vm.id)))
         .then(Op::Delete(keys::name("vm", &vm.project, &vm.spec.name)))
+        .then(Op::Delete(keys::domain(&vm.spec.name)))
         .then(Op::Delete(keys::choices(vm.id)))
         .then(Op::Delete(keys::power(vm.id)))
         .then(Op::Delete(keys::owner(vm.id)));

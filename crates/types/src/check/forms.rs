@@ -1,6 +1,7 @@
 //! Forms of texts: addresses, paths, names of interfaces and hosts. Each says what is wrong and what is right.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use crate::units::ByteCount;
 
@@ -176,6 +177,61 @@ pub fn host_path(text: &str) -> Form {
     }
     if text.trim_matches('/').is_empty() {
         return err("the root directory is not allowed here");
+    }
+    Ok(())
+}
+
+/// Folders of the system, and those that lose or show what lies in them: nothing of a pool belongs below.
+const NO_POOL_BELOW: [&str; 25] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/lost+found",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/var/cache",
+    "/var/lib/apt",
+    "/var/lib/dpkg",
+    "/var/lib/vmkeep",
+    "/var/log",
+    "/var/mail",
+    "/var/run",
+    "/var/spool",
+    "/var/tmp",
+];
+
+/// Of libvirt's folders only this one is for disks.
+const LIBVIRT: &str = "/var/lib/libvirt";
+const LIBVIRT_IMAGES: &str = "/var/lib/libvirt/images";
+
+/// Folders in which others' folders lie: a pool has one of its own in them.
+const NO_POOL_AT: [&str; 7] = ["/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib"];
+
+/// A folder of the host that disks may lie in.
+pub fn pool_path(text: &str) -> Form {
+    host_path(text)?;
+    let path = Path::new(text);
+    if let Some(system) = NO_POOL_BELOW.into_iter().find(|system| path.starts_with(system)) {
+        return err(format!("'{text}' lies in {system}, which is the system's; use a folder like /srv/vmkeep"));
+    }
+    if path.starts_with(LIBVIRT) && !path.starts_with(LIBVIRT_IMAGES) {
+        return err(format!("'{text}' lies among libvirt's own files; use a folder like {LIBVIRT_IMAGES}/fast"));
+    }
+    if NO_POOL_AT.into_iter().chain([LIBVIRT_IMAGES]).any(|shared| path == Path::new(shared)) {
+        return err(format!(
+            "others have their files in '{text}' too; use a folder of its own, like {}/vmkeep",
+            text.trim_end_matches('/')
+        ));
     }
     Ok(())
 }

@@ -60,6 +60,24 @@ fn a_kind() {
         "#]],
     );
     check(
+        "pool",
+        expect![[r#"
+        FIELD     pool
+        TYPE      map
+
+        Where volumes and images lie.
+
+        FIELDS
+          api          vmkeep/v1
+          description  text (default '')
+          kind         pool (must be written)
+          name         name (must be written)
+          driver       dir (must be written)
+          path         text (must be written)
+          shared       true or false
+    "#]],
+    );
+    check(
         "network",
         expect![[r#"
             FIELD     network
@@ -270,9 +288,9 @@ fn slips() {
     check(
         "",
         expect![[r#"
-        error: explain what? one of vm, network and image
-        hint: vmkeep explain vm.disks
-    "#]],
+            error: explain what? one of vm, network, image and pool
+            hint: vmkeep explain vm.disks
+        "#]],
     );
     check(
         "vn",

@@ -117,26 +117,26 @@ fn unknown_kinds() {
     check(
         "kind: VM\nname: a\n---\nkind: pod\n---\nname: a\n---\nkind: vm\napi: vmkeep/v2\nname: a\nimage: x\n---\n- 1\n---\njust text\n",
         expect![[r#"
-        web.yaml: 6 problems in 6 documents; nothing was changed
-          web.yaml:1:7: VM a: kind: there is no kind 'VM'; did you mean 'vm'?
-            1 | kind: VM
-              |       ^^
-          web.yaml:4:7: pod: kind: there is no kind 'pod'; known are vm, network and image
-            4 | kind: pod
-              |       ^^^
-          web.yaml:6:1: a: kind: it is missing; write one of vm, network and image
-            6 | name: a
-              | ^
-          web.yaml:9:6: vm a: api: this vmkeep reads 'vmkeep/v1'; leave the field out, or write that
-            9 | api: vmkeep/v2
-              |      ^^^^^^^^^
-          web.yaml:13:1: a manifest is a map of fields, like {kind: vm, name: hello, image: debian-13}
-            13 | - 1
-               | ^
-          web.yaml:15:1: a manifest is a map of fields, like {kind: vm, name: hello, image: debian-13}
-            15 | just text
-               | ^^^^^^^^^
-    "#]],
+            web.yaml: 6 problems in 6 documents; nothing was changed
+              web.yaml:1:7: VM a: kind: there is no kind 'VM'; did you mean 'vm'?
+                1 | kind: VM
+                  |       ^^
+              web.yaml:4:7: pod: kind: there is no kind 'pod'; did you mean 'pool'?
+                4 | kind: pod
+                  |       ^^^
+              web.yaml:6:1: a: kind: it is missing; write one of vm, network, image and pool
+                6 | name: a
+                  | ^
+              web.yaml:9:6: vm a: api: this vmkeep reads 'vmkeep/v1'; leave the field out, or write that
+                9 | api: vmkeep/v2
+                  |      ^^^^^^^^^
+              web.yaml:13:1: a manifest is a map of fields, like {kind: vm, name: hello, image: debian-13}
+                13 | - 1
+                   | ^
+              web.yaml:15:1: a manifest is a map of fields, like {kind: vm, name: hello, image: debian-13}
+                15 | just text
+                   | ^^^^^^^^^
+        "#]],
     );
 }
 

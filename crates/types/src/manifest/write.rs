@@ -33,6 +33,13 @@ pub fn to_yaml_minimal(manifest: &Manifest) -> String {
             }
             text("image", node)
         }
+        Manifest::Pool(spec) => {
+            let mut node = ordered(spec);
+            if let Body::Map(fields) = &mut node.body {
+                fields.retain(|(key, value)| key.text != "description" || value.text() != Some(""));
+            }
+            text("pool", node)
+        }
     }
 }
 
@@ -42,6 +49,7 @@ pub fn to_yaml_full(manifest: &Manifest) -> String {
         Manifest::Vm(spec) => vm_to_yaml_full(spec),
         Manifest::Network(spec) => text("network", ordered(spec)),
         Manifest::Image(spec) => text("image", ordered(spec)),
+        Manifest::Pool(spec) => text("pool", ordered(spec)),
     }
 }
 

@@ -65,7 +65,7 @@ impl Add {
                 let text = std::fs::read_to_string(file).map_err(|e| Failure::io(format!("cannot read {file}"), &e))?;
                 let vm = |document: manifest::Document| match document.manifest {
                     Manifest::Vm(spec) => Some(spec),
-                    Manifest::Network(_) | Manifest::Image(_) => None,
+                    Manifest::Network(_) | Manifest::Image(_) | Manifest::Pool(_) => None,
                 };
                 manifest::parse(file, &text)?.into_iter().filter_map(vm).collect()
             }

@@ -1,5 +1,6 @@
 //! `image import FILE|URL`: a file goes up with a bar and can be resumed; a URL is fetched by the host itself.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Args;
@@ -57,7 +58,7 @@ pub async fn run(ctx: &Ctx, args: ImportArgs) -> Result<(), Failure> {
         let Some(upload) = upload(ctx, Path::new(&args.source), args.resume, &name).await? else { return Ok(()) };
         ImageSource::Upload { upload, sha256: args.sha256 }
     };
-    super::create(ctx, ImageSpec { name, description: args.description, pool: args.pool, source }).await
+    super::create(ctx, ImageSpec { name, description: args.description, labels: BTreeMap::new(), pool: args.pool, source }).await
 }
 
 /// Told before the bytes go up, not after an hour of it.

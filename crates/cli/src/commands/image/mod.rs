@@ -1,17 +1,22 @@
-//! `image import|build|list|show|delete|export`: what VM disks are made from.
+//! `image import|build|list|show|set|edit|delete|export`: what VM disks are made from.
 
 mod export;
 mod import;
 
+use std::collections::BTreeMap;
+
 use clap::{Args, Subcommand, ValueEnum};
 use vmkeep_api::body::{ImageView, ObjectState};
 use vmkeep_types::image::{BuildRecipe, ImageSource, ImageSpec};
+use vmkeep_types::manifest::{Manifest, image_from_json, to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
+use super::vm::edit::edit_text;
 use super::{joined, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
+use crate::fields::assign_all;
 use crate::printer::{Cell, Row, Tone};
 use crate::time;
 
@@ -19,7 +24,11 @@ use crate::time;
 pub enum ImageCommand {
     /// List images
     #[command(visible_aliases = ["ls", "get"])]
-    List,
+    List {
+        /// Only images with these labels: os=debian,team=web
+        #[arg(short = 'l', long, value_name = "LABELS")]
+        label: Option<String>,
+    },
     /// Show one image and what was found in it
     Show {
         /// Image to show
@@ -30,6 +39,19 @@ pub enum ImageCommand {
     Import(import::ImportArgs),
     /// Build an image on the host from its own apt sources
     Build(BuildArgs),
+    /// Change what is said of an image: 'vmkeep image set web labels.team=web description="for web"'
+    Set {
+        /// Image to change
+        name: Name,
+        /// FIELD=VALUE
+        #[arg(required = true, value_name = "FIELD=VALUE")]
+        fields: Vec<String>,
+    },
+    /// Change an image's description and labels in $EDITOR
+    Edit {
+        /// Image to change
+        name: Name,
+    },
     /// Download an image: a disk as qcow2, a CD as ISO
     Export(export::ExportArgs),
     /// Delete images that nothing uses
@@ -78,7 +100,7 @@ impl From<RecipeArg> for BuildRecipe {
 
 impl Row for ImageView {
     const HEAD: &'static [&'static str] = &["NAME", "STATE", "SIZE", "STORED", "OS", "USED-BY"];
-    const WIDE: &'static [&'static str] = &["FIRMWARE", "CLOUD-INIT", "POOL", "CREATED", "ID"];
+    const WIDE: &'static [&'static str] = &["FIRMWARE", "CLOUD-INIT", "POOL", "CREATED", "LABELS", "ID"];
     fn name(&self) -> String {
         self.spec.name.to_string()
     }
@@ -102,6 +124,7 @@ impl Row for ImageView {
             of(|f| word(&f.cloud_init)).into(),
             self.spec.pool.to_string().into(),
             time::local(self.created_at).into(),
+            labels(self).into(),
             self.id.into(),
         ]
     }
@@ -109,14 +132,20 @@ impl Row for ImageView {
 
 pub async fn run(ctx: &Ctx, command: ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::List => ctx.printer.list(&pages::<ImageView>(ctx, "image.list", None).await?),
+        ImageCommand::List { label } => ctx.printer.list(&pages::<ImageView>(ctx, "image.list", label.as_deref()).await?),
         ImageCommand::Show { name } => show_one(ctx, &get(ctx, &name).await?),
         ImageCommand::Import(args) => import::run(ctx, args).await,
         ImageCommand::Build(args) => {
             let recipe = BuildRecipe::from(args.recipe);
             let name = args.name.unwrap_or_else(|| Name::known(recipe.as_str()));
-            create(ctx, ImageSpec { name, description: String::new(), pool: args.pool, source: ImageSource::Build { recipe } }).await
+            let source = ImageSource::Build { recipe };
+            create(ctx, ImageSpec { name, description: String::new(), labels: BTreeMap::new(), pool: args.pool, source }).await
         }
+        ImageCommand::Set { name, fields } => {
+            let view = get(ctx, &name).await?;
+            put(ctx, &name, &assign_all(&view.spec, &fields, image_from_json)?).await
+        }
+        ImageCommand::Edit { name } => edit(ctx, &name).await,
         ImageCommand::Export(args) => export::run(ctx, args).await,
         ImageCommand::Delete { names } => {
             ctx.confirm(&format!("Delete image {}?", joined(&names)))?;
@@ -131,6 +160,29 @@ pub async fn run(ctx: &Ctx, command: ImageCommand) -> Result<(), Failure> {
 
 pub async fn get(ctx: &Ctx, name: &Name) -> Result<ImageView, Failure> {
     Ok(ctx.call("image.get")?.field("name", name).answer().await?)
+}
+
+async fn put(ctx: &Ctx, name: &Name, spec: &ImageSpec) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("change image '{name}'")) {
+        return Ok(());
+    }
+    let _: ImageView = ctx.call("image.put")?.field("name", name).json(spec).answer().await?;
+    ctx.printer.say(&format!("image '{name}' is written"));
+    Ok(())
+}
+
+async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
+    let view = get(ctx, name).await?;
+    let text = to_yaml_minimal(&Manifest::Image(view.spec.clone()));
+    edit_text(ctx, &format!("image-{name}"), &text, async |file, text| {
+        let spec = crate::files::read_image(file, text)?;
+        put(ctx, name, &spec).await
+    })
+    .await
+}
+
+fn labels(view: &ImageView) -> String {
+    view.spec.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 /// Has the host make the image, and shows what it found in it.
@@ -176,6 +228,7 @@ fn show_one(ctx: &Ctx, view: &ImageView) -> Result<(), Failure> {
         ("Source", source(&view.spec.source)),
         ("SHA-256", of(&|f| f.sha256.clone().unwrap_or_default())),
         ("Pool", view.spec.pool.to_string()),
+        ("Labels", labels(view)),
         ("Used by", joined(&view.used_by)),
         ("Created", time::local(view.created_at)),
         ("Id", view.id.to_string()),

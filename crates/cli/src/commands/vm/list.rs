@@ -136,7 +136,7 @@ pub async fn run(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
 }
 
 async fn list_all(ctx: &Ctx, vms: Vec<VmView>) -> Result<(), Failure> {
-    let domains: Vec<DomainView> = ctx.call("domain.list")?.answer().await?;
+    let domains: Vec<DomainView> = pages(ctx, "domain.list", None).await?;
     let known: std::collections::HashSet<VmId> = vms.iter().map(|vm| vm.id).collect();
     let foreign = domains.into_iter().filter(|d| !d.ours && !known.contains(&d.uuid));
     let rows: Vec<Any> = vms.into_iter().map(|vm| Any::Vm(Box::new(vm))).chain(foreign.map(Any::Foreign)).collect();

@@ -1,7 +1,7 @@
 //! `vm logs`, `vm events`.
 
 use clap::{Args, ValueEnum};
-use vmkeep_types::event::Event;
+use vmkeep_api::body::EventView;
 use vmkeep_types::name::Name;
 
 use crate::commands::{event, listed};
@@ -47,7 +47,7 @@ pub async fn logs(ctx: &Ctx, args: LogsArgs) -> Result<(), Failure> {
         Source::Serial => "serial",
         Source::Qemu => "qemu",
         Source::Vmkeep => {
-            let (mut events, _) = listed::<Event>(ctx, &|| Ok(ctx.call("vm.events")?.field("name", &args.name))).await?;
+            let (mut events, _) = listed::<EventView>(ctx, &|| Ok(ctx.call("vm.events")?.field("name", &args.name))).await?;
             let first = events.len().saturating_sub(usize::try_from(args.lines).unwrap_or(usize::MAX));
             return ctx.printer.list(&events.split_off(first));
         }
@@ -70,6 +70,6 @@ pub async fn events(ctx: &Ctx, args: EventsArgs) -> Result<(), Failure> {
     if args.watch {
         return event::follow(ctx, call).await;
     }
-    let (events, _) = listed::<Event>(ctx, &call).await?;
+    let (events, _) = listed::<EventView>(ctx, &call).await?;
     ctx.printer.list(&events)
 }

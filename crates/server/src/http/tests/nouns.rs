@@ -88,7 +88,9 @@ async fn volumes() {
     bed.check(
         "POST /v1/volumes",
         json!({"name": "copy", "image": "tiny", "pool": "fast"}),
-        expect!["404 not_found: there is no pool 'fast'"],
+        expect![[r#"
+            404 not_found: there is no pool 'fast'
+              hint: see 'vmkeep pool list'"#]],
     )
     .await;
     made(&bed, "data").await;
@@ -123,7 +125,14 @@ async fn networks_and_pools() {
     bed.check("DELETE /v1/networks/lan", Value::Null, expect!["409 conflict: network 'lan' is in use by 'web1'"]).await;
     bed.check("GET /v1/networks", Value::Null, expect!["200 [default lan] next null"]).await;
     bed.check("GET /v1/pools", Value::Null, expect!["200 [default] next null"]).await;
-    bed.check("GET /v1/pools/fast", Value::Null, expect!["404 not_found: there is no pool 'fast'"]).await;
+    bed.check(
+        "GET /v1/pools/fast",
+        Value::Null,
+        expect![[r#"
+        404 not_found: there is no pool 'fast'
+          hint: see 'vmkeep pool list'"#]],
+    )
+    .await;
     assert_eq!(bed.get("/v1/pools/default").await["spec"]["path"], json!("/pool"));
     let nodes = bed.get("/v1/nodes").await;
     assert_eq!(nodes["items"][0]["facts"]["name"], json!("node1"));
@@ -139,7 +148,7 @@ async fn a_token_is_shown_once() {
     assert_eq!((caller.name.as_str(), caller.role), ("ci", Role::Operator));
     let list = bed.get("/v1/tokens").await;
     assert!(!list.to_string().contains(&secret[17..]), "{list}");
-    let id = word(&list[0]["id"]);
+    let id = word(&list["items"][0]["id"]);
     assert_eq!(bed.call(&format!("DELETE /v1/tokens/{id}"), Value::Null).await.status, 204);
     assert!(crate::auth::authenticate_token(bed.store.as_ref(), &secret).await.is_err());
     bed.check("DELETE /v1/tokens/0", Value::Null, expect!["404 not_found: there is no token '0'"]).await;

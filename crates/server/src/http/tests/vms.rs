@@ -546,10 +546,78 @@ async fn one_name_on_a_host_is_one_vm_whatever_its_project() {
 }
 
 #[tokio::test]
+async fn memory_that_is_not_free_is_warned_of_and_not_refused() {
+    let bed = Bed::new().await;
+    let averages = json!({"minute": 0, "five_minutes": 0});
+    let load = json!({"at": "2026-01-01T00:00:00Z", "cpu": averages, "memory_used": "6G"});
+    bed.put_all(vec![typed::put(keys::load(&Name::known("node1")), &load)]).await;
+    let make = async |name: &str, memory: &str| bed.call("POST /v1/vms", json!({"name": name, "run": "manual", "memory": memory})).await;
+    let (small, large) = (make("small", "2G").await, make("large", "3G").await);
+    assert_eq!((small.status, &small.json()["warnings"]), (202, &Value::Null));
+    expect!["its memory (3G) is more than the 2G that are free on 'node1' now: the host may swap, or the kernel end a process"]
+        .assert_eq(&word(&large.json()["warnings"][0]));
+    let started = bed.call("POST /v1/vms/large/actions/start", Value::Null).await;
+    assert_eq!((started.status, started.json()["warnings"].as_array().map(Vec::len)), (202, Some(1)));
+    let id = bed.vm_id("large").await;
+    watched::seen_running(&bed, id, json!({})).await;
+    assert_eq!(
+        bed.call("POST /v1/vms/large/actions/start", Value::Null).await.json()["warnings"],
+        Value::Null,
+        "it has its memory already"
+    );
+    let grown = bed.call("PUT /v1/vms/small", json!({"name": "small", "run": "manual", "memory": "4G"})).await.json();
+    assert!(word(&grown["warnings"][0]).starts_with("its memory (4G)"), "{grown}");
+}
+
+#[tokio::test]
 async fn a_wish_that_has_no_effect_is_warned_of() {
     let bed = Bed::new().await;
     let made = bed.call("POST /v1/vms", json!({"name": "web1", "run": "manual", "display": {"password": "12345678"}})).await.json();
     assert!(word(&made["warnings"][0]).starts_with("display.password has no effect"), "{made}");
     let put = bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "ha": {}})).await.json();
     assert!(word(&put["warnings"][0]).starts_with("ha does nothing on one host"), "{put}");
+}
+
+/// The name of a domain, and whose it is by the index.
+async fn domains(bed: &Bed) -> Vec<String> {
+    let all = bed.store.list("domain/").await.expect("a list").items;
+    all.into_iter().map(|kv| kv.key["domain/".len()..].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn two_projects_that_take_one_name_at_once_do_not_both_get_it() {
+    let bed = Bed::new().await;
+    for project in ["a", "b"] {
+        bed.call(&format!("PUT /v1/projects/{project}/networks/default"), json!({"name": "default"})).await;
+    }
+    let bed = &bed;
+    let make = |project: &'static str, name: &'static str| async move {
+        bed.call(&format!("POST /v1/projects/{project}/vms"), json!({"name": name, "run": "manual"})).await
+    };
+    for name in ["web1", "web2", "web3"] {
+        let (one, two) = tokio::join!(make("a", name), make("b", name));
+        let mut codes = [one.status, two.status];
+        codes.sort_unstable();
+        assert_eq!(codes, [202, 409], "{} {}", one.body, two.body);
+    }
+    // A rename gives the old name up and takes the new one.
+    let owner = if bed.call("GET /v1/projects/a/vms/web1", Value::Null).await.status == 200 { "a" } else { "b" };
+    let renamed = bed.call(&format!("POST /v1/projects/{owner}/vms/web1/actions/rename"), json!({"name": "web9"})).await;
+    assert_eq!(renamed.status, 202, "{}", renamed.body);
+    assert_eq!(domains(bed).await, ["web2", "web3", "web9"]);
+    assert_eq!(make("a", "web1").await.status, 202);
+    assert_eq!(make("b", "web9").await.status, 409);
+}
+
+/// An older vmkeep knows no index of domains: it leaves names out of it, and entries in it whose VM is gone.
+#[tokio::test]
+async fn names_of_an_older_vmkeep_are_held_and_given_up_too() {
+    let bed = Bed::new().await;
+    bed.call("PUT /v1/projects/other/networks/default", json!({"name": "default"})).await;
+    bed.vm("web1").await;
+    let unindexed = Op::Delete(keys::domain(&Name::known("web1")));
+    let stale = typed::put(keys::domain(&Name::known("gone")), &uuid::Uuid::from_u128(9));
+    bed.put_all(vec![unindexed, stale]).await;
+    let make = async |name: &str| bed.call("POST /v1/projects/other/vms", json!({"name": name, "run": "manual"})).await.status;
+    assert_eq!((make("web1").await, make("gone").await, make("gone").await), (409, 202, 409));
 }

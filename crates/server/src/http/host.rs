@@ -1,0 +1,86 @@
+//! The host itself: its domains, checks, counters and versions.
+
+use std::collections::BTreeMap;
+
+use vmkeep_api::body::{DomainView, VersionAnswer, VmPhase, VmStats};
+use vmkeep_store::keys;
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::name::Name;
+
+use super::call::Call;
+use super::handlers::{Answer, ask_node, no_handler, revision, to_node};
+use super::respond;
+use crate::app;
+use crate::cache::Wanted;
+use crate::view::Sight;
+
+pub async fn host(call: Call) -> Answer {
+    let node = call.server.node.clone();
+    match call.route.id {
+        "domain.list" => {
+            let revision = revision(&call).await?;
+            let mut rows: Vec<DomainView> = ask_node(&call, &node, "/n/domains").await?;
+            rows.sort_by(|a, b| a.name.cmp(&b.name));
+            respond::page(&call, rows, revision, |domain| domain.name.clone()).await
+        }
+        "host.check" => {
+            let node = call.query("node").map(str::parse).transpose().map_err(|e| Error::invalid(format!("node: {e}")))?.unwrap_or(node);
+            to_node(call, &node, "/n/host/check").await
+        }
+        "stats.list" => stats(&call).await,
+        "version" => {
+            let store = call.store().id().0;
+            let answer = VersionAnswer { version: env!("CARGO_PKG_VERSION").into(), node, store, level: keys::LEVEL_NOW };
+            Ok(respond::json(&answer))
+        }
+        "schema" => Ok(respond::json(&vmkeep_types::explain::schema())),
+        "openapi" => Ok(respond::json(&vmkeep_api::openapi::document())),
+        "metrics" => metrics(call, &node).await,
+        _ => Err(no_handler(&call)),
+    }
+}
+
+/// The node knows uids; names are the control plane's.
+async fn stats(call: &Call) -> Answer {
+    let revision = revision(call).await?;
+    let nodes = app::nodes(call.store()).await?;
+    // One that does not answer hides no others.
+    let asked = nodes.iter().map(|node| ask_node::<Vec<VmStats>>(call, &node.name, "/n/stats"));
+    let all = futures_util::future::join_all(asked).await.into_iter().filter_map(Result::ok).flatten();
+    let mut named = Vec::new();
+    for stats in all {
+        if let Some(record) = app::get::<vmkeep_types::record::VmRecord>(call.store(), &keys::vm(&call.ask.project, stats.id)).await? {
+            named.push(VmStats { name: record.value.spec.name, ..stats });
+        }
+    }
+    named.sort_by(|a, b| a.name.cmp(&b.name));
+    respond::page(call, named, revision, |stats| stats.name.to_string()).await
+}
+
+/// `running`, as the API writes it.
+fn phase_word(phase: VmPhase) -> String {
+    serde_json::to_value(phase).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+async fn metrics(call: Call, node: &Name) -> Answer {
+    use http_body_util::BodyExt;
+    let server = call.server.clone();
+    let mut phases: BTreeMap<String, i64> = BTreeMap::new();
+    let everything = Wanted { labels: Vec::new(), after: None, limit: usize::MAX, sight: Sight::Veiled };
+    for row in &server.cache.list(call.store(), &call.ask.project, &everything).await?.rows {
+        *phases.entry(phase_word(row.phase)).or_default() += 1;
+    }
+    let own = server.metrics.text(revision(&call).await?, phases);
+    let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
+    let theirs = server.gate.call(node, request).await;
+    let theirs = if theirs.status().is_success() {
+        let collected =
+            theirs.into_body().collect().await.map_err(|e| Error::new(Code::Unavailable, format!("the node's metrics broke off: {e}")))?;
+        String::from_utf8_lossy(&collected.to_bytes()).into_owned()
+    } else {
+        String::new()
+    };
+    let own = own.strip_suffix("# EOF\n").unwrap_or(&own);
+    let theirs = theirs.strip_suffix("# EOF\n").unwrap_or(&theirs);
+    Ok(respond::text("application/openmetrics-text; version=1.0.0; charset=utf-8", format!("{own}{theirs}# EOF\n")))
+}
