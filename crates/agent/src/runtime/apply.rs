@@ -446,6 +446,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
         return;
     }
     qemu::look(node, state).await;
+    note_volumes(node, state).await;
     let _ = note_open_files(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
@@ -459,6 +460,18 @@ pub async fn inspect(node: &Node, state: &mut State) {
     if !state.drift.is_empty() && state.drift != before {
         let fields: Vec<&str> = state.drift.iter().map(|d| d.field.as_str()).collect();
         state.event(Level::Warn, "vm.drift", format!("changed behind vmkeep's back: {}", fields.join(", ")));
+    }
+}
+
+/// Volumes that came here with a running guest: nothing was prepared for its start.
+async fn note_volumes(node: &Node, state: &mut State) {
+    let unknown = state.order.volumes.values().filter(|volume| volume.filling.is_none() && !state.volumes.contains_key(&volume.id));
+    for volume in unknown.cloned().collect::<Vec<_>>() {
+        let Ok(pool) = pool_of(&state.order, &volume.pool).and_then(|spec| node.pool(spec)) else { continue };
+        match pool.stat_volume(&volume).await {
+            Ok(seen) => state.volumes.extend(seen.map(|seen| (volume.id, seen))),
+            Err(error) => tracing::debug!(vm = %state.order.spec.name, %error, "cannot look at a volume yet"),
+        }
     }
 }
 

@@ -198,6 +198,11 @@ impl Going<'_> {
         if let Some(why) = self.in_the_way(&to) {
             return self.blocked(&why);
         }
+        // Just after it has come its node has not looked at them yet.
+        let unknown = |disk: &Name| vm.volumes.get(disk).is_none_or(|volume| self.size(&self.owner.value.node, *volume).is_none());
+        if travel != Travel::Off && check::local_disks(&baggage).iter().any(unknown) {
+            return self.blocked("its node has not said yet how large its disks are");
+        }
         Some(self.set_out(&baggage, travel, to))
     }
 
@@ -317,12 +322,17 @@ impl Going<'_> {
         let owner = Owner { node: node.clone(), epoch: self.epoch(node), generation, to: None, ..self.owner.value.clone() };
         let mut order = order_for(self.view, &self.record.value, self.record.modified, &owner)?;
         (order.moving, order.handed) = (None, None);
-        let seen = self.view.nodes.get(&way.from).and_then(|keys| keys.seen.get(&self.id()));
         for volume in order.volumes.values_mut() {
-            let there = seen.and_then(|seen| seen.value.volumes.get(&volume.id));
-            volume.size = there.map(|there| ByteCount::from_bytes(there.size_bytes)).or(volume.size);
+            volume.size = self.size(&way.from, volume.id);
         }
         Some(MoveOrder { op: m.op, vm: m.vm, part, order, travel: way.travel })
+    }
+
+    /// How large a volume is on the node that has it, or is wanted.
+    fn size(&self, node: &Name, id: VolumeId) -> Option<ByteCount> {
+        let seen = self.view.nodes.get(node).and_then(|keys| keys.seen.get(&self.id()));
+        let there = seen.and_then(|seen| seen.value.volumes.get(&id)).map(|there| ByteCount::from_bytes(there.size_bytes));
+        there.or_else(|| self.view.volumes.get(&id)?.value.size)
     }
 
     fn go_on(&self) -> Option<Txn> {

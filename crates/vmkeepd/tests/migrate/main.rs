@@ -233,13 +233,16 @@ async fn a_disk_of_a_pool_that_is_not_shared_is_made_there_and_removed_here() {
     let op = cluster.migrate(to("b")).await;
     told += &format!("live: {}\n", cluster.ending(&op).await);
     told += &cluster.over(&op).await.steps.join("\n");
+    // At once: its node may not have looked at the disk yet.
+    told += &format!("\nback: {}", cluster.ending(&cluster.migrate(to("a")).await).await);
     expect![[r#"
         cold: it cannot move: disks[root]: its data is on this host, and only a running guest takes it along
         live: Done; runs on b by generation 2
         a -> b, live, 1 disks copied along
         b is ready
         has left a
-        is on b"#]]
+        is on b
+        back: Done; runs on a by generation 3"#]]
     .assert_eq(&told);
 }
 
