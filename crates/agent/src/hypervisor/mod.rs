@@ -178,6 +178,16 @@ pub struct MigrateTo {
     pub auto_converge: bool,
     /// Target names (`vda`) of disks whose data goes along; files of the same size must be there.
     pub copy_disks: Vec<String>,
+    /// Other disks stay where they are.
+    pub stay_disks: StayDisks,
+}
+
+/// Disks whose data does not go along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StayDisks {
+    None,
+    /// In pools that every host reaches, as vmkeep was told; libvirt knows that of a few kinds of file systems only.
+    Shared,
 }
 
 /// A migration under way.

@@ -11,7 +11,7 @@ use super::conn::c_string;
 use super::domain::Domain;
 use super::error::{check, last, said};
 use super::stats::number;
-use crate::hypervisor::{HvError, MigrateTo, MigrationStats};
+use crate::hypervisor::{HvError, MigrateTo, MigrationStats, StayDisks};
 
 /// libvirt counts bandwidth in MiB per second.
 const MIB: u64 = 1 << 20;
@@ -71,13 +71,13 @@ fn flags(to: &MigrateTo) -> u32 {
         | sys::VIR_MIGRATE_PEER2PEER
         | sys::VIR_MIGRATE_PERSIST_DEST
         | sys::VIR_MIGRATE_PAUSED
-        | sys::VIR_MIGRATE_ABORT_ON_ERROR
-        // libvirt knows a few kinds of shared storage only; which pools are shared is known here.
-        | sys::VIR_MIGRATE_UNSAFE;
+        | sys::VIR_MIGRATE_ABORT_ON_ERROR;
     let when = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
     always
         | when(to.auto_converge, sys::VIR_MIGRATE_AUTO_CONVERGE)
         | when(to.encrypted, sys::VIR_MIGRATE_TLS)
+        // Else it refuses shared folders that it does not know, and disks with a cache, which QEMU flushes before it hands over.
+        | when(to.stay_disks == StayDisks::Shared, sys::VIR_MIGRATE_UNSAFE)
         | when(!to.copy_disks.is_empty(), sys::VIR_MIGRATE_NON_SHARED_DISK)
 }
 

@@ -11,7 +11,7 @@ use vmkeep_types::observed::{DomainState, Observed};
 use super::super::claim;
 use super::{AGAIN, AT_REST, LOOK_EVERY, Mover, QUIET};
 use crate::domain;
-use crate::hypervisor::{HvError, MigrateTo, XmlKind};
+use crate::hypervisor::{HvError, MigrateTo, StayDisks, XmlKind};
 
 pub async fn turn(mover: &mut Mover) -> Result<Duration, Error> {
     let (job, progress) = mover.job().await;
@@ -82,6 +82,7 @@ async fn how(mover: &Mover) -> Result<MigrateTo, Error> {
             copy_disks.push(target.ok_or_else(|| Error::conflict(format!("disks[{disk}]: the running domain does not have it")))?);
         }
     }
+    let all_go = mover.order.order.volumes.keys().all(|disk| copy.contains(disk));
     Ok(MigrateTo {
         connect: to.connect.clone(),
         data: to.data.clone(),
@@ -89,6 +90,7 @@ async fn how(mover: &Mover) -> Result<MigrateTo, Error> {
         bandwidth_bytes: bandwidth.map(|b| b.bytes()),
         auto_converge: *auto_converge,
         copy_disks,
+        stay_disks: if all_go { StayDisks::None } else { StayDisks::Shared },
     })
 }
 
