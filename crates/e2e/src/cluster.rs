@@ -130,7 +130,9 @@ impl Member {
         );
         std::fs::write(dir.join("member.toml"), member).expect("written");
         let run = host.path("run");
-        host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}", state.display(), run.display()));
+        // The switch is nobody else's: libvirt listens without a password there.
+        let migration = format!("[migration]\nconnect = \"qemu+tcp://{at}/system\"\ndata = \"tcp://{at}\"\n");
+        host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}\n{migration}", state.display(), run.display()));
         Self { host, etcd: None, control: None, compute: None }
     }
 

@@ -49,6 +49,7 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
     cluster.until_nodes(leader, "online online online");
 
     a_cut_node_is_told_and_comes_back(&cluster, placed[1]);
+    a_host_is_emptied_while_its_guests_run(&cluster, placed[0]);
     for name in ["a", "b", "c", "d"] {
         cluster.host(0).ok(["vm", "delete", name, "--yes"]);
     }
@@ -74,6 +75,26 @@ fn console_answers(cluster: &Cluster, vm: &str) {
     });
     console.kill().expect("our child");
     console.wait().expect("our child");
+}
+
+/// The disks are in a pool of each host: their data goes along, and nothing of it stays.
+fn a_host_is_emptied_while_its_guests_run(cluster: &Cluster, from: usize) {
+    let node = format!("node{}", from + 1);
+    cluster.host(0).ok(["node", "drain", &node, "--why", "new disks"]);
+    let ops = cluster.host(1).ok(["op", "list", "-o", "json"]);
+    assert!(ops.contains(&format!("{node} -> ")) && ops.contains("live, 1 disks copied along"), "{ops}");
+    for name in ["a", "b", "c", "d"] {
+        assert_ne!(node_of(&cluster.host(0).phase(name, "running", NOTICED)), from, "{ops}");
+    }
+    console_answers(cluster, "a");
+    until("nothing stays there", NOTICED, || {
+        let files = text(&cluster.host(from).exec(["find", "/var/lib/libvirt/images/vmkeep", "-maxdepth", "1", "-type", "f"]).stdout);
+        let left = format!("{}{files}", cluster.host(from).virsh(["list", "--all", "--name"]));
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+    let nodes = cluster.host(0).ok(["node", "list"]);
+    assert!(nodes.contains("cordoned"), "{nodes}");
+    cluster.host(0).ok(["node", "maintenance", &node, "off"]);
 }
 
 /// Its VMs stay, and are told as unknown; when the cable is in again they are found as they were.
