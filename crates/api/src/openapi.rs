@@ -5,7 +5,10 @@
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
-use vmkeep_types::cluster::{ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated};
+use vmkeep_types::cluster::{
+    ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
+    JoinTokenCreate, JoinTokenCreated,
+};
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::node::NodeSpec;
@@ -44,6 +47,10 @@ schemas! {
     "ClusterFormed" ClusterFormed,
     "ClusterInit" ClusterInit,
     "ClusterJoin" ClusterJoin,
+    "ClusterLeave" ClusterLeave,
+    "ClusterLeft" ClusterLeft,
+    "ClusterRecover" ClusterRecover,
+    "ClusterRecovering" ClusterRecovering,
     "ClusterView" ClusterView,
     "EventView" EventView,
     "ExecAnswer" ExecAnswer,

@@ -170,6 +170,9 @@ routes! {
     "cluster.show" Get "/v1/cluster" Cluster Viewer () ("ClusterView") Json "Members, etcd's health, and what is degraded";
     "cluster.init" Post "/v1/cluster/init" Cluster Admin ("ClusterInit") ("ClusterFormed") Json "Make this host the first member of a cluster; unix socket only";
     "cluster.join" Post "/v1/cluster/join" Cluster Admin ("ClusterJoin") ("ClusterFormed") Json "Make this host a member of a cluster; unix socket only";
+    "cluster.leave" Post "/v1/cluster/leave" Cluster Admin ("ClusterLeave") ("ClusterLeft") Json "Take this host out of its cluster; unix socket only";
+    "cluster.recover" Post "/v1/cluster/recover" Cluster Admin ("ClusterRecover") ("ClusterRecovering") Json "Restore the store when etcd's majority is lost for good; unix socket only";
+    "cluster.lost" Post "/v1/cluster/members/{name}/lost" Cluster Admin () () Json "Confirm that a node which a recovery waits for is gone for good";
     "cluster.token" Post "/v1/cluster/tokens" Cluster Admin ("JoinTokenCreate") ("JoinTokenCreated") Json "Make a token for one host to join with";
     "cluster.remove" Delete "/v1/cluster/members/{name}" Cluster Admin () () Json "Take a dead member out";
     "cluster.backup" Post "/v1/cluster/backup" Cluster Admin () ("ClusterBackup") Json "Copy etcd's database to a file on the node that answers";

@@ -1,7 +1,10 @@
 //! What the host itself does for its cluster: files, certificates, etcd's process. The daemon has it; the control plane asks.
 
 use async_trait::async_trait;
-use vmkeep_types::cluster::{ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated};
+use vmkeep_types::cluster::{
+    ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
+    JoinTokenCreate, JoinTokenCreated,
+};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 
@@ -13,6 +16,13 @@ pub trait HostCluster: Send + Sync + 'static {
 
     /// Makes this host a member of another's cluster. The daemon starts anew when the answer is out.
     async fn join(&self, wish: ClusterJoin) -> Result<ClusterFormed, Error>;
+
+    /// Takes this host out of its cluster. The daemon starts anew when the answer is out, and leaves before it serves.
+    async fn leave(&self, wish: ClusterLeave) -> Result<ClusterLeft, Error>;
+
+    /// Restores the store when etcd's majority is lost for good. The daemon starts anew when the answer is out, and restores before
+    /// it serves.
+    async fn recover(&self, wish: ClusterRecover) -> Result<ClusterRecovering, Error>;
 
     /// A token for one host.
     async fn token(&self, wish: JoinTokenCreate) -> Result<JoinTokenCreated, Error>;

@@ -36,6 +36,8 @@
 //! | `leader` | name of the leading control node | store |
 //! | `upload/UUID` | the node whose pool takes it | server |
 //! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
+//! | `cluster/recovery` | `Recovery`: there while it is not known what runs where after a restore; nothing is started or placed | whoever restores it, leader |
+//! | `n/NODE/rejoined` | `Rejoined`: the node's domains, for that | agent |
 //! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
 //! | `cluster/member/NODE` | `MemberRecord` | server |
 //! | `join/ID` | a join token's hash and its use | server |
@@ -54,6 +56,7 @@ pub const LEVEL: &str = "cluster/level";
 
 pub const CLUSTER_ID: &str = "cluster/id";
 pub const CLUSTER_INCARNATION: &str = "cluster/incarnation";
+pub const CLUSTER_RECOVERY: &str = "cluster/recovery";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
 pub const ALL_MEMBERS: &str = "cluster/member/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
@@ -181,12 +184,21 @@ pub fn epoch(node: &Name) -> String {
     format!("n/{node}/epoch")
 }
 
+pub fn rejoined(node: &Name) -> String {
+    format!("n/{node}/rejoined")
+}
+
 pub fn armed(node: &Name, epoch: Epoch) -> String {
     format!("n/{node}/armed/{epoch}")
 }
 
 pub fn fence(node: &Name, epoch: Epoch) -> String {
     format!("fence/{node}/{epoch}")
+}
+
+/// Of every epoch.
+pub fn fences(node: &Name) -> String {
+    format!("fence/{node}/")
 }
 
 pub fn facts(node: &Name) -> String {

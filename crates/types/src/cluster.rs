@@ -1,9 +1,12 @@
 //! Members of a cluster, as the store and the API tell of them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::ids::{Epoch, VmId};
 use crate::name::Name;
 use crate::units::{ByteCount, Seconds};
 
@@ -106,6 +109,87 @@ pub struct ClusterJoin {
     /// etcd only: no VMs, no API.
     #[serde(default)]
     pub witness: bool,
+}
+
+/// Which of its lives a cluster is in, at `cluster/incarnation`. A store that was restored begins the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "IncarnationStored")]
+pub struct Incarnation {
+    /// 0: the first. Minutes since 2026 of the moment it began, so that two restored from one backup are not the same.
+    pub number: u64,
+    pub id: Uuid,
+}
+
+/// As it was written: the first versions wrote an id and no number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum IncarnationStored {
+    Numbered { number: u64, id: Uuid },
+    First(Uuid),
+}
+
+impl From<IncarnationStored> for Incarnation {
+    fn from(stored: IncarnationStored) -> Self {
+        match stored {
+            IncarnationStored::Numbered { number, id } => Self { number, id },
+            IncarnationStored::First(id) => Self { number: 0, id },
+        }
+    }
+}
+
+/// A restored store of which it is not known yet what runs where, at `cluster/recovery`: nobody starts a VM while it is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    pub incarnation: u64,
+    pub since: jiff::Timestamp,
+    /// Nodes that must say which domains they have.
+    pub nodes: BTreeSet<Name>,
+    /// Of them those that are gone for good, by an operator's word.
+    pub lost: BTreeSet<Name>,
+}
+
+/// What a node has, told to a restored store, at `n/NODE/rejoined`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejoined {
+    pub incarnation: u64,
+    pub epoch: Epoch,
+    /// VMs whose domain is there, and whether it is live.
+    pub domains: BTreeMap<VmId, bool>,
+}
+
+/// `POST /v1/cluster/recover`, on a member with etcd whose majority is lost for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterRecover {
+    /// A file of 'cluster backup' on this host; without it, this member's own database.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// Nodes that are gone for good: nobody waits for their word.
+    #[serde(default)]
+    pub lost: BTreeSet<Name>,
+}
+
+/// The daemon starts anew and restores the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterRecovering {
+    pub cluster: Uuid,
+    pub node: Name,
+    /// The incarnation that begins.
+    pub incarnation: u64,
+}
+
+/// `POST /v1/cluster/leave`, on the host that leaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterLeave {
+    /// Without asking the cluster: for a host that was taken out of it already, or whose cluster does not exist any more.
+    #[serde(default)]
+    pub forget: bool,
+}
+
+/// The daemon starts anew and takes its host out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterLeft {
+    pub cluster: Uuid,
+    pub node: Name,
 }
 
 /// What a host that wants to join says of itself to a control node.

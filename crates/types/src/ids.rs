@@ -60,4 +60,24 @@ macro_rules! counter {
 
 counter!(/** The right to run a VM: + 1 with every change of owner, unchanged by edits of the wish. */ Generation);
 counter!(/** One life of a node: it ends in a reboot or an orderly goodbye. */ Epoch);
+/// Lives of one node, and changes of owner of one VM, in one incarnation of a cluster: far more than a machine boots.
+const PER_INCARNATION: u64 = 1 << 20;
+
+impl Epoch {
+    /// The first of a node in a cluster's incarnation: greater than every one of the incarnations before.
+    #[must_use]
+    pub fn first_of(incarnation: u64) -> Self {
+        Self(incarnation * PER_INCARNATION + 1)
+    }
+}
+
+impl Generation {
+    /// The first of a VM in a cluster's incarnation: greater than every one of the incarnations before, those too that a restored
+    /// backup does not know.
+    #[must_use]
+    pub fn first_of(incarnation: u64) -> Self {
+        Self(incarnation * PER_INCARNATION + 1)
+    }
+}
+
 counter!(/** Revision of the store at which something was written. */ Revision);

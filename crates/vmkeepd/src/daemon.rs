@@ -23,6 +23,7 @@ use vmkeep_store::{Store, StoreError, keys, typed};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
 
+use crate::cluster::desk::{Desk, Standing};
 use crate::cluster::etcd::Etcd;
 use crate::cluster::{self, Cluster, Opened, Restart};
 use crate::config::{Config, NodeRole};
@@ -44,6 +45,8 @@ const BLOCKING_THREADS_MAX: usize = 32;
 const ARENAS_MAX: libc::c_int = 2;
 /// Between two tries to reach etcd at the start.
 const ETCD_REST: Duration = Duration::from_secs(1);
+/// How long etcd may take before this host answers in its place.
+const DESK_AFTER: Duration = Duration::from_secs(3);
 /// From the signal to the end: what runs then (a console, a stream) is cut.
 const STOP_PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -93,17 +96,17 @@ async fn until_signal(config: Config) -> anyhow::Result<Ended> {
 pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<Ended> {
     cluster::resume(&config, &shutdown).await.context("the cluster that was being formed")?;
     let member = Member::load(&config.store)?;
+    let restart = Restart::new(shutdown.clone());
+    let Some(opened) = open_store(&config, member.as_ref(), &notify, &restart).await? else { return Ok(restart.ended()) };
     if let Some(member) = member.as_ref().filter(|member| member.has(MemberRole::Witness)) {
-        return witness(config, member, &notify, &shutdown).await;
+        return witness(config, member, opened, &notify, &restart).await;
     }
     let roles = roles_of(&config, member.as_ref())?;
     let name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
-    let Some(opened) = open_store(&config, member.as_ref(), &shutdown).await? else { return Ok(Ended::Stopped) };
     let store = opened.store.clone();
     let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let mtls = member.as_ref().map(|member| Mtls::open(member.paths())).transpose()?;
     let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };
-    let restart = Restart::new(part.shutdown.clone());
     let cluster = Cluster::new(part.config.clone(), part.name.clone(), part.member.clone(), opened, restart.clone());
 
     let compute = if roles.contains(&NodeRole::Compute) { Some(Compute::assemble(&part).await?) } else { None };
@@ -113,6 +116,13 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
         let apart = if server.is_some() { Apart::No } else { Apart::Yes };
         compute.begin(&mut part, apart).await?;
     }
+    if let Some(member) = part.member.as_ref().filter(|member| !member.has(MemberRole::Control)) {
+        part.tasks
+            .spawn(at_the_desk(Desk::new(&part.config, member, Standing::Member(cluster.clone()), restart.clone()), part.shutdown.clone()));
+    }
+    if part.member.is_some() {
+        tokio::spawn(cluster::tend::same_life(cluster.clone(), part.shutdown.clone()));
+    }
     // One process of a host looks after it: the one with the control plane, where there is one.
     if let Some(member) = part.member.as_ref().filter(|member| server.is_some() || !member.has(MemberRole::Control)) {
         cluster::tend::begin(&cluster, member, &part.shutdown);
@@ -120,19 +130,29 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     tracing::info!(node = %part.name, ?roles, "ready");
     notify.ready(&format!("node {}", part.name));
     part.until_the_end(&notify, server).await?;
-    Ok(if restart.is_wanted() { Ended::Restart } else { Ended::Stopped })
+    Ok(restart.ended())
 }
 
 /// etcd and nothing else: the third vote for two hosts.
-async fn witness(config: Config, member: &Member, notify: &Notify, shutdown: &CancellationToken) -> anyhow::Result<Ended> {
-    let Some(opened) = open_store(&config, Some(member), shutdown).await? else { return Ok(Ended::Stopped) };
-    let cluster = Cluster::new(config, member.node.clone(), Some(member.clone()), opened, Restart::new(shutdown.clone()));
+async fn witness(config: Config, member: &Member, opened: Opened, notify: &Notify, restart: &Restart) -> anyhow::Result<Ended> {
+    let shutdown = restart.shutdown();
+    let cluster = Cluster::new(config.clone(), member.node.clone(), Some(member.clone()), opened, restart.clone());
     cluster::tend::begin(&cluster, member, shutdown);
+    let desk = at_the_desk(Desk::new(&config, member, Standing::Member(cluster), restart.clone()), shutdown.clone());
+    let desk = tokio::spawn(desk);
     tracing::info!(node = %member.node, "ready: a witness");
     notify.ready("witness");
     notify.keep_alive(shutdown).await;
     notify.stopping();
-    Ok(Ended::Stopped)
+    let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
+    Ok(restart.ended())
+}
+
+async fn at_the_desk(desk: Desk, stop: CancellationToken) -> &'static str {
+    if let Err(error) = desk.serve(stop).await {
+        tracing::error!(error = format!("{error:#}"), "this host does not answer on its socket");
+    }
+    "the socket of a host without an API"
 }
 
 /// What all parts of the process work with, and what they have begun.
@@ -205,8 +225,9 @@ fn etcd_of(config: &Config, member: Option<&Member>) -> Option<EtcdConfig> {
     member.map(Member::etcd_client).or_else(|| config.etcd.as_ref().map(crate::config::Etcd::client))
 }
 
-/// None when the daemon is told to stop before etcd answers.
-async fn open_store(config: &Config, member: Option<&Member>, shutdown: &CancellationToken) -> anyhow::Result<Option<Opened>> {
+/// None when the daemon is told to stop, or to begin anew, before it has a store of its own: while etcd does not answer, or because
+/// the cluster does not know this member any more.
+async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, restart: &Restart) -> anyhow::Result<Option<Opened>> {
     let Some(etcd) = etcd_of(config, member) else {
         let file = config.store.join("vmkeep.db");
         let store = EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?;
@@ -216,9 +237,49 @@ async fn open_store(config: &Config, member: Option<&Member>, shutdown: &Cancell
         let started = Etcd::new(member.paths()).start();
         started.unwrap_or_else(|error| tracing::error!(error = format!("{error:#}"), "this member's etcd does not start"));
     }
-    let Some(store) = shutdown.run_until_cancelled(connect_etcd(&etcd)).await else { return Ok(None) };
+    let waiting = restart.shutdown().child_token();
+    // Where the roles run apart, the socket is the control plane's.
+    let answers = |member: &&Member| config.only != Some(NodeRole::Compute) || !member.has(MemberRole::Control);
+    let desk = member.filter(answers).map(|member| Desk::new(config, member, Standing::Waiting, restart.clone()));
+    let serving = desk.map(|desk| tokio::spawn(at_a_late_desk(desk, waiting.clone())));
+    let store = restart.shutdown().run_until_cancelled(connect_etcd(&etcd)).await;
+    waiting.cancel();
+    if let Some(serving) = serving {
+        let _ = tokio::time::timeout(STOP_PATIENCE, serving).await;
+    }
+    let Some(store) = store else { return Ok(None) };
     let store = Arc::new(store?);
-    Ok(Some(Opened { store: store.clone(), etcd: Some(store) }))
+    let opened = Opened { store: store.clone(), etcd: Some(store) };
+    let Some(member) = member else { return Ok(Some(opened)) };
+    let known = async {
+        loop {
+            match vmkeep_server::app::cluster::is_removed(opened.store.as_ref(), &member.node).await {
+                Ok(removed) => return !removed,
+                Err(error) => tracing::warn!(%error, "cannot ask whether this host is still a member"),
+            }
+            tokio::time::sleep(ETCD_REST).await;
+        }
+    };
+    match restart.shutdown().run_until_cancelled(known).await {
+        None => Ok(None),
+        Some(true) => Ok(Some(opened)),
+        Some(false) => {
+            tracing::error!(node = %member.node, "this host is no member of its cluster any more; VMs go on");
+            notify.ready("no member any more");
+            let desk = tokio::spawn(at_the_desk(Desk::new(config, member, Standing::Removed, restart.clone()), restart.shutdown().clone()));
+            notify.keep_alive(restart.shutdown()).await;
+            notify.stopping();
+            let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
+            Ok(None)
+        }
+    }
+}
+
+/// Most starts have their store at once, and no need of it.
+async fn at_a_late_desk(desk: Desk, stop: CancellationToken) {
+    if stop.run_until_cancelled(tokio::time::sleep(DESK_AFTER)).await.is_some() {
+        at_the_desk(desk, stop).await;
+    }
 }
 
 /// A control plane makes the store ready; an agent, who may write its own keys only, waits until one has. None when the daemon

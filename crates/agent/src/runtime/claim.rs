@@ -1,7 +1,7 @@
 //! The claim before every start, local restarts included: no QEMU runs without one.
 //!
 //! One transaction: *if* the owner record is the one this order came from, this epoch is current, not fenced and armed, and
-//! nothing promised never to run this generation again, *then* the claim is written. libvirt is called only if it
+//! nothing promised never to run this generation again, and the store is not one that was just restored, *then* the claim is written. libvirt is called only if it
 //! succeeded and less than [`CLAIM_VALID_MS`] have passed since it was sent (docs/concepts/ownership.md).
 
 use vmkeep_store::{Compare, Held, Op, StoreError, Txn, keys, typed};
@@ -19,7 +19,7 @@ pub const CLAIM_VALID_MS: u64 = 10_000;
 pub enum ClaimError {
     #[error("this node does not own the VM, or no longer, or is sending it away")]
     NotOwner,
-    #[error("the claim was not granted: the node is fenced, or the generation is stopped")]
+    #[error("the claim was not granted: the node is fenced, the generation is stopped, or the cluster is being recovered")]
     NotGranted,
     #[error("the store: {0}")]
     Store(#[from] StoreError),
@@ -55,6 +55,8 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
         .when(Compare::Absent(keys::fence(&node.name, epoch)))
         .when(Compare::Absent(keys::stopped(&node.name, order.vm, order.generation)))
         .when(Compare::Present(keys::armed(&node.name, epoch)))
+        // What a restored store says of owners may be older than what runs.
+        .when(Compare::Absent(keys::CLUSTER_RECOVERY.into()))
         .then(typed::put(keys::run(&node.name, order.vm), &claim));
     txn.then.extend(also);
     match node.store.txn(txn).await?.held {

@@ -71,7 +71,8 @@ async fn describe(node: &Node) {
 }
 
 async fn tell(node: &Node, load: &NodeLoad) -> Result<(), StoreError> {
-    node.store.txn(Txn::default().then(typed::put(keys::load(&node.name), load))).await.map(drop)
+    let Some(life) = node.this_life().await? else { return Ok(()) };
+    node.store.txn(Txn::default().when(life).then(typed::put(keys::load(&node.name), load))).await.map(drop)
 }
 
 /// What one look found.

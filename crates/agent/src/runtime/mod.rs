@@ -21,6 +21,7 @@ mod load;
 pub mod migrate;
 mod node;
 mod qemu;
+mod rejoin;
 pub mod remove;
 pub mod report;
 pub mod task;
@@ -100,6 +101,7 @@ impl Dispatcher {
         let listing = self.node.store.list(&prefix).await?;
         let mut watch: Watch = self.node.store.watch(&prefix, listing.revision.next()).await?;
         self.begin(&listing.items);
+        self.running.spawn(rejoin::tell(self.node.clone(), self.stop.clone()));
         let mut sleep = SleepWatch::new(slept_ms());
         let mut sleep_look = tokio::time::interval(SLEEP_LOOK);
         sleep_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

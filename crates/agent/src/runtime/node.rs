@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
 use vmkeep_core::health::SUSPECT_MS;
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::cluster::Incarnation;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::{KvmState, NodeFacts, NodeOffers};
 use vmkeep_types::ids::Epoch;
@@ -143,21 +144,32 @@ impl Node {
         if record.as_ref().is_some_and(|record| record.boot_id != self.boot_id) && self.config.peers.is_some() {
             self.wait_for_silence().await?;
         }
+        // A restored store begins epochs anew, above all that it may have forgotten.
+        let incarnation = typed::get_json::<Incarnation>(self.store.as_ref(), keys::CLUSTER_INCARNATION).await?;
+        let first = Epoch::first_of(incarnation.as_ref().map_or(0, |incarnation| incarnation.value.number));
         let epoch = match record {
-            Some(record) if record.boot_id == self.boot_id => record.epoch,
-            Some(record) => record.epoch.next(),
-            None => Epoch(1),
+            Some(record) if record.boot_id == self.boot_id => record.epoch.max(first),
+            Some(record) => record.epoch.next().max(first),
+            None => first,
         };
         let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
+        let same = |at| Compare::ModifiedAt(keys::CLUSTER_INCARNATION.into(), at);
+        let incarnation = incarnation.map_or_else(|| Compare::Absent(keys::CLUSTER_INCARNATION.into()), |found| same(found.modified));
         let armed = keys::armed(&self.name, epoch);
-        let mut txn = Txn::default().when(guard).then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }));
+        let mut txn =
+            Txn::default().when(guard).when(incarnation).then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }));
         // Others may count on it from the first claim on: within an epoch it does not change.
         txn = match self.store.get(&armed).await? {
             Some(_) => txn.when(Compare::Present(armed)),
             None => txn.when(Compare::Absent(armed.clone())).then(typed::put(armed, &Armed { mode: "none".into() })),
         };
+        // A store with members takes no others: a node that was taken out stays out.
+        if self.store.get(keys::CLUSTER_ID).await?.is_some() {
+            txn = txn.when(Compare::Present(keys::member(&self.name)));
+        }
         if self.store.txn(txn).await?.held == Held::No {
-            return Err(StoreError::Unavailable(format!("another agent joined as {}", self.name)));
+            let who = &self.name;
+            return Err(StoreError::Unavailable(format!("another agent joined as {who}, or {who} is no member any more")));
         }
         *self.epoch.lock().expect("no panic holds this lock") = epoch;
         self.refresh_facts().await
@@ -214,8 +226,9 @@ impl Node {
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),
             offers: self.offers(old.as_ref()),
         };
-        if old.as_ref() != Some(&facts) {
-            self.store.txn(Txn::default().then(typed::put(key, &facts))).await?;
+        // Not after its life was ended: a node that was taken out would come back as a shadow.
+        if let Some(life) = self.this_life().await?.filter(|_| old.as_ref() != Some(&facts)) {
+            self.store.txn(Txn::default().when(life).then(typed::put(key, &facts))).await?;
         }
         Ok(())
     }

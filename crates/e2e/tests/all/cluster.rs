@@ -11,9 +11,9 @@ use vmkeep_e2e::wait::until;
 
 use super::hello::{BOOT, manifest};
 
-const SETTLE: Duration = Duration::from_secs(120);
+pub(super) const SETTLE: Duration = Duration::from_secs(120);
 
-fn host(switch: &Switch, n: u8) -> Host {
+pub(super) fn host(switch: &Switch, n: u8) -> Host {
     let mut host = Host::without_daemon(&format!("form{n}"));
     host.configure_as(&format!("node{n}"), "");
     host.link(switch, &format!("10.77.0.{n}/24"));
@@ -21,15 +21,15 @@ fn host(switch: &Switch, n: u8) -> Host {
     host
 }
 
-fn init(host: &Host) {
+pub(super) fn init(host: &Host) {
     host.ok(["cluster", "init", "--address", "10.77.0.1", "--yes"]);
 }
 
-fn join(host: &Host, token: &str) -> std::process::Output {
+pub(super) fn join(host: &Host, token: &str) -> std::process::Output {
     host.vmkeep(["cluster", "join", "10.77.0.1", "--token", token])
 }
 
-fn token(host: &Host) -> String {
+pub(super) fn token(host: &Host) -> String {
     host.ok(["cluster", "token"]).trim().to_owned()
 }
 
@@ -44,14 +44,14 @@ fn health(host: &Host) -> String {
     view["members"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().join(" ")
 }
 
-fn until_healthy(host: &Host, wanted: &str) {
+pub(super) fn until_healthy(host: &Host, wanted: &str) {
     until(&format!("the cluster is {wanted}"), SETTLE, || {
         let found = health(host);
         if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", tail(&host.daemon_log()))) }
     });
 }
 
-fn refusal(out: &std::process::Output) -> String {
+pub(super) fn refusal(out: &std::process::Output) -> String {
     assert!(!out.status.success(), "{}", text(&out.stdout));
     text(&out.stderr)
 }
@@ -198,4 +198,60 @@ fn whole(host: &Host) {
     assert_eq!(has_folder, !found.is_empty());
     assert!(!host.exec(["test", "-e", "/var/lib/vmkeep/cluster/forming.toml"]).status.success(), "nothing is left open");
     host.ok(["vm", "set", "c", "description=changed"]);
+}
+
+/// Where a daemon is killed that takes its host out.
+const LEAVING: [&str; 3] = ["leave: begun", "leave: forgotten", "leave: out of etcd"];
+
+#[test]
+fn a_member_leaves_over_crashes_and_joins_again() {
+    let switch = Switch::new("formleave");
+    let (one, mut two) = (host(&switch, 1), host(&switch, 2));
+    init(&one);
+    assert!(refusal(&one.vmkeep(["cluster", "leave", "--yes"])).contains("would have no control node"));
+    let joined = join(&two, &token(&one));
+    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&two.daemon_log()));
+    let both = "node1:member:follower node2:member:follower";
+    until_healthy(&one, both);
+    assert!(refusal(&two.vmkeep(["cluster", "leave", "--forget", "--yes"])).contains("its cluster answers"));
+
+    let wish = "kind: vm\nname: c\nrun: manual\nfirmware: bios\nmemory: 16M\nnics: []\ndisks: [{name: root, empty: true, size: 1M}]\nplacement: {node_selector: {node: node2}}\n";
+    two.apply(wish);
+    assert!(refusal(&two.vmkeep(["cluster", "leave", "--yes"])).contains("'node2' owns 1 VMs"));
+    two.ok(["vm", "delete", "c", "--yes"]);
+
+    for point in LEAVING {
+        two.kill_daemon();
+        two.start_daemon_with(Net::Host, &[("VMKEEP_CRASH_POINT", point)]);
+        let mut asked = two.cli();
+        asked.args(["cluster", "leave", "--yes"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut asked = asked.spawn().expect("vmkeep runs");
+        assert!(two.wait_for_daemon_death(SETTLE), "it passes '{point}'");
+        let _ = asked.kill();
+        let _ = asked.wait();
+        two.start_daemon();
+        until("the host is alone", SETTLE, || {
+            let found = health(&two);
+            if found.is_empty() && two.vmkeep(["version"]).status.success() { Ok(()) } else { Err(found + &tail(&two.daemon_log())) }
+        });
+        until_healthy(&one, "node1:member:follower");
+        assert!(!two.exec(["test", "-e", "/var/lib/vmkeep/cluster"]).status.success(), "no key stays");
+        let nodes = one.json(["node", "list", "-o", "json"]);
+        assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
+        let joined = join(&two, &token(&one));
+        assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&two.daemon_log()));
+        until_healthy(&one, both);
+    }
+
+    // Taken out by the other one: it says so, and can join again when it has forgotten.
+    one.ok(["cluster", "remove", "node2", "--yes"]);
+    until("it is told", SETTLE, || {
+        let out = two.vmkeep(["cluster", "status"]);
+        let told = text(&out.stdout) + &text(&out.stderr);
+        if told.contains("'node2' is no member") { Ok(()) } else { Err(told + &tail(&two.daemon_log())) }
+    });
+    two.ok(["cluster", "leave", "--forget", "--yes"]);
+    let joined = join(&two, &token(&one));
+    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&two.daemon_log()));
+    until_healthy(&two, both);
 }

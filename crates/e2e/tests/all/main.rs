@@ -11,6 +11,7 @@ mod lab;
 mod live_changes;
 mod many;
 mod on_etcd;
+mod recover;
 mod remote;
 mod three_hosts;
 mod tidy;

@@ -227,37 +227,15 @@ pub async fn arrived(store: &dyn Store, node: &Name, version: &str) -> Result<()
     commit(store, Txn::default().when(Compare::ModifiedAt(key, kv.modified)).then(put)).await.map(drop)
 }
 
-/// Forgets a member and its node's records. VMs that it owns forbid that: they might still run there.
-///
-/// # Errors
-/// It is no member, or it owns VMs.
-pub async fn forget(store: &dyn Store, node: &Name) -> Result<(), Error> {
-    let key = keys::member(node);
-    let txn = Txn::default()
-        .when(Compare::Present(key.clone()))
-        .when(Compare::PrefixEmpty(keys::owned(node)))
-        .then(Op::Delete(key))
-        .then(Op::DeletePrefix(keys::all_of_node(node)))
-        .then(Op::Delete(keys::node(node)))
-        .then(Op::Delete(keys::joined(node)))
-        .then(Op::Delete(keys::control(node)));
-    match commit(store, txn).await? {
-        Some(_) => Ok(()),
-        None => Err(refused_to_forget(store, node).await?),
-    }
-}
-
-/// Why [`forget`] would not.
+/// Whether this node was taken out of the cluster whose store this is, or has never been in it. A store without a cluster's id has
+/// no members to ask.
 ///
 /// # Errors
 /// The store's.
-pub async fn refused_to_forget(store: &dyn Store, node: &Name) -> Result<Error, Error> {
-    let owned = store.list(&keys::owned(node)).await.map_err(store_error)?.items.len();
-    if owned == 0 {
-        return Ok(Error::not_found("member", node));
-    }
-    Ok(Error::conflict(format!("'{node}' owns {owned} VMs, which may still run there"))
-        .hint(format!("move them first: vmkeep node drain {node}; what cannot move: vmkeep vm delete NAME")))
+pub async fn is_removed(store: &dyn Store, node: &Name) -> Result<bool, StoreError> {
+    let ask = Txn::default().then(Op::Get(keys::CLUSTER_ID.into())).then(Op::Get(keys::member(node)));
+    let gets = store.txn(ask).await?.gets;
+    Ok(matches!(&gets[..], [Some(_), None]))
 }
 
 #[cfg(test)]
@@ -343,18 +321,5 @@ mod tests {
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
         refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 2), the cluster 0.1.0 (level 2)"]).await;
         admit(&store, &wish(&good, "h2", 2), now()).await.expect("the token is still good");
-    }
-
-    #[tokio::test]
-    async fn a_member_that_owns_vms_is_not_forgotten() {
-        let store = EmbeddedStore::in_memory().expect("memory");
-        let joined = admit(&store, &wish(&token(&store).await, "h1", 1), now()).await.expect("admitted");
-        let own = keys::own(&joined.node, vmkeep_types::ids::VmId(uuid::Uuid::from_u128(1)));
-        store.txn(Txn::default().then(Op::Put(own.clone(), Vec::new()))).await.expect("written");
-        let error = forget(&store, &joined.node).await.expect_err("refused");
-        assert_eq!(error.message, "'h1' owns 1 VMs, which may still run there");
-        store.txn(Txn::default().then(Op::Delete(own))).await.expect("written");
-        forget(&store, &joined.node).await.expect("forgotten");
-        assert_eq!(forget(&store, &joined.node).await.expect_err("gone").code, Code::NotFound);
     }
 }

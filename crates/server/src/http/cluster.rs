@@ -22,6 +22,18 @@ pub async fn cluster(mut call: Call) -> Result<Response, Error> {
             on_this_host(&call)?;
             Ok(respond::json(&host.join(call.json().await?).await?))
         }
+        "cluster.leave" => {
+            on_this_host(&call)?;
+            Ok(respond::json(&host.leave(call.json().await?).await?))
+        }
+        "cluster.recover" => {
+            on_this_host(&call)?;
+            Ok(respond::json(&host.recover(call.json().await?).await?))
+        }
+        "cluster.lost" => {
+            crate::app::recovery::lose(call.server.store.as_ref(), &call.name()?).await?;
+            Ok(respond::nothing())
+        }
         "cluster.token" => Ok(respond::json(&host.token(call.json().await?).await?)),
         "cluster.remove" => {
             host.remove(&call.name()?).await?;

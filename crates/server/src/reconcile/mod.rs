@@ -12,6 +12,7 @@
 pub mod drain;
 pub mod migrate;
 pub mod pulse;
+pub mod recovery;
 pub mod task;
 pub mod view;
 pub mod vm;
@@ -137,6 +138,11 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView,
 /// taken at once: else all VMs of one look would get the same one.
 pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
     let mut txns = Vec::new();
+    if let Some(recovery) = &view.recovery {
+        // All are looked at again when it is over.
+        touched.vms.clear();
+        txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
+    }
     for id in std::mem::take(&mut touched.vms) {
         for txn in vm::next(view, id, now) {
             let owner = vm::owner_written(id, &txn);

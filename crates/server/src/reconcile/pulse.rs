@@ -43,7 +43,9 @@ impl Pulse {
             let ago = jiff::SignedDuration::try_from(silent).unwrap_or(jiff::SignedDuration::ZERO);
             let since = wall.checked_sub(ago).unwrap_or(wall);
             let since = jiff::Timestamp::from_second(since.as_second()).unwrap_or(since);
-            changed.push(Txn::default().when(guard).then(typed::put(key, &NodeState { state, since })));
+            // A node that was taken out meanwhile leaves no state behind.
+            let lives = Compare::Present(keys::heartbeat(node));
+            changed.push(Txn::default().when(guard).when(lives).then(typed::put(key, &NodeState { state, since })));
         }
         changed
     }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
 use vmkeep_core::place::baseline::Baseline;
 use vmkeep_store::{Change, KeyValue, keys, typed};
+use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::drain::Drain;
 use vmkeep_types::event::Event;
 use vmkeep_types::host::{NodeFacts, NodeState};
@@ -48,6 +49,8 @@ pub struct NodeKeys {
     pub record: Option<Kept<NodeRecord>>,
     /// Where its last heartbeat stands.
     pub beat: Option<Revision>,
+    /// What it told a store that was restored.
+    pub rejoined: Option<Kept<Rejoined>>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
     pub seen: BTreeMap<VmId, Kept<Seen>>,
     pub moves: BTreeMap<VmId, Kept<MoveOrder>>,
@@ -80,6 +83,10 @@ pub struct ClusterView {
     pub nodes: BTreeMap<Name, NodeKeys>,
     /// What the leader said last of their health.
     pub states: BTreeMap<Name, Kept<NodeState>>,
+    /// There while it is not known what runs where.
+    pub recovery: Option<Kept<Recovery>>,
+    /// Which life of the cluster it is.
+    pub incarnation: u64,
     /// The index of nodes.
     pub joined: BTreeSet<Name>,
     /// Tasks that have a result which is not folded in yet.
@@ -112,7 +119,9 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 15] = [
+pub const PREFIXES: [&str; 17] = [
+    keys::CLUSTER_INCARNATION,
+    keys::CLUSTER_RECOVERY,
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -190,6 +199,8 @@ impl ClusterView {
             ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
             ["joined", node] => self.joined.extend(node.parse::<Name>()),
             ["state", node] => self.put_state(node, decode(kv), touched),
+            ["cluster", "recovery"] => self.recovery = decode(kv),
+            ["cluster", "incarnation"] => self.incarnation = decode(kv).map_or(0, |kept: Kept<Incarnation>| kept.value.number),
             _ => {}
         }
     }
@@ -204,6 +215,7 @@ impl ClusterView {
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
             ["hb"] => keys.beat = Some(kv.modified),
+            ["rejoined"] => keys.rejoined = decode(kv),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -251,6 +263,10 @@ impl ClusterView {
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
             ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
             ["state", node] => self.put_state(node, None, touched),
+            ["cluster", "recovery"] => {
+                self.recovery = None;
+                touched.vms.extend(self.vms.keys());
+            }
             _ => {}
         }
     }
@@ -264,6 +280,7 @@ impl ClusterView {
                 self.touch_node(&name, touched);
             }
             ["hb"] => keys.beat = None,
+            ["rejoined"] => keys.rejoined = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["move", id] => drop_key(&mut keys.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),

@@ -147,7 +147,9 @@ pub fn owner_written(id: VmId, txn: &Txn) -> Option<Owner> {
 
 fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {
     let epoch = view.nodes.get(node).and_then(|n| n.facts.as_ref()).map_or(Epoch(1), |facts| facts.value.epoch);
-    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation: Generation(1), to: None };
+    // Above what a restored store had raised its owners to, and may have let go of.
+    let generation = if view.incarnation == 0 { Generation(1) } else { Generation::first_of(view.incarnation).next() };
+    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation, to: None };
     let txn = Txn::default()
         .when(Compare::Absent(keys::owner(vm.id)))
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))

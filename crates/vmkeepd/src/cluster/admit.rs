@@ -6,13 +6,11 @@
 //! A crash in between leaves a learner without a vote and without a member: the next attempt of the same host uses it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use tokio::time::sleep;
 use vmkeep_server::app::{self, cluster as members};
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::EtcdStore;
@@ -23,16 +21,10 @@ use vmkeep_types::name::Name;
 
 use super::etcd::peer_url;
 use super::pki::{Authority, Purpose};
-use super::{Cluster, internal};
+use super::{Cluster, internal, when_settled};
 use crate::listen::refuse;
 
 pub const PATH: &str = "/join/v1";
-
-/// etcd's word when its members have not all been connected for 5 s: after a member was added, or one came back.
-const UNSETTLED: &str = "unhealthy cluster";
-/// Well within the joiner's patience.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
-const SETTLE_REST: Duration = Duration::from_millis(500);
 
 /// For the TLS listener.
 pub fn router(cluster: Arc<Cluster>) -> Router {
@@ -115,13 +107,7 @@ async fn learner(store: &EtcdStore, peer: &str) -> Result<Learner, Error> {
         return Err(Error::new(Code::Unavailable, format!("another host joins at this moment ({})", other.peer_urls.join(" ")))
             .hint("try again when it is through; if it never will be: vmkeep cluster remove NODE"));
     }
-    let begin = Instant::now();
-    loop {
-        match store.add_learner(peer).await {
-            Err(error) if error.to_string().contains(UNSETTLED) && begin.elapsed() < SETTLE_PATIENCE => sleep(SETTLE_REST).await,
-            added => return added.map(|()| Learner::Made).map_err(app::store_error),
-        }
-    }
+    when_settled(|| store.add_learner(peer)).await.map(|()| Learner::Made).map_err(app::store_error)
 }
 
 async fn take_back(store: &EtcdStore, peer: &str, learner: Option<&Learner>) {

@@ -48,6 +48,15 @@ pub enum Begin {
     Existing(String),
 }
 
+/// Who may use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// All members.
+    Host,
+    /// This host alone, while its store is being recovered.
+    Loopback,
+}
+
 pub struct Etcd {
     paths: Paths,
 }
@@ -79,8 +88,8 @@ impl Etcd {
     ///
     /// # Errors
     /// The disk's.
-    pub fn configure(&self, cluster: Uuid, node: &Name, address: &str, begin: &Begin) -> anyhow::Result<()> {
-        let text = environment(&self.paths, cluster, node, address, begin);
+    pub fn configure(&self, cluster: Uuid, node: &Name, address: &str, begin: &Begin, listen: Listen) -> anyhow::Result<()> {
+        let text = environment(&self.paths, cluster, node, address, begin, listen);
         write_whole(&self.env_file(), 0o600, text.as_bytes())
     }
 
@@ -193,8 +202,11 @@ fn systemctl(args: &[&str]) -> anyhow::Result<()> {
 }
 
 /// etcd's settings, as its environment variables: systemd reads the same file.
-fn environment(paths: &Paths, cluster: Uuid, node: &Name, address: &str, begin: &Begin) -> String {
-    let host = in_url(address);
+fn environment(paths: &Paths, cluster: Uuid, node: &Name, address: &str, begin: &Begin, listen: Listen) -> String {
+    let host = match listen {
+        Listen::Host => in_url(address),
+        Listen::Loopback => "127.0.0.1".into(),
+    };
     let (client, peer) = (client_url(address), peer_url(address));
     let (state, members) = match begin {
         Begin::New => ("new", format!("{node}={peer}")),
@@ -268,7 +280,7 @@ mod tests {
             ETCD_GRPC_KEEPALIVE_MIN_TIME=1s
             ETCD_LOGGER=zap
         "#]]
-        .assert_eq(&environment(&paths, Uuid::from_u128(1), &Name::known("a"), "fd00::1", &Begin::New));
+        .assert_eq(&environment(&paths, Uuid::from_u128(1), &Name::known("a"), "fd00::1", &Begin::New, Listen::Host));
     }
 
     #[test]

@@ -26,9 +26,9 @@ use vmkeep_types::cluster::{ClusterFormed, ClusterInit, MemberRecord, MemberRole
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 
-use super::etcd::{Begin, Etcd, client_url};
+use super::etcd::{Begin, Etcd, Listen, client_url};
 use super::pki::{self, Authority};
-use super::{Cluster, ETCD_PATIENCE, internal, moving, refused, until_etcd, usable};
+use super::{Cluster, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
 use crate::config::Config;
 use crate::member::{Member, MemberEtcd, Paths, write_whole};
 
@@ -136,7 +136,7 @@ async fn prepare(forming: &Forming, paths: &Paths) -> Result<(), Error> {
     let made = || -> anyhow::Result<()> {
         let authority = Authority::open_or_make(paths, forming.cluster)?;
         pki::issue_own(&authority, paths, &forming.node, &forming.address)?;
-        etcd.configure(forming.cluster, &forming.node, &forming.address, &Begin::New)?;
+        etcd.configure(forming.cluster, &forming.node, &forming.address, &Begin::New, Listen::Host)?;
         etcd.start()
     };
     made().map_err(refused)?;
@@ -150,13 +150,7 @@ async fn undo(forming: &Forming, paths: &Paths) -> anyhow::Result<()> {
     forming.save(paths, Step::Undo)?;
     point("form: undoing");
     Etcd::new(paths.clone()).stop().await?;
-    // The mark goes last: a crash in between finds it and goes on.
-    for entry in fs::read_dir(&paths.dir)?.flatten().filter(|entry| entry.path() != Forming::file(paths)) {
-        let path = entry.path();
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    fs::remove_dir_all(&paths.dir).with_context(|| format!("cannot remove {}", paths.dir.display()))
+    erase(paths, &Forming::file(paths))
 }
 
 /// Before anything is served: goes on with what a crash or the daemon's planned restart left.

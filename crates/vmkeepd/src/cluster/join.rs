@@ -16,7 +16,7 @@ use vmkeep_types::cluster::{Admission, Admitted, ClusterFormed, ClusterJoin};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::VmRecord;
 
-use super::etcd::{Begin, client_url, peer_url};
+use super::etcd::{Begin, Listen, client_url, peer_url};
 use super::{Cluster, admit, internal, pki, refused, until_etcd, usable, wire};
 use crate::member::{API_PORT, Member, MemberEtcd, Paths, write_whole};
 
@@ -109,7 +109,7 @@ impl Cluster {
         write_whole(&paths.node_cert(), 0o644, pki::chain(&admitted.node_cert, &admitted.ca).as_bytes())?;
         write_whole(&paths.etcd_cert(), 0o644, pki::chain(&admitted.etcd_cert, &admitted.ca).as_bytes())?;
         let Some(initial) = &admitted.initial_cluster else { return Ok(()) };
-        self.etcd().configure(admitted.cluster, &self.node, address, &Begin::Existing(initial.clone()))
+        self.etcd().configure(admitted.cluster, &self.node, address, &Begin::Existing(initial.clone()), Listen::Host)
     }
 
     /// etcd runs here, has what the others have, and votes.

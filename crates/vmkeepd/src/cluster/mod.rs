@@ -4,48 +4,70 @@
 //!  vmkeep cluster init ─► form: authority, etcd started ─► daemon anew ─► moving: embedded store → etcd ─► member.toml
 //!  vmkeep cluster join ─► join ══ pinned TLS ══► admit (a control node): token, member, certificates, learner of etcd
 //!                          └► etcd started, promoted ─► member.toml ─► daemon anew
+//!  vmkeep cluster leave ─► daemon anew ─► leave: forgotten, out of etcd, files erased; a single host again
+//!  vmkeep cluster recover ─► daemon anew ─► recover: etcd from a backup, alone; a new incarnation
 //!  20 s after 20 s     ─► tend: who has etcd, certificates that age, copies of etcd
 //! ```
 //! `member.toml` comes last: before it this host is alone and goes on from its own store, whatever was prepared.
 
 pub mod admit;
 mod backup;
+pub mod desk;
 pub mod etcd;
 mod form;
 mod join;
+mod leave;
 mod moving;
 pub mod pki;
+mod recover;
 mod status;
 pub mod tend;
 mod wire;
 
 use std::net::{IpAddr, TcpListener};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vmkeep_server::app;
 use vmkeep_server::cluster::HostCluster;
-use vmkeep_store::Store;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_store::{Store, StoreError};
 use vmkeep_types::cluster::{
-    ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated, MemberRole,
+    ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
+    JoinTokenCreate, JoinTokenCreated, MemberRole,
 };
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use crate::config::Config;
+use crate::daemon::Ended;
 use crate::listen::CurrentTls;
 use crate::member::{AGENT_PORT, API_PORT, ETCD_CLIENT_PORT, ETCD_PEER_PORT, Member, Paths};
 use crate::tls;
 use etcd::Etcd;
 
-pub use form::resume;
+/// Before anything is served: goes on with what a crash or the daemon's planned restart left.
+///
+/// # Errors
+/// The disk's.
+pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    leave::resume(config, shutdown).await?;
+    recover::resume(config, shutdown).await?;
+    form::resume(config, shutdown).await
+}
 
 /// For etcd's first start or a learner's catching up; well within the API's time for an answer.
 const ETCD_PATIENCE: Duration = Duration::from_secs(40);
+/// etcd's word when its members have not all been connected for 5 s: after a member was added, or one came back.
+const UNSETTLED: &str = "unhealthy cluster";
+/// Well within the joiner's patience.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
+const SETTLE_REST: Duration = Duration::from_millis(500);
 /// A process that has just begun has no name yet.
 const MISSED_MAX: u32 = 2;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -68,8 +90,13 @@ impl Restart {
         self.shutdown.cancel();
     }
 
-    pub fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst)
+    /// How the daemon ends when it does.
+    pub fn ended(&self) -> Ended {
+        if self.wanted.load(Ordering::SeqCst) { Ended::Restart } else { Ended::Stopped }
+    }
+
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
     }
 }
 
@@ -166,6 +193,16 @@ impl HostCluster for Cluster {
         self.join_other(wish).await
     }
 
+    async fn leave(&self, wish: ClusterLeave) -> Result<ClusterLeft, Error> {
+        let _turn = self.turn.lock().await;
+        self.leave_it(&wish).await
+    }
+
+    async fn recover(&self, wish: ClusterRecover) -> Result<ClusterRecovering, Error> {
+        let _turn = self.turn.lock().await;
+        self.recover_it(&wish).await
+    }
+
     async fn token(&self, wish: JoinTokenCreate) -> Result<JoinTokenCreated, Error> {
         let member = self.member()?;
         let ca = std::fs::read_to_string(member.paths().ca()).map_err(|e| Error::internal(format!("ca.pem: {e}")))?;
@@ -196,6 +233,29 @@ impl HostCluster for Cluster {
     async fn defragment(&self) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
         self.defragment_each().await
+    }
+}
+
+/// Removes the cluster's folder; `last` is the file that a crash in between is told by.
+fn erase(paths: &Paths, last: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(&paths.dir)?.flatten().filter(|entry| entry.path() != last) {
+        let path = entry.path();
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    std::fs::remove_dir_all(&paths.dir).with_context(|| format!("cannot remove {}", paths.dir.display()))
+}
+
+/// A change of etcd's members, tried again while those that are there have not found each other yet.
+async fn when_settled<T, F: Future<Output = Result<T, StoreError>>>(mut change: impl FnMut() -> F) -> Result<T, StoreError> {
+    let begin = Instant::now();
+    loop {
+        match change().await {
+            Err(error) if error.to_string().contains(UNSETTLED) && begin.elapsed() < SETTLE_PATIENCE => {
+                tokio::time::sleep(SETTLE_REST).await;
+            }
+            done => return done,
+        }
     }
 }
 

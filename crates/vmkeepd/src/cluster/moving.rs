@@ -14,7 +14,7 @@
 use uuid::Uuid;
 use vmkeep_store::crash::point;
 use vmkeep_store::{Compare, Held, KeyValue, Op, Store, StoreError, TXN_OPS_MAX, Txn, keys, typed};
-use vmkeep_types::cluster::MemberRecord;
+use vmkeep_types::cluster::{Incarnation, MemberRecord};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::{Operation, Wanted};
@@ -59,7 +59,7 @@ pub async fn run(from: &dyn Store, to: &dyn Store, cluster: &Cluster) -> Result<
         .when(Compare::Present(keys::CLUSTER_MOVING.into()))
         .then(Op::Delete(keys::CLUSTER_MOVING.into()))
         .then(typed::put(keys::CLUSTER_ID, &cluster.id))
-        .then(typed::put(keys::CLUSTER_INCARNATION, &Uuid::new_v4()))
+        .then(typed::put(keys::CLUSTER_INCARNATION, &Incarnation { number: 0, id: Uuid::new_v4() }))
         .then(typed::put(keys::member(&cluster.first.node), &cluster.first));
     if to.txn(flip).await?.held == Held::No {
         return Err(StoreError::Invalid("somebody else writes to this etcd".into()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use vmkeep_server::app::{self, cluster as members};
+use vmkeep_server::app::{self, cluster as members, leaving, recovery};
 use vmkeep_store::StoreError;
 use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
 use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberState};
@@ -13,10 +13,10 @@ use vmkeep_types::units::ByteCount;
 
 use super::etcd::{QUOTA_BYTES, client_url, peer_url};
 use super::form::failure_file;
-use super::{Cluster, pki};
+use super::{Cluster, pki, when_settled};
 
 /// For one member of etcd, in a status that shows all.
-const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 /// Versions before these have ways around per-node rights (authorisation bypass in transactions).
 const ETCD_SAFE: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 /// Of its quota, in percent: time to look.
@@ -41,6 +41,12 @@ impl Cluster {
         if !full.is_empty() {
             problems.push(problem("etcd is over its quota: nothing can be changed until there is room", "vmkeep cluster defrag"));
         }
+        if let Some(silent) = recovery::waits_for(self.store.as_ref()).await? {
+            problems.extend(recovering(&silent));
+        }
+        if let Ok(why) = std::fs::read_to_string(failure_file(&member.paths())) {
+            problems.push(problem(why.trim(), "mend that and try again"));
+        }
         if let Ok(pki::Freshness::Old) = pki::freshness(&member.paths().node_cert(), jiff::Timestamp::now()) {
             problems
                 .push(problem(format!("the certificate of '{}' ends soon", self.node), "journalctl -u vmkeepd says why it is not renewed"));
@@ -63,19 +69,19 @@ impl Cluster {
         let records = members::members(self.store.as_ref()).await?;
         let record = records.iter().find(|record| record.node == *node).ok_or_else(|| Error::not_found("member", node))?;
         if *node == self.node {
-            return Err(Error::conflict(format!("'{node}' is this host")).hint("remove it from another member"));
+            return Err(Error::conflict(format!("'{node}' is this host")).hint("on it: vmkeep cluster leave"));
         }
         let owns = self.store.list(&vmkeep_store::keys::owned(node)).await.map_err(app::store_error)?;
         if !owns.items.is_empty() {
-            return Err(members::refused_to_forget(self.store.as_ref(), node).await?);
+            return Err(leaving::refused_to_forget(self.store.as_ref(), node).await?);
         }
         let store = self.etcd_store()?;
         let peer = peer_url(&record.address);
         let etcd = store.members().await.map_err(app::store_error)?;
         if let Some(gone) = etcd.iter().find(|m| m.peer_urls.contains(&peer)) {
-            store.remove_member(gone.id).await.map_err(app::store_error)?;
+            when_settled(|| store.remove_member(gone.id)).await.map_err(app::store_error)?;
         }
-        members::forget(self.store.as_ref(), node).await
+        leaving::forget(self.store.as_ref(), node).await
     }
 
     /// The leader last: the others do not wait for it while it copies its database.
@@ -97,6 +103,23 @@ impl Cluster {
         }
         store.clear_alarms().await.map_err(app::store_error)
     }
+}
+
+fn recovering(silent: &[Name]) -> Vec<ClusterProblem> {
+    let begun = "the cluster was recovered and no VM is started";
+    if silent.is_empty() {
+        let mend = "wait a moment; a VM that runs on two nodes keeps it up: virsh list on each, and stop one of them";
+        return vec![problem(format!("{begun} until owners are settled"), mend)];
+    }
+    let each = |node: &Name| {
+        problem(
+            format!("{begun} before '{node}' has said what it runs"),
+            format!(
+                "start vmkeepd there; when it had etcd: vmkeep cluster leave --forget, and join; gone for good: vmkeep cluster lost {node}"
+            ),
+        )
+    };
+    silent.iter().map(each).collect()
 }
 
 fn problem(message: impl Into<String>, mend: impl Into<String>) -> ClusterProblem {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vmkeep_server::app::{cluster as members, store_error};
+use vmkeep_server::app::{cluster as members, recovery, store_error};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::error::Error;
 
@@ -44,12 +44,35 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
     }
 }
 
+/// Begins the process anew when the store is another incarnation than the one it began with: what it remembers is of a history
+/// that is no more. Goes on until `shutdown`.
+pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
+    let mut began = None;
+    loop {
+        match recovery::incarnation(cluster.store.as_ref()).await {
+            Ok(now) if *began.get_or_insert(now) != now => {
+                tracing::warn!(incarnation = now, "the store was recovered; beginning anew");
+                return cluster.restart.ask();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the incarnation is asked later"),
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+            return;
+        }
+    }
+}
+
 impl Cluster {
     async fn tend(&self, known: &mut Member) -> Result<(), Error> {
         if let (Renewed::Yes, Some(shown)) = (self.renew(known)?, self.shown.get()) {
             let paths = known.paths();
             let pair = tls::load_pair(&paths.node_cert(), &paths.node_key()).map_err(refused)?;
             *shown.lock().expect("no panic holds this lock") = pair;
+        }
+        if members::is_removed(self.store.as_ref(), &self.node).await.map_err(store_error)? {
+            tracing::error!(node = %self.node, "this host was taken out of the cluster");
+            self.restart.ask();
         }
         members::arrived(self.store.as_ref(), &self.node, env!("CARGO_PKG_VERSION")).await?;
         if known.has(MemberRole::Control) {

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use vmkeep_types::cluster::{ClusterFormed, ClusterInit, ClusterJoin, ClusterView, JoinTokenCreate, JoinTokenCreated, MemberRole};
+use vmkeep_types::cluster::{
+    ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterView, JoinTokenCreate, JoinTokenCreated, MemberRole,
+};
 use vmkeep_types::error::{Code, Error};
 
-use super::{InitArgs, JoinArgs, TokenArgs};
+use super::{InitArgs, JoinArgs, LeaveArgs, TokenArgs};
 use crate::commands::joined;
 use crate::commands::word;
 use crate::context::Ctx;
@@ -16,6 +18,8 @@ use crate::printer::Format;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 /// For the daemon's start as a member: it moves its store meanwhile.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How the daemon tells that a host which wanted to leave is a member still.
+const STAYED: &str = "this host did not leave";
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
@@ -50,7 +54,8 @@ async fn arrive(ctx: &Ctx, formed: &ClusterFormed) -> Result<(), Failure> {
     let begin = Instant::now();
     while formed.roles.contains(&MemberRole::Control) {
         match ctx.call("cluster.show")?.answer::<ClusterView>().await {
-            Ok(view) if view.cluster == Some(formed.cluster) => break,
+            // Without members it is one that waits for etcd still.
+            Ok(view) if view.cluster == Some(formed.cluster) && !view.members.is_empty() => break,
             // The daemon that answers went on alone and says why; the old one, still ending, has nothing to say.
             Ok(view) if !view.problems.is_empty() && view.cluster.is_none() => {
                 let problem = &view.problems[0];
@@ -79,6 +84,39 @@ async fn arrive(ctx: &Ctx, formed: &ClusterFormed) -> Result<(), Failure> {
                 joined(&roles)
             ));
         }
+    }
+    Ok(())
+}
+
+pub async fn leave(ctx: &Ctx, args: LeaveArgs) -> Result<(), Failure> {
+    if ctx.is_rehearsal("take this host out of its cluster") {
+        return Ok(());
+    }
+    ctx.confirm("Take this host out of its cluster? Its keys and its copy of the store are removed; domains of libvirt run on.")?;
+    let left: ClusterLeft =
+        ctx.call("cluster.leave")?.json(&ClusterLeave { forget: args.forget }).patience(ANSWER_PATIENCE).answer().await?;
+    let begin = Instant::now();
+    loop {
+        match ctx.call("cluster.show")?.answer::<ClusterView>().await {
+            Ok(view) if view.cluster.is_none() => break,
+            Ok(view) => {
+                if let Some(why) = view.problems.iter().find(|problem| problem.message.starts_with(STAYED)) {
+                    return Err(Error::refused(&why.message).hint(&why.mend).into());
+                }
+            }
+            Err(error) if error.code == Code::Unavailable => {}
+            Err(error) => return Err(error.into()),
+        }
+        if begin.elapsed() > START_PATIENCE {
+            let late = Error::new(Code::Unavailable, "vmkeepd does not come back as a single host");
+            return Err(late.hint("journalctl -u vmkeepd says what it waits for; it goes on by itself").into());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    match ctx.printer.format {
+        Format::Json | Format::Yaml => ctx.printer.value(&left)?,
+        Format::Name => ctx.printer.out(left.node.as_str()),
+        Format::Table | Format::Wide => ctx.printer.say(&format!("'{}' has left cluster {} and is a single host", left.node, left.cluster)),
     }
     Ok(())
 }

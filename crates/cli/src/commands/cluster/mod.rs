@@ -1,10 +1,13 @@
-//! `cluster init|token|join|status|remove|backup|defrag|capacity|simulate|balance`: many hosts as one.
+//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|capacity|simulate|balance`: many hosts as one.
 
 mod balance;
 mod capacity;
 mod form;
+mod recover;
 mod simulate;
 mod status;
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use vmkeep_types::name::Name;
@@ -21,6 +24,15 @@ pub enum ClusterCommand {
     Token(TokenArgs),
     /// Make this host a member of a cluster
     Join(JoinArgs),
+    /// Take this host out of its cluster; it is a single host again and can join anew
+    Leave(LeaveArgs),
+    /// Restore the store when etcd's majority is lost for good; on a control node that is left
+    Recover(RecoverArgs),
+    /// Confirm that a node which a recovery waits for is gone for good
+    Lost {
+        /// Its node name
+        node: Name,
+    },
     /// Members, etcd's health, what is degraded and what to do
     #[command(visible_alias = "show")]
     Status,
@@ -71,11 +83,31 @@ pub struct JoinArgs {
     witness: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// A file of 'vmkeep cluster backup' on this host; without it, what this host's own etcd still has
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// A node that is gone for good: nobody waits for what it runs
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    lost: Vec<Name>,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// Without asking the cluster: it has taken this host out already, or exists no more
+    #[arg(long)]
+    forget: bool,
+}
+
 pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
     match command {
         ClusterCommand::Init(args) => form::init(ctx, args).await,
         ClusterCommand::Token(args) => form::token(ctx, args).await,
         ClusterCommand::Join(args) => form::join(ctx, args).await,
+        ClusterCommand::Leave(args) => form::leave(ctx, args).await,
+        ClusterCommand::Recover(args) => recover::run(ctx, args).await,
+        ClusterCommand::Lost { node } => recover::lost(ctx, &node).await,
         ClusterCommand::Status => status::status(ctx).await,
         ClusterCommand::Remove { node } => status::remove(ctx, &node).await,
         ClusterCommand::Backup => status::backup(ctx).await,
