@@ -5,6 +5,7 @@
 //! | [`vm`] | what a node does next with one VM |
 //! | [`boot`] | whose turn it is to start after a host boot |
 //! | [`place`] | which node owns a VM, and what the leader writes next |
+//! | [`ha`] | who is dead, and where its VMs run again |
 //! | [`migrate`] | how a VM gets to another node, and what keeps it from that |
 //! | [`change`] | how two wishes differ, and what a change costs |
 //! | [`warn`] | what a wish will not do as it may be meant |
@@ -13,6 +14,7 @@
 
 pub mod boot;
 pub mod change;
+pub mod ha;
 pub mod health;
 pub mod migrate;
 pub mod place;

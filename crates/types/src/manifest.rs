@@ -176,6 +176,37 @@ pub fn parse_all(files: &[(&str, &str)]) -> Result<Vec<Document>, Error> {
     Err(show::error(&names.join(", "), read.problems, read.seen))
 }
 
+/// Reads one YAML document that is no manifest, with the same care: all problems at once, each with line and column. `check`
+/// finds those that types cannot; it is asked only when everything could be read.
+///
+/// # Errors
+/// [`Code::Invalid`] with the problems.
+pub fn parse_other<T: DeserializeOwned>(file: &str, text: &str, check: impl FnOnce(&T) -> Vec<Problem>) -> Result<T, Error> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Error::new(Code::TooLarge, format!("{file}: {} bytes; the limit is {} MiB", text.len(), TEXT_BYTES_MAX >> 20)));
+    }
+    let bad = |found: &[Finding]| {
+        let problems: Vec<Problem> = found.iter().map(|f| show::problem(file, text, "", f)).collect();
+        let count = if problems.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", problems.len()) };
+        Error { code: Code::Invalid, message: format!("{file}: {count}"), hint: None, problems }
+    };
+    let mut tree = tree::read(text).map_err(|e| {
+        let at = e.at.unwrap_or(Place { line: 1, column: 1, chars: 1 });
+        bad(&[Finding { field: String::new(), at, message: e.message }])
+    })?;
+    let written = tree.clone();
+    let mut found = Vec::new();
+    let value: Option<T> = decode::all(&mut tree, &mut found);
+    match value {
+        Some(value) if found.is_empty() => {
+            found =
+                check(&value).into_iter().map(|p| Finding { at: written.locate(&p.field), field: p.field, message: p.message }).collect();
+            if found.is_empty() { Ok(value) } else { Err(bad(&found)) }
+        }
+        Some(_) | None => Err(bad(&found)),
+    }
+}
+
 impl From<Finding> for Problem {
     fn from(f: Finding) -> Self {
         Self { field: check::harmless(f.field), message: check::harmless(f.message) }

@@ -1,0 +1,30 @@
+//! High availability: who is dead, and where its VMs run again. Never two copies of one VM, whatever fails.
+//!
+//! ```text
+//!                 store (transactions are the only truth)
+//!        renew, claim, promise ▲   ▲ seal, prove, place
+//!                              │   │
+//!  fenced ◄── t_send ── agent ─┘   └─ candidate (3 to 5; one leads)
+//!    │ pets, kills        │ calls
+//!  watchdog             libvirt
+//! ```
+//! | module | is |
+//! |---|---|
+//! | [`agent`] | the node's part |
+//! | [`fenced`] | the watchdog's guard: fixed-size, allocation-free |
+//! | [`candidate`] | the leader's part, and what every candidate hears |
+//! | [`timers`] | profiles, and the inequality that carries the promise |
+//! | [`record`] | keys, values and transactions |
+//! | [`clock`] | how a host measures time |
+//! | [`weakness`] | guards that the simulator can take away |
+//!
+//! All three are `step(now, event) -> actions`: no clock, no I/O, no randomness. The simulator (`vmkeep-sim`) and the daemon
+//! drive the same code. docs/concepts/ha.md tells the protocol.
+
+pub mod agent;
+pub mod candidate;
+pub mod clock;
+pub mod fenced;
+pub mod record;
+pub mod timers;
+pub mod weakness;
