@@ -9,7 +9,7 @@ impl Dice {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,15 +20,15 @@ impl Dice {
     /// From `from` to below `to`.
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         assert!(from < to, "a range with something in it");
-        from + self.next() % (to - from)
+        from + self.roll() % (to - from)
     }
 
     pub fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.next() % len.max(1) as u64).expect("below a usize")
+        usize::try_from(self.roll() % len.max(1) as u64).expect("below a usize")
     }
 
     /// True in so many of 1000 cases.
     pub fn permille(&mut self, chance: u64) -> bool {
-        chance > 0 && self.next() % 1000 < chance
+        chance > 0 && self.roll() % 1000 < chance
     }
 }

@@ -73,6 +73,11 @@ impl Log {
         Self { telling, lines: Vec::new(), violations: Vec::new() }
     }
 
+    /// Has a run that nobody listens to broken something?
+    pub fn is_over(&self) -> bool {
+        self.telling == Telling::Silent && !self.violations.is_empty()
+    }
+
     pub fn tell(&mut self, now: u64, words: impl FnOnce() -> String) {
         if self.telling == Telling::Story {
             self.lines.push((now, words()));

@@ -34,6 +34,9 @@ enum Command {
     /// Play one scenario file
     Play {
         file: std::path::PathBuf,
+        /// The story for people, or the facts for programs
+        #[arg(short, long, value_enum, default_value = "story")]
+        output: Output,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -64,12 +67,24 @@ struct RecoveryArgs {
     nodes: Vec<usize>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Story,
+    Json,
+}
+
+/// An error with its places, one a line.
+fn words(error: &vmkeep_types::error::Error) -> String {
+    let problems = error.problems.iter().map(|p| format!("\n  {}: {}", p.field, p.message));
+    std::iter::once(error.message.clone()).chain(problems).collect()
+}
+
 fn main() -> ExitCode {
     let said = match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Recovery(args) => Ok(recovery(&args)),
         Command::Speed { nodes, hours } => Ok(speed(nodes, hours)),
-        Command::Play { file, seed } => play(&file, seed),
+        Command::Play { file, output, seed } => play(&file, output, seed),
     };
     match said {
         Ok(code) => code,
@@ -145,9 +160,9 @@ fn speed(nodes: usize, hours: u64) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn play(file: &std::path::Path, seed: u64) -> Result<ExitCode, String> {
+fn play(file: &std::path::Path, output: Output, seed: u64) -> Result<ExitCode, String> {
     let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let report = vmkeep_sim::scenario::run(&file.display().to_string(), &text, seed).map_err(|e| format!("{e:#?}"))?;
-    print!("{}", report.story());
+    let report = vmkeep_sim::scenario::run(&file.display().to_string(), &text, seed).map_err(|e| words(&e))?;
+    print!("{}", if output == Output::Json { report.json() } else { report.story() });
     Ok(if report.facts.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -181,6 +181,10 @@ impl World {
                 Event::Next(_) | Event::Heal(_) => next(self, event),
                 event => self.step(event),
             }
+            // Nobody reads on: the first one is what matters.
+            if self.log.is_over() {
+                return;
+            }
         }
         self.now = end;
     }
@@ -207,24 +211,24 @@ impl World {
             Event::AgentTick(n, life) => {
                 if self.hosts[usize::from(n.0)].agent.life == life {
                     self.after(self.timers.tick_ms, Event::AgentTick(n, life));
-                    self.to_agent(n, life, agent::Event::Tick);
+                    self.hand_agent(n, life, agent::Event::Tick);
                 }
             }
             Event::FencedTick(n, life) => {
                 if self.hosts[usize::from(n.0)].fenced.life == life {
                     self.after(self.timers.pet_every_ms, Event::FencedTick(n, life));
-                    self.to_fenced(n, life, fenced::Event::Tick);
+                    self.hand_fenced(n, life, fenced::Event::Tick);
                 }
             }
             Event::CandidateTick(n, life) => {
                 if self.hosts[usize::from(n.0)].candidate.life == life {
                     self.after(self.timers.tick_ms, Event::CandidateTick(n, life));
-                    self.to_candidate(n, life, candidate::Event::Tick);
+                    self.hand_candidate(n, life, candidate::Event::Tick);
                 }
             }
-            Event::ToAgent(n, life, event) => self.to_agent(n, life, event),
-            Event::ToFenced(n, life, event) => self.to_fenced(n, life, event),
-            Event::ToCandidate(n, life, event) => self.to_candidate(n, life, event),
+            Event::ToAgent(n, life, event) => self.hand_agent(n, life, event),
+            Event::ToFenced(n, life, event) => self.hand_fenced(n, life, event),
+            Event::ToCandidate(n, life, event) => self.hand_candidate(n, life, event),
             Event::Asked(client, life, ask) => self.asked(client, life, ask),
             Event::Job(n, boot, job) => self.job_done(n, boot, job),
             Event::Pet(n, boot) => self.pet(n, boot),
@@ -234,7 +238,7 @@ impl World {
             Event::CandidateRestart(n) => self.start_candidate(n),
             Event::StonithDone { by, life, node, epoch, power } => {
                 self.stonith_done(node, power);
-                self.to_candidate(by, life, candidate::Event::Stonith { node, epoch, power });
+                self.hand_candidate(by, life, candidate::Event::Stonith { node, epoch, power });
             }
             Event::PowerOn(n) => self.power_on(n),
             Event::Second => {
@@ -250,7 +254,7 @@ impl World {
         Some(process_until.max(host.paused_until)).filter(|until| *until > now)
     }
 
-    fn to_agent(&mut self, n: NodeNo, life: u32, event: agent::Event) {
+    fn hand_agent(&mut self, n: NodeNo, life: u32, event: agent::Event) {
         let now = self.now;
         let host = self.host(n);
         if !host.powered || host.agent.life != life {
@@ -298,7 +302,7 @@ impl World {
         }
     }
 
-    fn to_fenced(&mut self, n: NodeNo, life: u32, event: fenced::Event) {
+    fn hand_fenced(&mut self, n: NodeNo, life: u32, event: fenced::Event) {
         let now = self.now;
         let host = self.host(n);
         if !host.powered || host.fenced.life != life {
@@ -341,7 +345,7 @@ impl World {
         }
     }
 
-    fn to_candidate(&mut self, n: NodeNo, life: u32, event: candidate::Event) {
+    fn hand_candidate(&mut self, n: NodeNo, life: u32, event: candidate::Event) {
         let now = self.now;
         let host = self.host(n);
         if !host.powered || host.candidate.life != life {

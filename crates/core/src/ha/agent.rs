@@ -157,6 +157,9 @@ struct Known {
     waiting: bool,
 }
 
+/// How the host leaves, since when that is known, and the transaction that tells the leader.
+type Goodbye = (Farewell, Now, Option<(TxnId, Now)>);
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Agent {
     me: NodeNo,
@@ -187,7 +190,7 @@ pub struct Agent {
     hypervisor: Health,
     storage: Health,
     empty_since: Option<Now>,
-    farewell: Option<(Farewell, Now, Option<(TxnId, Now)>)>,
+    farewell: Option<Goodbye>,
 }
 
 impl Agent {

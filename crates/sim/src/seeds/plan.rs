@@ -211,6 +211,9 @@ impl Plan {
         self.faults.push((at, 70_000, Fault::AllStick(n)));
         let decided = at + timers.pet_ms - dice.between(0, timers.renew_ms + 1_000);
         self.faults.push((decided, 1, Fault::Gap(n, timers.watchdog_ms - dice.between(50, 1_500))));
+        if dice.permille(300) {
+            self.faults.push((at.saturating_sub(5_000), 80_000, Fault::Slew(n, -100_000)));
+        }
         if dice.permille(400) {
             for other in 0..self.nodes {
                 let other = NodeNo(u16::try_from(other).expect("few nodes"));

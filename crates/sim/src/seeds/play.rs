@@ -54,15 +54,11 @@ pub fn play(plan: &Plan, weak: Option<Weakness>, telling: Telling) -> (Outcome, 
                 world.after(1_000, Event::Next(n));
             }
         }
-        Event::Heal(n) => {
-            if world.ends(&plan.faults[n].2, plan) == Did::Later {
-                world.after(1_000, Event::Heal(n));
-            }
-        }
+        Event::Heal(n) if world.ends(&plan.faults[n].2, plan) == Did::Later => world.after(1_000, Event::Heal(n)),
         _ => {}
     };
     world.run(plan.end, &mut next);
-    if plan.healed_at < plan.end {
+    if plan.healed_at < plan.end && !world.log.is_over() {
         world.check_everything_runs();
     }
     let slowest_ms = world.checks.recoveries.iter().map(|r| r.running_at.0 - r.silent_at.0).max().unwrap_or(0);

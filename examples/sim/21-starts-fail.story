@@ -1,0 +1,30 @@
+    0.0  > vm unlucky fail-start 99
+    0.0  > vm lucky fail-start 99 node1
+    0.8  node3 leads
+    1.8  node1 arms its watchdog
+    1.8  lucky is placed on node1
+    1.8  unlucky is placed on node1
+    3.3  lucky fails to start on node1
+    4.4  unlucky fails to start on node1
+    7.9  lucky fails to start on node1
+    7.9  lucky does not start on node1: it is tried on another node
+    7.9  node2 arms its watchdog
+    7.9  lucky is placed on node2
+    8.0  unlucky fails to start on node1
+    8.0  unlucky does not start on node1: it is tried on another node
+    8.5  node3 arms its watchdog
+    8.5  unlucky is placed on node3
+    9.9  lucky runs on node2 (generation 2)
+   10.3  unlucky fails to start on node3
+   14.4  unlucky fails to start on node3
+   14.4  unlucky is in error: it does not start on node3, and no other attempt is allowed
+   19.5  node1 disarms its watchdog
+  120.0  > vm unlucky fail-start 0
+  120.0  > vm unlucky disabled
+  140.0  > vm unlucky started
+  142.2  unlucky runs on node3 (generation 2)
+
+at 200 s:
+  lucky: started on node2
+  unlucky: started on node3
+verdict: no VM ran twice, no invariant was broken
