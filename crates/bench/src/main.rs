@@ -7,12 +7,14 @@
 //! vmkeep-bench rss    --socket S                        memory and idle CPU of the daemon behind the socket
 //! vmkeep-bench watch  --socket S --vm NAME              libvirt event -> our watch's event
 //! vmkeep-bench place  --nodes 1000 --vms 20000          the planner alone, in memory; needs nothing
+//! vmkeep-bench cluster --nodes 1000 --vms 20000         real etcd and control plane, fake hypervisors; needs Debian's etcd-server
 //! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
 //! ```
 //! Each prints what it measured, and what was wanted of it where something was; `--check` makes a missed wish exit code 1.
 //! It measures from outside: sockets, `/proc`, `virsh`. Build it, and what it measures, with `--release`.
 
 mod api;
+mod cluster;
 mod daemon;
 mod fill;
 mod http;
@@ -59,6 +61,8 @@ enum Command {
     Watch(watch::Args),
     /// Choosing nodes in a large cluster that is in memory only.
     Place(place::Args),
+    /// A whole cluster on this machine, with hypervisors that are fakes.
+    Cluster(cluster::Args),
     /// From a launch to a running domain, against `virsh create`.
     Launch(launch::Args),
 }
@@ -89,6 +93,7 @@ async fn run(command: Command) -> anyhow::Result<Report> {
         Command::Rss(args) => rss::run(&args).await,
         Command::Watch(args) => watch::run(&args).await,
         Command::Place(args) => place::run(&args),
+        Command::Cluster(args) => cluster::run(&args).await,
         Command::Launch(args) => launch::run(&args).await,
     }
 }

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bad_input;
+mod bench;
 mod cluster;
 mod crash;
 mod debian;

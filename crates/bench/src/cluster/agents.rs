@@ -1,0 +1,102 @@
+//! Agents with the fake hypervisor, all in this process; each has the two connections to etcd that one of a real host has.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vmkeep_agent::hypervisor::fake::FakeHypervisor;
+use vmkeep_agent::image::Reach;
+use vmkeep_agent::runtime::clock::BootId;
+use vmkeep_agent::runtime::{self, AgentConfig, Node};
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_types::host::KvmState;
+use vmkeep_types::name::Name;
+use vmkeep_types::units::ByteCount;
+
+use super::timed::Timed;
+
+/// Hosts that start in the same moment; a room after a power cut does not send all at once either.
+const JOIN_AT_ONCE: usize = 50;
+
+pub struct Agents {
+    hosts: Vec<Host>,
+    stop: CancellationToken,
+    running: TaskTracker,
+}
+
+struct Host {
+    node: Arc<Node>,
+    hypervisor: Arc<FakeHypervisor>,
+    beats: Arc<Timed>,
+}
+
+impl Agents {
+    pub async fn start(count: usize, dir: &Path, endpoints: &[String]) -> anyhow::Result<Self> {
+        let boot_id = dir.join("boot_id");
+        std::fs::write(&boot_id, "bench\n").context("cannot write a boot id")?;
+        let etcd = EtcdConfig { endpoints: endpoints.to_vec(), tls: None };
+        let mut agents = Self { hosts: Vec::new(), stop: CancellationToken::new(), running: TaskTracker::new() };
+        for from in (0..count).step_by(JOIN_AT_ONCE) {
+            let mut joining = JoinSet::new();
+            for n in from..count.min(from + JOIN_AT_ONCE) {
+                joining.spawn(Host::join(n, dir.to_owned(), etcd.clone()));
+            }
+            while let Some(host) = joining.join_next().await {
+                agents.begin(host.context("a start failed")??);
+            }
+        }
+        Ok(agents)
+    }
+
+    fn begin(&mut self, host: Host) {
+        self.running.spawn(runtime::run(host.node.clone(), self.stop.clone()));
+        self.running.spawn(runtime::heartbeat::run(host.beats.clone(), host.node.clone(), self.stop.clone()));
+        self.hosts.push(host);
+    }
+
+    /// Guests of all nodes.
+    pub fn running(&self) -> usize {
+        self.hosts.iter().map(|host| host.hypervisor.running().len()).sum()
+    }
+
+    /// How long each heartbeat took since the last call.
+    pub fn take_renewals(&self) -> Vec<Duration> {
+        self.hosts.iter().flat_map(|host| host.beats.take()).collect()
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+impl Host {
+    async fn join(n: usize, dir: std::path::PathBuf, etcd: EtcdConfig) -> anyhow::Result<Self> {
+        let name: Name = format!("node{n:04}").parse()?;
+        let hypervisor = Arc::new(FakeHypervisor::new());
+        let node = Node::new(AgentConfig {
+            store: Arc::new(EtcdStore::connect(&etcd).await?),
+            hypervisor: hypervisor.clone(),
+            boot_id: BootId(dir.join("boot_id")),
+            seed_dir: dir.join("pool"),
+            log_dir: dir.join("run"),
+            run_dir: dir.join("run"),
+            cpus: 32,
+            memory: ByteCount::from_gib(128),
+            kvm: KvmState::Unusable { why: "a fake".into() },
+            address: None,
+            migration: None,
+            peers: None,
+            reach: Reach::Others,
+            name,
+        })?;
+        node.join().await?;
+        let beats = Arc::new(Timed::new(Arc::new(EtcdStore::connect(&etcd).await?)));
+        Ok(Self { node, hypervisor, beats })
+    }
+}

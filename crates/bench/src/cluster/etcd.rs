@@ -1,0 +1,99 @@
+//! Three members of etcd on loopback, with the settings that vmkeepd gives its own.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use vmkeep_store::Store;
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore, admin};
+
+use crate::daemon::Pid;
+
+const MEMBERS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Killed with this value.
+pub struct Etcds {
+    members: Vec<Member>,
+}
+
+struct Member {
+    child: Child,
+    url: String,
+}
+
+impl Etcds {
+    /// Starts them below `dir` and waits until they answer.
+    pub async fn start(dir: &Path) -> anyhow::Result<Self> {
+        let ports: Vec<[u16; 2]> = (0..MEMBERS).map(|_| anyhow::Ok([free_port()?, free_port()?])).collect::<anyhow::Result<_>>()?;
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let cluster: Vec<String> = ports.iter().enumerate().map(|(n, [_, peer])| format!("m{n}={}", url(*peer))).collect();
+        let mut etcds = Self { members: Vec::new() };
+        for (n, [client, peer]) in ports.iter().enumerate() {
+            let log = std::fs::File::create(dir.join(format!("etcd{n}.log")))?;
+            let mut command = Command::new("etcd");
+            command.arg("--data-dir").arg(dir.join(format!("etcd{n}"))).args(["--name", &format!("m{n}"), "--logger", "zap"]);
+            command.args(["--listen-client-urls", &url(*client), "--advertise-client-urls", &url(*client)]);
+            command.args(["--listen-peer-urls", &url(*peer), "--initial-advertise-peer-urls", &url(*peer)]);
+            command.args(["--initial-cluster", &cluster.join(","), "--grpc-keepalive-min-time", "1s"]);
+            command.args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]);
+            command.args(["--quota-backend-bytes", &(2_u64 << 30).to_string()]);
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            etcds.members.push(Member { child: command.spawn().context("cannot start etcd: install etcd-server")?, url: url(*client) });
+        }
+        let config = EtcdConfig { endpoints: etcds.endpoints(), tls: None };
+        let begin = Instant::now();
+        while let Err(error) = EtcdStore::connect(&config).await {
+            if begin.elapsed() > PATIENCE {
+                bail!("etcd does not answer: {error}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(etcds)
+    }
+
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.url.clone()).collect()
+    }
+
+    pub fn pids(&self) -> Vec<Pid> {
+        self.members.iter().map(|member| Pid::new(member.child.id())).collect()
+    }
+
+    /// What periodic compaction and `vmkeep cluster defrag` do: history goes, its space is given back.
+    pub async fn forget_history(&self) -> anyhow::Result<()> {
+        let store = EtcdStore::connect(&EtcdConfig { endpoints: self.endpoints(), tls: None }).await?;
+        let now = i64::try_from(store.revision().await?.0)?;
+        store.client().compact(now, None).await?;
+        for member in &self.members {
+            admin::defragment(&EtcdConfig { endpoints: vec![member.url.clone()], tls: None }).await?;
+        }
+        Ok(())
+    }
+
+    /// Of the largest member.
+    pub async fn database_mib(&self) -> anyhow::Result<f64> {
+        let mut largest = 0;
+        for member in &self.members {
+            let config = EtcdConfig { endpoints: vec![member.url.clone()], tls: None };
+            largest = largest.max(admin::status(&config).await?.db_bytes);
+        }
+        Ok(largest as f64 / f64::from(1 << 20))
+    }
+}
+
+impl Drop for Etcds {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            let _ = member.child.kill();
+            let _ = member.child.wait();
+        }
+    }
+}
+
+/// Free at this moment; etcd takes no port 0.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
