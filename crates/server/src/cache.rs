@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vmkeep_api::body::VmPhase;
-use vmkeep_store::{Change, Listing, Store, StoreError, WatchBatch, keys};
+use vmkeep_store::{Change, KeyValue, Listing, Store, StoreError, WatchBatch, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Revision, VmId};
 use vmkeep_types::name::Name;
@@ -320,7 +320,7 @@ impl Shared {
             let mut rows = self.lock();
             *rows = Rows::default();
             for kv in &listing.items {
-                rows.put(&kv.key, &kv.value);
+                rows.put(kv);
             }
         }
         self.feed.begin(listing.revision);
@@ -332,7 +332,7 @@ impl Rows {
     fn apply(&mut self, batch: &WatchBatch) {
         for change in &batch.changes {
             match change {
-                Change::Put(kv) if kv.key.starts_with(keys::ALL_VMS) => self.put(&kv.key, &kv.value),
+                Change::Put(kv) if kv.key.starts_with(keys::ALL_VMS) => self.put(kv),
                 Change::Put(kv) => self.mark(&kv.key),
                 Change::Deleted { key, .. } if key.starts_with(keys::ALL_VMS) => self.remove(key),
                 Change::Deleted { key, .. } => self.mark(key),
@@ -340,10 +340,10 @@ impl Rows {
         }
     }
 
-    fn put(&mut self, key: &str, value: &[u8]) {
-        let record: VmRecord = match serde_json::from_slice(value) {
+    fn put(&mut self, kv: &KeyValue) {
+        let record: VmRecord = match typed::decode(kv) {
             Ok(record) => record,
-            Err(error) => return tracing::error!(%key, %error, "a VM does not parse and is not listed"),
+            Err(error) => return tracing::error!(key = kv.key, %error, "a VM does not parse and is not listed"),
         };
         let VmRecord { id, project, spec, .. } = record;
         let changes = self.remove_row(id).map_or(0, |old| old.changes + 1);

@@ -30,6 +30,7 @@ pub mod http;
 pub mod metrics;
 pub mod page;
 pub mod reconcile;
+pub mod records;
 pub mod streams;
 pub mod view;
 

@@ -14,6 +14,7 @@
 pub mod crash;
 pub mod embedded;
 pub mod etcd;
+pub mod keep;
 pub mod keys;
 pub mod layout;
 mod limits;

@@ -5,8 +5,8 @@
 //! | who | does |
 //! |---|---|
 //! | writer | emits the store's level, never a higher one |
-//! | reader | ignores fields it does not know |
-//! | one who changes a record | keeps those fields: [`rewrite`] instead of [`put`] |
+//! | reader | passes over fields it does not know: [`decode`] |
+//! | one who changes a record | keeps those fields: its store is a [`crate::keep::Keeping`] one, or [`rewrite`] instead of [`put`] |
 //! | anyone, of a newer level | refuses the store: [`StoreError::Newer`] |
 //!
 //! A value that does not parse is [`StoreError::Corrupt`], naming its key.
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vmkeep_types::ids::Revision;
+use vmkeep_types::manifest;
 
 use crate::keys::{LEVEL, LEVEL_NOW};
 use crate::{Compare, Held, KeyValue, Op, Store, StoreError, Txn};
@@ -28,8 +29,17 @@ pub struct Stored<T> {
     pub modified: Revision,
 }
 
+/// A record as far as this version knows it: unknown fields are passed over, at whatever depth.
+///
+/// # Errors
+/// `Corrupt`, naming its key.
 pub fn decode<T: DeserializeOwned>(kv: &KeyValue) -> Result<T, StoreError> {
-    serde_json::from_slice(&kv.value).map_err(|e| StoreError::Corrupt(format!("the value of '{}' does not parse: {e}", kv.key)))
+    let corrupt = |e: serde_json::Error| StoreError::Corrupt(format!("the value of '{}' does not parse: {e}", kv.key));
+    serde_json::from_slice(&kv.value).or_else(|strict| {
+        // Wishes of people refuse what they do not know, so that nobody mistypes; in the store it is a newer version's.
+        let known = serde_json::from_slice(&kv.value).ok().and_then(manifest::known_from_json);
+        known.ok_or_else(|| corrupt(strict))
+    })
 }
 
 /// A write of `value`.
@@ -37,35 +47,77 @@ pub fn put<T: Serialize + ?Sized>(key: impl Into<String>, value: &T) -> Op {
     Op::Put(key.into(), serde_json::to_vec(value).expect("records are plain data with string keys"))
 }
 
-/// A write of `value` over `old` that keeps the fields of `old` which `T` does not know, at whatever depth of objects.
-/// Lists are replaced as a whole.
+/// A write of `value` over `old` that keeps the fields of `old` which `T` does not know, at whatever depth of objects and of
+/// lists whose elements have names. Other lists are replaced as a whole.
 ///
 /// # Errors
 /// `old` is not a `T`.
 pub fn rewrite<T: Serialize + DeserializeOwned>(old: &KeyValue, value: &T) -> Result<Op, StoreError> {
-    let before: T = decode(old)?;
+    let new = serde_json::to_vec(value).expect("records are plain data with string keys");
+    Ok(Op::Put(old.key.clone(), merge::<T>(old, new)?))
+}
+
+/// `new`, a `T`, with what `old` holds beyond a `T`.
+///
+/// # Errors
+/// `old` or `new` is not a `T`.
+pub fn merge<T: Serialize + DeserializeOwned>(old: &KeyValue, new: Vec<u8>) -> Result<Vec<u8>, StoreError> {
     let raw: Value = decode(old)?;
-    let plain = to_json(value);
+    let plain: Value = decode(&KeyValue { value: new.clone(), ..old.clone() })?;
+    if !has_more(&raw, &plain) {
+        return Ok(new);
+    }
+    let before: T = decode(old)?;
     let mut kept = plain.clone();
     keep_unknown(&mut kept, &raw, &to_json(&before));
+    let kept = serde_json::to_vec(&kept).expect("it came from JSON");
     // A field that T knows under another name (an alias, a renamed field) must not come back beside its new name.
-    let same = T::deserialize(&kept).is_ok_and(|read| to_json(&read) == plain);
-    Ok(put(old.key.clone(), if same { &kept } else { &plain }))
+    let read: Result<T, _> = decode(&KeyValue { value: kept.clone(), ..old.clone() });
+    Ok(if read.is_ok_and(|read| to_json(&read) == plain) { kept } else { new })
 }
 
 fn to_json<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).expect("records are plain data with string keys")
 }
 
+/// Elements of two lists that have the same name.
+fn same_names<'a>(of: &'a [Value], name: &Value) -> Option<&'a Value> {
+    of.iter().find(|other| other.get("name").is_some_and(|other| other == name))
+}
+
+/// Whether `old` has a field that `new` has not: unknown, or taken away.
+fn has_more(old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => old.iter().any(|(name, field)| new.get(name).is_none_or(|same| has_more(field, same))),
+        (Value::Array(old), Value::Array(new)) => {
+            let named = old.iter().filter_map(|item| Some((item, same_names(new, item.get("name")?)?)));
+            named.into_iter().any(|(item, same)| has_more(item, same))
+        }
+        _ => false,
+    }
+}
+
 /// Adds to `new` what `raw` has and `known`, the same value as `T` writes it, has not.
 fn keep_unknown(new: &mut Value, raw: &Value, known: &Value) {
-    let (Value::Object(new), Value::Object(raw), Value::Object(known)) = (new, raw, known) else { return };
-    for (name, field) in raw {
-        match (known.get(name), new.get_mut(name)) {
-            (None, None) => drop(new.insert(name.clone(), field.clone())),
-            (Some(known), Some(new)) => keep_unknown(new, field, known),
-            (None, Some(_)) | (Some(_), None) => {}
+    match (new, raw, known) {
+        (Value::Object(new), Value::Object(raw), Value::Object(known)) => {
+            for (name, field) in raw {
+                match (known.get(name), new.get_mut(name)) {
+                    (None, None) => drop(new.insert(name.clone(), field.clone())),
+                    (Some(known), Some(new)) => keep_unknown(new, field, known),
+                    (None, Some(_)) | (Some(_), None) => {}
+                }
+            }
         }
+        (Value::Array(new), Value::Array(raw), Value::Array(known)) => {
+            for item in new {
+                let Some(name) = item.get("name").cloned() else { continue };
+                if let (Some(raw), Some(known)) = (same_names(raw, &name), same_names(known, &name)) {
+                    keep_unknown(item, raw, known);
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -178,9 +230,38 @@ mod tests {
         );
     }
 
+    /// As people's wishes do, so that they mistype nothing.
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Strict {
+        name: String,
+        #[serde(default)]
+        parts: Vec<Part>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+    enum Part {
+        Disk { name: String, size: u64 },
+    }
+
+    #[test]
+    fn what_a_strict_record_does_not_know_survives_too() {
+        let old = kv(r#"{"name":"a","later":{"x":1},"parts":[{"kind":"disk","name":"root","size":1,"tier":"fast"}]}"#);
+        let mut record: Strict = decode(&old).expect("a newer version's");
+        record.name = "b".into();
+        let Part::Disk { size, .. } = &mut record.parts[0];
+        *size = 2;
+        record.parts.push(Part::Disk { name: "data".into(), size: 3 });
+        let Ok(Op::Put(_, value)) = rewrite(&old, &record) else { panic!("a write") };
+        expect![[r#"{"later":{"x":1},"name":"b","parts":[{"kind":"disk","name":"root","size":2,"tier":"fast"},{"kind":"disk","name":"data","size":3}]}"#]]
+            .assert_eq(&String::from_utf8(value).expect("JSON"));
+        assert!(decode::<Strict>(&kv(r#"{"name":7,"later":1}"#)).is_err(), "what is wrong is not passed over");
+    }
+
     #[test]
     fn an_old_name_does_not_come_back_beside_the_new_one() {
-        check(r#"{"title":"a","later":1}"#, |record| record.name = "b".into(), expect![[r#"vm/default/x = {"disks":{},"name":"b"}"#]]);
+        check(r#"{"title":"a","later":1}"#, |record| record.name = "b".into(), expect![[r#"vm/default/x = {"name":"b","disks":{}}"#]]);
     }
 
     #[test]

@@ -392,6 +392,12 @@ pub fn body_from_json<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
     }
 }
 
+/// A stored value that a newer version may have written: fields that `T` does not know are passed over, where its own
+/// deserialisation refuses them because people must not mistype. None: something else is wrong with it.
+pub fn known_from_json<T: DeserializeOwned>(value: Value) -> Option<T> {
+    decode::known(&mut Node::from(value))
+}
+
 /// One error for problems that were found by [`check`].
 pub fn refused(what: &str, problems: Vec<Problem>) -> Error {
     let count = match problems.len() {

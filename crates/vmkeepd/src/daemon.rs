@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use vmkeep_server::context::Server;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_store::keep::{Keeping, Look};
 use vmkeep_store::{Store, StoreError, keys, typed};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
@@ -103,7 +104,9 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     }
     let roles = roles_of(&config, member.as_ref())?;
     let name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
-    let store = opened.store.clone();
+    // A newer version may have written to it, and may again: what it wrote beside ours stays.
+    let look = if opened.etcd.is_some() { Look::Away } else { Look::Here };
+    let store: Arc<dyn Store> = Keeping::over(opened.store.clone(), vmkeep_server::records::types, look);
     let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let mtls = member.as_ref().map(|member| Mtls::open(member.paths())).transpose()?;
     let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };

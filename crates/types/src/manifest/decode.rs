@@ -44,6 +44,24 @@ pub fn all<T: DeserializeOwned>(root: &mut Node, found: &mut Vec<Finding>) -> Op
     None
 }
 
+/// Unknown fields passed over in one value: more is no newer version, but something else.
+const UNKNOWN_MAX: usize = 200;
+
+/// Decodes `root` as far as `T` knows it. None: something is wrong beside fields that it does not know.
+pub fn known<T: DeserializeOwned>(root: &mut Node) -> Option<T> {
+    for _ in 0..UNKNOWN_MAX {
+        let fault = match T::deserialize(De(root)) {
+            Ok(value) => return Some(value),
+            Err(fault) => *fault.0,
+        };
+        let trail: Vec<usize> = fault.trail.iter().rev().copied().collect();
+        if !matches!(fault.kind, Kind::UnknownField { .. }) || !mend(root, trail, &fault) {
+            return None;
+        }
+    }
+    None
+}
+
 /// The problem in words; None when it only follows from one that was told already.
 fn describe(root: &Node, trail: &[usize], fault: &FaultBody) -> Option<Finding> {
     let (mut node, mut at, mut field) = (root, root.at, String::new());

@@ -31,7 +31,11 @@ struct Running {
 
 impl Running {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        Self::at(tempfile::tempdir().expect("a folder")).await
+    }
+
+    /// On what is in a folder already.
+    async fn at(dir: tempfile::TempDir) -> Self {
         let at = |name: &str| dir.path().join(name);
         let config = Config {
             node: Some(Name::known("node1")),
@@ -62,6 +66,13 @@ impl Running {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// What is left when it has ended.
+    async fn end(self) -> tempfile::TempDir {
+        self.shutdown.cancel();
+        self.task.await.expect("no panic").expect("no error");
+        self._dir
     }
 
     async fn vm(&self, name: &str) -> Value {
@@ -129,6 +140,81 @@ async fn a_second_daemon_on_the_same_store_is_refused() {
     assert!(format!("{error:#}").contains("cannot open the store"), "{error:#}");
     running.shutdown.cancel();
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
+}
+
+/// The store of a daemon that has ended; what it had begun may hold it a moment longer.
+async fn store_in(dir: &tempfile::TempDir) -> EmbeddedStore {
+    let begin = Instant::now();
+    loop {
+        match EmbeddedStore::open(&dir.path().join("store/vmkeep.db")) {
+            Ok(store) => return store,
+            Err(error) => assert!(begin.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Records that this version writes again when a VM is changed and started.
+const WRITTEN: [&str; 7] = ["vm/", "choices/", "power/", "owner/", "volume/", "n/node1/order/", "n/node1/seen/"];
+
+/// What a newer version would write beside our fields: at the top, in the wish, in a struct of it, in one of its disks.
+fn newer(key: &str, mut value: Value) -> Value {
+    value["later"] = json!({"by": "2.0"});
+    if key.starts_with("vm/") {
+        value["spec"]["tier"] = json!("gold");
+        value["spec"]["restart"]["jitter"] = json!("3s");
+        value["spec"]["disks"][0]["wear"] = json!(7);
+    }
+    value
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_newer_version_wrote_outlives_changes_by_this_one() {
+    let running = Running::new().await;
+    let disks = json!([{"name": "root", "empty": true, "size": "1M"}]);
+    let mut wish = json!({"name": "web", "memory": "64M", "firmware": "bios", "run": "manual", "nics": [], "disks": disks});
+    running.client.call("vm.create").json(&wish).answer::<Accepted>().await.expect("accepted");
+    running.until("it is off", || async { running.vm("web").await["status"]["phase"] == "stopped" }).await;
+    let dir = running.end().await;
+
+    let store = store_in(&dir).await;
+    let mut before = Vec::new();
+    for kv in store.list_many(&WRITTEN).await.expect("a listing").items {
+        let value = newer(&kv.key, serde_json::from_slice(&kv.value).expect("JSON"));
+        store.txn(vmkeep_store::Txn::default().then(typed::put(kv.key.clone(), &value))).await.expect("written");
+        before.push(kv.key);
+    }
+    assert!(WRITTEN.iter().all(|prefix| before.iter().any(|key| key.starts_with(prefix))), "{before:?}");
+    let upgraded = store.revision().await.expect("a revision");
+    drop(store);
+
+    let running = Running::at(dir).await;
+    wish["description"] = json!("changed by the older one");
+    wish["disks"][0]["size"] = json!("2M");
+    running.client.call("vm.put").field("name", "web").json(&wish).answer::<Accepted>().await.expect("accepted");
+    running
+        .client
+        .call("vm.action")
+        .field("name", "web")
+        .field("action", "start")
+        .json(&json!({}))
+        .answer::<Accepted>()
+        .await
+        .expect("accepted");
+    running.until("it runs", || async { running.vm("web").await["status"]["phase"] == "running" }).await;
+    let dir = running.end().await;
+
+    let store = store_in(&dir).await;
+    let after = store.list_many(&WRITTEN).await.expect("a listing").items;
+    let written: Vec<&str> =
+        after.iter().filter(|kv| kv.modified > upgraded).map(|kv| kv.key.split('/').rev().nth(1).unwrap_or_default()).collect();
+    for kind in ["default", "power", "order", "seen"] {
+        assert!(written.contains(&kind), "{kind} was written by the edit, the leader or the agent: {written:?}");
+    }
+    for kv in after {
+        let value: Value = serde_json::from_slice(&kv.value).expect("JSON");
+        assert_eq!(newer(&kv.key, value.clone()), value, "{} kept all of it", kv.key);
+    }
 }
 
 #[tokio::test]
