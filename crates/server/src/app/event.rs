@@ -21,7 +21,7 @@ const KEEP_GONE_DAYS: i64 = 7;
 pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<EventView>, Error> {
     let stored = typed::list_readable::<Event>(store, prefix).await.map_err(store_error)?;
     let mut rows: Vec<EventView> = stored.into_iter().map(view).collect();
-    rows.sort_by(|a, b| place(a).cmp(&place(b)));
+    rows.sort_by_key(place);
     Ok(rows)
 }
 
