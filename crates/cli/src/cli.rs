@@ -138,6 +138,8 @@ pub enum Command {
     /// Access over the network
     #[command(subcommand)]
     Token(commands::token::TokenCommand),
+    /// Play through what happens to a cluster when its nodes fail
+    Sim(commands::sim::SimArgs),
     /// Versions of this program and the daemon
     Version,
     /// Completions for a shell

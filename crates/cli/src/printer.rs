@@ -16,6 +16,7 @@ use crate::plain::{escaped, one_line, stripped};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     #[default]
+    #[value(alias = "story")]
     Table,
     /// More columns.
     Wide,

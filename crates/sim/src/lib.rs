@@ -5,7 +5,7 @@
 //! | [`world`] | the queue of events and the processes |
 //! | [`store`], [`net`], [`host`], [`virt`], [`power`] | models: etcd, its network, a host, libvirt, power and watchdogs |
 //! | [`check`] | invariants I1 to I10, looked at with every change |
-//! | [`scenario`] | `vmkeep-sim play FILE`: a cluster, a script, the story |
+//! | [`scenario`] | `vmkeep sim FILE`: a cluster, a script, the story |
 //! | [`seeds`] | one number, one run of random faults |
 //!
 //! One u64 seed is one run: no clock, no hash order, no thread. docs/guide/sim.md is for users.

@@ -1,4 +1,4 @@
-//! `vmkeep-sim play FILE`: a cluster and a script, played through; what happened as a story or as facts.
+//! `vmkeep sim FILE`: a cluster and a script, played through; what happened as a story or as facts.
 //!
 //! [`file`] reads, [`command`] is the language of the script, [`play`] carries it out, [`report`] tells.
 

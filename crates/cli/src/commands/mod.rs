@@ -14,6 +14,7 @@ pub mod node;
 pub mod op;
 pub mod pool;
 pub mod shell;
+pub mod sim;
 pub mod token;
 pub mod top;
 pub mod version;
@@ -57,6 +58,7 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Op(command) => op::run(ctx, command).await,
         Command::Event(command) => event::run(ctx, command).await,
         Command::Token(command) => token::run(ctx, command).await,
+        Command::Sim(args) => sim::run(ctx, &args),
         Command::Version => version::run(ctx).await,
         Command::Completions(args) => shell::completions(ctx, &args),
         Command::Man(args) => shell::man(ctx, &args),

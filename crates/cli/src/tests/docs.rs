@@ -5,10 +5,12 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 8] = [
+const PAGES: [(&str, &str); 10] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/cluster.md", include_str!("../../../../docs/guide/cluster.md")),
+    ("docs/guide/sim.md", include_str!("../../../../docs/guide/sim.md")),
+    ("docs/concepts/ha.md", include_str!("../../../../docs/concepts/ha.md")),
     ("docs/errors/README.md", include_str!("../../../../docs/errors/README.md")),
     ("docs/concepts/files.md", include_str!("../../../../docs/concepts/files.md")),
     ("docs/concepts/placement.md", include_str!("../../../../docs/concepts/placement.md")),
