@@ -132,6 +132,10 @@ fn standing(view: &ClusterView, drain: &Drain) -> Standing {
     let follows = |id: &VmId| fleet.guest(*id).is_some_and(|guest| leave::follows(guest, gone().filter_map(|id| fleet.guest(*id))));
     all.ready.sort_by_cached_key(|id| (!follows(id), name(view, *id)));
     all.again.sort_by_cached_key(|id| name(view, *id));
+    // Told by name: ids are random.
+    all.busy.sort();
+    all.under_way.sort();
+    all.stuck.sort();
     all
 }
 
