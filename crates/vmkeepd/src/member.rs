@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmkeep_store::etcd::{EtcdConfig, EtcdTls};
@@ -114,12 +115,7 @@ impl Member {
     pub fn load(state: &Path) -> anyhow::Result<Option<Self>> {
         let paths = Paths::new(state);
         let file = paths.member();
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
-        };
-        let mut member: Self = toml::from_str(&text).with_context(|| format!("{} does not parse", file.display()))?;
+        let Some(mut member) = read_toml::<Self>(&file)? else { return Ok(None) };
         member.dir = paths.dir;
         member.check().with_context(|| format!("{} is not valid", file.display()))?;
         Ok(Some(member))
@@ -145,8 +141,7 @@ impl Member {
     pub fn save(&self, state: &Path) -> anyhow::Result<()> {
         let paths = Paths::new(state);
         paths.make()?;
-        let text = toml::to_string(self).context("a member is plain data")?;
-        write_whole(&paths.member(), 0o600, text.as_bytes())
+        write_toml(&paths.member(), self)
     }
 
     pub fn has(&self, role: MemberRole) -> bool {
@@ -166,6 +161,27 @@ impl Member {
     pub fn etcd_client(&self) -> EtcdConfig {
         self.paths().etcd_client(self.etcd.endpoints.clone())
     }
+}
+
+/// What a file of `cluster/` says; None when it is not there.
+///
+/// # Errors
+/// It cannot be read or does not parse, with the file's name.
+pub fn read_toml<T: DeserializeOwned>(file: &Path) -> anyhow::Result<Option<T>> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Some(toml::from_str(&text).with_context(|| format!("{} does not parse", file.display()))?)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
+    }
+}
+
+/// Written whole or not at all, for root only; on disk when it returns.
+///
+/// # Errors
+/// The disk's, with the file's name.
+pub fn write_toml<T: Serialize>(file: &Path, value: &T) -> anyhow::Result<()> {
+    let text = toml::to_string(value).context("plain data")?;
+    write_whole(file, 0o600, text.as_bytes())
 }
 
 /// Replaces a file: a crash leaves the old one or the new one, and the new one is on disk when this returns.

@@ -30,7 +30,7 @@ use super::etcd::{Begin, Etcd, Listen, client_url};
 use super::pki::{self, Authority};
 use super::{Cluster, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
 use crate::config::Config;
-use crate::member::{Member, MemberEtcd, Paths, write_whole};
+use crate::member::{Member, MemberEtcd, Paths, read_toml, write_toml, write_whole};
 
 const ROLES: [MemberRole; 2] = [MemberRole::Control, MemberRole::Compute];
 /// The embedded store's files; a member does not read them any more.
@@ -62,17 +62,12 @@ impl Forming {
     }
 
     fn load(paths: &Paths) -> anyhow::Result<Option<Self>> {
-        match fs::read_to_string(Self::file(paths)) {
-            Ok(text) => Ok(Some(toml::from_str(&text).with_context(|| format!("{} does not parse", Self::file(paths).display()))?)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", Self::file(paths).display())),
-        }
+        read_toml(&Self::file(paths))
     }
 
     fn save(&self, paths: &Paths, step: Step) -> anyhow::Result<()> {
         paths.make()?;
-        let text = toml::to_string(&Self { step, ..self.clone() }).context("plain data")?;
-        write_whole(&Self::file(paths), 0o600, text.as_bytes())
+        write_toml(&Self::file(paths), &Self { step, ..self.clone() })
     }
 
     /// As the node of the first member connects.

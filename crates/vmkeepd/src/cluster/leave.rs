@@ -13,7 +13,6 @@
 //! libvirt's and run on in every case.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -33,7 +32,7 @@ use super::form::failure_file;
 use super::status::MEMBER_PATIENCE;
 use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused};
 use crate::config::Config;
-use crate::member::{Member, Paths, write_whole};
+use crate::member::{Member, Paths, read_toml, write_toml, write_whole};
 
 /// What is under way, at `cluster/leaving.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,17 +57,12 @@ impl Leaving {
     }
 
     fn load(paths: &Paths) -> anyhow::Result<Option<Self>> {
-        match fs::read_to_string(Self::file(paths)) {
-            Ok(text) => Ok(Some(toml::from_str(&text).with_context(|| format!("{} does not parse", Self::file(paths).display()))?)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", Self::file(paths).display())),
-        }
+        read_toml(&Self::file(paths))
     }
 
     fn save(&mut self, paths: &Paths, step: Step) -> anyhow::Result<()> {
         self.step = step;
-        let text = toml::to_string(self).context("plain data")?;
-        write_whole(&Self::file(paths), 0o600, text.as_bytes())
+        write_toml(&Self::file(paths), self)
     }
 
     /// The members of etcd that stay.

@@ -33,7 +33,7 @@ use super::form::failure_file;
 use super::status::MEMBER_PATIENCE;
 use super::{Cluster, Restart, refused, until_etcd};
 use crate::config::Config;
-use crate::member::{ETCD_CLIENT_PORT, Member, MemberEtcd, Paths, write_whole};
+use crate::member::{ETCD_CLIENT_PORT, Member, MemberEtcd, Paths, read_toml, write_toml, write_whole};
 
 /// Restores snapshots; the first one that is there. Debian's package etcd-client has them.
 const TOOLS: [&str; 2] = ["etcdutl", "etcdctl"];
@@ -65,17 +65,12 @@ impl Recovering {
     }
 
     fn load(paths: &Paths) -> anyhow::Result<Option<Self>> {
-        match fs::read_to_string(Self::file(paths)) {
-            Ok(text) => Ok(Some(toml::from_str(&text).with_context(|| format!("{} does not parse", Self::file(paths).display()))?)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", Self::file(paths).display())),
-        }
+        read_toml(&Self::file(paths))
     }
 
     fn save(&mut self, paths: &Paths, step: Step) -> anyhow::Result<()> {
         self.step = step;
-        let text = toml::to_string(self).context("plain data")?;
-        write_whole(&Self::file(paths), 0o600, text.as_bytes())
+        write_toml(&Self::file(paths), self)
     }
 }
 
