@@ -4,6 +4,7 @@
 //! claims, tokens).
 
 use vmkeep_store::keep::Merge;
+use vmkeep_store::seal::fields::Path;
 use vmkeep_store::typed::merge;
 use vmkeep_types::cluster::MemberRecord;
 use vmkeep_types::image::ImageRecord;
@@ -15,6 +16,22 @@ use vmkeep_types::operation::Operation;
 use vmkeep_types::order::Order;
 use vmkeep_types::pool::{PoolRecord, VolumeRecord};
 use vmkeep_types::record::{Owner, Power, VmChoices, VmRecord};
+
+/// Where passwords lie, and text in which people put them.
+pub fn secrets(key: &str) -> &'static [Path] {
+    match key.split('/').collect::<Vec<_>>()[..] {
+        ["vm", _, _] | ["n", _, "order", _] => &[
+            &["spec", "display", "password"],
+            &["spec", "cloud_init", "password"],
+            &["spec", "cloud_init", "user_data"],
+            &["spec", "cloud_init", "network_data"],
+            &["spec", "cloud_init", "users", "*", "passwd"],
+            &["spec", "cloud_init", "users", "*", "hashed_passwd"],
+            &["spec", "cloud_init", "users", "*", "plain_text_passwd"],
+        ],
+        _ => &[],
+    }
+}
 
 /// How a record under this key takes over what its type does not know.
 pub fn types(key: &str) -> Option<Merge> {

@@ -4,14 +4,17 @@
 //! |---|---|---|
 //! | `name/KIND/PROJECT/NAME` | uid | server |
 //! | `domain/NAME` | uid of the VM whose libvirt domain has that name, of whatever project | server; leader removes |
-//! | `mac/MAC` | uid of the VM whose wish names it | server; leader removes |
+//! | `mac/MAC` | uid of the VM whose wish names it, or for which it was chosen | server; leader removes |
+//! | `indexed` | `domain/` and `mac/` hold all there are | control plane, at its start |
 //! | `vm/PROJECT/UID` | `VmRecord`; its revision is the spec revision and the ETag | server |
 //! | `choices/UID` | `VmChoices` | leader |
 //! | `power/UID` | `Power` | server; leader folds a hold in |
 //! | `owner/UID` | `Owner`: the placement, the one truth of who may run it | leader |
 //! | `own/NODE/UID` | empty: range-compared before a node may disarm | leader |
 //! | `joined/NODE` | empty: the index of nodes, because under `n/` lie the orders of every VM too | leader |
-//! | `control/NODE` | empty: whom agents obey | control plane, at its start |
+//! | `control/NODE` | public key of the host, for `seal/ring`: whom agents obey | control plane, at its start |
+//! | `seal/ring` | the control plane's keys, sealed to each control node: [`crate::seal::ring`] | control plane |
+//! | `n/NODE/sealkey` | public key of the node: its orders' secrets are sealed to it | agent |
 //! | `fence/NODE/EPOCH` | seal | leader (cluster) |
 //! | `state/NODE` | `NodeState`: online, suspect, offline | leader |
 //! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; how the node would die | agent |
@@ -61,6 +64,9 @@ pub const CLUSTER_MOVING: &str = "cluster/moving";
 pub const ALL_MEMBERS: &str = "cluster/member/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
 
+pub const SEAL_RING: &str = "seal/ring";
+pub const ALL_CONTROL: &str = "control/";
+
 /// The format level this code writes.
 pub const LEVEL_NOW: u64 = 2;
 
@@ -82,6 +88,7 @@ pub const ALL_NETWORKS: &str = "network/";
 pub const ALL_VOLUMES: &str = "volume/";
 pub const ALL_POOLS: &str = "pool/";
 pub const POOLS: &str = "pools";
+pub const INDEXED: &str = "indexed";
 pub const ALL_TOKENS: &str = "token/";
 
 pub fn member(node: &Name) -> String {
@@ -99,14 +106,17 @@ pub fn name(kind: &str, project: &Name, name: &Name) -> String {
 /// Of all projects.
 pub const ALL_VM_NAMES: &str = "name/vm/";
 
+pub const ALL_DOMAINS: &str = "domain/";
+pub const ALL_MACS: &str = "mac/";
+
 /// The name of a VM's libvirt domain: on a host there is one of it.
 pub fn domain(name: &Name) -> String {
-    format!("domain/{name}")
+    format!("{ALL_DOMAINS}{name}")
 }
 
-/// A MAC that a wish names itself, lower case.
+/// A MAC that a wish names itself or that was chosen, lower case.
 pub fn mac(mac: &str) -> String {
-    format!("mac/{mac}")
+    format!("{ALL_MACS}{mac}")
 }
 
 pub fn vm(project: &Name, id: VmId) -> String {
@@ -169,7 +179,15 @@ pub fn joined(node: &Name) -> String {
 }
 
 pub fn control(node: &Name) -> String {
-    format!("control/{node}")
+    format!("{ALL_CONTROL}{node}")
+}
+
+pub fn seal_key(node: &Name) -> String {
+    seal_key_of(node.as_str())
+}
+
+pub(crate) fn seal_key_of(node: &str) -> String {
+    format!("n/{node}/sealkey")
 }
 
 pub fn state(node: &Name) -> String {

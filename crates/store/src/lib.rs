@@ -18,6 +18,7 @@ pub mod keep;
 pub mod keys;
 pub mod layout;
 mod limits;
+pub mod seal;
 pub mod typed;
 
 use std::time::Duration;

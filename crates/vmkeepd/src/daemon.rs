@@ -20,6 +20,7 @@ use vmkeep_server::context::Server;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_store::keep::{Keeping, Look};
+use vmkeep_store::seal::Sealing;
 use vmkeep_store::{Store, StoreError, keys, typed};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
@@ -33,6 +34,7 @@ use crate::log;
 use crate::member::Member;
 use crate::mtls::Mtls;
 use crate::notify::Notify;
+use crate::seal::Secrets;
 use compute::{Apart, Compute};
 
 mod compute;
@@ -106,8 +108,11 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     let name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
     // A newer version may have written to it, and may again: what it wrote beside ours stays.
     let look = if opened.etcd.is_some() { Look::Away } else { Look::Here };
-    let store: Arc<dyn Store> = Keeping::over(opened.store.clone(), vmkeep_server::records::types, look);
+    let secrets = Secrets::of_host(&config.store, name.clone())?;
+    let sealing = Sealing::over(opened.store.clone(), vmkeep_server::records::secrets, secrets.keys());
+    let store: Arc<dyn Store> = Keeping::over(sealing, vmkeep_server::records::types, look);
     let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
+    let Some(()) = secrets.begin(&opened, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let mtls = member.as_ref().map(|member| Mtls::open(member.paths())).transpose()?;
     let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };
     let cluster = Cluster::new(part.config.clone(), part.name.clone(), part.member.clone(), opened, restart.clone());

@@ -21,6 +21,7 @@ mod member;
 mod mtls;
 mod notify;
 mod peer;
+mod seal;
 mod tls;
 mod users;
 

@@ -14,7 +14,6 @@ use tower::ServiceExt;
 use vmkeep_server::app;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
-use vmkeep_store::{Op, Txn, keys};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::{Caller, Role};
 
@@ -36,10 +35,6 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         app::note_joined(store.as_ref(), &name).await.context("the node cannot be entered into the store")?;
     }
     let remote = part.mtls.clone().map(|mtls| Remote { store: store.clone(), mtls });
-    if remote.is_some() {
-        let obeyed = Txn::default().then(Op::Put(keys::control(&name), Vec::new()));
-        store.txn(obeyed).await.context("this control node cannot be entered into the store")?;
-    }
     let gate = Arc::new(Gate { node: name.clone(), local: local.map(|compute| compute.router.clone()), remote });
     let audit_file = config.audit_file();
     let audit = Audit::open(&audit_file).with_context(|| format!("cannot write the audit log {}", audit_file.display()))?;
