@@ -129,7 +129,7 @@ impl Member {
             endpoints.join(", ")
         );
         std::fs::write(dir.join("member.toml"), member).expect("written");
-        let run = host.path("run");
+        let run = host.path("run/vmkeep");
         // The switch is nobody else's: libvirt listens without a password there.
         let migration = format!("[migration]\nconnect = \"qemu+tcp://{at}/system\"\ndata = \"tcp://{at}\"\n");
         host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}\n{migration}", state.display(), run.display()));

@@ -4,6 +4,8 @@
 //! guest cannot take is `pending` until the next cold start. Disk sources and chains that changed behind our back are
 //! `conflicts`: never mended, and no start goes over them.
 
+mod live;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,13 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, FieldChange, Observed};
+use vmkeep_types::observed::{Doing, Observed};
 use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
-use vmkeep_types::units::ByteCount;
 
 use super::claim;
+use super::grant::Until;
 use super::node::{Look, Node};
 use super::qemu;
 use super::report::{self, State};
@@ -41,7 +43,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     let wanted = wanted(node, state, Look::Fresh).await?;
     define(node, state, &wanted).await?;
     if lives(state) {
-        change_live(node, state, &wanted).await?;
+        live::change_live(node, state, &wanted).await?;
     } else {
         state.pending.clear();
     }
@@ -72,7 +74,10 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     if !granted.is_fresh() {
         return Err(Error::new(Code::Unavailable, "the claim was too old when it was granted; the store is slow"));
     }
-    match node.hv.start(state.order.vm).await {
+    node.grants.give(state.order.vm, Until::Ms(granted.until_ms()))?;
+    let started = node.hv.start(state.order.vm).await;
+    node.grants.take(state.order.vm);
+    match started {
         Ok(()) => {}
         Err(HvError::WrongState(_)) if is_live(node, state).await => {}
         Err(error) => return Err(start_error(node, state, &error)),
@@ -361,85 +366,6 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
     Ok(())
 }
 
-/// What libvirt can change while the guest runs; the rest is pending.
-async fn change_live(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let live = running_xml(node, state).await?;
-    let plan = domain::live_plan(&wanted.xml, &live)?;
-    state.pending = plan.pending;
-    state.pending.extend(pending_name(state));
-    for (change, how) in plan.changes {
-        match node.hv.change(state.order.vm, how).await {
-            Ok(()) => {
-                state.step(format!("{} changed from {} to {}", change.field, change.from, change.to));
-                state.asked_live.push(change);
-            }
-            Err(error) => {
-                state.warnings.push(format!("{} cannot change while it runs: {error}", change.field));
-                state.pending.push(change);
-            }
-        }
-    }
-    if let Some(how) = domain::password_change(&wanted.xml, &live)?
-        && let Err(error) = node.hv.change(state.order.vm, how).await
-    {
-        state.warnings.push(format!("the display's password is as before until a restart: {error}"));
-    }
-    grow_live(node, state, &live).await
-}
-
-async fn running_xml(node: &Node, state: &State) -> Result<String, Error> {
-    node.hv.xml(state.order.vm, XmlKind::Live).await.map_err(|e| Error::refused(format!("cannot read the running domain: {e}")))
-}
-
-/// libvirt gives no other name to a running domain.
-fn pending_name(state: &State) -> Option<FieldChange> {
-    let from = name_that_waits(state)?;
-    Some(FieldChange { field: "name".into(), from, to: state.order.spec.name.to_string() })
-}
-
-/// What somebody changed in the running domain only (virsh's default), and what waits for a cold start.
-async fn note_live_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let plan = domain::live_plan(&wanted.xml, &running_xml(node, state).await?)?;
-    let changes: Vec<FieldChange> = plan.changes.into_iter().map(|(change, _)| change).collect();
-    let among = |list: &[FieldChange], change: &FieldChange| list.iter().any(|c| c.field == change.field && c.to == change.to);
-    // What libvirt refused waits, and what the guest has not done yet is no news.
-    let (refused, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| among(&state.pending, change));
-    state.asked_live.retain(|asked| among(&rest, asked));
-    let news = rest.into_iter().filter(|change| !among(&state.asked_live, change) && !is_balloon_on_its_way(change));
-    let news: Vec<FieldChange> = news.filter(|change| !state.drift.iter().any(|d| d.field == change.field)).collect();
-    state.drift.extend(news);
-    state.pending = plan.pending;
-    state.pending.extend(refused);
-    state.pending.extend(pending_name(state));
-    Ok(())
-}
-
-/// More memory than wished: a guest that has not given it back yet, or has no balloon driver, looks the same.
-fn is_balloon_on_its_way(change: &FieldChange) -> bool {
-    let size = |text: &str| text.parse::<ByteCount>().ok();
-    change.field == "memory.size" && size(&change.from) > size(&change.to)
-}
-
-async fn grow_live(node: &Node, state: &mut State, live: &str) -> Result<(), Error> {
-    let grown: Vec<(Name, VolumeRecord, u64)> = state
-        .order
-        .volumes
-        .iter()
-        .filter_map(|(disk, v)| Some((disk.clone(), v.clone(), v.size?.bytes())))
-        .filter(|(_, v, size)| state.volumes.get(&v.id).is_some_and(|seen| *size > seen.size_bytes))
-        .collect();
-    for (disk, volume, size_bytes) in grown {
-        let Some(target) = domain::disk_target(live, &disk)? else { continue };
-        let resize = crate::hypervisor::LiveChange::BlockResize(target, size_bytes);
-        node.hv.change(state.order.vm, resize).await.map_err(|e| Error::refused(format!("disk {disk} cannot grow: {e}")))?;
-        state.step(format!("disk {disk}: grown to {}", ByteCount::from_bytes(size_bytes)));
-        if let Some(seen) = state.volumes.get_mut(&volume.id) {
-            seen.size_bytes = size_bytes;
-        }
-    }
-    Ok(())
-}
-
 /// Looks for drift without changing anything; called when all else is settled.
 pub async fn inspect(node: &Node, state: &mut State) {
     if state.order.leaving.is_some() || state.domain.known().is_none() || !state.ours {
@@ -478,7 +404,7 @@ async fn note_volumes(node: &Node, state: &mut State) {
 async fn note_differences(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
     note_difference(node, state, wanted).await?;
     if lives(state) {
-        note_live_difference(node, state, wanted).await?;
+        live::note_live_difference(node, state, wanted).await?;
     }
     Ok(())
 }

@@ -32,6 +32,11 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// When it is over, ms of CLOCK_BOOTTIME.
+    pub fn until_ms(self) -> u64 {
+        self.asked_ms + CLAIM_VALID_MS
+    }
+
     pub fn is_fresh(self) -> bool {
         boottime_ms().saturating_sub(self.asked_ms) < CLAIM_VALID_MS
     }

@@ -15,6 +15,7 @@ pub mod apply;
 pub mod boot;
 pub mod claim;
 pub mod clock;
+mod grant;
 pub mod guest_clock;
 pub mod heartbeat;
 mod load;
@@ -38,6 +39,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vmkeep_store::seal::is_closed;
 use vmkeep_store::{Change, KeyValue, StoreError, Watch, WatchBatch, typed};
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::migration::{MoveOrder, MoveSeen};
@@ -50,6 +52,7 @@ use crate::hypervisor::HvEvent;
 use clock::{Sleep, SleepWatch, slept_ms};
 use worker::Mailbox;
 
+const CLOSED: &str = "its secrets are sealed to another key than this node's";
 /// Wait before the dispatcher starts over after the store failed it.
 const REST: Duration = Duration::from_secs(1);
 /// Between looks for a sleep of the host; a guest's clock is wrong for this long at most.
@@ -157,7 +160,9 @@ impl Dispatcher {
     /// What does not parse must not keep the others from their work.
     fn readable<T: DeserializeOwned>(&self, kv: &KeyValue) -> Option<T> {
         let told = |error: &StoreError| drop(self.running.spawn(unreadable::tell(self.node.clone(), kv.key.clone(), error.to_string())));
-        typed::decode(kv).inspect_err(told).ok()
+        // A password that is no password would lock people out of their guest.
+        let read = if is_closed(kv) { Err(StoreError::Corrupt(CLOSED.into())) } else { typed::decode(kv) };
+        read.inspect_err(told).ok()
     }
 
     fn take_in(&mut self, batch: WatchBatch) {

@@ -20,6 +20,7 @@ use vmkeep_types::units::ByteCount;
 
 use super::boot::BootBoard;
 use super::clock::BootId;
+use super::grant::Grants;
 use crate::domain::HostProfile;
 use crate::host::offers;
 use crate::http;
@@ -75,6 +76,7 @@ pub struct Node {
     pub boot_id: String,
     pub config: AgentConfig,
     pub board: BootBoard,
+    pub grants: Grants,
     pub starts: Semaphore,
     pub image_tasks: Semaphore,
     /// Start orders at and above this one go down with the host; None = the host is up.
@@ -106,12 +108,16 @@ struct EpochRecord {
 
 impl Node {
     /// # Errors
-    /// When the boot id cannot be read.
+    /// When the boot id cannot be read, or its folder under /run not be written to.
     pub fn new(config: AgentConfig) -> Result<Arc<Self>, Error> {
         let boot_id = config
             .boot_id
             .read()
             .map_err(|e| Error::internal(format!("cannot read the boot id from {}: {e}", config.boot_id.0.display())))?;
+        // What a host alone starts is its own affair; members of a cluster start what the cluster gave them.
+        let grants = Grants::in_folder(&config.run_dir);
+        let begun = grants.begin(config.peers.is_some());
+        begun.map_err(|e| Error::internal(format!("cannot write to {}: {e}", config.run_dir.display())))?;
         let down = going_down_mark(&config.run_dir).exists().then_some(0);
         Ok(Arc::new(Self {
             name: config.name.clone(),
@@ -119,6 +125,7 @@ impl Node {
             hv: config.hypervisor.clone(),
             boot_id,
             board: BootBoard::default(),
+            grants,
             starts: Semaphore::new(STARTS_AT_ONCE),
             image_tasks: Semaphore::new(IMAGE_TASKS_AT_ONCE),
             going_down: watch::Sender::new(down),
@@ -241,6 +248,7 @@ impl Node {
             (Some(profile), _) => offers::cpus(&mut offers, &profile),
             (None, Some(old)) => {
                 offers.cpu_models.clone_from(&old.offers.cpu_models);
+                offers.machines.clone_from(&old.offers.machines);
                 offers.cpu_features.clone_from(&old.offers.cpu_features);
             }
             (None, None) => {}

@@ -181,6 +181,7 @@ impl State {
             epoch: node.epoch(),
             spec_revision: self.order.spec_revision,
             power_cycle: self.memory.power_cycle,
+            ordered_cycle: self.order.power.cycle,
             domain: match self.domain {
                 Observed::Absent => Observed::Absent,
                 Observed::Unknown => Observed::Unknown,

@@ -17,7 +17,7 @@ use vmkeep_types::event::Level;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Seen};
 use vmkeep_types::order::Order;
-use vmkeep_types::record::{Leaving, VmOrigin};
+use vmkeep_types::record::{Leaving, PowerWish, VmOrigin};
 
 use super::apply;
 use super::clock::boottime_ms;
@@ -174,6 +174,10 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
         autostart_off(node, state).await;
         let decision = decide(node, state);
         note_boot_progress(node, state, &decision);
+        let started_outside = |rest: &Option<Rest>| *rest == Some(Rest::StartedOutside);
+        if started_outside(&decision.memory.rest) && !started_outside(&state.memory.rest) {
+            state.event(Level::Info, "vm.started-outside", "started by virsh or another tool");
+        }
         state.memory = decision.memory.clone();
         state.doing = super::report::doing(&decision, &state.memory);
         if decision.act == Act::Nothing {
@@ -414,5 +418,8 @@ fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
         ExitCause::Crashed | ExitCause::Failed => (Level::Error, "vm.crashed", format!("QEMU died: {detail}")),
         ExitCause::Migrated | ExitCause::Saved | ExitCause::Unknown => (Level::Warn, "vm.gone", format!("stopped: {detail}")),
     };
+    if code == "vm.killed" && state.order.power.want == PowerWish::Off {
+        state.step("killed: the guest did not shut down in time");
+    }
     state.event(level, code, message);
 }

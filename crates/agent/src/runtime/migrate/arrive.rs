@@ -9,6 +9,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::pool::VolumeRecord;
 
 use super::super::apply;
+use super::super::grant::Until;
 use super::super::node::{Look, Node};
 use super::{AT_REST, LOOK_EVERY, Mover, depart};
 use crate::domain::marks;
@@ -42,7 +43,8 @@ async fn make_ready(mover: &Mover) -> Result<(), Error> {
             reachable(node, mover, disk, volume).await?;
         }
     }
-    apply::write_seed(node, order).await.map(drop)
+    apply::write_seed(node, order).await?;
+    node.grants.give(order.vm, Until::Taken)
 }
 
 /// libvirt would refuse it too, but only after everything was copied.
@@ -85,6 +87,7 @@ async fn reachable(node: &Node, mover: &Mover, disk: &Name, volume: &VolumeRecor
 
 /// This node is the owner: the guest goes on.
 pub async fn resume(mover: &mut Mover) -> Result<Duration, Error> {
+    mover.node.grants.take(mover.order.vm);
     let domain = mover.look().await;
     match node::destination(mover.order.travel, mover.said(), &domain) {
         Do::Resume => depart::resume(mover).await,

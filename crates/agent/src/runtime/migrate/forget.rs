@@ -19,6 +19,7 @@ pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
         return Ok(AT_REST);
     }
     refuse_owner(mover).await?;
+    mover.node.grants.take(mover.order.vm);
     drop_domain(mover).await?;
     let MovePart::Forget { volumes } = &mover.order.part else { return Err(Error::internal("not a forgetting")) };
     for (volume, pool) in volumes {
