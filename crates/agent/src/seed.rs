@@ -157,7 +157,9 @@ fn network_config(order: &Order, wish: &CloudInit) -> String {
             config["addresses"] = json!(fixed);
         }
         if let Some(gateway) = &nic.gateway {
-            config["routes"] = json!([{"to": "default", "via": gateway}]);
+            // Not "default": of cloud-init 22.4 (Debian 12) only the netplan renderer takes the word, the others give up on all NICs.
+            let to = if gateway.contains(':') { "::/0" } else { "0.0.0.0/0" };
+            config["routes"] = json!([{"to": to, "via": gateway}]);
         }
         if !nic.dns.is_empty() {
             config["nameservers"] = json!({"addresses": nic.dns});

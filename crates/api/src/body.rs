@@ -300,6 +300,17 @@ pub struct NetworkView {
     pub spec: NetworkSpec,
     pub used_by: Vec<Name>,
     pub created_at: jiff::Timestamp,
+    /// What it is on each node that has it and answers; of at most 16 nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub found: BTreeMap<Name, NetworkFound>,
+}
+
+/// A NAT network on one node, as libvirt has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkFound {
+    pub bridge: String,
+    /// The host's own: 10.77.3.1/24, fd12:3456:789a::1/64
+    pub addresses: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -307,6 +318,16 @@ pub struct PoolView {
     pub id: PoolId,
     pub spec: PoolSpec,
     pub created_at: jiff::Timestamp,
+    /// Its space on each node that has used it and answers; of at most 16 nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub found: BTreeMap<Name, PoolSpace>,
+}
+
+/// A pool's file system on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolSpace {
+    pub size: ByteCount,
+    pub free: ByteCount,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

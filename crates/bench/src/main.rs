@@ -6,6 +6,7 @@
 //! vmkeep-bench api    --socket S [--incus-socket S]     one VM, the whole list: requests per second, p50, p99
 //! vmkeep-bench rss    --socket S                        memory and idle CPU of the daemon behind the socket
 //! vmkeep-bench watch  --socket S --vm NAME              libvirt event -> our watch's event
+//! vmkeep-bench cli    --socket S --vm NAME              start of `vmkeep` -> its output, above the request
 //! vmkeep-bench place  --nodes 1000 --vms 20000          the planner alone, in memory; needs nothing
 //! vmkeep-bench cluster --nodes 1000 --vms 20000         real etcd and control plane, fake hypervisors; needs Debian's etcd-server
 //! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
@@ -14,6 +15,7 @@
 //! It measures from outside: sockets, `/proc`, `virsh`. Build it, and what it measures, with `--release`.
 
 mod api;
+mod cli;
 mod cluster;
 mod daemon;
 mod fill;
@@ -59,6 +61,8 @@ enum Command {
     Rss(rss::Args),
     /// From a libvirt event to the client.
     Watch(watch::Args),
+    /// From the start of the CLI to its output.
+    Cli(cli::Args),
     /// Choosing nodes in a large cluster that is in memory only.
     Place(place::Args),
     /// A whole cluster on this machine, with hypervisors that are fakes.
@@ -92,6 +96,7 @@ async fn run(command: Command) -> anyhow::Result<Report> {
         Command::Api(args) => api::run(&args).await,
         Command::Rss(args) => rss::run(&args).await,
         Command::Watch(args) => watch::run(&args).await,
+        Command::Cli(args) => cli::run(&args).await,
         Command::Place(args) => place::run(&args),
         Command::Cluster(args) => cluster::run(&args).await,
         Command::Launch(args) => launch::run(&args).await,

@@ -85,12 +85,22 @@ fn operation_error(op: &Operation) -> Error {
     match (&op.error, op.state) {
         (Some(e), _) => {
             let mut e = e.clone();
-            e.message = format!("cannot {what}: {}", e.message);
+            e.message = format!("cannot {what}: {}{}", e.message, what_stays(op));
             e.hint = e.hint.or_else(|| Some(format!("see 'vmkeep op show {id}'")));
             e
         }
         (None, OpState::Cancelled) => Error::new(Code::Cancelled, format!("{what} was cancelled")),
         (None, _) => Error::internal(format!("cannot {what}: the server does not say why")).hint(format!("see 'vmkeep op show {id}'")),
+    }
+}
+
+/// A wish outlives the failure of what was to come of it.
+fn what_stays(op: &Operation) -> String {
+    let name = &op.resource.name;
+    match op.kind.as_str() {
+        "vm.create" => format!("; '{name}' is there and is tried again, unless 'vmkeep vm delete {name}'"),
+        "vm.update" => format!("; the wish is written, and 'vmkeep vm edit {name}' changes it"),
+        _ => String::new(),
     }
 }
 

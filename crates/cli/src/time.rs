@@ -20,6 +20,23 @@ pub fn age(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// A sentence of the server's, which tells times in UTC, with them as [`local`] has them.
+pub fn localized(text: &str) -> String {
+    localized_to(text, local)
+}
+
+fn localized_to(text: &str, told: impl Fn(Timestamp) -> String) -> String {
+    let word = |word: &str| {
+        let end = word.find('Z').map_or(0, |z| z + 1);
+        let (time, rest) = word.split_at(end);
+        let (open, time) = time.strip_prefix('(').map_or(("", time), |time| ("(", time));
+        // A date alone is a time to nobody.
+        let at = time.contains('T').then(|| time.parse::<Timestamp>().ok()).flatten();
+        at.map_or_else(|| word.to_owned(), |at| format!("{open}{}{rest}", told(at)))
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 fn two(big: i64, big_unit: &str, small: i64, small_unit: &str) -> String {
     if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
 }
@@ -27,6 +44,19 @@ fn two(big: i64, big_unit: &str, small: i64, small_unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_in_a_sentence() {
+        let told = |at: Timestamp| at.strftime("<%H:%M:%S>").to_string();
+        for (text, wanted) in [
+            ("restart at 2026-01-31T14:05:09.123Z (2 of 5): crashed", "restart at <14:05:09> (2 of 5): crashed"),
+            ("stopping (killed at 2026-01-31T14:05:09Z)", "stopping (killed at <14:05:09>)"),
+            ("offline since 2026-01-31T14:05:09Z; before that: Zed runs", "offline since <14:05:09>; before that: Zed runs"),
+            ("Z TZ (T1Z no time", "Z TZ (T1Z no time"),
+        ] {
+            assert_eq!(localized_to(text, told), wanted);
+        }
+    }
 
     #[test]
     fn ages() {

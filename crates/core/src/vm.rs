@@ -290,6 +290,8 @@ pub fn backoff_ms(failures: u32) -> u64 {
 fn note_new_command(s: &Situation<'_>, memory: &mut VmMemory) {
     if s.order.power.cycle > memory.power_cycle {
         memory.rest = None;
+        // A stop that virsh asked for before it, and that the guest passed over, is called off by it.
+        memory.asked_outside_ms = None;
         memory.failures_ms.clear();
         memory.last_failure = None;
         memory.next_try_ms = None;

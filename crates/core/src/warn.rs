@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use vmkeep_types::host::NodeFacts;
 use vmkeep_types::image::{Found, ImageFacts};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
-use vmkeep_types::vm::{DiskBus, Listen, OsFamily, VmSpec};
+use vmkeep_types::vm::{DiskBus, Listen, OsFamily, RunPolicy, VmSpec};
 
 /// Says when a VM is larger than what is free on every node now. `free` is what each node measured last; one that measured
 /// nothing has room for all we know.
@@ -24,7 +23,7 @@ pub fn no_room(memory: ByteCount, free: &[(Name, Option<ByteCount>)]) -> Option<
 }
 
 /// Warnings about `new`, of which `old` is there already. `images` are those it names, as far as it is known what they are.
-pub fn warnings(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Option<ImageFacts>>, nodes: &[NodeFacts]) -> Vec<String> {
+pub fn warnings(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Option<ImageFacts>>, nodes: usize) -> Vec<String> {
     let mut told = Vec::new();
     told.extend(windows_without_drivers(new, images));
     told.extend(no_cloud_init(new, images));
@@ -33,10 +32,13 @@ pub fn warnings(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Opti
             told.push(format!("disk '{}' is detached, and its data kept as an unused volume (vmkeep volume list)", disk.name));
         }
     }
+    if new.run == RunPolicy::Halted && old.is_some_and(|old| old.run != RunPolicy::Halted) {
+        told.push("run: halted shuts the VM down, if it runs, and keeps it off".into());
+    }
     if new.display.as_ref().is_some_and(|display| display.password.is_some() && display.listen == Listen::Socket) {
         told.push("display.password has no effect with listen: socket, which only this host's admins can open".into());
     }
-    if new.ha.is_some() && nodes.len() <= 1 {
+    if new.ha.is_some() && nodes <= 1 {
         told.push("ha does nothing on one host: there is no other that could take the VM over".into());
     }
     told
@@ -100,7 +102,7 @@ mod tests {
     }
 
     fn check(new: Value, old: Option<Value>, images: &BTreeMap<Name, Option<ImageFacts>>, wanted: Expect) {
-        wanted.assert_eq(&warnings(&spec(new), old.map(spec).as_ref(), images, &[]).join("\n"));
+        wanted.assert_eq(&warnings(&spec(new), old.map(spec).as_ref(), images, 1).join("\n"));
     }
 
     #[test]

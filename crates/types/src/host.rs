@@ -44,6 +44,8 @@ pub struct NodeOffers {
     pub arch: String,
     /// CPU models that libvirt says guests can have here.
     pub cpu_models: BTreeSet<String>,
+    /// Versioned machine types of its QEMU, `pc-q35-10.0`.
+    pub machines: BTreeSet<String>,
     /// Features that the host's CPU has beyond its own model.
     pub cpu_features: BTreeSet<String>,
     pub numa: Vec<NumaNode>,

@@ -63,6 +63,9 @@ pub struct Seen {
     pub spec_revision: Revision,
     /// Newest power cycle that is carried out.
     pub power_cycle: u64,
+    /// Power cycle of the order it speaks about; `steps` are of that one.
+    #[serde(default)]
+    pub ordered_cycle: u64,
     pub domain: Observed<DomainState>,
     /// In words, when it is not simply running or off: "starting", "restart in 8 s (3 of 5): QEMU was killed".
     pub doing: Option<Doing>,

@@ -311,6 +311,10 @@ fn same(path: &str, wanted: &str, actual: &str) -> bool {
         return true;
     }
     match path {
+        // libvirt leaves out what QEMU does anyway.
+        "driver@cache" if actual.is_empty() => wanted == "writeback",
+        "driver@discard" if actual.is_empty() => wanted == "ignore",
+        "driver@detect_zeroes" if actual.is_empty() => wanted == "off",
         // `q35` is whatever version of it was chosen.
         "os/type@machine" => matches!(wanted, "q35" | "pc") && family(wanted) == family(actual),
         "mac@address" => wanted.eq_ignore_ascii_case(actual),

@@ -42,6 +42,8 @@ pub struct HostProfile {
     pub(super) newest_machines: Vec<String>,
     /// Versions that QEMU says it will not have for ever.
     pub deprecated_machines: BTreeSet<String>,
+    /// All that its QEMU has; empty where libvirt does not tell.
+    pub machines: BTreeSet<String>,
     /// Named CPU models that QEMU knows here.
     pub cpu_models: BTreeSet<String>,
     /// Those of them that libvirt says this host can run.
@@ -121,6 +123,7 @@ impl HostProfile {
         // Which machines are deprecated is good to know, and nothing hangs on it.
         if let Ok(capabilities) = hv.capabilities().await {
             profile.deprecated_machines = deprecated_machines(&capabilities)?;
+            profile.machines = machines(&capabilities, |_| true)?;
         }
         Ok(profile)
     }
@@ -141,6 +144,7 @@ impl HostProfile {
             host_cpu: host_cpu(&tree),
             newest_machines: tree.text_at("machine").map(str::to_owned).into_iter().collect(),
             deprecated_machines: BTreeSet::new(),
+            machines: BTreeSet::new(),
             cpu_models: cpu_models(&tree, |_| true),
             usable_cpus: cpu_models(&tree, |model| model.get("usable") == Some("yes")),
             disk_buses: values(&tree, "devices/disk", "bus"),
@@ -169,9 +173,13 @@ impl HostProfile {
 /// # Errors
 /// They do not parse.
 pub fn deprecated_machines(capabilities: &str) -> Result<BTreeSet<String>, Error> {
+    machines(capabilities, |machine| machine.get("deprecated") == Some("yes"))
+}
+
+fn machines(capabilities: &str, wanted: fn(&Element) -> bool) -> Result<BTreeSet<String>, Error> {
     let tree = tree::parse(capabilities)?;
     let of_pcs = tree.all("guest").flat_map(|guest| guest.all("arch")).filter(|arch| arch.get("name") == Some("x86_64"));
-    let machines = of_pcs.flat_map(|arch| arch.all("machine")).filter(|machine| machine.get("deprecated") == Some("yes"));
+    let machines = of_pcs.flat_map(|arch| arch.all("machine")).filter(|machine| wanted(machine));
     Ok(machines.map(|machine| machine.text.clone()).collect())
 }
 

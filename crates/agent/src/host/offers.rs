@@ -34,6 +34,7 @@ pub fn of_kernel(sys: &Path) -> NodeOffers {
 /// The CPUs that guests can have here, by libvirt's word.
 pub fn cpus(offers: &mut NodeOffers, profile: &HostProfile) {
     offers.cpu_models.clone_from(&profile.usable_cpus);
+    offers.machines.clone_from(&profile.machines);
     offers.cpu_features = profile.host_features();
 }
 

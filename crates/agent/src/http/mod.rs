@@ -15,6 +15,7 @@ mod answer;
 mod console;
 mod domains;
 mod exec;
+mod found;
 mod guests;
 mod host;
 mod images;
@@ -116,6 +117,8 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/domains", get(domains::list))
         .route("/n/domains/{domain}/adoption", get(domains::adoption))
         .route("/n/host/check", get(host::check))
+        .route("/n/pools", get(found::pools))
+        .route("/n/networks/{project}/{name}", get(found::network))
         .route("/n/stats", get(metrics::stats))
         .route("/n/metrics", get(metrics::metrics))
         .route("/n/uploads", post(uploads::create))

@@ -19,6 +19,7 @@ use crate::hypervisor::Hypervisor;
 use host::{Forward6, NatHost};
 
 pub use host::{has_resolved, ra_uplinks};
+pub use nat::found;
 
 /// libvirt did not take IPv6 that nobody asked for: not asked again before the next start of the daemon.
 static V6_REFUSED: AtomicBool = AtomicBool::new(false);

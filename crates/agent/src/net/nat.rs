@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+use vmkeep_api::body::NetworkFound;
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
@@ -95,6 +96,20 @@ fn gateway(spec: &NetworkSpec, present: Option<&Element>, host: &NatHost) -> Res
     subnet::free(&host.routes, start).map(|address| (address, 24))
 }
 
+/// A network's bridge and addresses, from libvirt's description of it.
+///
+/// # Errors
+/// It is no XML.
+pub fn found(xml: &str) -> Result<NetworkFound, Error> {
+    let network = tree::parse(xml)?;
+    let prefix = |ip: &Element| -> Option<u32> {
+        let netmask = || Some(u32::from(ip.get("netmask")?.parse::<Ipv4Addr>().ok()?).count_ones());
+        ip.get("prefix").and_then(|prefix| prefix.parse().ok()).or_else(netmask)
+    };
+    let addresses = network.all("ip").filter_map(|ip| Some(format!("{}/{}", ip.get("address")?, prefix(ip)?))).collect();
+    Ok(NetworkFound { bridge: network.attr_at("bridge", "name").unwrap_or_default().to_owned(), addresses })
+}
+
 fn ipv4(gateway: Ipv4Addr, prefix: u8) -> Element {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     let network = u32::from(gateway) & mask;
@@ -113,6 +128,14 @@ mod tests {
 
     fn host(forward6: Forward6) -> NatHost {
         NatHost { routes: Vec::new(), forward6, fresh: Uuid::from_u128(7) }
+    }
+
+    #[test]
+    fn what_was_chosen_is_found_again() {
+        let spec = spec(serde_json::json!({"name": "default", "ipv4": "10.77.3.1/24", "ipv6": "fd00:77::1/64"}));
+        let nat = describe(&Name::known("default"), &spec, "vmkeep-default", None, &host(Forward6::Safe)).expect("a network");
+        let found = found(&nat.xml).expect("XML");
+        assert_eq!((found.bridge.as_str(), found.addresses), ("vmk0", vec!["10.77.3.1/24".to_owned(), "fd00:77::1/64".to_owned()]));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
+use vmkeep_api::body::PoolSpace;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{ImageId, VolumeId};
 use vmkeep_types::observed::VolumeSeen;
@@ -359,6 +360,12 @@ impl Pool for DirPool {
         let suffix = if file.extension().is_some_and(|e| e == "iso") { "iso" } else { "qcow2" };
         let path = self.root.join("images").join(format!("{image}.{suffix}"));
         self.settle(file, &path, 0o444).await.map(drop)
+    }
+
+    fn space(&self) -> Option<PoolSpace> {
+        let stat = nix::sys::statvfs::statvfs(&self.root).ok()?;
+        let bytes = |blocks: u64| ByteCount::from_bytes(blocks.saturating_mul(stat.fragment_size()));
+        Some(PoolSpace { size: bytes(stat.blocks()), free: bytes(stat.blocks_available()) })
     }
 
     fn staging(&self) -> PathBuf {

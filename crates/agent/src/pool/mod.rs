@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use vmkeep_api::body::PoolSpace;
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{ImageId, VolumeId};
 use vmkeep_types::observed::VolumeSeen;
@@ -45,6 +46,8 @@ pub trait Pool: Send + Sync {
     async fn delete_image(&self, image: ImageId) -> Result<(), Error>;
     /// Takes a finished file of staging in as an image.
     async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error>;
+    /// How much there is and how much is left for root's users; None before the pool is first used.
+    fn space(&self) -> Option<PoolSpace>;
     /// A folder on the same file system for work in progress.
     fn staging(&self) -> PathBuf;
 }

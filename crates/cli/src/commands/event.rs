@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use uuid::Uuid;
 use vmkeep_api::body::EventView;
 use vmkeep_api::client::Call;
 use vmkeep_types::event::Level;
+use vmkeep_types::units::Seconds;
 
 use super::watch::{Change, watch};
 use super::{or_dash, pages, show, word};
@@ -35,6 +36,50 @@ pub struct ListArgs {
     /// Go on with new events until Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
+    #[command(flatten)]
+    chosen: Chosen,
+}
+
+/// Which of the events that there are.
+#[derive(Debug, Default, Args)]
+pub struct Chosen {
+    /// Only the last N
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<usize>,
+    /// Only those of the last 90s, 10m, 2h
+    #[arg(long, value_name = "AGO")]
+    since: Option<Seconds>,
+    /// Only of this level and above
+    #[arg(long, value_enum)]
+    level: Option<LevelArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum LevelArg {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Chosen {
+    fn has(&self, view: &EventView, now: Timestamp) -> bool {
+        let high = |level: Level| match level {
+            Level::Info => LevelArg::Info as u8,
+            Level::Warn => LevelArg::Warn as u8,
+            Level::Error => LevelArg::Error as u8,
+        };
+        let age_ms = now.duration_since(view.event.at).as_millis();
+        self.level.is_none_or(|least| high(view.event.level) >= least as u8)
+            && self.since.is_none_or(|since| age_ms <= i128::from(since.millis()))
+    }
+
+    /// In their order.
+    fn of(&self, events: Vec<EventView>) -> Vec<EventView> {
+        let now = Timestamp::now();
+        let all: Vec<EventView> = events.into_iter().filter(|event| self.has(event, now)).collect();
+        let passed = self.lines.map_or(0, |lines| all.len().saturating_sub(lines));
+        all.into_iter().skip(passed).collect()
+    }
 }
 
 /// It goes into a path.
@@ -71,17 +116,17 @@ pub async fn run(ctx: &Ctx, command: EventCommand) -> Result<(), Failure> {
 
 pub async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
     if args.watch {
-        return follow(ctx, || ctx.call("event.list")).await;
+        return follow(ctx, &args.chosen, || ctx.call("event.list")).await;
     }
-    ctx.printer.list(&pages::<EventView>(ctx, "event.list", None).await?)
+    ctx.printer.list(&args.chosen.of(pages::<EventView>(ctx, "event.list", None).await?))
 }
 
 /// What there is and then new events, as lines; each once, however often the server tells it.
-pub async fn follow<'a>(ctx: &'a Ctx, call: impl Fn() -> Result<Call<'a>, Failure>) -> Result<(), Failure> {
+pub async fn follow<'a>(ctx: &'a Ctx, chosen: &Chosen, call: impl Fn() -> Result<Call<'a>, Failure>) -> Result<(), Failure> {
     let mut told = Told::default();
     watch::<EventView>(ctx, call, |change| match change {
-        Change::All(events) => events.iter().filter(|e| told.is_new(e)).try_for_each(|e| line(ctx, e)),
-        Change::Put(event) if told.is_new(&event) => line(ctx, &event),
+        Change::All(events) => chosen.of(events.to_vec()).iter().filter(|e| told.is_new(e)).try_for_each(|e| line(ctx, e)),
+        Change::Put(event) if told.is_new(&event) && chosen.has(&event, event.event.at) => line(ctx, &event),
         Change::Put(_) | Change::Deleted(_) => Ok(()),
     })
     .await

@@ -1,7 +1,7 @@
 //! `network list|show|create|edit|delete`.
 
 use clap::{Args, Subcommand, ValueEnum};
-use vmkeep_api::body::NetworkView;
+use vmkeep_api::body::{NetworkFound, NetworkView};
 use vmkeep_types::error::Code;
 use vmkeep_types::manifest::{Manifest, to_yaml_minimal};
 use vmkeep_types::name::Name;
@@ -75,6 +75,26 @@ enum ModeArg {
     Bridge,
 }
 
+/// Bridge, IPv4 and IPv6: as wished, else as they were chosen where all nodes chose the same.
+fn chosen(view: &NetworkView) -> (Option<String>, Option<String>, Option<String>) {
+    let same = |of: &dyn Fn(&NetworkFound) -> Option<String>| {
+        let mut found: Vec<String> = view.found.values().filter_map(of).collect();
+        found.dedup();
+        match found.len() {
+            0 => None,
+            1 => found.pop(),
+            _ => Some("differs by node".into()),
+        }
+    };
+    let address = |v6: bool| move |found: &NetworkFound| found.addresses.iter().find(|address| address.contains(':') == v6).cloned();
+    let spec = &view.spec;
+    (
+        spec.bridge.clone().or_else(|| same(&|found| Some(found.bridge.clone()))),
+        spec.ipv4.clone().or_else(|| same(&address(false))),
+        spec.ipv6.clone().or_else(|| same(&address(true))),
+    )
+}
+
 impl Row for NetworkView {
     const HEAD: &'static [&'static str] = &["NAME", "MODE", "BRIDGE", "IPV4", "USED-BY"];
     const WIDE: &'static [&'static str] = &["IPV6", "MTU", "DOMAIN", "ID"];
@@ -83,12 +103,13 @@ impl Row for NetworkView {
     }
     fn cells(&self) -> Vec<Cell> {
         let dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let (bridge, ipv4, _) = chosen(self);
         let used = if self.used_by.is_empty() { "-".into() } else { joined(&self.used_by) };
-        vec![self.name().into(), word(&self.spec.mode).into(), dash(&self.spec.bridge).into(), dash(&self.spec.ipv4).into(), used.into()]
+        vec![self.name().into(), word(&self.spec.mode).into(), dash(&bridge).into(), dash(&ipv4).into(), used.into()]
     }
     fn wide(&self) -> Vec<Cell> {
         let mtu = self.spec.mtu.map_or_else(|| "-".into(), |m| m.to_string());
-        vec![self.spec.ipv6.clone().unwrap_or_else(|| "-".into()).into(), mtu.into(), self.spec.domain.clone().into(), self.id.into()]
+        vec![chosen(self).2.unwrap_or_else(|| "-".into()).into(), mtu.into(), self.spec.domain.clone().into(), self.id.into()]
     }
 }
 
@@ -154,13 +175,14 @@ async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
 
 fn show_one(ctx: &Ctx, view: &NetworkView) -> Result<(), Failure> {
     let spec = &view.spec;
+    let (bridge, ipv4, ipv6) = chosen(view);
     let card = [
         ("Name", view.name()),
         ("Description", spec.description.clone()),
         ("Mode", word(&spec.mode)),
-        ("Bridge", spec.bridge.clone().unwrap_or_default()),
-        ("IPv4", spec.ipv4.clone().unwrap_or_default()),
-        ("IPv6", spec.ipv6.clone().unwrap_or_default()),
+        ("Bridge", bridge.unwrap_or_default()),
+        ("IPv4", ipv4.unwrap_or_default()),
+        ("IPv6", ipv6.unwrap_or_default()),
         ("MTU", spec.mtu.map(|m| m.to_string()).unwrap_or_default()),
         ("Domain", spec.domain.clone()),
         ("Used by", joined(&view.used_by)),

@@ -1,11 +1,12 @@
 //! `pool list|show|create|set|edit|delete`: where volumes and images lie.
 
 use clap::{Args, Subcommand};
-use vmkeep_api::body::PoolView;
+use vmkeep_api::body::{PoolSpace, PoolView};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::manifest::{Manifest, pool_from_json, to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::pool::{PoolDriver, PoolSpec};
+use vmkeep_types::units::ByteCount;
 
 use super::vm::edit::edit_text;
 use super::{joined, pages, show};
@@ -70,15 +71,24 @@ fn driver(pool: &PoolView) -> (&'static str, String, &'static str) {
     }
 }
 
+/// A shared pool is the same on all nodes; others are counted together.
+fn space(pool: &PoolView) -> Option<PoolSpace> {
+    let PoolDriver::Dir { shared, .. } = &pool.spec.driver;
+    let all = pool.found.values().copied();
+    let sum = |a: ByteCount, b: ByteCount| ByteCount::from_bytes(a.bytes().saturating_add(b.bytes()));
+    all.reduce(|a, b| if *shared { b } else { PoolSpace { size: sum(a.size, b.size), free: sum(a.free, b.free) } })
+}
+
 impl Row for PoolView {
-    const HEAD: &'static [&'static str] = &["NAME", "DRIVER", "PATH"];
+    const HEAD: &'static [&'static str] = &["NAME", "DRIVER", "PATH", "SIZE", "FREE"];
     const WIDE: &'static [&'static str] = &["SHARED", "ID", "DESCRIPTION"];
     fn name(&self) -> String {
         self.spec.name.to_string()
     }
     fn cells(&self) -> Vec<Cell> {
         let (kind, path, _) = driver(self);
-        vec![self.name().into(), kind.into(), path.into()]
+        let [size, free] = space(self).map_or_else(|| ["-".into(), "-".into()], |s| [s.size, s.free].map(ByteCount::human));
+        vec![self.name().into(), kind.into(), path.into(), size.into(), free.into()]
     }
     fn wide(&self) -> Vec<Cell> {
         vec![driver(self).2.into(), self.id.into(), self.spec.description.clone().into()]
@@ -150,6 +160,10 @@ pub async fn delete(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
     Ok(())
 }
 
+fn space_line((node, space): (&Name, &PoolSpace)) -> String {
+    format!("{} free of {} on {node}", space.free.human(), space.size.human())
+}
+
 fn show_one(ctx: &Ctx, pool: &PoolView) -> Result<(), Failure> {
     let (kind, path, shared) = driver(pool);
     let card = [
@@ -158,6 +172,7 @@ fn show_one(ctx: &Ctx, pool: &PoolView) -> Result<(), Failure> {
         ("Driver", kind.into()),
         ("Path", path),
         ("Shared", shared.into()),
+        ("Space", pool.found.iter().map(space_line).collect::<Vec<_>>().join("\n")),
         ("Created", time::local(pool.created_at)),
         ("Id", pool.id.to_string()),
     ];

@@ -35,6 +35,8 @@ pub struct Need {
     pub hugepages: bool,
     /// A named CPU model; None: any CPU will do.
     pub cpu_model: Option<String>,
+    /// The versioned machine type that was chosen for it; None: none yet.
+    pub machine: Option<String>,
     pub accel: Accel,
     /// Bridges that its networks are plugged into, each with the network's name.
     pub bridges: Vec<(Name, String)>,
@@ -93,6 +95,7 @@ impl Need {
             memory: spec.memory.size,
             hugepages: spec.memory.hugepages,
             cpu_model: (!MODES.contains(&model)).then(|| model.to_owned()),
+            machine: None,
             accel,
             bridges,
             pci: spec.devices.pci.clone(),

@@ -37,6 +37,9 @@ pub enum Refusal {
     Arch {
         has: String,
     },
+    Machine {
+        wants: String,
+    },
     CpuModel {
         wants: String,
     },
@@ -108,6 +111,7 @@ impl fmt::Display for Refusal {
             Self::Selector { key, wants, has: None } => write!(f, "node_selector wants {key}={wants}, and it has no label {key}"),
             Self::Arch { has } => write!(f, "its CPUs are {has}, the machine is {ARCH}"),
             Self::CpuModel { wants } => write!(f, "guests cannot have the CPU {wants} here"),
+            Self::Machine { wants } => write!(f, "its QEMU has no machine type {wants}"),
             Self::NoKvm { why } => write!(f, "the VM runs with hardware virtualisation, and it has none ({why})"),
             Self::VolumesElsewhere => f.write_str("its volumes are on another node"),
             Self::VolumesScattered => f.write_str("its volumes are on several nodes"),
@@ -167,6 +171,10 @@ fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
         need.cpu_model.as_ref().filter(|model| !facts.offers.cpu_models.is_empty() && !facts.offers.cpu_models.contains(*model))
     {
         return Some(Refusal::CpuModel { wants: model.clone() });
+    }
+    let has_machine = |machine: &&String| facts.offers.machines.is_empty() || facts.offers.machines.contains(*machine);
+    if let Some(machine) = need.machine.as_ref().filter(|machine| !has_machine(machine)) {
+        return Some(Refusal::Machine { wants: machine.clone() });
     }
     match (&facts.kvm, need.accel) {
         (KvmState::Unusable { why }, Accel::Kvm) => Some(Refusal::NoKvm { why: why.clone() }),

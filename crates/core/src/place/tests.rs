@@ -99,6 +99,7 @@ fn each_filter_says_why() {
     add("arm", &|f| f.offers.arch = "aarch64".into(), disk.clone());
     add("old", &|f| f.offers.cpu_models = ["Nehalem".to_owned()].into(), disk.clone());
     add("tcg", &|f| f.kvm = KvmState::Unusable { why: "no vmx".into() }, disk.clone());
+    add("aged", &|f| f.offers.machines = ["pc-q35-7.2".to_owned()].into(), disk.clone());
     add("apart", &|f| f.offers.bridges = ["br1".to_owned()].into(), disk.clone());
     add("nodev", &|f| f.offers.pci = ["0000:04:00.0".to_owned()].into(), disk.clone());
     add("small", &|f| f.memory = ByteCount::from_gib(1), disk.clone());
@@ -117,11 +118,13 @@ fn each_filter_says_why() {
         }),
     );
     wish.need.accel = Accel::Kvm;
+    wish.need.machine = Some("pc-q35-10.0".into());
     wish.need.bridges = vec![(name("lan"), "br0".to_owned())];
     check(
         &fleet,
         &wish,
         expect![[r#"
+        aged: no: its QEMU has no machine type pc-q35-10.0
         apart: no: network 'lan' is not reachable: there is no bridge br0
         arm: no: its CPUs are aarch64, the machine is x86_64
         bare: no: node_selector wants disk=ssd, and it has no label disk
@@ -140,7 +143,7 @@ fn each_filter_says_why() {
     let tolerant = guest(2, "ml", json!({"placement": {"node_selector": {"node": "gpu"}, "tolerations": [{"key": "gpu"}]}}));
     assert_eq!(choose(&fleet, &tolerant), Choice::Node(name("gpu")));
     let Choice::Blocked(why) = choose(&fleet, &wish) else { panic!("it fits nowhere") };
-    assert!(words(&why).ends_with("and 5 more nodes; `vmkeep vm explain` tells them all)"), "{}", words(&why));
+    assert!(words(&why).ends_with("and 6 more nodes; `vmkeep vm explain` tells them all)"), "{}", words(&why));
     let Choice::Blocked(why) = choose(&Fleet::default(), &wish) else { panic!("there is no node") };
     assert_eq!(words(&why), "no node has joined yet");
 }

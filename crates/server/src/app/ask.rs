@@ -4,6 +4,7 @@
 //!  handler ─► Ask ─► app/<noun> ─► begin: admitted? ─ If-Match and key compared ─ one transaction
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ pub struct Ask {
     /// The request may come again and is carried out once.
     pub repeat: Option<Repeat>,
     pub admission: Admission,
+    /// Names of domains that the only node has and vmkeep did not make; empty where nobody looked.
+    pub foreign: BTreeSet<String>,
 }
 
 /// The condition of an `If-Match` header (RFC 9110, 13.1.1).

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod drain;
 pub mod event;
 pub mod image;
+mod index;
 pub mod leaving;
 pub mod network;
 pub mod node;
@@ -19,7 +20,7 @@ pub mod vm_copy;
 pub mod vm_migrate;
 pub mod vm_parts;
 pub mod vm_renew;
-pub mod vm_resolve;
+pub(crate) mod vm_resolve;
 pub mod vm_write;
 pub mod volume;
 
@@ -177,7 +178,8 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Resu
         .then(typed::put(keys::network(&project, network.id), &network));
     commit(store, txn).await?;
     typed::agree_on_level(store).await.map_err(store_error)?;
-    layout::upgrade(store).await.map_err(store_error)
+    layout::upgrade(store).await.map_err(store_error)?;
+    index::complete(store).await.map_err(store_error)
 }
 
 /// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, all

@@ -33,7 +33,14 @@ async fn users(store: &dyn Store, project: &Name, network: &Name) -> Result<Vec<
 
 pub async fn view(store: &dyn Store, record: NetworkRecord) -> Result<NetworkView, Error> {
     let used_by = users(store, &record.project, &record.spec.name).await?;
-    Ok(NetworkView { id: record.id, project: record.project, spec: record.spec, used_by, created_at: record.created_at })
+    Ok(NetworkView {
+        id: record.id,
+        project: record.project,
+        spec: record.spec,
+        used_by,
+        created_at: record.created_at,
+        found: BTreeMap::new(),
+    })
 }
 
 pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<NetworkView>, Error> {
@@ -51,7 +58,7 @@ pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<NetworkView>,
     }
     let view = |NetworkRecord { id, project, spec, created_at, .. }| {
         let used_by = used.remove(&spec.name).unwrap_or_default();
-        NetworkView { id, project, spec, used_by, created_at }
+        NetworkView { id, project, spec, used_by, created_at, found: BTreeMap::new() }
     };
     let mut views: Vec<NetworkView> = records.into_iter().map(view).collect();
     views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));

@@ -8,6 +8,7 @@
 //! crash leaves marked takes nothing new, and the next change or deletion goes on from there. Files are nobody's business here:
 //! a pool's folder and all in it stay where they are.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use vmkeep_api::body::PoolView;
@@ -35,7 +36,7 @@ pub async fn list(store: &dyn Store) -> Result<Vec<PoolView>, Error> {
 }
 
 pub fn view(record: PoolRecord) -> PoolView {
-    PoolView { id: record.id, spec: record.spec, created_at: record.created_at }
+    PoolView { id: record.id, spec: record.spec, created_at: record.created_at, found: BTreeMap::new() }
 }
 
 /// A pool that is there: for what lies in it already.

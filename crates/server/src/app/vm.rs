@@ -1,6 +1,6 @@
 //! VMs: commanded and deleted.
 
-use vmkeep_api::body::ActionRequest;
+use vmkeep_api::body::{ActionRequest, VmPhase};
 use vmkeep_core::warn;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
@@ -30,7 +30,10 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         "start" => command(store, ask, name, action, PowerWish::On, None).await,
         "stop" => command(store, ask, name, action, PowerWish::Off, wish.timeout).await,
         "kill" => command(store, ask, name, action, PowerWish::Killed, None).await,
-        "restart" => command(store, ask, name, action, PowerWish::Restart, wish.timeout).await,
+        "restart" => {
+            refuse_unfit(store, ask, name).await?;
+            command(store, ask, name, action, PowerWish::Restart, wish.timeout).await
+        }
         "reboot" => node_task(store, ask, name, action, |vm| Work::Reboot { vm }).await,
         "reset" => node_task(store, ask, name, action, |vm| Work::Reset { vm }).await,
         "pause" => node_task(store, ask, name, action, |vm| Work::Pause { vm }).await,
@@ -50,6 +53,16 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
 
 fn new_name(wish: ActionRequest) -> Result<Name, Error> {
     wish.name.ok_or_else(|| Error::invalid("the new name is missing").hint("send {\"name\": \"…\"}"))
+}
+
+/// A restart of a running VM whose wish its node could not carry out: it would go down and stay down.
+async fn refuse_unfit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(), Error> {
+    let view = super::vm_parts::show(store, &ask.project, name).await?;
+    let error = view.status.error.filter(|_| matches!(view.status.phase, VmPhase::Running | VmPhase::Paused));
+    error.map_or(Ok(()), |error| {
+        Err(Error::conflict(format!("'{name}' runs, and would not start again with its wish as it is now: {}", error.message))
+            .hint(format!("change it first (`vmkeep vm edit {name}`), or stop and start it anyway")))
+    })
 }
 
 /// A person's command; it wins over whatever happened before.

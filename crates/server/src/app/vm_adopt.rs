@@ -13,7 +13,7 @@ use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
-use super::vm_resolve::{fixed_macs, free_name, volume_name};
+use super::vm_resolve::{chosen_macs, fixed_macs, free_name, volume_name};
 use super::{Ask, begin, get, operation, pool};
 
 /// Takes over a domain that a node proposes.
@@ -42,8 +42,8 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
     // Of whatever project: what another VM of this uuid left of itself is not overwritten.
     let unused = [name_key.clone(), key.clone(), keys::owner(record.id), keys::power(record.id), keys::choices(record.id)];
     let mut txn = Txn { compare: unused.map(Compare::Absent).to_vec(), ..Txn::default() };
-    for mac in fixed_macs(&record.spec) {
-        txn = txn.when(Compare::Absent(keys::mac(&mac))).then(typed::put(keys::mac(&mac), &record.id));
+    for mac in fixed_macs(&record.spec).union(&chosen_macs(&proposal.choices)) {
+        txn = txn.when(Compare::Absent(keys::mac(mac))).then(typed::put(keys::mac(mac), &record.id));
     }
     for (disk, found) in proposal.disks {
         let volume = foreign_volume(ask, &record, node, &disk, found);

@@ -12,12 +12,12 @@ use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Work;
 use vmkeep_types::pool::{Attachment, VolumeRecord};
 use vmkeep_types::record::{FirmwareChoice, Leaving, Power, PowerWish, Role, VmChoices, VmOrigin, VmRecord};
-use vmkeep_types::vm::{DiskFormat, OsFamily, RunPolicy};
+use vmkeep_types::vm::{DiskFormat, OsFamily, RunPolicy, VmSpec};
 
 use super::network::task;
 use super::vm_parts::resource;
 use super::vm_resolve::{free_name, size_now, volume_name};
-use super::vm_write::{choices, taken_macs};
+use super::vm_write::{choices, claim_macs};
 use super::{Ask, begin, get, operation, pool, put_op};
 
 /// Another name, the same VM.
@@ -85,12 +85,14 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
     }
     let mut op = operation(ask, "vm.clone", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     op.steps.extend(left_behind(&view));
+    op.steps.extend(differs(&old.spec, &record.spec));
     let name_key = keys::name("vm", &ask.project, &new);
-    let txn = txn
+    let chosen = choices(&record.spec, VmChoices::default());
+    let txn = claim_macs(&VmChoices::default(), &chosen, id, txn)
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
-        .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken_macs(store).await?)))
+        .then(typed::put(keys::choices(id), &chosen))
         .then(typed::put(keys::power(id), &Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None }));
     let refused = || Error::conflict(format!("'{new}' or one of its volumes is taken, or '{name}' changed at the same time"));
     begin(store, ask, free.take(id, txn), op).await?.ok_or_else(refused)
@@ -98,6 +100,19 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
 
 /// How the step of an operation begins that says what a clone does not take.
 pub const NOT_COPIED: &str = "not copied: ";
+
+/// What somebody who starts the clone must know.
+fn differs(source: &VmSpec, clone: &VmSpec) -> Vec<String> {
+    let mut told = Vec::new();
+    if source.run != clone.run {
+        told.push(format!("{NOT_COPIED}`run`, so that the clone starts when you say so: `vmkeep vm set {} run=…`", clone.name));
+    }
+    let fixed = clone.nics.iter().filter(|nic| nic.addresses.iter().any(|address| address.contains('/')));
+    told.extend(
+        fixed.map(|nic| format!("{NOT_COPIED}addresses of its own: nics[{}] of both guests has {}", nic.name, nic.addresses.join(", "))),
+    );
+    told
+}
 
 /// What a clone does not take from its source.
 fn left_behind(source: &VmView) -> Option<String> {

@@ -23,6 +23,9 @@ use crate::view::unrestored_secrets;
 /// A whole wish: it travels to its node in one value with all that the node needs for it, and a value holds 1 MiB.
 const SPEC_BYTES_MAX: usize = 768 << 10;
 
+/// Nodes whose facts are read to check one wish.
+const NODES_READ_MAX: usize = 16;
+
 /// What the same request makes before the VM is written.
 #[derive(Clone, Debug, Default)]
 pub struct Coming {
@@ -38,7 +41,9 @@ pub(super) struct Resolved {
     pub volumes: BTreeMap<Name, VolumeRecord>,
     /// What its images are, as far as it is known, by name.
     pub images: BTreeMap<Name, Option<ImageFacts>>,
+    /// Empty where there are many.
     pub nodes: Vec<NodeFacts>,
+    node_count: usize,
     /// Volumes to be written, and under which guard.
     writes: Vec<(Compare, VolumeRecord)>,
     /// Records that must be as they were read when the wish is written.
@@ -50,7 +55,7 @@ pub(super) struct Resolved {
 impl Resolved {
     /// What the wish will not do as it may be meant.
     pub async fn warnings(&self, store: &dyn Store, new: &VmSpec, old: Option<&VmSpec>) -> Result<Vec<String>, Error> {
-        let mut told = warn::warnings(new, old, &self.images, &self.nodes);
+        let mut told = warn::warnings(new, old, &self.images, self.node_count);
         if old.is_none_or(|old| old.memory.size < new.memory.size) {
             told.extend(warn::no_room(new.memory.size, &node::free_memory(store, &self.nodes).await?));
         }
@@ -74,13 +79,20 @@ impl Resolved {
 }
 
 /// MACs that a wish names itself.
-pub(super) fn fixed_macs(spec: &VmSpec) -> BTreeSet<String> {
+pub fn fixed_macs(spec: &VmSpec) -> BTreeSet<String> {
     spec.nics.iter().filter(|nic| nic.mac != "auto").map(|nic| nic.mac.to_lowercase()).collect()
 }
 
-/// Index entries of the MACs that a wish had and has no more.
-pub(super) fn dropped_macs(old: &VmSpec, new: &VmSpec) -> Vec<Op> {
-    fixed_macs(old).difference(&fixed_macs(new)).map(|mac| Op::Delete(keys::mac(mac))).collect()
+/// Index entries of the MACs that a wish had and has no more. One that was also chosen for the VM stays its own.
+pub(super) fn dropped_macs(old: &VmSpec, new: &VmSpec, chosen: &VmChoices) -> Vec<Op> {
+    let kept = chosen_macs(chosen);
+    let gone = fixed_macs(old);
+    gone.difference(&fixed_macs(new)).filter(|mac| !kept.contains(*mac)).map(|mac| Op::Delete(keys::mac(mac))).collect()
+}
+
+/// MACs that were chosen for a VM's NICs.
+pub fn chosen_macs(choices: &VmChoices) -> BTreeSet<String> {
+    choices.macs.values().map(|mac| mac.to_lowercase()).collect()
 }
 
 /// `VM-DISK`; where that is too long for a name, its beginning and a number made from all of it.
@@ -136,11 +148,20 @@ pub(super) async fn resolve(
     let mut problems = check::vm(spec);
     problems.extend(check::unread_files(spec));
     problems.extend(unrestored_secrets(spec));
-    let nodes = nodes(store).await?;
+    if old.is_none() && ask.foreign.contains(spec.name.as_str()) {
+        let message = format!(
+            "libvirt on this host has a domain '{0}' that vmkeep did not make; take it over with `vmkeep vm adopt {0}`, or choose another name",
+            spec.name
+        );
+        problems.push(Problem { field: "name".into(), message });
+    }
+    let names = node::names(store).await?;
+    // Where there are many, placement says what does not fit; to read them all for each wish would cost more than the wish.
+    let nodes = if names.len() <= NODES_READ_MAX { nodes(store).await? } else { Vec::new() };
     if let [only] = &nodes[..] {
         problems.extend(check::vm_on_host(spec, only));
     }
-    let found = Resolved { nodes, ..Resolved::default() };
+    let found = Resolved { node_count: names.len(), nodes, ..Resolved::default() };
     let mut look = Look { store, ask, spec, old, coming, found, problems };
     look.macs().await?;
     for (n, nic) in spec.nics.iter().enumerate() {
@@ -181,14 +202,14 @@ impl FreeName {
 }
 
 /// libvirt on a host knows domains by name only, whatever project they are of: two VMs that come at once with one name meet in
-/// its index entry. What was written before there was an index is found by looking at all names; the entry is read first, so
-/// that nobody slips in between. An entry whose VM has another name by now, or is gone, was left by an older vmkeep.
+/// its index entry. An entry whose VM has another name by now, or is gone, was left by an older vmkeep: all names are looked at
+/// only where there is an entry.
 pub(super) async fn free_name(store: &dyn Store, ask: &Ask, name: &Name) -> Result<FreeName, Error> {
     let key = keys::domain(name);
-    let guard = match store.get(&key).await.map_err(super::store_error)? {
-        Some(there) => Compare::ModifiedAt(key.clone(), there.modified),
-        None => Compare::Absent(key.clone()),
+    let Some(there) = store.get(&key).await.map_err(super::store_error)? else {
+        return Ok(FreeName { guard: Compare::Absent(key.clone()), key });
     };
+    let guard = Compare::ModifiedAt(key.clone(), there.modified);
     let ours = keys::name("vm", &ask.project, name);
     for kv in store.list(keys::ALL_VM_NAMES).await.map_err(super::store_error)?.items {
         let (other, last) = kv.key[keys::ALL_VM_NAMES.len()..].split_once('/').unwrap_or_default();
@@ -246,19 +267,25 @@ impl Look<'_> {
         }
     }
 
-    /// Two VMs that come at once with one MAC meet in its index entry; what was written before there was an index is found by
-    /// looking at all VMs. Entries are read first, so that nobody slips in between.
+    /// Two VMs that come at once with one MAC meet in its index entry. An entry whose VM has another MAC by now, or is gone, was
+    /// left by an older vmkeep: all VMs are looked at only where there is an entry of another.
     async fn macs(&mut self) -> Result<(), Error> {
         let before = self.old.map(|old| fixed_macs(&old.spec)).unwrap_or_default();
+        let mut held = BTreeSet::new();
         for mac in fixed_macs(self.spec).difference(&before) {
             let key = keys::mac(mac);
             let guard = match get::<VmId>(self.store, &key).await? {
-                Some(there) => Compare::ModifiedAt(key.clone(), there.modified),
+                Some(there) => {
+                    if self.old.is_none_or(|old| old.id != there.value) {
+                        held.insert(mac.clone());
+                    }
+                    Compare::ModifiedAt(key.clone(), there.modified)
+                }
                 None => Compare::Absent(key.clone()),
             };
             self.found.macs.push((guard, key));
         }
-        let wished: Vec<&Nic> = self.spec.nics.iter().filter(|nic| nic.mac != "auto").collect();
+        let wished: Vec<&Nic> = self.spec.nics.iter().filter(|nic| held.contains(&nic.mac.to_lowercase())).collect();
         if wished.is_empty() {
             return Ok(());
         }

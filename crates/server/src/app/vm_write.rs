@@ -1,22 +1,19 @@
 //! Writing a VM's wish: every name resolved, every problem told at once, volumes and index in the same transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use vmkeep_core::change;
+use vmkeep_core::change::{self, Effect};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{OperationId, Revision, VmId};
 use vmkeep_types::manifest;
-use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
 use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::ask::{self, IfMatch, stale, write};
 use super::vm_parts::{self, busy, resource};
-use super::vm_resolve::{Coming, dropped_macs, free_name, resolve};
+use super::vm_resolve::{Coming, chosen_macs, dropped_macs, free_name, resolve};
 use super::{Ask, TRIES_MAX, commit, done, get, operation, put_op};
 use crate::view::restore_secrets;
 
@@ -68,7 +65,6 @@ pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Writte
 async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Option<Written>, Error> {
     let name = free_name(store, ask, &spec.name).await?;
     let mut resolved = resolve(store, ask, spec, None, &Coming::default()).await?;
-    let taken = taken_macs(store).await?;
     let id = VmId(uuid::Uuid::new_v4());
     let record = VmRecord {
         id,
@@ -83,14 +79,16 @@ async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Optio
     let want = if runs_by_itself(record.spec.run) { PowerWish::On } else { PowerWish::Off };
     let op = operation(ask, "vm.create", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 1 });
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
+    let chosen = choices(&record.spec, VmChoices::default());
     let txn = Txn::default()
         .when(Compare::Absent(name_key.clone()))
         .then(typed::put(name_key, &id))
         .then(typed::put(keys::vm(&ask.project, id), &record))
-        .then(typed::put(keys::choices(id), &choices(&record.spec, VmChoices::default(), &taken)))
+        .then(typed::put(keys::choices(id), &chosen))
         .then(typed::put(keys::power(id), &Power { want, cycle: 1, held: None, stop_timeout: None }));
     let warnings = resolved.warnings(store, &record.spec, None).await?;
-    let written = write(store, ask, resolved.write(ask, id, name.take(id, txn)), op).await?;
+    let txn = claim_macs(&VmChoices::default(), &chosen, id, name.take(id, txn));
+    let written = write(store, ask, resolved.write(ask, id, txn), op).await?;
     Ok(written.map(|ask::Written { op, at }| match at {
         Some(_) => Written { op, changed: Changed::Created, warnings, revision: at },
         None => Written { op, changed: Changed::Nothing, warnings: Vec::new(), revision: None },
@@ -140,7 +138,8 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
         return Err(manifest::refused(&format!("vm {}", spec.name), refusals));
     }
     let mut resolved = resolve(store, ask, &spec, Some(&old.value), &Coming::default()).await?;
-    let warnings = resolved.warnings(store, &spec, Some(&old.value.spec)).await?;
+    let mut warnings = resolved.warnings(store, &spec, Some(&old.value.spec)).await?;
+    warnings.extend(needs_reinit(&old.value.spec, &spec));
     let mut record = VmRecord { spec, ..old.value.clone() };
     record.volumes = resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect();
     let kept = get::<VmChoices>(store, &keys::choices(record.id)).await?;
@@ -152,16 +151,26 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     if let Some(power) = start {
         txn = txn.when(Compare::ModifiedAt(power.key.clone(), power.modified)).then(typed::put(power.key, &power.value));
     }
-    txn.then.extend(dropped_macs(&old.value.spec, &record.spec));
+    let chosen = kept.as_ref().map(|kept| kept.value.clone()).unwrap_or_default();
+    txn.then.extend(dropped_macs(&old.value.spec, &record.spec, &chosen));
     if let Some(kept) = kept {
-        let new = choices(&record.spec, kept.value.clone(), &taken_macs(store).await?);
+        let new = choices(&record.spec, kept.value.clone());
         if new != kept.value {
+            txn = claim_macs(&kept.value, &new, record.id, txn);
             txn = txn.when(Compare::ModifiedAt(choices_key.clone(), kept.modified)).then(typed::put(choices_key, &new));
         }
     }
     txn = resolved.write(ask, record.id, txn);
     let written = write(store, ask, txn, op).await?;
     Ok(written.map(|ask::Written { op, at }| Written { op, changed: Changed::Updated, warnings, revision: at }))
+}
+
+/// A guest reads its seed at its first boot and not again.
+fn needs_reinit(old: &VmSpec, new: &VmSpec) -> Option<String> {
+    let late: Vec<String> =
+        change::changes(old, new).into_iter().filter(|(_, effect)| *effect == Effect::Reinit).map(|(change, _)| change.field).collect();
+    let told = || format!("{}: a guest that has booted before looks at it after `vmkeep vm reinit {}` only", late.join(", "), new.name);
+    (!late.is_empty()).then(told)
 }
 
 /// The power of a VM that is off because its policy was so, and whose new policy starts it; a hold outlives the change.
@@ -196,30 +205,26 @@ async fn unchanged(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>) -> Resu
     Ok(op)
 }
 
+/// Enters MACs that were chosen anew into the index. With a thousand VMs two alike would be no rarity: then nothing is written,
+/// and others are drawn.
+pub(super) fn claim_macs(before: &VmChoices, after: &VmChoices, vm: VmId, txn: Txn) -> Txn {
+    let new = chosen_macs(after);
+    new.difference(&chosen_macs(before)).fold(txn, |txn, mac| {
+        let key = keys::mac(mac);
+        txn.when(Compare::Absent(key.clone())).then(typed::put(key, &vm))
+    })
+}
+
 /// MACs and serials for what has none yet.
-pub(super) fn choices(spec: &VmSpec, mut choices: VmChoices, taken: &BTreeSet<String>) -> VmChoices {
+pub(super) fn choices(spec: &VmSpec, mut choices: VmChoices) -> VmChoices {
     for nic in spec.nics.iter().filter(|nic| nic.mac == "auto") {
-        let free = || {
-            std::iter::repeat_with(random_mac).find(|mac| !taken.contains(mac)).expect("an endless supply ends at the first that is free")
-        };
-        choices.macs.entry(nic.name.clone()).or_insert_with(free);
+        choices.macs.entry(nic.name.clone()).or_insert_with(random_mac);
     }
     for disk in spec.disks.iter().filter(|disk| disk.serial == "auto") {
         // What a guest sees in /dev/disk/by-id: 20 characters at most (virtio).
         choices.serials.entry(disk.name.clone()).or_insert_with(|| uuid::Uuid::new_v4().simple().to_string()[..20].to_owned());
     }
     choices
-}
-
-/// MACs that were chosen for VMs, of whatever project: with a thousand of them, two alike would be no rarity.
-pub(super) async fn taken_macs(store: &dyn Store) -> Result<BTreeSet<String>, Error> {
-    /// Only what is looked for; the rest of the value is not read.
-    #[derive(serde::Deserialize)]
-    struct Macs {
-        macs: BTreeMap<Name, String>,
-    }
-    let all = super::list::<Macs>(store, keys::ALL_CHOICES).await?;
-    Ok(all.into_iter().flat_map(|stored| stored.value.macs.into_values()).collect())
 }
 
 /// 52:54:00 is QEMU's prefix of locally administered addresses.

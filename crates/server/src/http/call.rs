@@ -1,6 +1,6 @@
 //! One request, read as its route says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl Call {
             return Err(Error::new(Code::Forbidden, format!("'{}' may not work in project {project}", caller.name)));
         }
         let if_match = if route.takes_if_match() { if_match(&parts.headers)? } else { None };
-        let ask = Ask { project, caller, if_match, repeat: None, admission: server.admission.clone() };
+        let ask = Ask { project, caller, if_match, repeat: None, admission: server.admission.clone(), foreign: BTreeSet::new() };
         Ok(Self { server, route, ask, fields, query, parts, room: None, body: Mutex::new(body), read: None })
     }
 
@@ -112,9 +112,13 @@ impl Call {
     }
 
     /// The labels of `?label=a=b,c=d`.
-    pub fn labels(&self) -> Vec<(&str, &str)> {
+    ///
+    /// # Errors
+    /// One that is no pair.
+    pub fn labels(&self) -> Result<Vec<(&str, &str)>, Error> {
         let pairs = self.query("label").unwrap_or_default().split(',').filter(|pair| !pair.is_empty());
-        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect()
+        let pair = |pair: &'_ str| Error::invalid(format!("label '{}' is no KEY=VALUE", pair.escape_debug()));
+        pairs.map(|text| text.split_once('=').ok_or_else(|| pair(text))).collect()
     }
 
     /// The query as it came, with its `?`.

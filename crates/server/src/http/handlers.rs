@@ -11,8 +11,10 @@ use vmkeep_types::name::Name;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::{Leaving, Owner};
 
+use serde_json::Value;
+
 use super::call::Call;
-use super::{respond, watch};
+use super::{found, respond, watch};
 use crate::app::{
     self, apply, drain, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
 };
@@ -56,6 +58,7 @@ async fn vms(mut call: Call) -> Answer {
         "vm.list" => vm_list(&call).await,
         "vm.create" => {
             let spec = manifest::vm_from_json(call.value().await?)?;
+            found::foreign_domains(&mut call, [&spec.name]).await?;
             accepted_with(&call, vm_write::create(call.store(), &call.ask, spec).await?)
         }
         "vm.get" => {
@@ -72,6 +75,7 @@ async fn vms(mut call: Call) -> Answer {
                     Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`")
                 );
             }
+            found::foreign_domains(&mut call, [&spec.name]).await?;
             match vm_write::put(call.store(), &call.ask, spec, vm_write::Same::Kept).await {
                 Ok(written) => accepted_with(&call, written),
                 Err(error) if error.code == Code::Stale => {
@@ -110,7 +114,7 @@ async fn vms(mut call: Call) -> Answer {
 
 async fn vm_list(call: &Call) -> Answer {
     let after = respond::after(call).await?;
-    let wanted = Wanted { labels: call.labels(), after, limit: respond::limit(call)?, sight: sight(call) };
+    let wanted = Wanted { labels: call.labels()?, after, limit: respond::limit(call)?, sight: sight(call) };
     Ok(respond::ready(call.server.cache.page(call.store(), &call.ask.project, &wanted).await?))
 }
 
@@ -153,7 +157,10 @@ async fn adopt(mut call: Call) -> Answer {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
         return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal).await?));
     }
-    accepted(&call, vm_adopt::adopt(call.store(), &call.ask, &node, proposal, wish.name).await?)
+    let warnings = proposal.warnings.clone();
+    let op = vm_adopt::adopt(call.store(), &call.ask, &node, proposal, wish.name).await?;
+    call.server.metrics.operation(&op.kind);
+    Ok(respond::accepted_with(op, warnings))
 }
 
 /// Something of the node's, as JSON.
@@ -210,7 +217,8 @@ async fn images(mut call: Call) -> Answer {
         "image.list" => {
             let revision = revision(&call).await?;
             let mut rows = image::list(call.store(), &call.ask.project).await?;
-            rows.retain(|image| has_labels(&image.spec.labels, &call.labels()));
+            let labels = call.labels()?;
+            rows.retain(|image| has_labels(&image.spec.labels, &labels));
             respond::page(&call, rows, revision, |i| i.spec.name.to_string()).await
         }
         "image.create" => {
@@ -289,7 +297,8 @@ async fn networks(mut call: Call) -> Answer {
         "network.list" if call.flag("watch") => watch::follow(call, watch::What::Networks).await,
         "network.list" => {
             let revision = revision(&call).await?;
-            let rows = network::list(call.store(), &call.ask.project).await?;
+            let mut rows = network::list(call.store(), &call.ask.project).await?;
+            found::networks(&call, &mut rows).await?;
             respond::page(&call, rows, revision, |n| n.spec.name.to_string()).await
         }
         "network.put" => {
@@ -301,17 +310,22 @@ async fn networks(mut call: Call) -> Answer {
         }
         "network.get" => {
             let found = network::stored(call.store(), &call.ask.project, &call.name()?).await?;
-            Ok(respond::tagged(&network::view(call.store(), found.value).await?, found.modified))
+            let mut view = network::view(call.store(), found.value).await?;
+            found::networks(&call, std::slice::from_mut(&mut view)).await?;
+            Ok(respond::tagged(&view, found.modified))
         }
         "network.delete" => accepted(&call, network::delete(call.store(), &call.ask, &call.name()?).await?),
         "pool.list" => {
             let revision = revision(&call).await?;
-            let rows = pool::list(call.store()).await?;
+            let mut rows = pool::list(call.store()).await?;
+            found::pools(&call, &mut rows).await?;
             respond::page(&call, rows, revision, |p| p.spec.name.to_string()).await
         }
         "pool.get" => {
             let found = pool::stored(call.store(), &call.name()?).await?;
-            Ok(respond::tagged(&pool::view(found.value), found.modified))
+            let mut view = pool::view(found.value);
+            found::pools(&call, std::slice::from_mut(&mut view)).await?;
+            Ok(respond::tagged(&view, found.modified))
         }
         "pool.put" => {
             let name = call.name()?;
@@ -386,6 +400,9 @@ async fn tokens(mut call: Call) -> Answer {
 
 async fn applied(mut call: Call) -> Answer {
     let request: ApplyRequest = call.json().await?;
+    let of_vm = |manifest: &Value| (manifest["kind"] == "vm").then(|| manifest["name"].as_str()?.parse().ok()).flatten();
+    let vms: Vec<Name> = request.manifests.iter().filter_map(of_vm).collect();
+    found::foreign_domains(&mut call, &vms).await?;
     Ok(respond::json(&apply::apply(call.store(), &call.ask, request).await?))
 }
 

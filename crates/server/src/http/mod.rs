@@ -9,6 +9,7 @@
 
 mod call;
 mod cluster;
+mod found;
 mod handlers;
 mod host;
 mod respond;

@@ -96,6 +96,7 @@ async fn begin(call: &Call, prefix: &str) -> Result<(Source, Revision), Box<Resp
         StoreError::Compacted { .. } => Box::new(gone(format!("the watch token is too old: {e}"))),
         other => Box::new(respond::problem(app::store_error(other))),
     };
+    call.labels().map_err(|error| Box::new(respond::problem(error)))?;
     let newest = call.store().revision().await.map_err(refused)?;
     let from = match token(call)? {
         Some(seen) if seen > newest => return Err(Box::new(gone("the watch token is from the future of this store"))),
@@ -259,7 +260,7 @@ impl Telling {
             return Ok(deleted.then(|| self.deleted(id.0, batch)));
         };
         self.names.insert(id.0, view.spec.name.clone());
-        if has_labels(&view.spec.labels, &self.call.labels()) {
+        if has_labels(&view.spec.labels, &self.call.labels().unwrap_or_default()) {
             self.left.remove(&id);
             let veiled = (Sight::of(self.call.ask.caller.role) == Sight::Veiled).then(|| view::veiled(&view)).flatten();
             return Ok(Some(put(&veiled.unwrap_or(view))));
@@ -292,7 +293,7 @@ impl Telling {
                 let Some(record) = typed::readable(typed::decode(kv)) else { return Ok(None) };
                 let Some(view) = readable(image::view(store, record).await)? else { return Ok(None) };
                 let (id, name) = (view.id.0, view.spec.name.clone());
-                let listed = has_labels(&view.spec.labels, &self.call.labels());
+                let listed = has_labels(&view.spec.labels, &self.call.labels().unwrap_or_default());
                 (id, name.clone(), if listed { put(&view) } else { WatchEvent::Deleted { name, id } })
             }
             What::Volumes => {

@@ -139,6 +139,7 @@ async fn answer(store: &EmbeddedStore, change: impl FnOnce(&mut Seen)) {
         epoch: Epoch(1),
         spec_revision: order.spec_revision,
         power_cycle: 1,
+        ordered_cycle: 1,
         domain: Observed::Known(DomainState::Running),
         doing: None,
         held: None,

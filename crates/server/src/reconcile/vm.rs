@@ -25,6 +25,7 @@ use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord
 use super::view::{ClusterView, Kept};
 use crate::app;
 use crate::app::vm_copy::NOT_COPIED;
+use crate::app::vm_resolve::{chosen_macs, fixed_macs};
 
 /// The model that means a CPU which every node can run.
 const CLUSTER_CPU: &str = "cluster";
@@ -407,9 +408,8 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         .then(Op::Delete(keys::choices(vm.id)))
         .then(Op::Delete(keys::power(vm.id)))
         .then(Op::Delete(keys::owner(vm.id)));
-    for nic in vm.spec.nics.iter().filter(|nic| nic.mac != "auto") {
-        txn = txn.then(Op::Delete(keys::mac(&nic.mac.to_lowercase())));
-    }
+    let chosen = view.choices.get(&vm.id).map(|kept| chosen_macs(&kept.value)).unwrap_or_default();
+    txn.then.extend(fixed_macs(&vm.spec).union(&chosen).map(|mac| Op::Delete(keys::mac(mac))));
     if let Some(owner) = view.owners.get(&vm.id) {
         let node = &owner.value.node;
         let gone = [keys::own(node, vm.id), keys::run(node, vm.id), keys::order(node, vm.id), keys::seen(node, vm.id)];
@@ -467,7 +467,8 @@ fn tell(op: &Kept<Operation>, seen: &Seen, now: jiff::Timestamp) -> Option<Opera
         return Some(ended(&value, state, now));
     }
     value.state = OpState::Running;
-    if seen.spec_revision >= wanted {
+    // Those of the command before are no news of this one.
+    if seen.spec_revision >= wanted && seen.ordered_cycle >= power_cycle {
         value.steps = steps(&op.value, seen);
     }
     Some(value)

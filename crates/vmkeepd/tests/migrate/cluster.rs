@@ -77,7 +77,14 @@ impl Drop for Cluster {
 
 pub fn ask() -> Ask {
     let caller = Caller { name: "alice".into(), role: Role::Admin, via: Via::Uid(0), projects: None };
-    Ask { project: Name::known("default"), caller, if_match: None, repeat: None, admission: Admission::default() }
+    Ask {
+        project: Name::known("default"),
+        caller,
+        if_match: None,
+        repeat: None,
+        admission: Admission::default(),
+        foreign: Default::default(),
+    }
 }
 
 pub fn uri(host: &str) -> String {

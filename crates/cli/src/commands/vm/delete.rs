@@ -1,7 +1,7 @@
 //! `vm delete`: shows the volumes that would go, asks, then deletes.
 
 use clap::Args;
-use vmkeep_api::body::VolumeView;
+use vmkeep_api::body::{VmPhase, VolumeView};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
@@ -35,8 +35,13 @@ pub enum Disks {
 
 /// Shows what would go and asks. Refuses before anything is asked when a VM is absent or protected.
 pub async fn ask(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure> {
+    let mut running = Vec::new();
     for name in names {
-        if get(ctx, name).await?.spec.protect {
+        let vm = get(ctx, name).await?;
+        if !matches!(vm.status.phase, VmPhase::Stopped | VmPhase::Pending | VmPhase::Failed | VmPhase::Deleting) {
+            running.push(name.clone());
+        }
+        if vm.spec.protect {
             return Err(Error::conflict(format!("vm '{name}' is protected"))
                 .hint(format!("'vmkeep vm set {name} protect=false' first"))
                 .into());
@@ -54,12 +59,20 @@ pub async fn ask(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure>
             ctx.printer.say(&format!("  volume {} {size}: {fate}", volume.name));
         }
     }
+    if !running.is_empty() {
+        ctx.printer.say(&format!("  {} not off: killed at once, without a shutdown", joined_with(&running)));
+    }
     let them = if names.len() == 1 { "its" } else { "their" };
     let question = match disks {
         Disks::Delete => format!("Delete vm {} and {them} disks?", joined(names)),
         Disks::Keep => format!("Delete vm {} and keep {them} disks?", joined(names)),
     };
     ctx.confirm(&question)
+}
+
+/// "web1 is", "web1, web2 are"
+fn joined_with(names: &[Name]) -> String {
+    format!("{} {}", joined(names), if names.len() == 1 { "is" } else { "are" })
 }
 
 /// Deletes without a question.

@@ -211,7 +211,8 @@ pub async fn detach(ctx: &Ctx, command: DetachCommand) -> Result<(), Failure> {
                 Ok(())
             })
             .await?;
-            ctx.printer.say(&format!("the data of disk '{name}' is kept: see 'vmkeep volume list --unused'"));
+            ctx.printer
+                .say(&format!("the data of disk '{name}' is kept: once the guest has let go of it, see 'vmkeep volume list --unused'"));
             Ok(())
         }
         DetachCommand::Nic { vm, nic } => {

@@ -64,7 +64,7 @@ impl Row for VmView {
     fn cells(&self) -> Vec<Cell> {
         vec![
             self.name().into(),
-            Cell(self.status.text.clone(), tone(self.status.phase)),
+            Cell(time::localized(&self.status.text), tone(self.status.phase)),
             self.spec.cpus.count.into(),
             self.spec.memory.size.human().into(),
             or_dash(self.status.node.as_ref()).into(),
@@ -129,7 +129,7 @@ pub async fn run(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
         return list_all(ctx, vms).await;
     }
     ctx.printer.list(&vms)?;
-    if vms.is_empty() && ctx.printer.format == Format::Table {
+    if vms.is_empty() && args.label.is_none() && ctx.printer.format == Format::Table {
         ctx.printer.hint("make one: 'vmkeep image build tiny', then 'vmkeep launch tiny hello'");
     }
     Ok(())
@@ -219,5 +219,5 @@ fn line(ctx: &Ctx, [name, state, cpus, memory, notes]: &[String; 5], tone: Tone)
 
 /// What is shown of a VM and changes: everything but its age.
 fn texts(vm: &VmView) -> [String; 5] {
-    [vm.name(), one_line(&vm.status.text), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
+    [vm.name(), one_line(&time::localized(&vm.status.text)), vm.spec.cpus.count.to_string(), vm.spec.memory.size.human(), notes(vm)]
 }

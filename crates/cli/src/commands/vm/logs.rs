@@ -68,7 +68,7 @@ pub async fn logs(ctx: &Ctx, args: LogsArgs) -> Result<(), Failure> {
 pub async fn events(ctx: &Ctx, args: EventsArgs) -> Result<(), Failure> {
     let call = || Ok(ctx.call("vm.events")?.field("name", &args.name));
     if args.watch {
-        return event::follow(ctx, call).await;
+        return event::follow(ctx, &event::Chosen::default(), call).await;
     }
     let (events, _) = listed::<EventView>(ctx, &call).await?;
     ctx.printer.list(&events)

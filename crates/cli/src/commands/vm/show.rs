@@ -61,7 +61,7 @@ fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>) {
     let condition = [
         ("Name", view.name()),
         ("Description", spec.description.clone()),
-        ("State", format!("{}{since}", ctx.printer.paint(&status.text, list::tone(status.phase)))),
+        ("State", format!("{}{since}", ctx.printer.paint(&time::localized(&status.text), list::tone(status.phase)))),
         ("Error", error.map(ToString::to_string).unwrap_or_default()),
         ("Hint", error.and_then(|e| e.hint.clone()).unwrap_or_default()),
         ("Warnings", status.warnings.join("\n")),

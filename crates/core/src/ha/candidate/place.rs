@@ -188,6 +188,7 @@ fn guest(vm: VmNo, wish: &Wish, settings: &Settings, roster: &Roster) -> Guest {
         memory: ByteCount::from_mib(wish.memory_mib),
         hugepages: false,
         cpu_model: None,
+        machine: None,
         accel: Accel::Any,
         bridges: Vec::new(),
         pci: Vec::new(),

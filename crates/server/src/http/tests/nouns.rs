@@ -300,7 +300,14 @@ async fn a_deletion_and_a_new_user_do_not_miss_each_other() {
 async fn a_vm_decided_before_the_mark_is_not_written_after_it() {
     let bed = Bed::new().await;
     let caller = Caller { name: "alice".into(), role: Role::Admin, via: Via::Uid(1), projects: None };
-    let ask = crate::app::Ask { project: default(), caller, if_match: None, repeat: None, admission: Default::default() };
+    let ask = crate::app::Ask {
+        project: default(),
+        caller,
+        if_match: None,
+        repeat: None,
+        admission: Default::default(),
+        foreign: Default::default(),
+    };
     let store = bed.store.as_ref();
     let spec: vmkeep_types::vm::VmSpec = serde_json::from_value(json!({"name": "web1", "image": "tiny"})).expect("a wish");
     let tiny = Name::known("tiny");

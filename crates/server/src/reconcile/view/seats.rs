@@ -135,14 +135,16 @@ impl ClusterView {
         let bridges = bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect();
         let volumes = vm.volumes.values().filter_map(|id| self.volumes.get(id));
         let home = Home::of(volumes.filter_map(|volume| self.bound_to(&volume.value)));
-        let kvm = self.choices.get(&vm.id).is_some_and(|kept| kept.value.domain_type.as_deref() == Some("kvm"));
+        let chosen = self.choices.get(&vm.id).map(|kept| &kept.value);
+        let kvm = chosen.is_some_and(|chosen| chosen.domain_type.as_deref() == Some("kvm"));
+        let need = Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, bridges, home);
         let off = self.power.get(&vm.id).is_some_and(|kept| matches!(kept.value.want, PowerWish::Off | PowerWish::Killed));
         Guest {
             id: vm.id,
             project: vm.project.clone(),
             name: vm.spec.name.clone(),
             labels: vm.spec.labels.clone(),
-            need: Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, bridges, home),
+            need: Need { machine: chosen.and_then(|chosen| chosen.machine.clone()), ..need },
             counts: if off || vm.spec.run == RunPolicy::Halted { Counts::No } else { Counts::Yes },
         }
     }
