@@ -15,9 +15,12 @@
 //! | `control/NODE` | public key of the host, for `seal/ring`: whom agents obey | control plane, at its start |
 //! | `seal/ring` | the control plane's keys, sealed to each control node: [`crate::seal::ring`] | control plane |
 //! | `n/NODE/sealkey` | public key of the node: its orders' secrets are sealed to it | agent |
-//! | `fence/NODE/EPOCH` | seal | leader (cluster) |
+//! | `fence/NODE/EPOCH` | `Fence`: no renewal of that epoch succeeds any more | leader, operator |
+//! | `confirmed/NODE/EPOCH` | `Confirmed`: that epoch is dead; created once | leader, operator |
+//! | `canary/NODE` | empty: a control node's proof to itself that the store takes its writes | control node |
 //! | `state/NODE` | `NodeState`: online, suspect, offline | leader |
-//! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; how the node would die | agent |
+//! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; `Armed`: how the node would die | agent |
+//! | `n/NODE/waiting` | empty: a new boot waits for the proof that the one before has ended | agent |
 //! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
@@ -40,6 +43,9 @@
 //! | `upload/UUID` | the node whose pool takes it | server |
 //! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
 //! | `cluster/recovery` | `Recovery`: there while it is not known what runs where after a restore; nothing is started or placed | whoever restores it, leader |
+//! | `cluster/ha/disarm` | `Disarm`: there while nothing is fenced or recovered | server |
+//! | `cluster/ha/incident/NODE/EPOCH` | `Incident`: a death as people are told it; capped | leader |
+//! | `cluster/ha/rescue/NODE/EPOCH/UID` | `Rescue`: a VM that had to go elsewhere then | leader |
 //! | `n/NODE/rejoined` | `Rejoined`: the node's domains, for that | agent |
 //! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
 //! | `cluster/member/NODE` | `MemberRecord` | server |
@@ -60,6 +66,10 @@ pub const LEVEL: &str = "cluster/level";
 pub const CLUSTER_ID: &str = "cluster/id";
 pub const CLUSTER_INCARNATION: &str = "cluster/incarnation";
 pub const CLUSTER_RECOVERY: &str = "cluster/recovery";
+pub const ALL_HA: &str = "cluster/ha/";
+pub const HA_DISARM: &str = "cluster/ha/disarm";
+pub const ALL_INCIDENTS: &str = "cluster/ha/incident/";
+pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
 pub const ALL_MEMBERS: &str = "cluster/member/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
@@ -80,6 +90,8 @@ pub const ALL_NODES: &str = "n/";
 pub const ALL_JOINED: &str = "joined/";
 pub const ALL_NODE_RECORDS: &str = "node/";
 pub const ALL_STATES: &str = "state/";
+pub const ALL_FENCES: &str = "fence/";
+pub const ALL_CONFIRMED: &str = "confirmed/";
 pub const ALL_OPS: &str = "op/";
 /// The rings of all objects.
 pub const ALL_EVENTS: &str = "event/";
@@ -217,6 +229,31 @@ pub fn fence(node: &Name, epoch: Epoch) -> String {
 /// Of every epoch.
 pub fn fences(node: &Name) -> String {
     format!("fence/{node}/")
+}
+
+pub fn confirmed(node: &Name, epoch: Epoch) -> String {
+    format!("confirmed/{node}/{epoch}")
+}
+
+/// Of every epoch.
+pub fn all_confirmed(node: &Name) -> String {
+    format!("confirmed/{node}/")
+}
+
+pub fn waiting(node: &Name) -> String {
+    format!("n/{node}/waiting")
+}
+
+pub fn canary(node: &Name) -> String {
+    format!("canary/{node}")
+}
+
+pub fn incident(node: &Name, epoch: Epoch) -> String {
+    format!("{ALL_INCIDENTS}{node}/{epoch}")
+}
+
+pub fn rescue(node: &Name, epoch: Epoch, vm: VmId) -> String {
+    format!("{ALL_RESCUES}{node}/{epoch}/{vm}")
 }
 
 pub fn facts(node: &Name) -> String {

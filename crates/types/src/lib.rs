@@ -13,6 +13,7 @@
 //! | [`operation`], [`event`] | long work and history |
 //! | [`host`] | facts of a host and the rows of `host check` |
 //! | [`cluster`] | members of a cluster, joining and its state |
+//! | [`ha`] | deaths of nodes and what came of them |
 //! | [`node`], [`placement`] | what people decide about nodes, what is measured on them, where VMs may run |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
@@ -25,6 +26,7 @@ pub mod drain;
 pub mod error;
 pub mod event;
 pub mod explain;
+pub mod ha;
 pub mod host;
 pub mod ids;
 pub mod image;

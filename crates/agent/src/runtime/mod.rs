@@ -16,6 +16,7 @@ pub mod boot;
 pub mod claim;
 pub mod clock;
 mod grant;
+pub mod guard;
 pub mod guest_clock;
 pub mod heartbeat;
 mod load;

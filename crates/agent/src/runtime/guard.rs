@@ -1,0 +1,105 @@
+//! What holds the watchdog, as the agent speaks to it: another process (`vmkeep-fenced`), or nothing.
+//!
+//! ```text
+//!  heartbeat ── renewed(t_send), after each renewal that succeeded ──► guard ── pets while that is young ──► watchdog
+//!            ── arm(t_send) ─► Opened ─► n/NODE/armed/EPOCH ─► the first claim of a highly available VM
+//!            ── sealed() ──► nothing but a reset follows
+//! ```
+//! A guard that cannot be reached, or dies while it is armed, resets the host: it is told of renewals only, and never that all is
+//! well. No call blocks the heartbeat for long: the guard answers at once or has failed.
+
+use async_trait::async_trait;
+use vmkeep_core::ha::clock::Now;
+use vmkeep_types::ha::WatchdogKind;
+
+/// A watchdog that is open, with the values that were read back from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    pub kind: WatchdogKind,
+    /// Silence after which it is petted no more, ms.
+    pub pet_ms: u64,
+    /// Its own time-out as it was read back, ms.
+    pub watchdog_ms: u64,
+}
+
+/// The watchdog's guard.
+#[async_trait]
+pub trait Guard: Send + Sync {
+    /// Opens the watchdog. `sent` is when the last renewal that succeeded was sent. Armed already: tells what is open.
+    ///
+    /// # Errors
+    /// There is no usable watchdog, and why, for people. Nothing is armed then.
+    async fn arm(&self, sent: Now) -> Result<Opened, String>;
+
+    /// A renewal that was sent then has succeeded. A failure is the guard's to notice: it then hears nothing.
+    async fn renewed(&self, sent: Now);
+
+    /// A transaction has shown that nothing highly available is owned, or that all of it is disarmed: closes the watchdog.
+    ///
+    /// # Errors
+    /// The watchdog may still be armed; it is asked again.
+    async fn disarm(&self) -> Result<(), String>;
+
+    /// This epoch is sealed: kills, and lets the watchdog bite. Nothing leads back.
+    async fn sealed(&self);
+}
+
+/// A host without a watchdog's guard: its highly available VMs are recovered only when its power is cut or a person says so.
+pub struct NoGuard;
+
+#[async_trait]
+impl Guard for NoGuard {
+    async fn arm(&self, _: Now) -> Result<Opened, String> {
+        Err("vmkeep-fenced is not set up on this host".into())
+    }
+
+    async fn renewed(&self, _: Now) {}
+
+    async fn disarm(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn sealed(&self) {}
+}
+
+/// A watchdog without a host to reset, which writes down what it is told; for tests.
+#[cfg(test)]
+pub mod fake {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    pub struct FakeGuard(Mutex<Vec<String>>);
+
+    impl FakeGuard {
+        pub fn told(&self) -> Vec<String> {
+            self.0.lock().expect("no panic holds this lock").clone()
+        }
+
+        fn note(&self, what: &str) {
+            self.0.lock().expect("no panic holds this lock").push(what.to_owned());
+        }
+    }
+
+    #[async_trait]
+    impl Guard for FakeGuard {
+        async fn arm(&self, _: Now) -> Result<Opened, String> {
+            self.note("arm");
+            Ok(Opened { kind: WatchdogKind::Hardware, pet_ms: 19_000, watchdog_ms: 8_000 })
+        }
+
+        async fn renewed(&self, _: Now) {
+            self.note("renewed");
+        }
+
+        async fn disarm(&self) -> Result<(), String> {
+            self.note("disarm");
+            Ok(())
+        }
+
+        async fn sealed(&self) {
+            self.note("sealed");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! High availability as it lies in the store and is shown: how a life of a node would end, that it has ended, and what came of it.
+//!
+//! ```text
+//!  n/NODE/armed/E ─► how E would die      fence/NODE/E ─► E renews no more      confirmed/NODE/E ─► E is dead, for ever
+//! ```
+//! What is decided from them is in `core::ha`; the key layout is in `vmkeep-store::keys`.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Revision, VmId};
+use crate::name::Name;
+
+/// How an epoch is known to have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// So much time has passed since its last sign of life that its watchdog has reset it.
+    Watchdog,
+    /// Its power was cut after it was sealed.
+    Stonith,
+    /// It was not armed and owned nothing: it could start nothing.
+    Unarmed,
+    /// A person says so.
+    Operator,
+}
+
+impl Proof {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Watchdog => "watchdog",
+            Self::Stonith => "stonith",
+            Self::Unarmed => "unarmed",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `confirmed/NODE/EPOCH`, created once and never changed: this epoch is dead, and its VMs may have another owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Confirmed {
+    pub proof: Proof,
+    /// The control node that saw the proof; of an operator's word, the person.
+    pub by: String,
+    /// By the clock of whoever wrote it; for people.
+    pub at: jiff::Timestamp,
+}
+
+/// `fence/NODE/EPOCH`: from here on no renewal of this epoch succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fence {
+    /// Of the last renewal, which the seal compared; 0: there was none.
+    pub beat: Revision,
+    /// The control node that led, or the person who confirmed the death.
+    pub by: String,
+    pub at: jiff::Timestamp,
+}
+
+/// What would reset the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WatchdogKind {
+    /// It goes on while the host stands still.
+    Hardware,
+    /// Part of the kernel: it stands still while the whole host does, so that waiting proves nothing.
+    Software,
+}
+
+/// `n/NODE/armed/EPOCH`, written by the agent: how this epoch would die. What others wait for is computed from nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "mode", rename_all = "lowercase")]
+pub enum Armed {
+    /// It would not: nobody waits for its death.
+    None,
+    /// A watchdog resets the host `pet_ms` + 2 × `watchdog_ms` after its last renewal was sent, at the latest.
+    Watchdog { pet_ms: u64, watchdog_ms: u64, kind: WatchdogKind },
+}
+
+/// What is done about a node while high availability is disarmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DisarmMode {
+    /// Nothing is sealed, proved or recovered; VMs run on where they are.
+    Freeze,
+}
+
+/// `cluster/ha/disarm`, there while high availability is switched off for work on the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Disarm {
+    pub mode: DisarmMode,
+    pub by: String,
+    pub at: jiff::Timestamp,
+    /// As whoever did it explains it.
+    #[serde(default)]
+    pub why: String,
+}
+
+/// One death of a node as a timeline, at `cluster/ha/incident/NODE/EPOCH`. For people: nothing is decided from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Incident {
+    pub node: Name,
+    pub epoch: Epoch,
+    /// Its last sign of life, as the control node that sealed it saw it.
+    pub silent_since: jiff::Timestamp,
+    pub sealed_at: jiff::Timestamp,
+    /// The control node that led, or the person who confirmed the death.
+    pub sealed_by: String,
+}
+
+/// One VM that lost its node, at `cluster/ha/rescue/NODE/EPOCH/UID`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rescue {
+    pub vm: VmId,
+    pub project: Name,
+    pub name: Name,
+    pub from: Name,
+    pub to: Name,
+    pub placed_at: jiff::Timestamp,
+    /// When its new node said that it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_at: Option<jiff::Timestamp>,
+}
