@@ -323,6 +323,17 @@ pub struct PoolView {
     pub found: BTreeMap<Name, PoolSpace>,
 }
 
+/// A wish that a node is asked about before it is written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WishCheck {
+    pub project: Name,
+    pub spec: VmSpec,
+    /// What was chosen for the VM already.
+    pub choices: VmChoices,
+    /// Those of its networks that are there, by name.
+    pub networks: BTreeMap<Name, NetworkSpec>,
+}
+
 /// A pool's file system on one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolSpace {

@@ -25,6 +25,7 @@ mod metrics;
 mod screen;
 mod uploads;
 mod vnc;
+mod wish;
 pub(crate) mod xml;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use vmkeep_types::name::Name;
 
 pub use guests::Guests;
 pub use images::ImageDigest;
+pub use wish::Wishes;
 
 use crate::host::check::CheckInput;
 use crate::hypervisor::{DomainBrief, HvError, Hypervisor};
@@ -60,6 +62,7 @@ pub struct NodeHttpConfig {
     pub qemu_log_dir: PathBuf,
     pub check: CheckInput,
     pub guests: Arc<dyn Guests>,
+    pub wishes: Arc<dyn Wishes>,
 }
 
 /// The pools of this node, as they are now.
@@ -117,6 +120,7 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/domains", get(domains::list))
         .route("/n/domains/{domain}/adoption", get(domains::adoption))
         .route("/n/host/check", get(host::check))
+        .route("/n/wish", post(wish::check))
         .route("/n/pools", get(found::pools))
         .route("/n/networks/{project}/{name}", get(found::network))
         .route("/n/stats", get(metrics::stats))

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
-use vmkeep_api::body::AdoptionProposal;
+use vmkeep_api::body::{AdoptionProposal, WishCheck};
 use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 use super::*;
@@ -35,6 +35,13 @@ impl Guests for Shutdowns {
     }
     async fn resume(&self) -> Result<(), Error> {
         Err(Error::conflict("nothing was shut down"))
+    }
+}
+
+#[async_trait]
+impl Wishes for Shutdowns {
+    async fn check(&self, wish: WishCheck) -> Result<(), Error> {
+        if wish.spec.cpu.model == "Nonsense" { Err(Error::invalid("no such CPU here")) } else { Ok(()) }
     }
 }
 
@@ -83,6 +90,7 @@ impl Bed {
             qemu_log_dir: dir.path().join("qemu"),
             check: CheckInput { pool: dir.path().join("pool"), store: dir.path().to_owned(), tls_listen: None },
             guests: guests.clone(),
+            wishes: guests.clone(),
         }));
         std::fs::create_dir(dir.path().join("logs")).expect("a folder");
         std::fs::create_dir(dir.path().join("qemu")).expect("a folder");

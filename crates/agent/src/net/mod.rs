@@ -80,7 +80,7 @@ pub async fn ensure(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> 
     match spec.mode {
         NetworkMode::Bridge => {
             let bridge = spec.bridge.as_deref().ok_or_else(|| Error::invalid(format!("network {} names no bridge", spec.name)))?;
-            check_bridge(Path::new("/sys/class/net"), bridge)?;
+            usable_bridge(bridge)?;
             Ok(NetAttach { libvirt_network: None, bridge: Some(bridge.into()), mtu: spec.mtu })
         }
         NetworkMode::Nat => {
@@ -117,6 +117,12 @@ pub async fn remove(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec) -> 
             removed.map_err(|e| Error::refused(format!("network {}: {e}", spec.name)))
         }
     }
+}
+
+/// # Errors
+/// Why no VM can be plugged into it.
+pub fn usable_bridge(name: &str) -> Result<(), Error> {
+    check_bridge(Path::new("/sys/class/net"), name)
 }
 
 fn check_bridge(sys: &Path, name: &str) -> Result<(), Error> {

@@ -14,7 +14,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, Observed};
+use vmkeep_types::observed::{Doing, FieldChange, Observed};
 use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
@@ -362,6 +362,9 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
         state.choices = domain::choices_from(&inactive, &state.choices)?;
     }
     state.drift = comparison.drift;
+    if lives(state) && !state.persistent {
+        state.drift.push(FieldChange { field: "domain".into(), from: "undefined: gone when it stops".into(), to: "persistent".into() });
+    }
     state.conflicts = comparison.conflicts;
     Ok(())
 }

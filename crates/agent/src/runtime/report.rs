@@ -47,6 +47,8 @@ pub struct State {
     pub drift: Vec<FieldChange>,
     /// Changes of the running domain that were made, as long as it does not show them: a guest takes its time.
     pub asked_live: Vec<FieldChange>,
+    /// libvirt keeps its description when it is off.
+    pub persistent: bool,
     pub conflicts: Vec<FieldChange>,
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
@@ -79,6 +81,7 @@ impl State {
             pending: Vec::new(),
             drift: Vec::new(),
             asked_live: Vec::new(),
+            persistent: true,
             conflicts: Vec::new(),
             qemu: None,
             volumes: BTreeMap::new(),

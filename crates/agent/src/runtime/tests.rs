@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use vmkeep_api::body::WishCheck;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Store, Txn, keys};
 use vmkeep_types::host::KvmState;
@@ -14,8 +15,9 @@ use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
 use super::*;
+use crate::http::Wishes;
 use crate::hypervisor::fake::{FakeHypervisor, Fault};
-use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, Words, XmlKind};
+use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, UndefineKeep, Words, XmlKind};
 use crate::image::Reach;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(0x6b0e_0a52_1111_4222_8333_4444_5555_6666));
@@ -408,4 +410,35 @@ async fn a_device_is_booted_from_once() {
     assert_eq!(places(&bed, XmlKind::Inactive).await, "21");
     bed.command(PowerWish::Restart).await;
     assert_eq!(places(&bed, XmlKind::Live).await, "21");
+}
+
+#[tokio::test]
+async fn a_wish_that_this_host_cannot_carry_out_is_told_before_it_is_written() {
+    let bed = Bed::new(json!({})).await;
+    let told = async |fields: Value| {
+        let network = json!({"name": "br", "mode": "bridge", "bridge": "nobr"});
+        let mut spec = json!({"name": "web", "firmware": "bios", "nics": [], "cloud_init": null});
+        spec.as_object_mut().expect("a map").extend(fields.as_object().expect("a map").clone());
+        let wish = WishCheck {
+            project: Name::known("default"),
+            spec: vmkeep_types::check::normalize(serde_json::from_value(spec).expect("a wish")),
+            choices: VmChoices::default(),
+            networks: [(Name::known("br"), serde_json::from_value(network).expect("a network"))].into(),
+        };
+        Wishes::check(&Handle(bed.node.clone()), wish).await.map_err(|error| error.message)
+    };
+    assert_eq!(told(json!({"disks": [{"name": "root", "empty": true, "size": "1G"}], "nics": [{"name": "lan"}]})).await, Ok(()));
+    let cpu = told(json!({"cpu": {"model": "Nonsense"}})).await.expect_err("no such CPU");
+    assert!(cpu.contains("Nonsense"), "{cpu}");
+    let bridge = told(json!({"nics": [{"name": "lan", "network": "br"}]})).await.expect_err("no such bridge");
+    assert!(bridge.starts_with("nics[lan]: ") && bridge.contains("nobr"), "{bridge}");
+}
+
+#[tokio::test]
+async fn a_running_domain_that_was_undefined_is_drift() {
+    let bed = Bed::running(json!({})).await;
+    bed.hv.undefine(VM, UndefineKeep::State).await.expect("undefined");
+    let seen = bed.until("it is noticed", |seen| !seen.drift.is_empty()).await;
+    assert_eq!(seen.drift[0].field, "domain");
+    assert_eq!(seen.domain, Observed::Known(DomainState::Running));
 }

@@ -207,6 +207,7 @@ async fn look(node: &Node, state: &mut State) {
                 (told, _) => told,
             };
             state.autostart = brief.autostart;
+            state.persistent = brief.persistent;
             state.name_there = Some(brief.name);
             state.ours = crate::domain::marks(brief.metadata.as_deref(), state.order.vm);
             Observed::Known(DomainNow { state: brief.state, exit })

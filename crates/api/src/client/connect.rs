@@ -108,7 +108,7 @@ impl Target {
             }
             (Self::Unix(_), _) => "is the daemon running? see 'systemctl status vmkeepd'",
             (Self::Https(_), io::ErrorKind::InvalidData) => "give the server's CA certificate with --ca-file (VMKEEP_CA_FILE)",
-            (Self::Https(_), _) => "does vmkeepd listen there? see [listen] in /etc/vmkeep/vmkeepd.toml on the host",
+            (Self::Https(_), _) => "does vmkeepd listen there? see [tls] in /etc/vmkeep/vmkeepd.toml on the host",
         };
         Error::new(Code::Unavailable, message).hint(hint)
     }

@@ -278,6 +278,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
         Manifest::Vm(spec) => {
             if result.action == ApplyAction::Unchanged {
                 if restart && waits_for_restart(store, ask, &spec.name).await? {
+                    vm::refuse_unfit(store, ask, &spec.name).await?;
                     result.operation = Some(vm::command(store, ask, &spec.name, "restart", PowerWish::Restart, None).await?);
                 }
                 return Ok(());
@@ -294,6 +295,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
                 Changed::Nothing => restart && waits_for_restart(store, ask, &name).await?,
             };
             if restart && needs_restart {
+                vm::refuse_unfit(store, ask, &name).await?;
                 result.operation = Some(vm::command(store, ask, &name, "restart", PowerWish::Restart, None).await?);
             }
         }

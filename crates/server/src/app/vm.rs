@@ -27,7 +27,10 @@ pub async fn action(store: &dyn Store, ask: &Ask, name: &Name, action: &str, wis
         _ if wish.image.is_some() && action != "rebuild" => Err(Error::invalid(format!("'{action}' takes no `image`"))),
         _ if wish.migrate.is_some() && action != "migrate" => Err(Error::invalid(format!("'{action}' takes no `migrate`"))),
         "migrate" => super::vm_migrate::migrate(store, ask, name, wish.migrate.unwrap_or_default()).await,
-        "start" => command(store, ask, name, action, PowerWish::On, None).await,
+        "start" => {
+            refuse_paused(store, ask, name).await?;
+            command(store, ask, name, action, PowerWish::On, None).await
+        }
         "stop" => command(store, ask, name, action, PowerWish::Off, wish.timeout).await,
         "kill" => command(store, ask, name, action, PowerWish::Killed, None).await,
         "restart" => {
@@ -55,8 +58,17 @@ fn new_name(wish: ActionRequest) -> Result<Name, Error> {
     wish.name.ok_or_else(|| Error::invalid("the new name is missing").hint("send {\"name\": \"…\"}"))
 }
 
+/// Whoever starts a paused VM means that it runs; whether it may go on is for them to say.
+async fn refuse_paused(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(), Error> {
+    let view = super::vm_parts::show(store, &ask.project, name).await?;
+    if view.status.phase == VmPhase::Paused {
+        return Err(Error::conflict(format!("'{name}' is paused, not off")).hint(format!("vmkeep vm resume {name}")));
+    }
+    Ok(())
+}
+
 /// A restart of a running VM whose wish its node could not carry out: it would go down and stay down.
-async fn refuse_unfit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(), Error> {
+pub(super) async fn refuse_unfit(store: &dyn Store, ask: &Ask, name: &Name) -> Result<(), Error> {
     let view = super::vm_parts::show(store, &ask.project, name).await?;
     let error = view.status.error.filter(|_| matches!(view.status.phase, VmPhase::Running | VmPhase::Paused));
     error.map_or(Ok(()), |error| {

@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::http::Request;
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
-use vmkeep_api::body::{DomainView, NetworkFound, NetworkView, NodeView, PoolSpace, PoolView};
+use vmkeep_api::body::{DomainView, NetworkFound, NetworkView, NodeView, PoolSpace, PoolView, WishCheck};
 use vmkeep_store::keys;
-use vmkeep_types::error::Error;
+use vmkeep_types::check;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::NodeHealth;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
+use vmkeep_types::record::VmChoices;
+use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
-use super::handlers::ask_node;
-use crate::app::{node, store_error};
+use super::handlers::{ask_node, read};
+use crate::app::{get, network, node, store_error, vm_parts};
 
 /// More are not asked: a listing would wait for the slowest of them.
 const NODES_MAX: usize = 16;
@@ -39,7 +43,7 @@ pub async fn networks(call: &Call, views: &mut [NetworkView]) -> Result<(), Erro
 
 /// Names of domains that are not vmkeep's, where one of `wished` is new here: libvirt knows a domain by its name only. On one host
 /// alone; where there are more, nobody knows yet where a VM will be.
-pub async fn foreign_domains<'a>(call: &mut Call, wished: impl IntoIterator<Item = &'a Name>) -> Result<(), Error> {
+pub async fn foreign_domains(call: &mut Call, wished: &[Name]) -> Result<(), Error> {
     let mut new = false;
     for name in wished {
         let key = keys::name("vm", &call.ask.project, name);
@@ -52,6 +56,56 @@ pub async fn foreign_domains<'a>(call: &mut Call, wished: impl IntoIterator<Item
     let domains = domains.ok().and_then(Result::ok).unwrap_or_default();
     call.ask.foreign = domains.into_iter().filter(|domain| !domain.ours).map(|domain| domain.name).collect();
     Ok(())
+}
+
+/// On one host alone: could it carry the wish out? Else a wish that is refused only by the node stays written, and takes the VM
+/// down at its next restart. A VM whose wish was as impossible before may be changed.
+///
+/// # Errors
+/// Why it could not.
+pub async fn check_wish(call: &Call, spec: &VmSpec) -> Result<(), Error> {
+    let nodes = node::names(call.store()).await?;
+    let [only] = &nodes[..] else { return Ok(()) };
+    let old = match vm_parts::record(call.store(), &call.ask.project, &spec.name).await {
+        Ok(old) => Some(old.value),
+        Err(error) if error.code == Code::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let choices = match &old {
+        Some(old) => get::<VmChoices>(call.store(), &keys::choices(old.id)).await?.map(|kept| kept.value),
+        None => None,
+    };
+    let mut check = WishCheck {
+        project: call.ask.project.clone(),
+        spec: check::normalize(spec.clone()),
+        choices: choices.unwrap_or_default(),
+        networks: BTreeMap::new(),
+    };
+    for nic in &check.spec.nics {
+        if let Ok(network) = network::stored(call.store(), &call.ask.project, &nic.network).await {
+            check.networks.insert(nic.network.clone(), network.value.spec);
+        }
+    }
+    let Err(error) = ask_about(call, only, &check).await else { return Ok(()) };
+    if let Some(old) = old {
+        check.spec = old.spec;
+        if ask_about(call, only, &check).await.is_err_and(|before| before.message == error.message) {
+            return Ok(());
+        }
+    }
+    Err(Error { message: format!("vm {}: {}; nothing was written", spec.name, error.message), ..error })
+}
+
+/// A node that cannot say now refuses nothing.
+async fn ask_about(call: &Call, node: &Name, check: &WishCheck) -> Result<(), Error> {
+    let body = serde_json::to_vec(check).map_err(|e| Error::internal(e.to_string()))?;
+    let request = Request::post("/n/wish").header("content-type", "application/json").body(body.into()).expect("a fixed path");
+    let answer = tokio::time::timeout(PATIENCE, read::<()>(call.server.gate.call(node, request).await)).await;
+    match answer {
+        Ok(Err(error)) if matches!(error.code, Code::Invalid | Code::Refused | Code::Conflict) => Err(error),
+        Ok(Err(error)) if error.code == Code::NotFound && error.message.starts_with("nics[") => Err(error),
+        _ => Ok(()),
+    }
 }
 
 async fn everywhere<T: DeserializeOwned>(call: &Call, path: &str) -> Result<Vec<(Name, T)>, Error> {

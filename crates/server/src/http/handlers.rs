@@ -6,12 +6,11 @@ use vmkeep_api::body::{AdoptRequest, AdoptionProposal, ApplyRequest, TokenCreate
 use vmkeep_store::keys;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::Revision;
-use vmkeep_types::manifest;
+use vmkeep_types::manifest::{self, Manifest};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::{Leaving, Owner};
-
-use serde_json::Value;
+use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
 use super::{found, respond, watch};
@@ -58,7 +57,8 @@ async fn vms(mut call: Call) -> Answer {
         "vm.list" => vm_list(&call).await,
         "vm.create" => {
             let spec = manifest::vm_from_json(call.value().await?)?;
-            found::foreign_domains(&mut call, [&spec.name]).await?;
+            found::foreign_domains(&mut call, std::slice::from_ref(&spec.name)).await?;
+            found::check_wish(&call, &spec).await?;
             accepted_with(&call, vm_write::create(call.store(), &call.ask, spec).await?)
         }
         "vm.get" => {
@@ -75,7 +75,8 @@ async fn vms(mut call: Call) -> Answer {
                     Error::invalid(format!("the body names '{}', the path '{name}'", spec.name)).hint("rename with the action `rename`")
                 );
             }
-            found::foreign_domains(&mut call, [&spec.name]).await?;
+            found::foreign_domains(&mut call, std::slice::from_ref(&spec.name)).await?;
+            found::check_wish(&call, &spec).await?;
             match vm_write::put(call.store(), &call.ask, spec, vm_write::Same::Kept).await {
                 Ok(written) => accepted_with(&call, written),
                 Err(error) if error.code == Code::Stale => {
@@ -170,7 +171,7 @@ pub(super) async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, node: 
 }
 
 /// A node's whole answer.
-async fn read<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, Error> {
+pub(super) async fn read<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, Error> {
     use http_body_util::{BodyExt, Limited};
     /// The largest that is read whole.
     const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -400,9 +401,14 @@ async fn tokens(mut call: Call) -> Answer {
 
 async fn applied(mut call: Call) -> Answer {
     let request: ApplyRequest = call.json().await?;
-    let of_vm = |manifest: &Value| (manifest["kind"] == "vm").then(|| manifest["name"].as_str()?.parse().ok()).flatten();
-    let vms: Vec<Name> = request.manifests.iter().filter_map(of_vm).collect();
-    found::foreign_domains(&mut call, &vms).await?;
+    // Those that do not parse are told by the application itself.
+    let parsed = request.manifests.iter().filter_map(|manifest| manifest::from_json(manifest.clone()).ok());
+    let vms: Vec<VmSpec> = parsed.filter_map(|manifest| if let Manifest::Vm(spec) = manifest { Some(spec) } else { None }).collect();
+    let names: Vec<Name> = vms.iter().map(|vm| vm.name.clone()).collect();
+    found::foreign_domains(&mut call, &names).await?;
+    for vm in &vms {
+        found::check_wish(&call, vm).await?;
+    }
     Ok(respond::json(&apply::apply(call.store(), &call.ask, request).await?))
 }
 

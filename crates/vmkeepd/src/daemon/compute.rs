@@ -94,6 +94,7 @@ impl Compute {
                 tls_listen: config.tls.as_ref().map(|tls| tls.listen),
             },
             guests: Arc::new(Handle(node.clone())),
+            wishes: Arc::new(Handle(node.clone())),
         }));
         node.join().await.context("the node cannot join its store")?;
         Ok(Self { node, router })

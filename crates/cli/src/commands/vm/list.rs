@@ -40,6 +40,17 @@ pub fn tone(phase: VmPhase) -> Tone {
     }
 }
 
+/// What a table has room for; 'vm show' tells all.
+const STATE_CHARS_MAX: usize = 60;
+
+fn in_short(text: &str) -> String {
+    if text.chars().count() <= STATE_CHARS_MAX {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(STATE_CHARS_MAX - 3).collect();
+    format!("{}...", kept.trim_end())
+}
+
 /// What is not as wished, in short.
 fn notes(vm: &VmView) -> String {
     let status = &vm.status;
@@ -64,7 +75,7 @@ impl Row for VmView {
     fn cells(&self) -> Vec<Cell> {
         vec![
             self.name().into(),
-            Cell(time::localized(&self.status.text), tone(self.status.phase)),
+            Cell(in_short(&time::localized(&self.status.text)), tone(self.status.phase)),
             self.spec.cpus.count.into(),
             self.spec.memory.size.human().into(),
             or_dash(self.status.node.as_ref()).into(),

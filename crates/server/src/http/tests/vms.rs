@@ -621,3 +621,27 @@ async fn names_of_an_older_vmkeep_are_held_and_given_up_too() {
     let make = async |name: &str| bed.call("POST /v1/projects/other/vms", json!({"name": name, "run": "manual"})).await.status;
     assert_eq!((make("web1").await, make("gone").await, make("gone").await), (409, 202, 409));
 }
+
+#[tokio::test]
+async fn a_name_that_libvirt_has_already_is_refused_before_anything_is_written() {
+    let bed = Bed::new().await;
+    let foreign = json!([{"name": "old", "uuid": uuid::Uuid::from_u128(9), "state": "running", "ours": false}]);
+    bed.node.answers.lock().expect("lock").push(("/n/domains", foreign));
+    let before = bed.store.revision().await.expect("a revision");
+    let wanted = expect![[r#"
+        422 invalid: vm old: 1 problem
+          name: libvirt on this host has a domain 'old' that vmkeep did not make; take it over with `vmkeep vm adopt old`, or choose another name"#]];
+    bed.check("POST /v1/vms", json!({"name": "old", "run": "manual"}), wanted).await;
+    for dry_run in [true, false] {
+        let apply = json!({"manifests": [{"kind": "vm", "name": "old", "run": "manual"}], "dry_run": dry_run});
+        assert_eq!(bed.call("POST /v1/apply", apply).await.status, 422);
+    }
+    assert_eq!(bed.store.revision().await.expect("a revision"), before);
+    assert_eq!(bed.call("POST /v1/vms", json!({"name": "new", "run": "manual"})).await.status, 202);
+}
+
+#[tokio::test]
+async fn labels_to_choose_by_are_pairs() {
+    let bed = Bed::new().await;
+    bed.check("GET /v1/vms?label=tier", Value::Null, expect!["422 invalid: label 'tier' is no KEY=VALUE"]).await;
+}
