@@ -262,22 +262,24 @@ fn deleting_shows_the_volumes_and_needs_a_yes() {
         &stub,
         &["vm", "delete", "web"],
         expect![[r#"
-        exit 2
-        --- stderr
-          volume web-root 4G: deleted with its data
-        error: there is no terminal to ask on: Delete vm web and its disks?
-        hint: give --yes to do it without asking
-    "#]],
+            exit 2
+            --- stderr
+              volume web-root 4G: deleted with its data
+              web is not off: killed at once, without a shutdown
+            error: there is no terminal to ask on: Delete vm web and its disks?
+            hint: give --yes to do it without asking
+        "#]],
     );
     check(
         &stub,
         &["vm", "rm", "web", "--yes", "--keep-disks"],
         expect![[r#"
-        exit 0
-        --- stderr
-          volume web-root 4G: kept as an unused volume
-        vm 'web' deleted after 2.3 s
-    "#]],
+            exit 0
+            --- stderr
+              volume web-root 4G: kept as an unused volume
+              web is not off: killed at once, without a shutdown
+            vm 'web' deleted after 2.3 s
+        "#]],
     );
     expect![[r#"
         DELETE /v1/vms/web?keep_disks=true
@@ -538,6 +540,7 @@ fn what_stays_is_not_called_deleted() {
             exit 0
             --- stderr
               volume web-root 4G: forgotten; the adopted file stays at /srv/old.qcow2
+              web is not off: killed at once, without a shutdown
             would delete vm 'web'
         "#]],
     );

@@ -617,7 +617,8 @@ async fn names_of_an_older_vmkeep_are_held_and_given_up_too() {
     bed.vm("web1").await;
     let unindexed = Op::Delete(keys::domain(&Name::known("web1")));
     let stale = typed::put(keys::domain(&Name::known("gone")), &uuid::Uuid::from_u128(9));
-    bed.put_all(vec![unindexed, stale]).await;
+    bed.put_all(vec![unindexed, stale, Op::Delete(keys::INDEXED.into())]).await;
+    crate::app::bootstrap(bed.store.as_ref(), "/pool", false).await.expect("as a control plane starts");
     let make = async |name: &str| bed.call("POST /v1/projects/other/vms", json!({"name": name, "run": "manual"})).await.status;
     assert_eq!((make("web1").await, make("gone").await, make("gone").await), (409, 202, 409));
 }
@@ -629,7 +630,7 @@ async fn a_name_that_libvirt_has_already_is_refused_before_anything_is_written()
     bed.node.answers.lock().expect("lock").push(("/n/domains", foreign));
     let before = bed.store.revision().await.expect("a revision");
     let wanted = expect![[r#"
-        422 invalid: vm old: 1 problem
+        422 invalid: vm old has 1 problem
           name: libvirt on this host has a domain 'old' that vmkeep did not make; take it over with `vmkeep vm adopt old`, or choose another name"#]];
     bed.check("POST /v1/vms", json!({"name": "old", "run": "manual"}), wanted).await;
     for dry_run in [true, false] {
