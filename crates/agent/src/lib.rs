@@ -9,6 +9,7 @@
 //! never touches a domain without vmkeep metadata.
 
 pub mod domain;
+pub mod fenced;
 pub mod host;
 pub mod http;
 pub mod hypervisor;

@@ -46,6 +46,7 @@ pub fn build(input: &BuildInput<'_>) -> Result<Built, Error> {
         .child(el("uuid").text(input.order.vm))
         .children((!spec.description.is_empty()).then(|| el("description").text(&spec.description)))
         .child(el("metadata").child(metadata::written(input, &cpu)))
+        .children(system::partition(spec))
         .children(system::memory(spec))
         .child(el("vcpu").attr("placement", "static").attr("current", spec.cpus.count).text(spec.cpus.max()))
         .child(el("iothreads").text(1))

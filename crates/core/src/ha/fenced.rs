@@ -8,6 +8,8 @@
 //! Fixed in size and without allocation: the process around it allocates nothing after its start. It never decides that all
 //! is well: without news from the agent it kills and lets the watchdog bite, whatever the reason for the silence.
 
+pub mod wire;
+
 use super::clock::Now;
 use super::timers::Timers;
 use super::weakness::Weakness;
@@ -116,6 +118,11 @@ impl Fenced {
             Some(Weakness::BoottimeOnly) => now.boottime_ms.saturating_sub(self.sent.boottime_ms),
             _ => now.longest_since(self.sent),
         }
+    }
+
+    /// Since the last good renewal was sent, ms; None: not armed.
+    pub fn silent_ms(&self, now: Now) -> Option<u64> {
+        self.armed().then(|| self.age_ms(now))
     }
 
     /// What would reset this host now.

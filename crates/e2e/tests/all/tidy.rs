@@ -47,6 +47,7 @@ fn crates_depend_only_along_the_allowed_edges() {
         ("api", &["types"]),
         ("server", &["types", "core", "store", "api"]),
         ("agent", &["types", "core", "store", "api"]),
+        ("fenced", &["types", "core"]),
         ("sim", &["types", "core"]),
         ("cli", &["types", "api", "sim"]),
     ];

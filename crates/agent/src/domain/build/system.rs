@@ -25,6 +25,14 @@ pub fn memory(spec: &VmSpec) -> Vec<Element> {
     elements
 }
 
+/// What vmkeep-fenced kills when the cluster no longer hears of this host: highly available VMs, and no others.
+const PARTITION: &str = "/machine/vmkeepha";
+
+/// systemd makes a slice of it, `machine-vmkeepha.slice`; a VM that becomes highly available is in it after its next cold start.
+pub fn partition(spec: &VmSpec) -> Option<Element> {
+    spec.ha.is_some().then(|| el("resource").child(el("partition").text(PARTITION)))
+}
+
 /// The firmware that was chosen once, as long as it is what the wish asks for.
 pub fn firmware(input: &BuildInput<'_>) -> Result<FirmwareChoice, Error> {
     let spec = &input.order.spec;

@@ -21,12 +21,14 @@ mod security;
 mod time;
 mod tools;
 mod versions;
+mod watchdog;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vmkeep_types::host::CheckRow;
 
+use crate::fenced::{Fenced, SOCKET};
 use crate::hypervisor::Hypervisor;
 
 /// What the checks are about, from the daemon's configuration.
@@ -61,6 +63,7 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
             rows.extend(ports::judge(&ports::gather(input.tls_listen)));
             rows.extend(logs::judge(&logs::gather()));
             rows.extend(time::judge(&time::gather()));
+            rows.extend(watchdog::judge(&watchdog::gather(guarded())));
             rows.extend(tools::judge(&tools::gather()));
             rows
         }
@@ -68,6 +71,11 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
     tokio::task::spawn_blocking(gather)
         .await
         .unwrap_or_else(|e| vec![row::fail("host-check", format!("the check stopped: {e}"), "this is a bug of vmkeep", None)])
+}
+
+/// Is the watchdog that is open ours? Asked where vmkeep-fenced listens when nothing else is said.
+fn guarded() -> bool {
+    Fenced::new(Path::new(SOCKET)).state().is_ok_and(|guard| guard.watchdog_ms > 0)
 }
 
 #[cfg(test)]
