@@ -15,6 +15,7 @@ use vmkeep_types::node::NodeSpec;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::pool::PoolSpec;
 use vmkeep_types::record::Role;
+use vmkeep_types::stonith::{FenceSpec, FenceTest, FenceView};
 use vmkeep_types::vm::VmSpec;
 
 use crate::body::*;
@@ -55,6 +56,9 @@ schemas! {
     "EventView" EventView,
     "ExecAnswer" ExecAnswer,
     "ExecRequest" ExecRequest,
+    "FenceSpec" FenceSpec,
+    "FenceTest" FenceTest,
+    "FenceView" FenceView,
     "HostCheck" HostCheck,
     "ImageSpec" ImageSpec,
     "ImageView" ImageView,

@@ -159,6 +159,10 @@ routes! {
     "node.put" Put "/v1/nodes/{name}" Cluster Admin ("NodeSpec") ("NodeView") Json "Change what is said of a host: labels, taints, overcommit, reserve, failure domain";
     "node.action" Post "/v1/nodes/{name}/actions/{action}" Cluster Admin ("NodeActionRequest") ("NodeView") Json "cordon, uncordon";
     "node.drain" Post "/v1/nodes/{name}/drain" Cluster Admin ("DrainRequest") ("Accepted") Accepted "Close a host to new VMs and have those that are there move to others";
+    "fence.get" Get "/v1/nodes/{name}/fence" Cluster Viewer () ("FenceView") Json "How a host's power is cut, without secrets";
+    "fence.put" Put "/v1/nodes/{name}/fence" Cluster Admin ("FenceSpec") ("FenceView") Json "Set the fence agent that cuts a host's power, and its options";
+    "fence.delete" Delete "/v1/nodes/{name}/fence" Cluster Admin () () Json "Forget how a host's power is cut";
+    "fence.test" Post "/v1/nodes/{name}/fence/test" Cluster Admin ("FenceTest") ("FenceView") Json "Ask a host's fence agent for the power's state, or really switch it off and on";
     "place.capacity" Get "/v1/cluster/capacity" Cluster Viewer () ("CapacityAnswer") Json "How many hosts may fail with everything still fitting";
     "place.simulate" Post "/v1/cluster/simulate" Cluster Viewer ("SimulateRequest") ("SimulateAnswer") Json "Would these VMs fit, and where does it break";
     "place.balance" Get "/v1/cluster/balance" Cluster Viewer () ("BalanceAnswer") Json "The few moves that would help most; nothing is moved";

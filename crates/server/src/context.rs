@@ -1,5 +1,6 @@
 //! What every request may use.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::cache::Cache;
 use crate::cluster::HostCluster;
 use crate::gate::NodeGate;
 use crate::metrics::Metrics;
+use crate::stonith::agent::FOLDER;
 use crate::streams::Streams;
 
 /// Room for the bodies of all requests under way, in KiB: eight of the largest. More wait; that bounds the daemon's memory.
@@ -37,6 +39,8 @@ pub struct Server {
     pub changes: TaskTracker,
     /// What the host does for its cluster; set by the daemon before it serves.
     pub cluster: OnceLock<Arc<dyn HostCluster>>,
+    /// Where fence agents are; set by the daemon, else where Debian puts them.
+    pub fence_agents: OnceLock<PathBuf>,
     /// Who must agree to a change.
     pub admission: Admission,
     pub streams: Streams,
@@ -59,9 +63,14 @@ impl Server {
             bodies,
             changes: TaskTracker::new(),
             cluster: OnceLock::new(),
+            fence_agents: OnceLock::new(),
             admission: Admission::default(),
             streams: Streams::default(),
             bookmark_every: BOOKMARK_EVERY,
         })
+    }
+
+    pub fn fence_agents(&self) -> &Path {
+        self.fence_agents.get().map_or(Path::new(FOLDER), PathBuf::as_path)
     }
 }

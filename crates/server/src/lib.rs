@@ -15,6 +15,7 @@
 //! | [`cache`] | VMs ready to be answered, kept true by the store's watch |
 //! | [`reconcile`] | the leader's loop |
 //! | [`auth`], [`audit`] | tokens and the log of who changed what |
+//! | [`stonith`] | fence agents: a node's power, cut from outside |
 //! | [`streams`] | how many event streams one caller has |
 //! | [`gate`] | the way to a node's own router |
 
@@ -31,6 +32,7 @@ pub mod metrics;
 pub mod page;
 pub mod reconcile;
 pub mod records;
+pub mod stonith;
 pub mod streams;
 pub mod view;
 

@@ -16,6 +16,7 @@ use vmkeep_types::operation::Operation;
 use vmkeep_types::order::Order;
 use vmkeep_types::pool::{PoolRecord, VolumeRecord};
 use vmkeep_types::record::{Owner, Power, VmChoices, VmRecord};
+use vmkeep_types::stonith::FenceRecord;
 
 /// Where passwords lie, and text in which people put them.
 pub fn secrets(key: &str) -> &'static [Path] {
@@ -48,6 +49,7 @@ pub fn types(key: &str) -> Option<Merge> {
         ["pool", _] => merge::<PoolRecord>,
         ["op", _, _] => merge::<Operation>,
         ["node", _] => merge::<NodeRecord>,
+        ["stonith", _] => merge::<FenceRecord>,
         ["cluster", "member", _] => merge::<MemberRecord>,
         ["n", _, "order", _] => merge::<Order>,
         ["n", _, "seen", _] => merge::<Seen>,

@@ -25,6 +25,7 @@
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
 //! | `node/NODE` | `NodeRecord`: what people say of it; a node without has every default | server |
+//! | `stonith/NODE` | `FenceRecord`: how the node's power is cut | server |
 //! | `migrate/UID` | `Migration`, from the wish to its end | server, leader |
 //! | `drain/NODE` | `Drain`, while the node is emptied | server, leader |
 //! | `n/NODE/move/UID`, `n/NODE/moved/UID` | `MoveOrder`, `MoveSeen` | leader, agent |
@@ -92,6 +93,7 @@ pub const ALL_NODE_RECORDS: &str = "node/";
 pub const ALL_STATES: &str = "state/";
 pub const ALL_FENCES: &str = "fence/";
 pub const ALL_CONFIRMED: &str = "confirmed/";
+pub const ALL_STONITH: &str = "stonith/";
 pub const ALL_OPS: &str = "op/";
 /// The rings of all objects.
 pub const ALL_EVENTS: &str = "event/";
@@ -266,6 +268,10 @@ pub fn load(node: &Name) -> String {
 
 pub fn node(node: &Name) -> String {
     format!("node/{node}")
+}
+
+pub fn stonith(node: &Name) -> String {
+    format!("{ALL_STONITH}{node}")
 }
 
 pub fn order(node: &Name, id: VmId) -> String {

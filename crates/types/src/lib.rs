@@ -15,6 +15,7 @@
 //! | [`cluster`] | members of a cluster, joining and its state |
 //! | [`ha`] | deaths of nodes and what came of them |
 //! | [`node`], [`placement`] | what people decide about nodes, what is measured on them, where VMs may run |
+//! | [`stonith`] | how a node's power is cut from outside |
 //! | [`error`] | the one error at the border |
 //! | [`manifest`], [`check`], [`explain`] | text to specs, all problems at once, and help on fields |
 //! | [`user_data`] | what cloud-init takes a text for |
@@ -43,6 +44,7 @@ pub mod placement;
 pub mod pool;
 pub mod record;
 pub mod scalar;
+pub mod stonith;
 pub mod units;
 pub mod user_data;
 pub mod vm;

@@ -45,6 +45,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub boot_id_file: PathBuf,
     pub machine_id_file: PathBuf,
+    /// Debian's fence agents.
+    pub fence_agent_dir: PathBuf,
     pub audit: Option<PathBuf>,
     pub log: LogFormat,
     pub log_filter: String,
@@ -198,6 +200,7 @@ impl Default for Config {
             run_dir: "/run/vmkeep".into(),
             boot_id_file: "/proc/sys/kernel/random/boot_id".into(),
             machine_id_file: "/etc/machine-id".into(),
+            fence_agent_dir: vmkeep_server::stonith::agent::FOLDER.into(),
             audit: None,
             log: LogFormat::Auto,
             log_filter: "info".into(),
@@ -242,6 +245,7 @@ impl Config {
             ("run_dir", &self.run_dir),
             ("boot_id_file", &self.boot_id_file),
             ("machine_id_file", &self.machine_id_file),
+            ("fence_agent_dir", &self.fence_agent_dir),
         ];
         let tls_paths = self.tls.iter().flat_map(|tls| {
             let users = [("tls.client_ca", &tls.client_ca), ("tls.client_crl", &tls.client_crl)];

@@ -6,6 +6,7 @@ pub mod delete;
 pub mod event;
 pub mod explain;
 pub mod export;
+pub mod fence;
 pub mod host;
 pub mod image;
 pub mod launch;

@@ -11,7 +11,7 @@ use vmkeep_types::node::{Averages, Closure, Cordon, NodeSpec, Ratio, Taint};
 use vmkeep_types::operation::OpState;
 use vmkeep_types::units::Seconds;
 
-use super::{joined, or_dash, pages, show, word};
+use super::{fence, joined, or_dash, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -33,8 +33,22 @@ pub enum NodeCommand {
         /// Host to change
         name: Name,
         /// FIELD=VALUE, like failure_domain=rack1, reserve.memory=4G, taints=[{key: gpu}]; null = the default
-        #[arg(required = true, value_name = "FIELD=VALUE")]
+        #[arg(required_unless_present = "fence", value_name = "FIELD=VALUE")]
         fields: Vec<String>,
+        /// Cut its power by this fence agent: --fence ipmilan ip=192.0.2.9 username=admin password=@FILE; 'none' forgets it
+        ///
+        /// FIELD=VALUE are then the agent's options, as its manual page calls them (man fence_ipmilan). @FILE takes a value from a
+        /// file, so that it stands in no list of processes; '***' keeps what is there.
+        #[arg(long, value_name = "AGENT")]
+        fence: Option<String>,
+    },
+    /// Ask a host's fence agent whether its power is on
+    FenceTest {
+        /// Host to ask for
+        name: Name,
+        /// Switch the power off and on again: only of a host that owns no VM, and asked of another one
+        #[arg(long)]
+        really: bool,
     },
     /// Place no new VMs on hosts; those that are there stay
     Cordon {
@@ -143,7 +157,11 @@ pub async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> {
     match command {
         NodeCommand::List => ctx.printer.list(&pages::<NodeView>(ctx, "node.list", None).await?),
         NodeCommand::Show { name } => show_one(ctx, &get(ctx, &name).await?),
-        NodeCommand::Set { name, fields } => set(ctx, &name, &fields).await,
+        NodeCommand::Set { name, fields, fence: None } => set(ctx, &name, &fields).await,
+        NodeCommand::Set { name, fields, fence: Some(agent) } => fence::set(ctx, &name, agent, &fields).await,
+        NodeCommand::FenceTest { name, really } => {
+            fence::test(ctx, &name, if really { fence::Trial::Really } else { fence::Trial::Status }).await
+        }
         NodeCommand::Cordon { names, why } => act(ctx, &names, "cordon", &NodeActionRequest { why }).await,
         NodeCommand::Uncordon { names } => act(ctx, &names, "uncordon", &NodeActionRequest::default()).await,
         NodeCommand::Drain { name, how } => drain(ctx, &name, how.request(Closure::Cordon, ctx.global.timeout)).await,

@@ -19,6 +19,7 @@ use crate::app::{
 };
 use crate::auth;
 use crate::cache::{Wanted, has_labels};
+use crate::stonith;
 use crate::view::Sight;
 
 pub(super) type Answer = Result<Response, Error>;
@@ -41,6 +42,7 @@ pub async fn handle(mut call: Call) -> Answer {
         "token" => tokens(call).await,
         "cluster" => super::cluster::cluster(call).await,
         "node" => nodes(call).await,
+        "fence" => fences(call).await,
         "place" => placement(call).await,
         "apply" => applied(call).await,
         _ => super::host::host(call).await,
@@ -438,6 +440,26 @@ async fn nodes(mut call: Call) -> Answer {
             let wish = call.json().await?;
             let (view, revision) = node::action(call.store(), &call.ask, &call.name()?, call.field("action"), wish).await?;
             Ok(respond::tagged(&view, revision))
+        }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn fences(mut call: Call) -> Answer {
+    let name = call.name()?;
+    match call.route.id {
+        "fence.get" => Ok(respond::json(&stonith::show(call.store(), &name).await?)),
+        "fence.put" => {
+            let spec = call.json().await?;
+            Ok(respond::json(&stonith::put(call.store(), &call.ask, &name, spec).await?))
+        }
+        "fence.delete" => {
+            stonith::delete(call.store(), &name).await?;
+            Ok(respond::nothing())
+        }
+        "fence.test" => {
+            let wish = call.json().await?;
+            Ok(respond::json(&stonith::test(call.store(), call.server.fence_agents(), &call.server.node, &name, &wish).await?))
         }
         _ => Err(no_handler(&call)),
     }

@@ -14,6 +14,7 @@ use tower::ServiceExt;
 use vmkeep_server::app;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
+use vmkeep_server::stonith;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::{Caller, Role};
 
@@ -40,6 +41,7 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
     let audit = Audit::open(&audit_file).with_context(|| format!("cannot write the audit log {}", audit_file.display()))?;
     let server = Server::new(store.clone(), gate, name.clone(), audit);
     let _ = server.cluster.set(cluster.clone());
+    let _ = server.fence_agents.set(config.fence_agent_dir.clone());
     let api = vmkeep_server::router(server.clone());
     let member = part.member.clone();
     let members_api = part.serve(api.clone().merge(admit::router(cluster.clone())));
@@ -73,6 +75,11 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         });
     }
     tokio::spawn(reload_on_hangup(hangup, server.clone(), pair, part.shutdown.clone()));
+    let tests = stonith::nightly::run(store.clone(), name.clone(), config.fence_agent_dir.clone(), part.shutdown.clone());
+    part.tasks.spawn(async move {
+        tests.await;
+        "the nightly test of fence agents"
+    });
     let stop = part.shutdown.clone();
     part.tasks.spawn(async move {
         vmkeep_server::reconcile::run(store, name, stop).await;
