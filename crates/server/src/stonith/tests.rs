@@ -121,7 +121,8 @@ async fn an_agent_that_hangs_is_killed_with_all_its_children() {
     assert!(matches!(&cut, Cut::Failed(why) if why.contains("was killed")), "{cut:?}");
     // One that was killed before it said who it is, is dead as well.
     let pid = bed.read("pid");
-    let lives = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "));
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    let lives = || !pid.is_empty() && stat().is_ok_and(|stat| !stat.contains(") Z "));
     let begin = std::time::Instant::now();
     while lives() {
         assert!(begin.elapsed().as_secs() < 60, "{pid} lives on");
