@@ -7,17 +7,20 @@ mod reset;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::wire::{Ask, Limits, Outcome, Standing, Urgency, WORD_BYTES, Word};
-use vmkeep_core::ha::record::WatchdogKind;
-use vmkeep_core::ha::timers::Timers;
+use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_types::ha::WatchdogKind;
 
-pub use reset::{FILE, LastReset, Why, last_reset};
+use crate::runtime::guard::{Guard, Opened};
+
+pub use reset::{FILE, LastReset, Why, last_reset, tell};
 
 /// A guard that runs before everything else on the host answers in less than 1 ms; one that does not answer is not well, ms.
 const ANSWER_MS_MAX: u64 = 500;
@@ -162,5 +165,55 @@ fn of(word: &Word) -> Result<Guarded, GuardError> {
         Outcome::TooSlow => Err(GuardError::TooSlow { identity, watchdog_ms: word.watchdog_ms }),
         Outcome::BadTimers => Err(GuardError::BadTimers),
         Outcome::Future => Err(GuardError::Future),
+    }
+}
+
+/// The guard as the heartbeat speaks to it: with the timers of its profile, on threads that may block.
+#[derive(Clone, Debug)]
+pub struct Line {
+    fenced: Arc<Fenced>,
+    profile: Profile,
+}
+
+impl Line {
+    pub fn new(socket: &Path, profile: Profile) -> Self {
+        Self { fenced: Arc::new(Fenced::new(socket)), profile }
+    }
+
+    async fn ask(&self, ask: impl FnOnce(&Fenced) -> Result<Guarded, GuardError> + Send + 'static) -> Result<Guarded, String> {
+        let fenced = self.fenced.clone();
+        let answered = tokio::task::spawn_blocking(move || ask(&fenced)).await;
+        answered.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+}
+
+#[async_trait]
+impl Guard for Line {
+    async fn arm(&self, sent: Now) -> Result<Opened, String> {
+        let timers = self.profile.timers();
+        let guarded = self.ask(move |fenced| fenced.arm(sent, &timers)).await?;
+        match guarded {
+            Guarded { standing: Standing::Armed, watchdog: Some(kind), watchdog_ms: ms @ 1.., .. } => {
+                Ok(Opened { kind, pet_ms: timers.pet_ms, watchdog_ms: ms.into() })
+            }
+            other => Err(format!("vmkeep-fenced is not armed, but {:?}", other.standing)),
+        }
+    }
+
+    async fn renewed(&self, sent: Now) {
+        if let Err(why) = self.ask(move |fenced| fenced.renewed(sent)).await {
+            tracing::error!(why, "the watchdog's guard does not hear that this node lives: when it is armed, it resets this host");
+        }
+    }
+
+    async fn disarm(&self) -> Result<(), String> {
+        let guarded = self.ask(Fenced::disarm).await?;
+        if guarded.standing == Standing::Idle { Ok(()) } else { Err(format!("vmkeep-fenced is still {:?}", guarded.standing)) }
+    }
+
+    async fn sealed(&self) {
+        if let Err(why) = self.ask(Fenced::sealed).await {
+            tracing::error!(why, "the watchdog's guard does not hear that this node is sealed: it hears of no renewal either");
+        }
     }
 }

@@ -6,7 +6,11 @@ use std::str::FromStr;
 use clap::Parser;
 
 #[derive(Debug, Parser)]
-#[command(name = "vmkeep-fenced", version, about = "Kills this host's VMs and lets its watchdog bite when the cluster no longer hears of it")]
+#[command(
+    name = "vmkeep-fenced",
+    version,
+    about = "Kills this host's VMs and lets its watchdog bite when the cluster no longer hears of it"
+)]
 pub struct Args {
     /// Where the agent finds it
     #[arg(long, value_name = "PATH", default_value = "/run/vmkeep/fenced.sock")]

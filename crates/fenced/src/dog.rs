@@ -10,7 +10,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use vmkeep_core::ha::fenced::wire::IDENTITY_BYTES;
-use vmkeep_core::ha::record::WatchdogKind;
+use vmkeep_types::ha::WatchdogKind;
 
 pub use device::Device;
 pub use lab::Lab;

@@ -30,6 +30,8 @@ pub fn secrets(key: &str) -> &'static [Path] {
             &["spec", "cloud_init", "users", "*", "hashed_passwd"],
             &["spec", "cloud_init", "users", "*", "plain_text_passwd"],
         ],
+        // Whatever an agent calls its password.
+        ["stonith", _] => &[&["options", "*"]],
         _ => &[],
     }
 }

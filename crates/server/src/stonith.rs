@@ -149,7 +149,8 @@ fn with_kept(wanted: &BTreeMap<String, String>, kept: Option<&BTreeMap<String, S
 
 fn check(agent: &str, options: &BTreeMap<String, String>) -> Result<(), Error> {
     let is_word = |word: &str| {
-        (1..=NAME_BYTES_MAX).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
+        (1..=NAME_BYTES_MAX).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
     };
     let mut problems = Vec::new();
     if !is_word(agent) {

@@ -1,8 +1,21 @@
 //! Why the host was reset, from the file that the guard wrote before it.
 
 use std::path::Path;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use vmkeep_store::{StoreError, Txn, keys, typed};
+use vmkeep_types::event::{Event, Level};
+use vmkeep_types::name::Name;
+use vmkeep_types::operation::ResourceRef;
+
+use crate::runtime::Node;
+
+/// Between two attempts to tell a store that does not answer.
+const REST: Duration = Duration::from_secs(5);
 
 /// Where the guard writes it.
 pub const FILE: &str = "/var/lib/vmkeep/fenced/reason.json";
@@ -45,8 +58,42 @@ pub fn last_reset(file: &Path, boot_id: &str) -> Option<LastReset> {
     (last.boot_id != boot_id).then_some(last)
 }
 
+/// Tells why this host was reset, as an event of the node, once for each reset: beside the file lies which one was told.
+pub async fn tell(node: &Node, file: &Path, stop: CancellationToken) {
+    let Some(last) = last_reset(file, &node.boot_id) else { return };
+    let (mark, told) = (file.with_extension("told"), format!("{} {}", last.boot_id, last.at_unix_s));
+    if std::fs::read_to_string(&mark).is_ok_and(|before| before == told) {
+        return;
+    }
+    while let Err(error) = put(node, &last).await {
+        tracing::warn!(%error, "why this host was reset is told later");
+        if stop.run_until_cancelled(tokio::time::sleep(REST)).await.is_none() {
+            return;
+        }
+    }
+    if let Err(error) = std::fs::write(&mark, told) {
+        tracing::warn!(%error, file = %mark.display(), "why this host was reset will be told again");
+    }
+}
+
+/// The same event however often it is written.
+async fn put(node: &Node, last: &LastReset) -> Result<(), StoreError> {
+    let message = format!("vmkeep-fenced let the watchdog reset {}: {last}", node.name);
+    tracing::warn!("{message}");
+    let at = Timestamp::from_second(last.at_unix_s).unwrap_or_else(|_| Timestamp::now());
+    let digest = Sha256::digest(format!("node/{}", node.name));
+    // A node's events are filed under a uid made from its name.
+    let uid = uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes");
+    let resource = ResourceRef { kind: "node".into(), project: Name::known("default"), name: node.name.clone(), uid };
+    let event = Event { at, resource, level: Level::Error, code: "node.was-reset".into(), message, node: Some(node.name.clone()) };
+    let stamp = format!("{:020}-reset", at.as_nanosecond());
+    node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await.map(drop)
+}
+
 #[cfg(test)]
 mod tests {
+    use vmkeep_store::{Op, Store};
+
     use super::*;
 
     fn check(text: &str, want: Option<&str>) {
@@ -67,5 +114,24 @@ mod tests {
         );
         check("", None);
         check("{\"boot_id\":\"befo", None);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_told_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = std::sync::Arc::new(vmkeep_store::embedded::EmbeddedStore::in_memory().expect("memory"));
+        let node = crate::runtime::claim::tests::joined(&store, dir.path(), "now").await;
+        let file = dir.path().join("reason.json");
+        std::fs::write(&file, "{\"boot_id\":\"before\",\"at_unix_s\":1700000000,\"reason\":\"sealed\",\"silent_ms\":0}\n")
+            .expect("written");
+        for told in [1, 0] {
+            tell(&node, &file, CancellationToken::new()).await;
+            let events = typed::list_json::<Event>(store.as_ref(), &keys::node_events(&node.name)).await.expect("a listing");
+            assert_eq!(events.len(), told);
+            for event in events {
+                assert!(event.value.message.ends_with("dead"), "{}", event.value.message);
+                store.txn(Txn::default().then(Op::Delete(event.key))).await.expect("filed");
+            }
+        }
     }
 }

@@ -71,7 +71,7 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use vmkeep_store::Store;

@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::libc::c_int;
 use nix::sys::stat::Mode;
 use nix::unistd::write;
-use vmkeep_core::ha::record::WatchdogKind;
+use vmkeep_types::ha::WatchdogKind;
 
 use super::{About, Closed};
 

@@ -88,7 +88,7 @@ fn understood(answer: &[u8]) -> Option<(u32, About)> {
 
 #[cfg(test)]
 mod tests {
-    use vmkeep_core::ha::record::WatchdogKind;
+    use vmkeep_types::ha::WatchdogKind;
 
     use super::*;
 

@@ -4,8 +4,8 @@ use nix::sys::signal::Signal;
 use vmkeep_agent::fenced::{GuardError, Why, last_reset};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::wire::Standing;
-use vmkeep_core::ha::record::WatchdogKind;
 use vmkeep_core::ha::timers::Timers;
+use vmkeep_types::ha::WatchdogKind;
 
 use super::lab::{Lab, long, now, short, until};
 

@@ -141,7 +141,8 @@ impl Lab {
         command.arg("--socket").arg(path("fenced.sock")).arg("--watchdog").arg(format!("unix:{}", path("dog.sock").display()));
         command.arg("--reason").arg(path("state/reason.json")).arg("--boot-id").arg(path("boot_id"));
         let nothing = path("no-cgroup");
-        let cgroups: Vec<&OsStr> = if cgroups.is_empty() { vec![nothing.as_os_str()] } else { cgroups.iter().map(|c| c.as_os_str()).collect() };
+        let cgroups: Vec<&OsStr> =
+            if cgroups.is_empty() { vec![nothing.as_os_str()] } else { cgroups.iter().map(|c| c.as_os_str()).collect() };
         for cgroup in cgroups {
             command.arg("--cgroup").arg(cgroup);
         }
@@ -213,7 +214,9 @@ impl Cgroup {
     }
 
     pub fn is_empty(&self) -> bool {
-        ["", "one", "one/two"].iter().all(|sub| std::fs::read_to_string(self.0.join(sub).join("cgroup.procs")).is_ok_and(|list| list.is_empty()))
+        ["", "one", "one/two"]
+            .iter()
+            .all(|sub| std::fs::read_to_string(self.0.join(sub).join("cgroup.procs")).is_ok_and(|list| list.is_empty()))
     }
 }
 

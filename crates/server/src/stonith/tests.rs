@@ -30,7 +30,11 @@ fn ask() -> Ask {
 impl Bed {
     /// Its power is on, its epoch sealed, its agent set.
     async fn new() -> Self {
-        let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), dir: tempfile::tempdir().expect("a folder"), node: Name::known("node1") };
+        let bed = Self {
+            store: EmbeddedStore::in_memory().expect("memory"),
+            dir: tempfile::tempdir().expect("a folder"),
+            node: Name::known("node1"),
+        };
         bed.write("power", "on\n");
         let record = FenceRecord { agent: "lab".into(), options: bed.options(), tested: None };
         let seal = Op::Put(keys::fence(&bed.node, EPOCH), Vec::new());

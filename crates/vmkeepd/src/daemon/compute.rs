@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::routing::post;
 use tokio_util::sync::CancellationToken;
+use vmkeep_agent::fenced;
 use vmkeep_agent::host::check::CheckInput;
 use vmkeep_agent::host::facts;
 use vmkeep_agent::http::{NodeHttp, NodeHttpConfig};
@@ -79,6 +80,8 @@ impl Compute {
             peers: part.mtls.clone().map(|mtls| mtls as Arc<dyn Peers>),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
         })?;
+        let (resets, stop) = (node.clone(), part.shutdown.clone());
+        tokio::spawn(async move { fenced::tell(&resets, Path::new(fenced::FILE), stop).await });
         make_folder(&config.pool, 0o711)?;
         make_folder(&config.pool.join("seeds"), 0o711)?;
         warn_of_moved_pool(config, part).await?;

@@ -11,7 +11,21 @@ async fn every_row_of_this_machine_says_what_why_and_how() {
     let input = CheckInput { pool: pool.path().join("not/there/yet"), store: pool.path().to_owned(), tls_listen: None };
     let rows = run(&input, &FakeHypervisor::new()).await;
     let told = show(&rows);
-    for id in ["kvm", "cpu", "memory", "kernel", "iommu", "libvirt", "qemu", "ovmf", "swtpm", "disk-space", "disk-type", "pool-access", "watchdog"] {
+    for id in [
+        "kvm",
+        "cpu",
+        "memory",
+        "kernel",
+        "iommu",
+        "libvirt",
+        "qemu",
+        "ovmf",
+        "swtpm",
+        "disk-space",
+        "disk-type",
+        "pool-access",
+        "watchdog",
+    ] {
         assert_eq!(rows.iter().filter(|row| row.id == id).count(), 1, "{id} in\n{told}");
     }
     for row in &rows {

@@ -61,12 +61,22 @@ pub fn judge(facts: &Watchdogs) -> Vec<CheckRow> {
             let found = format!("/dev/{}: software (softdog)", dog.device);
             let why = "the kernel's own watchdog stands still while the whole host does: it proves to no other host that this one is off, so its \
                        highly available VMs wait for a fence agent or a person";
-            warn("watchdog", found, why, Some("switch the hardware watchdog on in the firmware setup, or vmkeep node set NAME --fence AGENT …".into()))
+            warn(
+                "watchdog",
+                found,
+                why,
+                Some("switch the hardware watchdog on in the firmware setup, or vmkeep node set NAME --fence AGENT …".into()),
+            )
         }
         (None, None) => {
             let why = "a host that the cluster no longer hears of cannot reset itself: its highly available VMs wait for a fence agent or a person; \
                        a host alone needs none";
-            warn("watchdog", "none", why, Some("modprobe the watchdog driver of this board (iTCO_wdt, sp5100_tco, ipmi_watchdog, …)".into()))
+            warn(
+                "watchdog",
+                "none",
+                why,
+                Some("modprobe the watchdog driver of this board (iTCO_wdt, sp5100_tco, ipmi_watchdog, …)".into()),
+            )
         }
     }]
 }

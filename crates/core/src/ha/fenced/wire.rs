@@ -7,8 +7,9 @@
 //! Numbers are little-endian. A packet of another size or version is refused: both programs come in one package, and a guard that
 //! runs on over an upgrade is exec'ed anew by it.
 
+use vmkeep_types::ha::WatchdogKind;
+
 use super::super::clock::Now;
-use super::super::record::WatchdogKind;
 use super::super::timers::{Profile, TimerError, Timers};
 use super::{Fenced, Mode};
 
@@ -39,8 +40,7 @@ impl Limits {
     }
 
     pub fn timers(self) -> Timers {
-        let [kill_ms, pet_ms, pet_every_ms, watchdog_ms] =
-            [self.kill_ms, self.pet_ms, self.pet_every_ms, self.watchdog_ms].map(u64::from);
+        let [kill_ms, pet_ms, pet_every_ms, watchdog_ms] = [self.kill_ms, self.pet_ms, self.pet_every_ms, self.watchdog_ms].map(u64::from);
         Timers { kill_ms, pet_ms, pet_every_ms, watchdog_ms, ..Profile::Standard.timers() }
     }
 
