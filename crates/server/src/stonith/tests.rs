@@ -24,7 +24,14 @@ fn folder() -> PathBuf {
 
 fn ask() -> Ask {
     let caller = Caller { name: "root".into(), role: Role::Admin, via: Via::Uid(0), projects: None };
-    Ask { project: Name::known("default"), caller, if_match: None, repeat: None, admission: Default::default() }
+    Ask {
+        project: Name::known("default"),
+        caller,
+        if_match: None,
+        repeat: None,
+        admission: Default::default(),
+        foreign: Default::default(),
+    }
 }
 
 impl Bed {
