@@ -97,6 +97,18 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
     }
     assert_eq!(three.vm("a")["status"]["phase"], "running", "any member shows all");
 
+    // libvirt's hook: what belongs to the cluster starts by the cluster's word only.
+    one.apply(
+        "kind: vm\nname: h\nrun: manual\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\n\
+         disks: [{name: root, empty: true, size: 1M}]\nplacement: {node_selector: {node: node1}}\n",
+    );
+    one.phase("h", "stopped", BOOT);
+    let by_hand = refusal(&one.exec(["virsh", "-c", "qemu:///system", "start", "h"]));
+    assert!(by_hand.contains("'h' belongs to a cluster"), "{by_hand}");
+    one.ok(["vm", "start", "h"]);
+    one.phase("h", "running", BOOT);
+    one.ok(["vm", "kill", "h"]);
+
     // One is lost: every verb works on the others.
     two.power_off();
     until_healthy(&one, "node1:member:follower node2:member:silent node3:member:follower");
