@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use etcd_client::{AlarmAction, AlarmType, Client, MemberAddOptions};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, MemberAddOptions};
 use tokio::time::timeout;
 
 use super::error::{Purpose, outcome, told};
-use super::{CALL_DEADLINE, EtcdConfig, EtcdStore, connect_options};
-use crate::StoreError;
+use super::{CALL_DEADLINE, EtcdConfig, EtcdStore, connect_options, etcd_revision};
+use crate::{Store, StoreError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdMember {
@@ -129,6 +129,23 @@ impl EtcdStore {
         .map(drop)
     }
 
+    /// Drops the history up to now; watchers that are behind list again. Only that makes room which defragmentation can give back.
+    ///
+    /// # Errors
+    /// No majority.
+    pub async fn compact(&self) -> Result<(), StoreError> {
+        let now = etcd_revision(self.revision().await?);
+        let done = outcome(Purpose::Write, || {
+            let mut client = self.client();
+            async move { client.compact(now, Some(CompactionOptions::new().with_physical())).await }
+        });
+        match done.await {
+            // Nobody wrote since the last time.
+            Err(StoreError::Compacted { .. }) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
     /// Members that say that they have no room.
     ///
     /// # Errors
@@ -147,12 +164,17 @@ impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn clear_alarms(&self) -> Result<(), StoreError> {
-        outcome(Purpose::Write, || {
-            let mut client = self.client();
-            async move { client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await }
-        })
-        .await
-        .map(drop)
+        // etcd knows no "all of them": a call without a member clears nothing, and succeeds.
+        for member in self.out_of_space().await? {
+            let mut of = AlarmOptions::new();
+            of.with_member(member);
+            outcome(Purpose::Write, || {
+                let (mut client, of) = (self.client(), of.clone());
+                async move { client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await }
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Writes the whole database into a file; it is on disk when this returns.
