@@ -42,8 +42,17 @@ pub struct MemberRecord {
     pub machine_id: String,
     pub roles: Vec<MemberRole>,
     pub version: String,
+    /// The newest format level of the store that it can write; 0: it has not said.
+    #[serde(default)]
+    pub level: u64,
     pub state: MemberState,
     pub since: jiff::Timestamp,
+    /// When its certificate ends, by its own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_until: Option<jiff::Timestamp>,
+    /// What is wrong with it, by its own word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ClusterProblem>,
 }
 
 impl MemberRecord {
@@ -233,6 +242,28 @@ pub struct ClusterBackup {
     pub node: Name,
     pub file: String,
     pub size: ByteCount,
+}
+
+/// `GET /v1/cluster/upgrade`: may a rolling upgrade go on, and with whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpgradeView {
+    /// The store's format, which every member writes.
+    pub level: u64,
+    pub members: Vec<UpgradeMember>,
+    /// What is in the way.
+    pub problems: Vec<ClusterProblem>,
+    pub next: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpgradeMember {
+    pub node: Name,
+    pub roles: Vec<MemberRole>,
+    pub version: String,
+    /// What its agent runs; none on a witness.
+    pub agent: Option<String>,
+    /// The newest format level that it can write.
+    pub level: u64,
 }
 
 /// `GET /v1/cluster`.

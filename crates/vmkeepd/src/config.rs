@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -55,6 +56,8 @@ pub struct Config {
     pub migration: Option<MigrationAddress>,
     /// The store in etcd instead of a file.
     pub etcd: Option<Etcd>,
+    /// How long certificates of members last that this control node makes; renewed when a third is left.
+    pub certificate_days: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum)]
@@ -194,6 +197,7 @@ impl Default for Config {
             libvirt_uri: "qemu:///system".into(),
             pool: "/var/lib/libvirt/images/vmkeep".into(),
             pool_shared: false,
+            certificate_days: 365,
             fetch_local: false,
             serial_log_dir: "/var/log/libvirt/vmkeep".into(),
             qemu_log_dir: "/var/log/libvirt/qemu".into(),
@@ -301,6 +305,10 @@ impl Config {
     /// The socket of an agent that has a process of its own; only for the host's shutdown.
     pub fn node_socket(&self) -> PathBuf {
         self.run_dir.join("vmkeepd-compute.sock")
+    }
+
+    pub fn certificate_life(&self) -> Duration {
+        Duration::from_secs(u64::from(self.certificate_days.max(1)) * 24 * 3600)
     }
 
     pub fn audit_file(&self) -> PathBuf {

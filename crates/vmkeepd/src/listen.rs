@@ -86,6 +86,10 @@ impl Serve {
     }
 }
 
+/// The member at the other end of a request, by its certificate.
+#[derive(Clone, Debug)]
+pub struct Peer(pub Name);
+
 /// How a connection's requests are told apart.
 #[derive(Clone)]
 enum Who {
@@ -124,6 +128,7 @@ impl Who {
     async fn call(&self, router: Router, mut request: Request) -> Response {
         if let Self::Member(node, controls) = self {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            request.extensions_mut().insert(Peer(node.clone()));
             return match may_ask(node, controls, &method, &path).await {
                 Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
                 Err(error) => refuse(error),
@@ -173,13 +178,14 @@ impl Who {
     }
 }
 
-/// Control nodes speak for people, who were asked who they are there; other nodes fetch images.
+/// Control nodes speak for people, who were asked who they are there; other nodes fetch images and renew their certificates.
 async fn may_ask(node: &Name, controls: &Controls, method: &http::Method, path: &str) -> Result<(), Error> {
     if path.starts_with("/n/guests/") {
         return Err(Error::new(Code::Forbidden, "only the host itself shuts all its VMs down"));
     }
     let an_image = path.starts_with("/n/images/") && method == http::Method::GET;
-    if an_image || controls.has(node).await {
+    let renewal = path == crate::cluster::renew::PATH && method == http::Method::POST;
+    if an_image || renewal || controls.has(node).await {
         return Ok(());
     }
     Err(Error::new(Code::Forbidden, format!("'{node}' is no control node")))

@@ -88,7 +88,7 @@ impl Bed {
             pools: Arc::new(OnePool(pool)),
             log_dir: dir.path().join("logs"),
             qemu_log_dir: dir.path().join("qemu"),
-            check: CheckInput { pool: dir.path().join("pool"), store: dir.path().to_owned(), tls_listen: None },
+            check: CheckInput { pool: dir.path().join("pool"), store: dir.path().to_owned(), tls_listen: None, migration_port: None },
             guests: guests.clone(),
             wishes: guests.clone(),
         }));

@@ -6,6 +6,7 @@ mod bench;
 mod cluster;
 mod crash;
 mod debian;
+mod full;
 mod hello;
 mod kept_running;
 mod lab;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, StoreError, Txn, keys, typed};
-use vmkeep_types::cluster::{Admission, MemberRecord, MemberRole, MemberState};
+use vmkeep_types::cluster::{Admission, ClusterProblem, MemberRecord, MemberRole, MemberState};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
@@ -128,8 +128,11 @@ pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Resul
             machine_id: wish.machine_id.clone(),
             roles,
             version: wish.version.clone(),
+            level: wish.level,
             state: MemberState::Joining,
             since: now,
+            certificate_until: None,
+            problems: Vec::new(),
         };
         let key = keys::member(&wish.node);
         let old = store.get(&key).await.map_err(store_error)?;
@@ -206,11 +209,19 @@ fn roles(members: &[MemberRecord], wish: &Admission) -> Result<Vec<MemberRole>, 
     }
 }
 
-/// The member has started with the cluster's store, in this version.
+/// What a member says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word<'a> {
+    pub version: &'a str,
+    pub certificate_until: Option<Timestamp>,
+    pub problems: Vec<ClusterProblem>,
+}
+
+/// The member has started with the cluster's store, and says this.
 ///
 /// # Errors
 /// The store's; it is no member any more.
-pub async fn arrived(store: &dyn Store, node: &Name, version: &str) -> Result<(), Error> {
+pub async fn arrived(store: &dyn Store, node: &Name, word: Word<'_>) -> Result<(), Error> {
     let key = keys::member(node);
     let stored = store.get(&key).await.map_err(store_error)?;
     let Some(kv) = stored else {
@@ -219,10 +230,12 @@ pub async fn arrived(store: &dyn Store, node: &Name, version: &str) -> Result<()
         );
     };
     let old: MemberRecord = typed::decode(&kv).map_err(store_error)?;
-    if old.state == MemberState::Member && old.version == version {
+    let Word { version, certificate_until, problems } = word;
+    let (state, level) = (MemberState::Member, keys::LEVEL_NOW);
+    let record = MemberRecord { state, level, version: version.into(), certificate_until, problems, ..old.clone() };
+    if record == old {
         return Ok(());
     }
-    let record = MemberRecord { state: MemberState::Member, version: version.into(), ..old };
     let put = typed::rewrite(&kv, &record).map_err(store_error)?;
     commit(store, Txn::default().when(Compare::ModifiedAt(key, kv.modified)).then(put)).await.map(drop)
 }
@@ -264,6 +277,10 @@ mod tests {
         }
     }
 
+    fn word() -> Word<'static> {
+        Word { version: "1", certificate_until: None, problems: Vec::new() }
+    }
+
     async fn token(store: &EmbeddedStore) -> String {
         create_token(store, &"ab".repeat(32), None, now()).await.expect("made").0
     }
@@ -284,7 +301,7 @@ mod tests {
             let wish = wish(&token(&store).await, &format!("h{n}"), n);
             told.push(admit(&store, &wish, now()).await.expect("admitted").roles.len());
             assert_eq!(admit(&store, &wish, now()).await.expect("the answer was lost").node, wish.node);
-            arrived(&store, &wish.node, "1").await.expect("a member");
+            arrived(&store, &wish.node, word()).await.expect("a member");
         }
         assert_eq!(told, [2, 2, 2, 1]);
         let witness = Admission { witness: true, ..wish(&token(&store).await, "w", 9) };
@@ -299,7 +316,7 @@ mod tests {
         let first = wish(&good, "h1", 1);
         admit(&store, &first, now()).await.expect("admitted");
         refused(&store, &wish(&good, "h2", 2), now(), expect!["the join token was used by 'h1'"]).await;
-        arrived(&store, &first.node, "1").await.expect("a member");
+        arrived(&store, &first.node, word()).await.expect("a member");
         refused(&store, &first, now(), expect!["the join token was used by 'h1'"]).await;
         let good = token(&store).await;
         let wrong = good.replace("vmkj_", "vmkj_0");
@@ -319,7 +336,7 @@ mod tests {
         let same = Admission { address: "10.0.0.1".into(), ..wish(&good, "h2", 2) };
         refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
-        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 2), the cluster 0.1.0 (level 2)"]).await;
+        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 3), the cluster 0.1.0 (level 3)"]).await;
         admit(&store, &wish(&good, "h2", 2), now()).await.expect("the token is still good");
     }
 }

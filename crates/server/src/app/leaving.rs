@@ -129,8 +129,11 @@ mod tests {
                 machine_id: node.to_string(),
                 roles: vec![*role],
                 version: "1".into(),
+                level: 2,
                 state: MemberState::Member,
                 since: jiff::Timestamp::UNIX_EPOCH,
+                certificate_until: None,
+                problems: Vec::new(),
             };
             let all = [keys::heartbeat(&node), keys::state(&node), keys::joined(&node), keys::fence(&node, Epoch(1)), keys::control(&node)];
             let txn = Txn::default().then(typed::put(keys::member(&node), &record));

@@ -54,7 +54,7 @@ impl Cluster {
         let member = self.member()?;
         let paths = member.paths();
         let no_authority = |e: anyhow::Error| Error::refused(format!("this member lets nobody in: {e:#}")).hint("ask a control node");
-        let authority = Authority::open(&paths).map_err(no_authority)?;
+        let authority = Authority::open(&paths).map_err(no_authority)?.for_a_life_of(self.config.certificate_life());
         let roles = members::examine(self.store.as_ref(), wish, jiff::Timestamp::now()).await?;
         // Before anything is changed: a request that is none.
         let issue = |request: &str, purpose| authority.issue(request, purpose, &wish.node, &wish.address).map_err(invalid);

@@ -189,11 +189,11 @@ fn is_etcd_of(cmdline: &[u8], data: &Path) -> bool {
 
 /// systemd started this very process, so its units are there and ours to use. A machine with systemd on which we were
 /// started by hand (a test, a container) is left alone.
-fn by_systemd() -> bool {
+pub(super) fn by_systemd() -> bool {
     std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
-fn systemctl(args: &[&str]) -> anyhow::Result<()> {
+pub(super) fn systemctl(args: &[&str]) -> anyhow::Result<()> {
     let out = Command::new("systemctl").args(args).stdin(Stdio::null()).output().context("cannot run systemctl")?;
     if !out.status.success() {
         bail!("systemctl {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());

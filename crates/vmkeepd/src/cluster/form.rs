@@ -22,12 +22,13 @@ use uuid::Uuid;
 use vmkeep_store::crash::point;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_store::keys;
 use vmkeep_types::cluster::{ClusterFormed, ClusterInit, MemberRecord, MemberRole, MemberState};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 
 use super::etcd::{Begin, Etcd, Listen, client_url};
-use super::pki::{self, Authority};
+use super::pki::{self, Authority, Purpose};
 use super::{Cluster, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
 use crate::config::Config;
 use crate::member::{Member, MemberEtcd, Paths, read_toml, write_toml, write_whole};
@@ -96,7 +97,7 @@ impl Cluster {
             Forming { cluster: Uuid::new_v4(), node: self.node.clone(), address, machine_id: self.machine_id()?, step: Step::Prepare };
         forming.save(&paths, Step::Prepare).map_err(refused)?;
         point("form: begun");
-        if let Err(error) = prepare(&forming, &paths).await {
+        if let Err(error) = prepare(&forming, &paths, &self.config).await {
             undo(&forming, &paths).await.map_err(internal)?;
             return Err(error);
         }
@@ -126,11 +127,11 @@ fn own_address() -> Result<String, Error> {
     })
 }
 
-async fn prepare(forming: &Forming, paths: &Paths) -> Result<(), Error> {
+async fn prepare(forming: &Forming, paths: &Paths, config: &Config) -> Result<(), Error> {
     let etcd = Etcd::new(paths.clone());
     let made = || -> anyhow::Result<()> {
-        let authority = Authority::open_or_make(paths, forming.cluster)?;
-        pki::issue_own(&authority, paths, &forming.node, &forming.address)?;
+        let authority = Authority::open_or_make(paths, forming.cluster)?.for_a_life_of(config.certificate_life());
+        pki::issue_own(&authority, paths, &forming.node, &forming.address, &Purpose::of(&ROLES))?;
         etcd.configure(forming.cluster, &forming.node, &forming.address, &Begin::New, Listen::Host)?;
         etcd.start()
     };
@@ -190,8 +191,11 @@ async fn move_over(config: &Config, forming: &Forming, paths: &Paths) -> anyhow:
         machine_id: forming.machine_id.clone(),
         roles: ROLES.to_vec(),
         version: env!("CARGO_PKG_VERSION").into(),
+        level: keys::LEVEL_NOW,
         state: MemberState::Member,
         since: jiff::Timestamp::now(),
+        certificate_until: None,
+        problems: Vec::new(),
     };
     let cluster = moving::Cluster { id: forming.cluster, first };
     let begin = std::time::Instant::now();

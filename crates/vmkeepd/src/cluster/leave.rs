@@ -29,6 +29,7 @@ use vmkeep_types::name::Name;
 
 use super::etcd::{Etcd, client_url, peer_url};
 use super::form::failure_file;
+use super::libvirt::Libvirt;
 use super::status::MEMBER_PATIENCE;
 use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused};
 use crate::config::Config;
@@ -145,6 +146,7 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
         leaving.save(&paths, Step::Erase)?;
         point("leave: out of etcd");
     }
+    Libvirt::default().take_away(&paths)?;
     Etcd::new(paths.clone()).stop().await?;
     erase(&paths, &Leaving::file(&paths))?;
     tracing::info!("this host is in no cluster any more");

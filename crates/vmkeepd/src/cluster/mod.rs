@@ -6,7 +6,7 @@
 //!                          └► etcd started, promoted ─► member.toml ─► daemon anew
 //!  vmkeep cluster leave ─► daemon anew ─► leave: forgotten, out of etcd, files erased; a single host again
 //!  vmkeep cluster recover ─► daemon anew ─► recover: etcd from a backup, alone; a new incarnation
-//!  20 s after 20 s     ─► tend: who has etcd, certificates that age, copies of etcd
+//!  20 s after 20 s     ─► tend: who has etcd, certificates that age (renew, libvirt), copies of etcd
 //! ```
 //! `member.toml` comes last: before it this host is alone and goes on from its own store, whatever was prepared.
 
@@ -17,17 +17,19 @@ pub mod etcd;
 mod form;
 mod join;
 mod leave;
+pub mod libvirt;
 mod moving;
 pub mod pki;
 mod recover;
+pub mod renew;
 mod status;
 pub mod tend;
 mod wire;
 
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -46,9 +48,7 @@ use vmkeep_types::name::Name;
 
 use crate::config::Config;
 use crate::daemon::Ended;
-use crate::listen::CurrentTls;
 use crate::member::{AGENT_PORT, API_PORT, ETCD_CLIENT_PORT, ETCD_PEER_PORT, Member, Paths};
-use crate::tls;
 use etcd::Etcd;
 
 /// Before anything is served: goes on with what a crash or the daemon's planned restart left.
@@ -115,8 +115,6 @@ pub struct Cluster {
     /// The same store, on a member.
     etcd_store: Option<Arc<EtcdStore>>,
     restart: Restart,
-    /// What the API's listener shows to other members.
-    shown: OnceLock<CurrentTls>,
     /// One change of the cluster at a time on this host.
     turn: tokio::sync::Mutex<()>,
 }
@@ -124,17 +122,7 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(config: Config, node: Name, member: Option<Member>, store: Opened, restart: Restart) -> Arc<Self> {
         let Opened { store, etcd } = store;
-        Arc::new(Self { config, node, member, store, etcd_store: etcd, restart, shown: OnceLock::new(), turn: tokio::sync::Mutex::new(()) })
-    }
-
-    /// This member's certificate for the API's listener; exchanged there when it was made anew.
-    ///
-    /// # Errors
-    /// The pair cannot be used.
-    pub fn shown(&self) -> anyhow::Result<CurrentTls> {
-        let paths = self.paths();
-        let pair = tls::load_pair(&paths.node_cert(), &paths.node_key())?;
-        Ok(self.shown.get_or_init(|| Arc::new(Mutex::new(pair))).clone())
+        Arc::new(Self { config, node, member, store, etcd_store: etcd, restart, turn: tokio::sync::Mutex::new(()) })
     }
 
     fn paths(&self) -> Paths {

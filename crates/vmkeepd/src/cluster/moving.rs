@@ -128,8 +128,11 @@ mod tests {
             machine_id: "m".into(),
             roles: vec![MemberRole::Control],
             version: "1".into(),
+            level: 2,
             state: MemberState::Member,
             since: jiff::Timestamp::UNIX_EPOCH,
+            certificate_until: None,
+            problems: Vec::new(),
         };
         Cluster { id: Uuid::from_u128(1), first }
     }
@@ -155,7 +158,7 @@ mod tests {
             .collect();
         expect![[r#"
             cluster/level = 1
-            cluster/member/a = {"node":"a","address":"10.0.0.1","machine_id":"m","roles":["control"],"version":"1","state":"member","since":"1970-01-01T00:00:00Z"}
+            cluster/member/a = {"node":"a","address":"10.0.0.1","machine_id":"m","roles":["control"],"version":"1","level":2,"state":"member","since":"1970-01-01T00:00:00Z"}
             n/a/facts = 1
             n/a/order/1 = 1
             n/a/seen/1 = 1

@@ -1,9 +1,14 @@
 //! The cluster's own certificate authority.
 //!
 //! ```text
-//!  ca.key (control nodes) ──issues──► node.pem  CN=node:NAME  client + server: agent ↔ control, user of etcd
-//!                                └──► etcd.pem  CN=etcd:NAME  client + server: etcd's clients and peers
+//!  ca.key (control nodes) ─┬─issues──► node.pem     CN=node:NAME     client + server: agent ↔ control, user of etcd
+//!      │                    ├────────► etcd.pem     CN=etcd:NAME     client + server: etcd's clients and peers
+//!      │                    └────────► libvirt.pem  CN=libvirt:NAME  client + server: libvirt ↔ libvirt
+//!      └─its key gives another─issues──► qemu.pem     CN=qemu:NAME     client + server: what QEMU sends to QEMU
 //! ```
+//! QEMU's key is readable for whoever breaks out of a guest into QEMU. So its certificates are another authority's: they open
+//! neither etcd nor an agent nor libvirt. That authority follows from the first one's key: whoever holds the one has the other.
+//!
 //! The keys of a member never leave it: it sends requests, and only the public key of a request is used. A certificate is
 //! made anew when less than a third of its life is left.
 //!
@@ -11,35 +16,50 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
 
 use crate::member::{Paths, write_whole};
 
 /// Of the authority. Its successor is the next cluster's.
-const CA_DAYS: i64 = 20 * 365;
+const CA_LIFE: Duration = Duration::from_secs(20 * 365 * DAY_SECONDS);
 /// Of a member's certificates: renewed by itself when a third is left.
-const LEAF_DAYS: i64 = 365;
+const LEAF_LIFE: Duration = Duration::from_secs(365 * DAY_SECONDS);
+const DAY_SECONDS: u64 = 24 * 3600;
 /// Clocks of members may differ; a certificate made now is valid a little earlier.
-const BACKDATED_HOURS: i64 = 24;
+const BACKDATED_SECONDS: i64 = 24 * 3600;
+
+/// Names what its authority's key is made for, so that nothing else gets the same.
+const QEMU_LABEL: &[u8] = b"vmkeep: the authority of QEMU's certificates\0";
+const QEMU_AUTHORITY: &str = "vmkeep cluster, QEMU to QEMU";
+/// RFC 8410: what stands before the 32 bytes of an Ed25519 key.
+const ED25519_PKCS8_HEAD: &[u8] = &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// What a certificate is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Purpose {
     /// Agent, control plane and user of etcd: `node:NAME`.
     Node,
     /// etcd itself: `etcd:NAME`.
     Etcd,
+    /// libvirt, which other hosts' libvirt sends guests to: `libvirt:NAME`.
+    Libvirt,
+    /// QEMU on its way to another host: `qemu:NAME`.
+    Qemu,
 }
 
 impl Purpose {
@@ -47,7 +67,36 @@ impl Purpose {
         match self {
             Self::Node => format!("node:{node}"),
             Self::Etcd => format!("etcd:{node}"),
+            Self::Libvirt => format!("libvirt:{node}"),
+            Self::Qemu => format!("qemu:{node}"),
         }
+    }
+
+    /// Where a member keeps the certificate, with its authority behind it.
+    pub fn cert(self, paths: &Paths) -> PathBuf {
+        match self {
+            Self::Node => paths.node_cert(),
+            Self::Etcd => paths.etcd_cert(),
+            Self::Libvirt => paths.dir.join("libvirt.pem"),
+            Self::Qemu => paths.dir.join("qemu.pem"),
+        }
+    }
+
+    /// Where it keeps the key.
+    pub fn key(self, paths: &Paths) -> PathBuf {
+        match self {
+            Self::Node => paths.node_key(),
+            Self::Etcd => paths.etcd_key(),
+            Self::Libvirt => paths.dir.join("libvirt.key"),
+            Self::Qemu => paths.dir.join("qemu.key"),
+        }
+    }
+
+    /// Those of a member with these roles.
+    pub fn of(roles: &[MemberRole]) -> Vec<Self> {
+        let guests = roles.contains(&MemberRole::Compute);
+        let all = [Self::Node, Self::Etcd, Self::Libvirt, Self::Qemu];
+        all.into_iter().filter(|purpose| guests || matches!(purpose, Self::Node | Self::Etcd)).collect()
     }
 }
 
@@ -55,6 +104,10 @@ impl Purpose {
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    qemu: Issuer<'static, KeyPair>,
+    qemu_pem: String,
+    /// Of the certificates that it issues.
+    life: Duration,
 }
 
 impl Authority {
@@ -80,12 +133,27 @@ impl Authority {
         let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
         let (pem, key) = (read(&paths.ca())?, read(&paths.ca_key())?);
         let key = KeyPair::from_pem(&key).with_context(|| format!("{} holds no key", paths.ca_key().display()))?;
+        let (qemu, qemu_pem) = of_qemu(&paths.ca(), &key)?;
         let issuer = Issuer::from_ca_cert_pem(&pem, key).with_context(|| format!("{} is no authority", paths.ca().display()))?;
-        Ok(Self { issuer, pem })
+        Ok(Self { issuer, pem, qemu, qemu_pem, life: LEAF_LIFE })
+    }
+
+    /// The same, issuing for another term than a year.
+    #[must_use]
+    pub fn for_a_life_of(self, life: Duration) -> Self {
+        Self { life, ..self }
     }
 
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// What stands behind a certificate for this.
+    fn behind(&self, purpose: Purpose) -> (&Issuer<'static, KeyPair>, &str) {
+        match purpose {
+            Purpose::Node | Purpose::Etcd | Purpose::Libvirt => (&self.issuer, &self.pem),
+            Purpose::Qemu => (&self.qemu, &self.qemu_pem),
+        }
     }
 
     /// A certificate over the public key of a request; everything else in the request is ignored.
@@ -94,9 +162,34 @@ impl Authority {
     /// The request does not parse or its signature does not fit.
     pub fn issue(&self, request_pem: &str, purpose: Purpose, node: &Name, address: &str) -> anyhow::Result<String> {
         let mut request = CertificateSigningRequestParams::from_pem(request_pem).context("the certificate request is not valid")?;
-        request.params = leaf_params(purpose, node, address)?;
-        Ok(request.signed_by(&self.issuer)?.pem())
+        request.params = leaf_params(purpose, node, address, self.life)?;
+        Ok(request.signed_by(self.behind(purpose).0)?.pem())
     }
+
+    /// The same with its authority behind it.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue_chain(&self, request_pem: &str, purpose: Purpose, node: &Name, address: &str) -> anyhow::Result<String> {
+        Ok(chain(&self.issue(request_pem, purpose, node, address)?, self.behind(purpose).1))
+    }
+}
+
+/// The authority of QEMU's certificates: the same, bit by bit, wherever the cluster's authority is.
+fn of_qemu(ca_file: &Path, ca_key: &KeyPair) -> anyhow::Result<(Issuer<'static, KeyPair>, String)> {
+    let seed = Sha256::new_with_prefix(QEMU_LABEL).chain_update(ca_key.serialize_der()).finalize();
+    let der = PrivatePkcs8KeyDer::from([ED25519_PKCS8_HEAD, seed.as_slice()].concat());
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)?;
+    let (begin, end) = validity(ca_file)?;
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name = common_name(QEMU_AUTHORITY);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let at = |time: jiff::Timestamp| time::OffsetDateTime::from_unix_timestamp(time.as_second()).context("a time beyond all calendars");
+    (params.not_before, params.not_after) = (at(begin)?, at(end)?);
+    let pem = params.self_signed(&key)?.pem();
+    let issuer = Issuer::from_ca_cert_pem(&pem, key).context("QEMU's authority")?;
+    Ok((issuer, pem))
 }
 
 fn ca_params(cluster: Uuid) -> anyhow::Result<CertificateParams> {
@@ -104,20 +197,21 @@ fn ca_params(cluster: Uuid) -> anyhow::Result<CertificateParams> {
     params.distinguished_name = common_name(&format!("vmkeep cluster {cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    valid_for(&mut params, CA_DAYS)?;
+    valid_for(&mut params, CA_LIFE)?;
     Ok(params)
 }
 
-fn leaf_params(purpose: Purpose, node: &Name, address: &str) -> anyhow::Result<CertificateParams> {
+fn leaf_params(purpose: Purpose, node: &Name, address: &str, life: Duration) -> anyhow::Result<CertificateParams> {
     // etcd's own connections to itself and `etcdctl` on the host go over loopback.
     let mut names = vec![node.to_string(), address.to_owned(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
     names.dedup();
     let mut params = CertificateParams::new(names).with_context(|| format!("'{address}' cannot stand in a certificate"))?;
     params.distinguished_name = common_name(&purpose.common_name(node));
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // Older libvirt and QEMU refuse a certificate without the second, whatever its key.
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, LEAF_DAYS)?;
+    valid_for(&mut params, life)?;
     Ok(params)
 }
 
@@ -127,11 +221,11 @@ fn common_name(name: &str) -> DistinguishedName {
     dn
 }
 
-fn valid_for(params: &mut CertificateParams, days: i64) -> anyhow::Result<()> {
+fn valid_for(params: &mut CertificateParams, life: Duration) -> anyhow::Result<()> {
     let now = jiff::Timestamp::now().as_second();
     let at = |seconds: i64| time::OffsetDateTime::from_unix_timestamp(seconds).context("the clock is far off");
-    params.not_before = at(now - BACKDATED_HOURS * 3600)?;
-    params.not_after = at(now + days * 24 * 3600)?;
+    params.not_before = at(now - BACKDATED_SECONDS)?;
+    params.not_after = at(now.saturating_add_unsigned(life.as_secs()))?;
     Ok(())
 }
 
@@ -165,7 +259,7 @@ pub enum Freshness {
 pub fn freshness(cert_file: &Path, now: jiff::Timestamp) -> anyhow::Result<Freshness> {
     let (begin, end) = validity(cert_file)?;
     let left = end.as_second() - now.as_second();
-    let life = end.as_second() - begin.as_second();
+    let life = end.as_second() - begin.as_second() - BACKDATED_SECONDS;
     Ok(if left * 3 < life { Freshness::Old } else { Freshness::Fresh })
 }
 
@@ -193,6 +287,16 @@ pub fn pem_fingerprint(pem: &str) -> anyhow::Result<String> {
     Ok(fingerprint(&CertificateDer::from_pem_slice(pem.as_bytes()).context("no certificate")?))
 }
 
+/// The authority behind a certificate, of a file that [`chain`] made.
+///
+/// # Errors
+/// There is none.
+pub fn authority_of(chain_pem: &[u8]) -> anyhow::Result<String> {
+    let all = std::str::from_utf8(chain_pem).context("no PEM")?;
+    let begin = all.match_indices("-----BEGIN CERTIFICATE-----").nth(1).context("no authority stands behind the certificate")?.0;
+    Ok(all[begin..].to_owned())
+}
+
 /// The node that a peer's certificate names; it was verified by rustls before.
 ///
 /// # Errors
@@ -209,15 +313,14 @@ pub fn chain(leaf_pem: &str, ca_pem: &str) -> String {
     format!("{}\n{ca_pem}", leaf_pem.trim_end())
 }
 
-/// The node's and etcd's certificates of a member that holds the authority's key itself.
+/// Certificates of a member that holds the authority's key itself.
 ///
 /// # Errors
 /// The disk's.
-pub fn issue_own(authority: &Authority, paths: &Paths, node: &Name, address: &str) -> anyhow::Result<()> {
-    let pairs = [(Purpose::Node, paths.node_key(), paths.node_cert()), (Purpose::Etcd, paths.etcd_key(), paths.etcd_cert())];
-    for (purpose, key, cert) in pairs {
-        let issued = authority.issue(&request(&key)?, purpose, node, address)?;
-        write_whole(&cert, 0o644, chain(&issued, authority.pem()).as_bytes())?;
+pub fn issue_own(authority: &Authority, paths: &Paths, node: &Name, address: &str, purposes: &[Purpose]) -> anyhow::Result<()> {
+    for purpose in purposes {
+        let issued = authority.issue_chain(&request(&purpose.key(paths))?, *purpose, node, address)?;
+        write_whole(&purpose.cert(paths), 0o644, issued.as_bytes())?;
     }
     Ok(())
 }
@@ -241,6 +344,8 @@ mod tests {
 
     use super::*;
 
+    const BOTH: [Purpose; 2] = [Purpose::Node, Purpose::Etcd];
+
     fn made() -> (tempfile::TempDir, Paths, Authority) {
         let dir = tempfile::tempdir().expect("a folder");
         let paths = Paths::new(dir.path());
@@ -255,13 +360,13 @@ mod tests {
     #[test]
     fn an_authority_is_made_once_and_its_keys_are_secret() {
         let (_dir, paths, authority) = made();
-        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1").expect("issued");
+        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1", &BOTH).expect("issued");
         for key in [paths.ca_key(), paths.node_key(), paths.etcd_key()] {
             assert_eq!(fs::metadata(&key).expect("a key").permissions().mode() & 0o777, 0o600, "{}", key.display());
         }
         let (ca, key) = (fs::read(paths.ca()).expect("there"), fs::read(paths.node_key()).expect("there"));
         Authority::open_or_make(&paths, Uuid::from_u128(2)).expect("opened");
-        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1").expect("again");
+        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1", &BOTH).expect("again");
         assert_eq!((fs::read(paths.ca()).expect("there"), fs::read(paths.node_key()).expect("there")), (ca, key));
         assert_eq!(node_of(&certs(&paths.node_cert())[0]).expect("a node"), Name::known("a"));
         assert!(node_of(&certs(&paths.etcd_cert())[0]).is_err(), "etcd is no node");
@@ -271,9 +376,9 @@ mod tests {
     #[tokio::test]
     async fn members_trust_each_other_and_nobody_else() {
         let (_dir, paths, authority) = made();
-        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1").expect("issued");
+        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1", &BOTH).expect("issued");
         let (_other_dir, other, other_authority) = made();
-        issue_own(&other_authority, &other, &Name::known("a"), "10.0.0.1").expect("issued");
+        issue_own(&other_authority, &other, &Name::known("a"), "10.0.0.1", &BOTH).expect("issued");
         assert!(handshake(&paths, &paths, "10.0.0.1").await, "by address");
         assert!(handshake(&paths, &paths, "a").await, "by name");
         assert!(!handshake(&paths, &paths, "10.0.0.2").await, "another's address");
@@ -306,7 +411,7 @@ mod tests {
     #[test]
     fn a_certificate_is_old_when_a_third_is_left() {
         let (_dir, paths, authority) = made();
-        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1").expect("issued");
+        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1", &BOTH).expect("issued");
         let after = |days: i64| {
             let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(days * 24);
             freshness(&paths.node_cert(), now).expect("a certificate")
@@ -329,5 +434,26 @@ mod tests {
         let names = format!("{:?}", cert.subject_alternative_name().expect("one").expect("there").value);
         assert!(names.contains("\"b\"") && !names.contains("evil"), "{names}");
         assert!(authority.issue("nonsense", Purpose::Node, &Name::known("b"), "10.0.0.2").is_err());
+    }
+
+    #[test]
+    fn qemus_certificates_are_another_authoritys_which_follows_from_the_first() {
+        let (_dir, paths, authority) = made();
+        let all = Purpose::of(&[MemberRole::Compute]);
+        issue_own(&authority, &paths, &Name::known("a"), "10.0.0.1", &all).expect("issued");
+        let again = Authority::open(&paths).expect("opened");
+        assert_eq!(again.qemu_pem, authority.qemu_pem, "wherever the key is");
+        let (_other_dir, _, other) = made();
+        assert_ne!(other.qemu_pem, authority.qemu_pem);
+        let roots = |file: &Path| certs(file).remove(1);
+        assert_ne!(roots(&Purpose::Qemu.cert(&paths)), roots(&paths.node_cert()));
+        assert_eq!(roots(&Purpose::Libvirt.cert(&paths)), roots(&paths.node_cert()));
+        for (purpose, root) in [(Purpose::Qemu, Purpose::Qemu), (Purpose::Libvirt, Purpose::Node)] {
+            let (leaf, root) = (certs(&purpose.cert(&paths)).remove(0), roots(&root.cert(&paths)));
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).expect("a certificate");
+            let (_, root) = x509_parser::parse_x509_certificate(&root).expect("a certificate");
+            assert_eq!(leaf.issuer(), root.subject(), "{purpose:?}");
+        }
+        assert_eq!(Purpose::of(&[MemberRole::Witness]), BOTH);
     }
 }

@@ -13,12 +13,14 @@ use vmkeep_types::units::ByteCount;
 
 use super::etcd::{QUOTA_BYTES, client_url, peer_url};
 use super::form::failure_file;
-use super::{Cluster, pki, when_settled};
+use super::{Cluster, when_settled};
 
 /// For one member of etcd, in a status that shows all.
 pub(super) const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 /// Versions before these have ways around per-node rights (authorisation bypass in transactions).
 const ETCD_SAFE: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
+/// Before its end, when it should have been renewed long ago.
+const CERTIFICATE_SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 /// Of its quota, in percent: time to look.
 const FULL_PERCENT: u64 = 80;
 
@@ -46,10 +48,6 @@ impl Cluster {
         }
         if let Ok(why) = std::fs::read_to_string(failure_file(&member.paths())) {
             problems.push(problem(why.trim(), "mend that and try again"));
-        }
-        if let Ok(pki::Freshness::Old) = pki::freshness(&member.paths().node_cert(), jiff::Timestamp::now()) {
-            problems
-                .push(problem(format!("the certificate of '{}' ends soon", self.node), "journalctl -u vmkeepd says why it is not renewed"));
         }
         let rows = records.into_iter().zip(statuses);
         let members = rows.map(|(record, status)| ClusterMemberView { record, etcd: status.as_ref().map(view) }).collect();
@@ -98,6 +96,7 @@ impl Cluster {
             urls.push((status.leader == status.id, url.clone()));
         }
         urls.sort();
+        store.compact().await.map_err(app::store_error)?;
         for (_, url) in urls {
             admin::defragment(&self.only(url)?).await.map_err(app::store_error)?;
         }
@@ -122,7 +121,7 @@ fn recovering(silent: &[Name]) -> Vec<ClusterProblem> {
     silent.iter().map(each).collect()
 }
 
-fn problem(message: impl Into<String>, mend: impl Into<String>) -> ClusterProblem {
+pub(super) fn problem(message: impl Into<String>, mend: impl Into<String>) -> ClusterProblem {
     ClusterProblem { message: message.into(), mend: mend.into() }
 }
 
@@ -150,6 +149,8 @@ fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, Stor
                 format!("on {node}: vmkeep cluster join again with the same token; or here: vmkeep cluster remove {node}"),
             ));
         }
+        let own_words = |said: &ClusterProblem| problem(format!("'{node}': {}", said.message), format!("on {node}: {}", said.mend));
+        problems.extend(record.problems.iter().map(own_words));
         match status {
             Some(Err(_)) => problems.push(problem(
                 format!("etcd on '{node}' does not answer"),
@@ -168,6 +169,15 @@ fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, Stor
                 }
             }
             None => {}
+        }
+        let soon = jiff::Timestamp::now() + CERTIFICATE_SOON;
+        if let Some(until) = record.certificate_until.filter(|until| *until < soon) {
+            problems.push(problem(
+                format!("the certificate of '{node}' ends at {until}"),
+                format!(
+                    "on {node}: journalctl -u vmkeepd says why it is not renewed; one that ended: vmkeep cluster leave --forget, and join"
+                ),
+            ));
         }
         if record.version != env!("CARGO_PKG_VERSION") {
             problems.push(problem(

@@ -1,28 +1,23 @@
 //! What a member does for its cluster as long as it runs: its record says that it is there, `member.toml` knows who has etcd,
 //! certificates are made anew before they end, and etcd is copied to a file.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use vmkeep_server::app::cluster::Word;
 use vmkeep_server::app::{cluster as members, recovery, store_error};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::error::Error;
 
 use super::etcd::client_url;
-use super::pki::{self, Authority, Freshness};
-use super::{Cluster, refused};
+use super::libvirt::Libvirt;
+use super::pki::{self, Authority, Freshness, Purpose};
+use super::status::problem;
+use super::{Cluster, refused, renew};
 use crate::member::Member;
-use crate::tls;
 
 const EVERY: Duration = Duration::from_secs(20);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Renewed {
-    Yes,
-    No,
-}
 
 /// Goes on until `shutdown`.
 pub fn begin(cluster: &Arc<Cluster>, member: &Member, shutdown: &CancellationToken) {
@@ -34,8 +29,9 @@ pub fn begin(cluster: &Arc<Cluster>, member: &Member, shutdown: &CancellationTok
 }
 
 async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationToken) {
+    let libvirt = Arc::new(Libvirt::default());
     loop {
-        if let Err(error) = cluster.tend(&mut known).await {
+        if let Err(error) = cluster.tend(&mut known, &libvirt).await {
             tracing::debug!(%error, "the cluster is looked after later");
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
@@ -44,11 +40,18 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
     }
 }
 
-/// Begins the process anew when the store is another incarnation than the one it began with: what it remembers is of a history
-/// that is no more. Goes on until `shutdown`.
+/// Begins the process anew when the store is another incarnation than the one it began with (what it remembers is of a history
+/// that is no more), or when this host's certificate was made anew (connections to etcd keep the one they were opened with). Goes
+/// on until `shutdown`.
 pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
-    let mut began = None;
+    let file = cluster.paths().node_cert();
+    let written = || file.metadata().and_then(|meta| meta.modified()).ok();
+    let (mut began, certificate) = (None, written());
     loop {
+        if written() != certificate {
+            tracing::info!("this host's certificate was made anew; beginning anew with it");
+            return cluster.restart.ask();
+        }
         match recovery::incarnation(cluster.store.as_ref()).await {
             Ok(now) if *began.get_or_insert(now) != now => {
                 tracing::warn!(incarnation = now, "the store was recovered; beginning anew");
@@ -64,17 +67,22 @@ pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
 }
 
 impl Cluster {
-    async fn tend(&self, known: &mut Member) -> Result<(), Error> {
-        if let (Renewed::Yes, Some(shown)) = (self.renew(known)?, self.shown.get()) {
-            let paths = known.paths();
-            let pair = tls::load_pair(&paths.node_cert(), &paths.node_key()).map_err(refused)?;
-            *shown.lock().expect("no panic holds this lock") = pair;
+    async fn tend(&self, known: &mut Member, libvirt: &Arc<Libvirt>) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        if let Err(error) = self.renew(known).await {
+            tracing::warn!(%error, "this member's certificates are made anew later");
+            problems.push(problem(format!("its certificates cannot be made anew: {}", error.message), "journalctl -u vmkeepd"));
         }
+        let (keeper, config, member) = (libvirt.clone(), self.config.clone(), known.clone());
+        let kept = tokio::task::spawn_blocking(move || keeper.keep(&config, &member)).await;
+        problems.extend(kept.map_err(|e| Error::internal(e.to_string()))?);
         if members::is_removed(self.store.as_ref(), &self.node).await.map_err(store_error)? {
             tracing::error!(node = %self.node, "this host was taken out of the cluster");
             self.restart.ask();
         }
-        members::arrived(self.store.as_ref(), &self.node, env!("CARGO_PKG_VERSION")).await?;
+        let certificate_until = pki::validity(&known.paths().node_cert()).ok().map(|(_, until)| until);
+        let word = Word { version: env!("CARGO_PKG_VERSION"), certificate_until, problems };
+        members::arrived(self.store.as_ref(), &self.node, word).await?;
         if known.has(MemberRole::Control) {
             self.back_up_when_due().await?;
         }
@@ -101,17 +109,23 @@ impl Cluster {
         Ok(())
     }
 
-    /// Control nodes hold the authority's key. etcd reads its files again for each handshake.
-    fn renew(&self, member: &Member) -> Result<Renewed, Error> {
+    /// Control nodes hold the authority's key, the others ask one. etcd reads its files again for each handshake; this host's
+    /// processes see the new files and begin anew.
+    async fn renew(&self, member: &Member) -> Result<(), Error> {
         let paths = member.paths();
         let now = jiff::Timestamp::now();
-        let old = |file: PathBuf| matches!(pki::freshness(&file, now), Ok(Freshness::Old) | Err(_));
-        if !paths.ca_key().exists() || !(old(paths.node_cert()) || old(paths.etcd_cert())) {
-            return Ok(Renewed::No);
+        let is_old = |purpose: &Purpose| matches!(pki::freshness(&purpose.cert(&paths), now), Ok(Freshness::Old) | Err(_));
+        let old: Vec<Purpose> = Purpose::of(&member.roles).into_iter().filter(is_old).collect();
+        if old.is_empty() {
+            return Ok(());
         }
-        let authority = Authority::open(&paths).map_err(refused)?;
-        pki::issue_own(&authority, &paths, &self.node, &member.address).map_err(refused)?;
-        tracing::info!("this member's certificates were made anew");
-        Ok(Renewed::Yes)
+        if paths.ca_key().exists() {
+            let authority = Authority::open(&paths).map_err(refused)?.for_a_life_of(self.config.certificate_life());
+            pki::issue_own(&authority, &paths, &self.node, &member.address, &old).map_err(refused)?;
+        } else {
+            renew::fetch(&paths, &self.node, &members::members(self.store.as_ref()).await?, &old).await?;
+        }
+        tracing::info!(?old, "this member's certificates were made anew");
+        Ok(())
     }
 }

@@ -24,7 +24,8 @@ use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::pool::PoolDriver;
 
 use super::{Part, control, make_folder};
-use crate::cluster::pki;
+use crate::cluster::libvirt::TLS_PORT;
+use crate::cluster::{pki, renew};
 use crate::config::{Config, HypervisorKind};
 use crate::listen::{self, Controls};
 use crate::member::AGENT_PORT;
@@ -95,6 +96,7 @@ impl Compute {
                 pool: config.pool.clone(),
                 store: config.store.clone(),
                 tls_listen: config.tls.as_ref().map(|tls| tls.listen),
+                migration_port: part.member.as_ref().filter(|_| config.migration.is_none()).map(|_| TLS_PORT),
             },
             guests: Arc::new(Handle(node.clone())),
             wishes: Arc::new(Handle(node.clone())),
@@ -110,7 +112,8 @@ impl Compute {
             let ip = member.address.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
             let listener = listen::bind_tls(SocketAddr::new(ip, AGENT_PORT)).await?;
             let controls = Arc::new(Controls::new(part.store.clone()));
-            let serve = part.serve(self.router.clone());
+            let renewals = renew::router(part.store.clone(), member.paths(), part.config.certificate_life());
+            let serve = part.serve(self.router.clone().merge(renewals));
             part.tasks.spawn(async move {
                 listen::agent(serve, listener, mtls, controls).await;
                 "the agent's listener"

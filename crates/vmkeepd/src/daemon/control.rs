@@ -68,7 +68,9 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
     }
     if let Some(member) = member {
         let listener = listen::bind_tls(SocketAddr::new(member.address.parse().context("member.toml: address")?, API_PORT)).await?;
-        let (current, store) = (cluster.shown()?, store.clone());
+        let paths = member.paths();
+        let pair = tls::load_pair(&paths.node_cert(), &paths.node_key())?;
+        let (current, store): (CurrentTls, _) = (Arc::new(Mutex::new(pair)), store.clone());
         part.tasks.spawn(async move {
             listen::tls(members_api, listener, current, store, Users::default()).await;
             "the cluster's TLS listener"

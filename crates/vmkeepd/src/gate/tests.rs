@@ -15,7 +15,7 @@ use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Op, Txn, typed};
 
 use super::*;
-use crate::cluster::pki::{Authority, issue_own};
+use crate::cluster::pki::{Authority, Purpose, issue_own};
 use crate::listen::{Controls, Serve, agent};
 use crate::member::Paths;
 
@@ -31,7 +31,7 @@ fn member(dir: &Path, name: &'static str) -> Arc<Mtls> {
     let ca = Paths::new(&dir.join("ca"));
     let authority = Authority::open_or_make(&ca, Uuid::from_u128(1)).expect("an authority");
     std::fs::copy(ca.ca(), paths.ca()).expect("copied");
-    issue_own(&authority, &paths, &Name::known(name), "127.0.0.1").expect("issued");
+    issue_own(&authority, &paths, &Name::known(name), "127.0.0.1", &[Purpose::Node]).expect("issued");
     Mtls::open(paths).expect("usable")
 }
 

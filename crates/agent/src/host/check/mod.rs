@@ -40,6 +40,8 @@ pub struct CheckInput {
     pub store: PathBuf,
     /// Where the API listens on TCP, when it does.
     pub tls_listen: Option<SocketAddr>,
+    /// Where libvirt must listen for guests of other hosts, on a member of a cluster.
+    pub migration_port: Option<u16>,
 }
 
 /// All rows, in the order in which a person would look.
@@ -60,7 +62,7 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
             rows.extend(disk::judge(&disk::gather(&input.pool, &input.store)));
             rows.extend(security::judge(&security::gather(&input.pool)));
             rows.extend(network::judge(&network::gather(firewall)));
-            rows.extend(ports::judge(&ports::gather(input.tls_listen)));
+            rows.extend(ports::judge(&ports::gather(input.tls_listen, input.migration_port)));
             rows.extend(logs::judge(&logs::gather()));
             rows.extend(time::judge(&time::gather()));
             rows.extend(watchdog::judge(&watchdog::gather(guarded())));

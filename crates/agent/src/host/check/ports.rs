@@ -27,15 +27,17 @@ pub struct Listener {
 pub struct PortFacts {
     pub listeners: Vec<Listener>,
     pub tls_listen: Option<SocketAddr>,
+    /// Where libvirt must listen for guests of other hosts.
+    pub migration_port: Option<u16>,
 }
 
-pub fn gather(tls_listen: Option<SocketAddr>) -> PortFacts {
+pub fn gather(tls_listen: Option<SocketAddr>, migration_port: Option<u16>) -> PortFacts {
     let mut found = Vec::new();
     for (file, protocol) in [("tcp", "tcp"), ("tcp6", "tcp"), ("udp", "udp"), ("udp6", "udp")] {
         let text = fs::read_to_string(format!("/proc/net/{file}")).unwrap_or_default();
         found.extend(listeners(&text, protocol).into_iter().take(SOCKETS_MAX));
     }
-    let wanted = |port: u16| port == DNS || tls_listen.is_some_and(|at| at.port() == port);
+    let wanted = |port: u16| port == DNS || migration_port == Some(port) || tls_listen.is_some_and(|at| at.port() == port);
     found.retain(|(at, _, _)| wanted(at.port()));
     let owners = if found.is_empty() { BTreeMap::new() } else { owners() };
     let listener = |(at, protocol, inode): (SocketAddr, &'static str, u64)| {
@@ -43,7 +45,7 @@ pub fn gather(tls_listen: Option<SocketAddr>) -> PortFacts {
         let comm = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
         Listener { at, protocol, program: comm.map(|c| c.trim().to_owned()), ours: pid == Some(std::process::id()) }
     };
-    PortFacts { listeners: found.into_iter().map(listener).collect(), tls_listen }
+    PortFacts { listeners: found.into_iter().map(listener).collect(), tls_listen, migration_port }
 }
 
 /// Listening sockets in a file of /proc/net: address, protocol, inode.
@@ -93,6 +95,7 @@ fn owners() -> BTreeMap<u64, u32> {
 pub fn judge(facts: &PortFacts) -> Vec<CheckRow> {
     let mut rows = vec![dns(facts)];
     rows.extend(facts.tls_listen.map(|at| tls(facts, at)));
+    rows.extend(facts.migration_port.map(|port| migration(facts, port)));
     rows
 }
 
@@ -134,6 +137,16 @@ fn tls(facts: &PortFacts, at: SocketAddr) -> CheckRow {
     }
 }
 
+fn migration(facts: &PortFacts, port: u16) -> CheckRow {
+    let id = "port-migration";
+    if facts.listeners.iter().any(|l| l.protocol == "tcp" && l.at.port() == port) {
+        return ok(id, format!("libvirt listens on port {port}"));
+    }
+    let why = "VMs cannot move to this host while they run";
+    let mend = "vmkeep cluster status says what is missing and the command that mends it";
+    warn(id, format!("nothing listens on port {port}"), why, Some(mend.into()))
+}
+
 fn overlap(a: IpAddr, b: IpAddr) -> bool {
     a == b || a.is_unspecified() || b.is_unspecified()
 }
@@ -151,7 +164,24 @@ mod tests {
 
     fn check(listeners: Vec<Listener>, tls_listen: Option<&str>, expect: Expect) {
         let tls_listen = tls_listen.map(|at| at.parse().expect("an address"));
-        expect.assert_eq(&show(&judge(&PortFacts { listeners, tls_listen })));
+        expect.assert_eq(&show(&judge(&PortFacts { listeners, tls_listen, migration_port: None })));
+    }
+
+    #[test]
+    fn a_member_takes_guests_of_others() {
+        let rows = |listeners| show(&judge(&PortFacts { listeners, tls_listen: None, migration_port: Some(16514) }));
+        expect![[r#"
+            ok port-53: free for the networks' DNS
+            ok port-migration: libvirt listens on port 16514
+        "#]]
+        .assert_eq(&rows(vec![listener("[::]:16514", "tcp", "libvirtd")]));
+        expect![[r#"
+            ok port-53: free for the networks' DNS
+            warn port-migration: nothing listens on port 16514
+              VMs cannot move to this host while they run
+              $ vmkeep cluster status says what is missing and the command that mends it
+        "#]]
+        .assert_eq(&rows(Vec::new()));
     }
 
     #[test]
@@ -228,10 +258,10 @@ mod tests {
     fn our_own_listener_is_found_on_this_machine() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let at = socket.local_addr().expect("it is bound");
-        let row = judge(&gather(Some(at))).pop().expect("a row for the API's port");
+        let row = judge(&gather(Some(at), None)).pop().expect("a row for the API's port");
         assert_eq!(row.found, format!("vmkeepd listens on {at}"));
         drop(socket);
-        let row = judge(&gather(Some(at))).pop().expect("a row for the API's port");
+        let row = judge(&gather(Some(at), None)).pop().expect("a row for the API's port");
         assert_eq!(row.found, format!("nothing listens on {at}"));
     }
 }

@@ -8,7 +8,8 @@ use crate::hypervisor::fake::FakeHypervisor;
 #[tokio::test]
 async fn every_row_of_this_machine_says_what_why_and_how() {
     let pool = tempfile::tempdir().expect("a folder");
-    let input = CheckInput { pool: pool.path().join("not/there/yet"), store: pool.path().to_owned(), tls_listen: None };
+    let input =
+        CheckInput { pool: pool.path().join("not/there/yet"), store: pool.path().to_owned(), tls_listen: None, migration_port: None };
     let rows = run(&input, &FakeHypervisor::new()).await;
     let told = show(&rows);
     for id in [

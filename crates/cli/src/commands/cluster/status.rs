@@ -15,7 +15,7 @@ const DEFRAG_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Row for ClusterMemberView {
     const HEAD: &'static [&'static str] = &["NODE", "ADDRESS", "ROLES", "STATE", "ETCD"];
-    const WIDE: &'static [&'static str] = &["VMKEEP", "ETCD VERSION", "ETCD SIZE"];
+    const WIDE: &'static [&'static str] = &["VMKEEP", "ETCD VERSION", "ETCD SIZE", "CERTIFICATE UNTIL"];
     fn name(&self) -> String {
         self.record.node.to_string()
     }
@@ -31,7 +31,9 @@ impl Row for ClusterMemberView {
     fn wide(&self) -> Vec<Cell> {
         let version = self.etcd.as_ref().and_then(|etcd| etcd.version.clone());
         let size = self.etcd.as_ref().and_then(|etcd| etcd.size).map(|size| size.human());
-        vec![self.record.version.clone().into(), or_dash(version.as_ref()).into(), or_dash(size.as_ref()).into()]
+        let until = self.record.certificate_until.map(crate::time::local);
+        let of_etcd = [or_dash(version.as_ref()).into(), or_dash(size.as_ref()).into()];
+        [self.record.version.clone().into()].into_iter().chain(of_etcd).chain([or_dash(until.as_ref()).into()]).collect()
     }
 }
 

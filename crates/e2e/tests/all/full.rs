@@ -1,0 +1,61 @@
+//! etcd over its quota: nothing is changed and nothing is lost, it is told with the command that mends it, and that mends it.
+
+use vmkeep_e2e::host::{Host, text};
+use vmkeep_e2e::net::Switch;
+use vmkeep_e2e::wait::until;
+
+use super::cluster::{SETTLE, host, init, refusal, until_healthy};
+
+const QUOTA: &str = "s/^ETCD_QUOTA_BACKEND_BYTES=.*/ETCD_QUOTA_BACKEND_BYTES=16777216/";
+/// Only the etcd of this host: pids are the machine's.
+const KILL_ETCD: &str = "for p in $(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster'); do \
+    [ \"$(readlink /proc/$p/ns/mnt)\" = \"$(readlink /proc/self/ns/mnt)\" ] && kill -9 $p; done; true";
+/// Values of 1 MB over each other: what fills it is history.
+const FILL: &str = "cd /var/lib/vmkeep/cluster && for n in $(seq 60); do head -c 1000000 /dev/urandom | base64 -w 0 | head -c 1000000 | \
+    ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key put zz/junk || exit 0; done; exit 1";
+
+fn shell(host: &Host, script: &str) {
+    let out = host.exec(["sh", "-c", script]);
+    assert!(out.status.success(), "{script}: {}{}", text(&out.stdout), text(&out.stderr));
+}
+
+fn wish(description: &str) -> String {
+    format!(
+        "kind: vm\nname: c\nrun: manual\ndescription: {description}\nfirmware: bios\nmemory: 16M\nnics: []\n\
+         disks: [{{name: root, empty: true, size: 1M}}]\n"
+    )
+}
+
+fn status(host: &Host) -> String {
+    let out = host.vmkeep(["cluster", "status"]);
+    text(&out.stdout) + &text(&out.stderr)
+}
+
+#[test]
+fn a_full_etcd_takes_no_wish_and_loses_none() {
+    let switch = Switch::new("full");
+    let one = host(&switch, 1);
+    init(&one);
+    one.apply(&wish("before"));
+    shell(&one, &format!("sed -i '{QUOTA}' /var/lib/vmkeep/cluster/etcd.env && {KILL_ETCD}"));
+    until_healthy(&one, "node1:member:follower");
+    shell(&one, FILL);
+
+    let file = one.path("wish.yaml");
+    std::fs::write(&file, wish("refused")).expect("a manifest");
+    let apply = || one.vmkeep(["apply".as_ref(), "-f".as_ref(), file.as_os_str(), "--wait".as_ref()]);
+    let refused = refusal(&apply());
+    assert!(refused.contains("quota") || refused.contains("space"), "{refused}");
+    assert_eq!(one.vm("c")["spec"]["description"], "before", "reading goes on");
+    let told = status(&one);
+    assert!(told.contains("over its quota") && told.contains("vmkeep cluster defrag"), "{told}");
+
+    one.ok(["cluster", "defrag"]);
+    until("writes are let in", SETTLE, || {
+        let out = apply();
+        if out.status.success() { Ok(()) } else { Err(text(&out.stderr)) }
+    });
+    assert_eq!(one.vm("c")["spec"]["description"], "refused", "the same wish is taken now");
+    let told = status(&one);
+    assert!(!told.contains("over its quota"), "{told}");
+}
