@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use vmkeep_types::cluster::{
     ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
-    JoinTokenCreate, JoinTokenCreated,
+    JoinTokenCreate, JoinTokenCreated, UpgradeView,
 };
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
@@ -91,7 +91,9 @@ schemas! {
     "SimulateRequest" SimulateRequest,
     "TokenCreate" TokenCreate,
     "TokenCreated" TokenCreated,
+    "UpgradeView" UpgradeView,
     "UploadCreated" UploadCreated,
+    "u64" u64,
     "Vec<AddressView>" Vec<AddressView>,
     "VersionAnswer" VersionAnswer,
     "VmSpec" VmSpec,

@@ -78,8 +78,12 @@ pub const ALL_JOIN_TOKENS: &str = "join/";
 pub const SEAL_RING: &str = "seal/ring";
 pub const ALL_CONTROL: &str = "control/";
 
-/// The format level this code writes.
-pub const LEVEL_NOW: u64 = 2;
+/// The newest format level this code writes: a store that has it holds records of that level.
+pub const LEVEL_NOW: u64 = 3;
+/// The oldest it works with: members of the version before are still there.
+pub const LEVEL_OLDEST: u64 = 2;
+/// From which on nodes may be drained: older leaders know no `drain/` and take its operation for another.
+pub const LEVEL_DRAINS: u64 = 3;
 
 pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";

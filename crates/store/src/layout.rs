@@ -8,8 +8,11 @@
 //! Each transaction moves some keys whole, from the old place to the new one; the last one raises the level, and only while
 //! nothing is left behind. A crash anywhere leaves a store of level 1 with fewer old keys, and the next start goes on. An older
 //! vmkeep refuses the new level, so nobody looks for the old keys any more.
+//!
+//! Further levels move nothing: they say which records there may be. A host alone takes the newest; in a cluster an operator
+//! raises the level, when every member knows it.
 
-use crate::keys::{LEVEL, LEVEL_NOW};
+use crate::keys::{ALL_MEMBERS, LEVEL, LEVEL_NOW, LEVEL_OLDEST};
 use crate::{Compare, Held, KeyValue, Op, Store, StoreError, Txn, typed};
 
 /// Prefixes of level 1 that agents wrote to.
@@ -17,24 +20,28 @@ const OLD: [&str; 4] = ["run/", "stopped/", "armed/", "epoch/"];
 /// Keys of one transaction: each is a compare and up to three writes.
 const MOVES_PER_TXN: usize = 30;
 
-/// Raises a store to [`LEVEL_NOW`]. Called once at the start of a control plane, before anything else is read.
+/// Raises a store to [`LEVEL_OLDEST`], and one without members to [`LEVEL_NOW`]. Called once at the start of a control plane, before anything else is read.
 ///
 /// # Errors
 /// The store's.
 pub async fn upgrade(store: &dyn Store) -> Result<(), StoreError> {
     loop {
         let Some(level) = typed::get_json::<u64>(store, LEVEL).await? else { return Ok(()) };
-        if level.value >= LEVEL_NOW {
+        if level.value >= LEVEL_OLDEST {
+            let raise = Txn::default().when(Compare::ModifiedAt(LEVEL.into(), level.modified)).then(typed::put(LEVEL, &LEVEL_NOW));
+            if level.value < LEVEL_NOW {
+                store.txn(raise.when(Compare::PrefixEmpty(ALL_MEMBERS.into()))).await?;
+            }
             return Ok(());
         }
         let old = store.list_many(&OLD).await?.items;
         for part in old.chunks(MOVES_PER_TXN) {
             store.txn(part.iter().fold(Txn::default(), moved)).await?;
         }
-        let raise = Txn::default().when(Compare::ModifiedAt(LEVEL.into(), level.modified)).then(typed::put(LEVEL, &LEVEL_NOW));
+        let raise = Txn::default().when(Compare::ModifiedAt(LEVEL.into(), level.modified)).then(typed::put(LEVEL, &LEVEL_OLDEST));
         let raise = OLD.iter().fold(raise, |txn, old| txn.when(Compare::PrefixEmpty((*old).into())));
         if store.txn(raise).await?.held == Held::Yes {
-            tracing::info!(keys = old.len(), level = LEVEL_NOW, "the store has today's layout");
+            tracing::info!(keys = old.len(), level = LEVEL_OLDEST, "the store has today's layout");
         }
     }
 }
@@ -83,7 +90,7 @@ mod tests {
         store
     }
 
-    const NEW: &str = r#"cluster/level = 2
+    const NEW: &str = r#"cluster/level = 3
 joined/node1 = 
 n/node1/armed/3 = {"mode":"none"}
 n/node1/epoch = {"epoch":3,"boot_id":"b"}
@@ -110,6 +117,15 @@ owner/u1 = owner
         store.txn(moved(Txn::default(), &first)).await.expect("one key moved");
         upgrade(&store).await.expect("moved");
         assert_eq!(told(&store).await, NEW);
+    }
+
+    #[tokio::test]
+    async fn a_cluster_keeps_its_level_until_an_operator_raises_it() {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        let keys = [put(LEVEL, "2"), put("cluster/member/node1", "{}")];
+        store.txn(Txn { then: keys.to_vec(), ..Txn::default() }).await.expect("written");
+        upgrade(&store).await.expect("nothing to do");
+        assert_eq!(told(&store).await, "cluster/level = 2\ncluster/member/node1 = {}\n");
     }
 
     #[tokio::test]

@@ -302,7 +302,7 @@ async fn prepare(store: &dyn Store, config: &Config, roles: &[NodeRole], shutdow
         loop {
             match typed::get_json::<u64>(store, keys::LEVEL).await.context("cannot read the store's level")? {
                 Some(level) if level.value > keys::LEVEL_NOW => bail!("the store is of level {}, newer than this vmkeep", level.value),
-                Some(level) if level.value == keys::LEVEL_NOW => return Ok(()),
+                Some(level) if level.value >= keys::LEVEL_OLDEST => return Ok(()),
                 _ => tracing::warn!("waiting for a control node of this version; VMs go on"),
             }
             tokio::time::sleep(ETCD_REST).await;

@@ -14,13 +14,14 @@ use vmkeep_types::node::Cordon;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::units::Seconds;
 
-use super::{Ask, TRIES_MAX, begin, commit, get, node, operation};
+use super::{Ask, TRIES_MAX, begin, commit, get, node, operation, upgrade};
 
 /// Migrations at once unless somebody says otherwise: one copies while the next makes ready.
 const AT_ONCE: u32 = 2;
 
 /// Closes a node to new VMs and has those that are there told to go, in one transaction.
 pub async fn drain(store: &dyn Store, ask: &Ask, name: &Name, wish: DrainRequest) -> Result<Operation, Error> {
+    upgrade::needs(store, keys::LEVEL_DRAINS, "draining a node").await?;
     let why = node::reason(wish.why.as_deref())?;
     let at_once = wish.at_once.unwrap_or(AT_ONCE);
     if at_once == 0 || at_once as usize > PER_NODE_MAX {

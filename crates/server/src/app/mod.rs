@@ -14,6 +14,7 @@ pub mod op;
 pub mod placement;
 pub mod pool;
 pub mod recovery;
+pub mod upgrade;
 pub mod vm;
 pub mod vm_adopt;
 pub mod vm_copy;

@@ -34,6 +34,11 @@ pub async fn cluster(mut call: Call) -> Result<Response, Error> {
             crate::app::recovery::lose(call.server.store.as_ref(), &call.name()?).await?;
             Ok(respond::nothing())
         }
+        "cluster.upgrade" => {
+            let etcd = host.status().await?.members;
+            Ok(respond::json(&crate::app::upgrade::check(call.server.store.as_ref(), &etcd).await?))
+        }
+        "cluster.raise-level" => Ok(respond::json(&crate::app::upgrade::raise(call.server.store.as_ref()).await?)),
         "cluster.token" => Ok(respond::json(&host.token(call.json().await?).await?)),
         "cluster.remove" => {
             host.remove(&call.name()?).await?;

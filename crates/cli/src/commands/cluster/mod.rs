@@ -1,4 +1,4 @@
-//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|capacity|simulate|balance`: many hosts as one.
+//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|upgrade-check|raise-level|capacity|simulate|balance`: many hosts as one.
 
 mod balance;
 mod capacity;
@@ -6,6 +6,7 @@ mod form;
 mod recover;
 mod simulate;
 mod status;
+mod upgrade;
 
 use std::path::PathBuf;
 
@@ -46,6 +47,10 @@ pub enum ClusterCommand {
     Backup,
     /// Give disk space of etcd back, one member after the other, and let writes in again
     Defrag,
+    /// Versions of all members, what is in the way of a rolling upgrade, and the next step
+    UpgradeCheck,
+    /// Raise the store's format level to the newest that every member can write; older versions are refused from then on
+    RaiseLevel,
     /// How many hosts may fail with everything still fitting, and the largest VM there is room for
     Capacity,
     /// See whether these VMs would fit, and where it breaks
@@ -112,6 +117,8 @@ pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Remove { node } => status::remove(ctx, &node).await,
         ClusterCommand::Backup => status::backup(ctx).await,
         ClusterCommand::Defrag => status::defrag(ctx).await,
+        ClusterCommand::UpgradeCheck => upgrade::check(ctx).await,
+        ClusterCommand::RaiseLevel => upgrade::raise(ctx).await,
         ClusterCommand::Capacity => capacity::run(ctx).await,
         ClusterCommand::Simulate(args) => simulate::run(ctx, args).await,
         ClusterCommand::Balance(args) => balance::run(ctx, args).await,
