@@ -13,6 +13,9 @@
 //! | [`agent`] | the node's part |
 //! | [`fenced`] | the watchdog's guard: fixed-size, allocation-free |
 //! | [`candidate`] | the leader's part, and what every candidate hears |
+//! | [`life`] | of an agent: may it live on, or begin anew |
+//! | [`vigil`] | of a candidate: silence, seals, proofs, the brake |
+//! | [`turns`] | whose turn it is when many VMs have lost their nodes |
 //! | [`timers`] | profiles, and the inequality that carries the promise |
 //! | [`record`] | keys, values and transactions |
 //! | [`clock`] | how a host measures time |
@@ -25,6 +28,9 @@ pub mod agent;
 pub mod candidate;
 pub mod clock;
 pub mod fenced;
+pub mod life;
 pub mod record;
 pub mod timers;
+pub mod turns;
+pub mod vigil;
 pub mod weakness;

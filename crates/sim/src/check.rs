@@ -19,7 +19,7 @@ use crate::store::Change;
 use crate::world::{Client, World};
 
 /// As the leader's: starts at once on one node (I9).
-const STARTS_PER_NODE: usize = vmkeep_core::ha::candidate::STARTS_PER_NODE;
+const STARTS_PER_NODE: usize = vmkeep_core::ha::turns::STARTS_PER_NODE;
 
 #[derive(Clone, Debug, Default)]
 struct OfNode {

@@ -1,8 +1,8 @@
 //! Power, watchdogs, resets, and fence agents.
 
 use vmkeep_core::ha::agent;
-use vmkeep_core::ha::candidate::PowerIs;
 use vmkeep_core::ha::record::{Farewell, NodeNo, VmNo, WatchdogKind};
+use vmkeep_core::ha::vigil::PowerIs;
 use vmkeep_core::ha::weakness::Weakness;
 use vmkeep_types::ids::Epoch;
 

@@ -17,6 +17,7 @@ use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::{self, Fenced};
 use vmkeep_core::ha::record::{Key, NodeNo, Op, Settings, Txn, Value, VmNo};
 use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_core::ha::vigil::PowerIs;
 use vmkeep_core::ha::weakness::Weakness;
 
 use crate::check::Checks;
@@ -63,7 +64,7 @@ pub enum Event {
         life: u32,
         node: NodeNo,
         epoch: vmkeep_types::ids::Epoch,
-        power: candidate::PowerIs,
+        power: PowerIs,
     },
     PowerOn(NodeNo),
     /// The script's or the fault plan's next entry.

@@ -18,6 +18,7 @@ use vmkeep_types::ids::{Epoch, Generation, Revision};
 
 use super::clock::Now;
 use super::fenced;
+use super::life;
 use super::record::{
     Answer, Armed, DisarmMode, Entry, EpochRecord, Farewell, Health, Key, NodeNo, Outcome, Txn, TxnId, VmNo, WatchdogKind,
 };
@@ -268,7 +269,11 @@ impl Agent {
 
     /// May a start that was asked for at `then` still begin?
     fn fresh(&self, now: Now, then: Option<Now>) -> bool {
-        self.weak == Some(Weakness::StartLate) || then.is_some_and(|then| self.age_ms(now, then) < self.timers.start_window_ms)
+        match self.weak {
+            Some(Weakness::StartLate) => true,
+            Some(Weakness::BoottimeOnly) => then.is_some_and(|then| self.age_ms(now, then) < self.timers.start_window_ms),
+            _ => life::may_start(&self.timers, now, then),
+        }
     }
 
     fn answered(&mut self, now: Now, answer: Answer, out: &mut Vec<Action>) {

@@ -8,7 +8,6 @@
 //! Every candidate hears; only the one whose name stands in `Leader` writes, and each of its writes compares that key's
 //! revision. What it believes may be old: every transaction compares what it was decided from, so that an error costs a try.
 
-mod nodes;
 pub mod place;
 mod recover;
 pub mod view;
@@ -22,15 +21,13 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 
 use super::clock::Now;
-use super::record::{Answer, Beat, Compare, Entry, Key, NodeNo, Outcome, Txn, TxnId, Value, VmNo};
+use super::record::{
+    Answer, Armed, Beat, Compare, Entry, EpochRecord, Farewell, Fence, Key, NodeNo, Outcome, Seat, Txn, TxnId, Value, VmNo,
+};
 use super::timers::Timers;
+use super::vigil::{ANSWER_MS, Ledger, News, PowerIs, Stake, Step, Vigil};
 use super::weakness::Weakness;
-pub use nodes::{NodeNow, NodeState};
-pub use recover::{STARTS_MAX, STARTS_PER_NODE, TIER_MS};
 use view::View;
-
-/// A transaction that was not answered in this time has an unknown outcome, ms.
-const ANSWER_MS: u64 = 2_500;
 
 /// Everything is read this often although watch events came: one may have been lost, ms.
 const LIST_EVERY_MS: u64 = 10_000;
@@ -87,12 +84,6 @@ pub enum LeaseIs {
     Gone,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PowerIs {
-    Off,
-    Unknown,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     Txn(Txn),
@@ -116,14 +107,6 @@ enum Lead {
     Yes(Revision),
 }
 
-/// When a candidate first saw a renewal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Heard {
-    beat: Beat,
-    revision: Revision,
-    at: Now,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Subject {
     Lead,
@@ -140,22 +123,18 @@ pub struct Candidate {
     weak: Option<Weakness>,
     roster: Arc<Roster>,
     view: View,
-    heard: BTreeMap<NodeNo, Heard>,
+    vigil: Vigil,
     lead: Lead,
     lease_ok: Option<Now>,
     lease_asked: Option<Now>,
     led_since: Now,
-    canary_ok: Option<Now>,
     canary_asked: Option<Now>,
-    /// The store has answered without a break since; None: it does not answer.
-    steady_since: Option<Now>,
     pending: BTreeMap<TxnId, (Txn, Subject, Now)>,
     busy: BTreeSet<Subject>,
     next: u64,
     listing: Option<(u64, Now)>,
     listed: Option<Now>,
     stale: bool,
-    nodes: nodes::Memory,
     vms: vms::Memory,
 }
 
@@ -168,21 +147,18 @@ impl Candidate {
             weak,
             roster,
             view: View::default(),
-            heard: BTreeMap::new(),
+            vigil: Vigil::new(me, timers, weak),
             lead: Lead::No,
             lease_ok: None,
             lease_asked: None,
             led_since: Now::default(),
-            canary_ok: None,
             canary_asked: None,
-            steady_since: None,
             pending: BTreeMap::new(),
             busy: BTreeSet::new(),
             next: salt,
             listing: None,
             listed: None,
             stale: true,
-            nodes: nodes::Memory::default(),
             vms: vms::Memory::default(),
         }
     }
@@ -197,7 +173,7 @@ impl Candidate {
             Event::Watched { key, value, revision } => self.watched(now, key, value, revision),
             Event::Lease(is) => self.lease(now, is),
             Event::Stonith { node, epoch, power } => self.stonith_done(now, node, epoch, power, &mut out),
-            Event::Pong(node) => self.nodes.pong(node, now),
+            Event::Pong(node) => self.vigil.pong(node, now),
         }
         if self.is_leader() && (look || self.vms.dirty) {
             self.lead(now, &mut out);
@@ -249,7 +225,9 @@ impl Candidate {
                 self.lead = if subject == Subject::Lead { Lead::No } else { self.lead };
             }
         }
-        self.note_epochs(now);
+        let nodes = (0..self.view.settings().map_or(0, |settings| settings.sizes.len())).filter_map(|n| u16::try_from(n).ok()).map(NodeNo);
+        let epochs = nodes.map(|node| (node, self.view.epoch(node).map_or(Epoch(0), |(record, _)| record.epoch)));
+        self.vigil.tick(now, epochs);
         self.read(now, out);
         self.sing(now, out);
         self.keep_lease(now, out);
@@ -270,9 +248,6 @@ impl Candidate {
     /// The canary: silence of nodes counts only while the store answers us.
     fn sing(&mut self, now: Now, out: &mut Vec<Action>) {
         let every = self.timers.renew_ms;
-        if self.canary_ok.is_none_or(|at| now.longest_since(at) > 2 * every + ANSWER_MS) {
-            self.steady_since = None;
-        }
         if self.canary_asked.is_none_or(|at| now.longest_since(at) >= every) && !self.busy.contains(&Subject::Canary) {
             self.canary_asked = Some(now);
             let id = self.id();
@@ -329,8 +304,7 @@ impl Candidate {
         let done = answer.outcome == Outcome::Done;
         match subject {
             Subject::Canary => {
-                self.canary_ok = Some(sent);
-                self.steady_since = self.steady_since.or(Some(now));
+                self.vigil.canary(sent, now);
                 if !done {
                     self.campaign(now, out);
                 }
@@ -384,27 +358,108 @@ impl Candidate {
         }
     }
 
-    /// A renewal that is newer than all that were seen: it was committed before now.
     fn hear(&mut self, node: NodeNo, beat: Beat, revision: Revision, now: Now) {
-        let before = self.heard.get(&node);
-        if before.is_none_or(|heard| heard.revision < revision) {
-            let first = before.is_none() && self.weak == Some(Weakness::FreshCandidate);
-            let at = if first { Now::default() } else { now };
-            self.vms.dirty |= before.is_none_or(|heard| heard.beat.hypervisor != beat.hypervisor || heard.beat.epoch != beat.epoch);
-            self.heard.insert(node, Heard { beat, revision, at });
+        self.vms.dirty |= self.vigil.hear(node, beat, revision, now) == News::Change;
+    }
+
+    /// What the vigil wants, as the leader.
+    fn carry_out(&mut self, now: Now, steps: Vec<Step>, out: &mut Vec<Action>) {
+        for step in steps {
+            match step {
+                Step::Say(words) => self.say(out, words),
+                Step::Ping(node) => out.push(Action::Ping(node)),
+                Step::CutPower { node, epoch } => out.push(Action::Stonith { node, epoch }),
+                Step::Write { node, txn } => {
+                    let own = self.as_leader();
+                    let compare = own.compare.into_iter().chain(txn.compare).collect();
+                    self.send(now, Subject::Node(node), Txn { id: own.id, compare, ..txn }, out);
+                }
+            }
         }
+    }
+
+    fn stonith_done(&mut self, now: Now, node: NodeNo, epoch: Epoch, power: PowerIs, out: &mut Vec<Action>) {
+        let mut steps = Vec::new();
+        self.vigil.power_cut(now, &Known { view: &self.view, roster: &self.roster }, node, epoch, power, &mut steps);
+        // Who leads no more only remembers it.
+        steps.retain(|step| self.is_leader() || !matches!(step, Step::Write { .. }));
+        self.carry_out(now, steps, out);
     }
 
     /// One look of the leader: nodes first, then VMs.
     fn lead(&mut self, now: Now, out: &mut Vec<Action>) {
-        if self.steady_since.is_none() || self.listed.is_none_or(|at| at < self.led_since) {
+        if !self.vigil.is_steady() || self.listed.is_none_or(|at| at < self.led_since) {
             return;
         }
-        let nodes = self.look_at_nodes(now, out);
-        self.fence(now, &nodes, out);
+        let (known, mut steps) = (Known { view: &self.view, roster: &self.roster }, Vec::new());
+        let nodes = self.vigil.look(now, &known, &mut steps);
+        self.vigil.fence(now, &known, &nodes, |node| self.busy.contains(&Subject::Node(node)), &mut steps);
+        self.carry_out(now, steps, out);
         if self.vms.needs_look(&nodes) {
             self.look_at_vms(now, nodes, out);
         }
+    }
+}
+
+/// The store as this candidate knows it, with names.
+struct Known<'a> {
+    view: &'a View,
+    roster: &'a Roster,
+}
+
+impl Ledger for Known<'_> {
+    fn nodes(&self) -> usize {
+        self.view.settings().map_or(0, |settings| settings.sizes.len())
+    }
+
+    fn name(&self, node: NodeNo) -> &str {
+        self.roster.node(node)
+    }
+
+    fn epoch(&self, node: NodeNo) -> Option<(EpochRecord, Revision)> {
+        self.view.epoch(node).map(|(record, revision)| (*record, revision))
+    }
+
+    fn fence(&self, node: NodeNo, epoch: Epoch) -> Option<(Fence, Revision)> {
+        self.view.fence(node, epoch).map(|(fence, revision)| (*fence, revision))
+    }
+
+    fn armed(&self, node: NodeNo, epoch: Epoch) -> Option<(Armed, Revision)> {
+        self.view.armed(node, epoch).map(|(armed, revision)| (*armed, revision))
+    }
+
+    fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool {
+        self.view.has(Key::Confirmed(node, epoch))
+    }
+
+    fn is_waiting(&self, node: NodeNo) -> bool {
+        self.view.has(Key::Waiting(node))
+    }
+
+    fn in_maintenance(&self, node: NodeNo) -> bool {
+        self.view.has(Key::Policy(node))
+    }
+
+    fn leaving(&self, node: NodeNo) -> Option<Farewell> {
+        self.view.leaving(node).map(|(farewell, _)| *farewell)
+    }
+
+    fn is_disarmed(&self) -> bool {
+        self.view.disarm().is_some()
+    }
+
+    fn can_cut(&self, node: NodeNo) -> bool {
+        self.view.settings().is_some_and(|settings| settings.stonith.contains(&node))
+    }
+
+    /// Of this epoch; what is left of one before is cleared by the recovery.
+    fn stake(&self, seat: Seat) -> Stake {
+        let holds = |vm| self.view.owner(vm).is_some_and(|(owner, _)| owner.seat == Some(seat) || owner.to == Some(seat));
+        if self.view.vms().any(|(vm, _)| holds(vm)) { Stake::Vms } else { Stake::Nothing }
+    }
+
+    fn owns_any(&self, node: NodeNo) -> bool {
+        self.view.vms().any(|(vm, _)| self.view.has(Key::Own(node, vm)))
     }
 }
 

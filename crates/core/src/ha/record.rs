@@ -21,6 +21,7 @@
 
 use std::sync::Arc;
 
+pub use vmkeep_types::ha::{Proof, WatchdogKind};
 use vmkeep_types::ids::{Epoch, Generation, Revision};
 
 use super::timers::{DRIFT_PERMILLE, RESET_LATENCY_MS};
@@ -112,37 +113,6 @@ pub struct Fence {
     /// Of the last renewal: the seal compared it.
     pub beat: Revision,
     pub by: NodeNo,
-}
-
-/// How an epoch is known to have ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Proof {
-    /// T_safe has passed: the watchdog has reset it.
-    Watchdog,
-    /// Its power was cut after the seal.
-    Stonith,
-    /// It owned nothing and was not armed: it could start nothing.
-    Unarmed,
-    /// A person says so.
-    Operator,
-}
-
-impl Proof {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Watchdog => "watchdog",
-            Self::Stonith => "stonith",
-            Self::Unarmed => "unarmed",
-            Self::Operator => "operator",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WatchdogKind {
-    Hardware,
-    /// Part of the kernel: it stands still while the whole host does.
-    Software,
 }
 
 /// How an epoch would die. Immutable within it; T_safe is computed from nothing else.

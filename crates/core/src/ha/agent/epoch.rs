@@ -2,6 +2,7 @@
 
 use super::super::clock::Now;
 use super::super::fenced;
+use super::super::life::{self, Before, Boot, Guests, Join};
 use super::super::record::{Answer, Beat, Compare, Entry, EpochRecord, Farewell, Key, Outcome, Txn, TxnId, Value};
 use super::super::weakness::Weakness;
 use super::{ANSWER_MS, Action, Agent, Arming, DISARM_AFTER_MS, FAREWELL_MS, Stage};
@@ -24,31 +25,39 @@ impl Agent {
             self.epoch = Epoch(1);
             return self.begin(now, Txn::new(id).when(Compare::Absent(Key::Epoch(self.me))), out);
         };
-        let (sealed, confirmed) = (self.known.fenced.contains(&record.epoch), self.known.confirmed.contains(&record.epoch));
-        if record.boot == self.boot && !record.closed && !sealed {
-            (self.epoch, self.epoch_revision, self.stage) = (record.epoch, revision, Stage::Live);
-            if self.known.armed.contains(&record.epoch) {
-                // fenced lives on beside us and is armed: only a renewal tells it anything.
-                self.arming = Arming::Yes;
+        let epoch = record.epoch;
+        let (sealed, confirmed) = (self.known.fenced.contains(&epoch), self.known.confirmed.contains(&epoch));
+        let before = Before {
+            boot: if record.boot == self.boot { Boot::This } else { Boot::Another },
+            closed: record.closed,
+            sealed,
+            confirmed: confirmed || self.weak == Some(Weakness::JoinWithoutProof),
+            armed: self.known.armed.contains(&epoch),
+        };
+        match life::join(before, if self.has_domains() { Guests::Some } else { Guests::None }) {
+            Join::GoOn => {
+                (self.epoch, self.epoch_revision, self.stage) = (epoch, revision, Stage::Live);
+                if before.armed {
+                    // fenced lives on beside us and is armed: only a renewal tells it anything.
+                    self.arming = Arming::Yes;
+                }
             }
-            return;
-        }
-        if record.boot == self.boot && sealed && (self.known.armed.contains(&record.epoch) || self.has_domains()) {
-            return self.end(out);
-        }
-        let proved = self.weak == Some(Weakness::JoinWithoutProof) || confirmed || record.closed;
-        if proved && !self.has_domains() {
-            let id = self.id();
-            self.epoch = record.epoch.next();
-            let mut txn = Txn::new(id).when(Compare::Revision(Key::Epoch(self.me), revision));
-            if !record.closed && self.weak != Some(Weakness::JoinWithoutProof) {
-                txn = txn.when(Compare::Present(Key::Confirmed(self.me, record.epoch)));
+            Join::Ended => self.end(out),
+            Join::Next => {
+                let id = self.id();
+                self.epoch = epoch.next();
+                let mut txn = Txn::new(id).when(Compare::Revision(Key::Epoch(self.me), revision));
+                if !record.closed && self.weak != Some(Weakness::JoinWithoutProof) {
+                    txn = txn.when(Compare::Present(Key::Confirmed(self.me, epoch)));
+                }
+                self.begin(now, txn, out);
             }
-            self.begin(now, txn, out);
-        } else if record.boot != self.boot && !self.known.waiting {
-            let id = self.id();
-            let txn = Txn::new(id).when(Compare::Revision(Key::Epoch(self.me), revision));
-            out.push(Action::Txn(txn.put(Key::Waiting(self.me), Value::Mark)));
+            Join::Wait if before.boot == Boot::Another && !self.known.waiting => {
+                let id = self.id();
+                let txn = Txn::new(id).when(Compare::Revision(Key::Epoch(self.me), revision));
+                out.push(Action::Txn(txn.put(Key::Waiting(self.me), Value::Mark)));
+            }
+            Join::Wait => {}
         }
     }
 

@@ -12,8 +12,8 @@ use vmkeep_types::placement::{PlacementWish, VmRule, Within};
 use vmkeep_types::units::ByteCount;
 
 use super::super::record::{NodeNo, Rule, RunWish, Settings, Strictness, VmNo, Wish};
+use super::super::vigil::NodeNow;
 use super::Roster;
-use super::nodes::NodeNow;
 use super::view::View;
 use crate::place::need::{Accel, Counts, Home};
 use crate::place::{Fleet, Guest, Need, Refusal, explain};

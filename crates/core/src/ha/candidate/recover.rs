@@ -2,18 +2,11 @@
 
 use super::super::clock::Now;
 use super::super::record::{Key, NodeNo, RunWish, Want};
+use super::super::turns::{STARTS_MAX, STARTS_PER_NODE};
+use super::super::vigil::NodeNow;
 use super::vms::Scene;
 use super::write::Case;
 use super::{Action, Candidate, Subject};
-
-/// Starts at once on one node: disks and CPUs of the host are what a start waits for.
-pub const STARTS_PER_NODE: usize = 4;
-
-/// Starts at once in the cluster: what the store and the storage take.
-pub const STARTS_MAX: usize = 256;
-
-/// The next priority begins when the one before runs, or after so long, ms.
-pub const TIER_MS: u64 = 10_000;
 
 /// A node that has not armed itself in this time is passed over, ms; and asked again later.
 const ARMS_MS: u64 = 15_000;
@@ -25,14 +18,9 @@ impl Candidate {
         queue.sort_by_key(|case| (case.wish.priority, case.vm));
         let under_way = self.vms.recovering.iter().filter_map(|vm| self.view.wish(*vm).map(|(wish, _)| wish.priority)).min();
         let lowest = queue.iter().map(|case| case.wish.priority).chain(under_way).min();
-        self.vms.tier = match (lowest, self.vms.tier) {
-            (None, _) => None,
-            (Some(lowest), Some((tier, since))) if tier == lowest => Some((tier, since)),
-            (Some(lowest), _) => Some((lowest, now)),
-        };
+        self.vms.turns.look(lowest, now);
         for case in &queue {
-            let open = self.vms.tier.map_or(0, |(tier, since)| u64::from(tier) + now.longest_since(since) / TIER_MS);
-            if u64::from(case.wish.priority) > open {
+            if !self.vms.turns.has_come(case.wish.priority, now) {
                 self.because(now, case.vm, "VMs of a higher priority come first".into(), out);
                 continue;
             }
@@ -56,7 +44,7 @@ impl Candidate {
         let asked = self.view.move_wish(case.vm).map(|(wish, _)| wish.to);
         if let Some(node) = moved {
             // It runs there already, by somebody's hand: that node becomes its owner and no other one starts it.
-            if scene.node(node).is_some_and(super::NodeNow::takes_vms) {
+            if scene.node(node).is_some_and(NodeNow::takes_vms) {
                 if scene.node(node).is_some_and(|is| is.armed) {
                     let (vm, node) = (self.roster.vm(case.vm), self.roster.node(node));
                     self.say(out, format!("{vm} was moved to {node} by hand: that is where it belongs now"));

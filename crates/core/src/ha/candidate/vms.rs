@@ -6,8 +6,9 @@ use super::super::clock::Now;
 use super::super::record::{
     Farewell, Key, MoveHow, NodeNo, Owner, Parked, ParkedWhy, Phase, RunWish, Seat, ShutdownPolicy, Trouble, Value, VmNo, Want,
 };
+use super::super::turns::Turns;
+use super::super::vigil::{NodeNow, NodeState};
 use super::super::weakness::Weakness;
-use super::nodes::{NodeNow, NodeState};
 use super::place::Board;
 use super::write::Case;
 use super::{Action, Candidate, Subject, record_memory};
@@ -32,8 +33,7 @@ pub(super) struct Memory {
     pub dirty: bool,
     pub why: BTreeMap<VmNo, String>,
     pub recovering: BTreeSet<VmNo>,
-    /// The lowest tier that is not done, and since when.
-    pub tier: Option<(u8, Now)>,
+    pub turns: Turns,
     /// VMs that were moved by hand, and since when they are looked for.
     moved: BTreeMap<VmNo, Now>,
     said: BTreeMap<VmNo, Now>,

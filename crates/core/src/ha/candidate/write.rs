@@ -3,9 +3,9 @@
 use vmkeep_types::ids::Revision;
 
 use super::super::record::{Compare, Key, NodeNo, Order, Owner, Parked, Rule, Seat, Strictness, Txn, Value, VmNo, Want, Wish};
+use super::super::vigil::NodeNow;
 use super::super::weakness::Weakness;
 use super::Candidate;
-use super::nodes::NodeNow;
 
 /// A VM as the leader decides about it.
 #[derive(Clone, Copy)]

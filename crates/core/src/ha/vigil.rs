@@ -1,0 +1,477 @@
+//! Who is silent, who is sealed, who is dead: the part of a candidate that decides about nodes, and the brake.
+//!
+//! ```text
+//!  renewal ──► hear o(r) ── silent, store steady ──► seal ──► proof: STONITH │ T_safe │ not armed │ (operator) ──► confirmed
+//! ```
+//! Every candidate hears; only the leader looks and writes. What it reads of the store comes through a [`Ledger`], what it wants is a
+//! list of [`Step`]s; whoever drives it adds to each [`Step::Write`] that the leader's key is its own. The simulated candidate and
+//! the daemon's control plane drive this same code. What it believes may be old: every write compares what it was decided from.
+
+use std::collections::BTreeMap;
+
+use vmkeep_types::ids::{Epoch, Revision};
+
+use super::clock::Now;
+use super::record::{
+    Armed, Beat, Compare, EpochRecord, Farewell, Fence, Health, Key, NodeNo, Proof, Seat, Txn, TxnId, Value, WatchdogKind,
+};
+use super::timers::Timers;
+use super::weakness::Weakness;
+
+/// A canary's or another write's answer that is this late does not come, ms.
+pub const ANSWER_MS: u64 = 2_500;
+
+/// More silent nodes than this at once are rather a network than so many dead hosts.
+const BRAKE_NODES: usize = 5;
+
+/// The same as a share of all nodes, 1/100.
+const BRAKE_PERCENT: usize = 10;
+
+/// Between two attempts to cut a node's power, ms.
+const STONITH_AGAIN_MS: u64 = 10_000;
+
+/// A node that answered a ping so long ago may still live, ms.
+const PONG_MS: u64 = 5_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeState {
+    /// It has no epoch that may own anything: it never joined, or said goodbye.
+    Away,
+    Online,
+    /// It missed renewals: nothing new comes there.
+    Suspect,
+    /// It can renew no more.
+    Sealed,
+    /// Its epoch has ended for certain.
+    Dead,
+}
+
+/// One node at one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeNow {
+    pub state: NodeState,
+    pub epoch: Epoch,
+    pub epoch_revision: Revision,
+    /// Since the last renewal was seen, ms.
+    pub silent_ms: u64,
+    pub hypervisor: Health,
+    pub storage: Health,
+    pub maintenance: bool,
+    pub leaving: Option<Farewell>,
+    pub armed: bool,
+    /// A new boot of it has the store and waits for the end of this epoch.
+    pub waiting: bool,
+}
+
+impl NodeNow {
+    /// May something new come here?
+    pub fn takes_vms(&self) -> bool {
+        self.state == NodeState::Online
+            && !self.maintenance
+            && self.leaving.is_none()
+            && self.hypervisor == Health::Good
+            && self.storage == Health::Good
+    }
+
+    /// Why not, in words.
+    pub fn why_not(&self) -> &'static str {
+        match self.state {
+            NodeState::Away => "it has not joined",
+            NodeState::Suspect => "it does not answer",
+            NodeState::Sealed => "it is being fenced",
+            NodeState::Dead => "it is dead",
+            NodeState::Online if self.maintenance => "it is in maintenance",
+            NodeState::Online if self.leaving.is_some() => "it is being shut down",
+            NodeState::Online if self.hypervisor == Health::Bad => "its libvirt does not answer",
+            NodeState::Online if self.storage == Health::Bad => "it has lost the storage",
+            NodeState::Online => "it takes VMs",
+        }
+    }
+}
+
+/// What a vigil reads of the store, as it is known here.
+pub trait Ledger {
+    /// They are numbered from 0.
+    fn nodes(&self) -> usize;
+    fn name(&self, node: NodeNo) -> &str;
+    fn epoch(&self, node: NodeNo) -> Option<(EpochRecord, Revision)>;
+    fn fence(&self, node: NodeNo, epoch: Epoch) -> Option<(Fence, Revision)>;
+    /// None: it has no watchdog that would end it.
+    fn armed(&self, node: NodeNo, epoch: Epoch) -> Option<(Armed, Revision)>;
+    fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool;
+    fn is_waiting(&self, node: NodeNo) -> bool;
+    fn in_maintenance(&self, node: NodeNo) -> bool;
+    fn leaving(&self, node: NodeNo) -> Option<Farewell>;
+    fn is_disarmed(&self) -> bool;
+    /// Its power can be cut from elsewhere.
+    fn can_cut(&self, node: NodeNo) -> bool;
+    fn stake(&self, seat: Seat) -> Stake;
+    /// Owns it a VM, in whatever epoch?
+    fn owns_any(&self, node: NodeNo) -> bool;
+}
+
+/// What hangs on the end of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stake {
+    /// VMs that run again elsewhere when it is proved dead.
+    Vms,
+    /// Nothing but its own next epoch.
+    Nothing,
+    /// Only VMs that stay with it. Not armed it begins its next epoch by itself, so there is nothing to gain.
+    Others,
+}
+
+/// What a vigil wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// A transaction of the leader's, without the comparison of its key.
+    Write {
+        node: NodeNo,
+        txn: Txn,
+    },
+    CutPower {
+        node: NodeNo,
+        epoch: Epoch,
+    },
+    Ping(NodeNo),
+    /// What is done and why, for people.
+    Say(String),
+}
+
+/// What the fence agent says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PowerIs {
+    Off,
+    Unknown,
+}
+
+/// What a renewal told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// An older one than is known.
+    Nothing,
+    Renewal,
+    /// Another epoch, or another state of its libvirt.
+    Change,
+}
+
+/// When a candidate first saw a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Heard {
+    beat: Beat,
+    revision: Revision,
+    at: Now,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Cut {
+    UnderWay,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Brake {
+    #[default]
+    Off,
+    /// Nodes that answer pings are left alone.
+    On,
+    /// More than half are silent: nothing is sealed.
+    Frozen,
+}
+
+/// What one candidate knows of all nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Vigil {
+    me: NodeNo,
+    timers: Timers,
+    weak: Option<Weakness>,
+    heard: BTreeMap<NodeNo, Heard>,
+    canary_ok: Option<Now>,
+    /// The store has answered without a break since; None: it does not answer.
+    steady_since: Option<Now>,
+    stonith: BTreeMap<NodeNo, (Epoch, Now, Cut)>,
+    pongs: BTreeMap<NodeNo, Now>,
+    /// The words about the brake that were said last.
+    brake: Brake,
+    /// When the epoch that a node lives in was first seen: a new one has time for its first renewal.
+    joined: BTreeMap<NodeNo, (Epoch, Now)>,
+    /// Nodes whose waiting for a proof was told.
+    told: BTreeMap<NodeNo, Epoch>,
+}
+
+impl Vigil {
+    pub fn new(me: NodeNo, timers: Timers, weak: Option<Weakness>) -> Self {
+        Self {
+            me,
+            timers,
+            weak,
+            heard: BTreeMap::new(),
+            canary_ok: None,
+            steady_since: None,
+            stonith: BTreeMap::new(),
+            pongs: BTreeMap::new(),
+            brake: Brake::default(),
+            joined: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// A renewal that is newer than all that were seen: it was committed before now.
+    pub fn hear(&mut self, node: NodeNo, beat: Beat, revision: Revision, now: Now) -> News {
+        let before = self.heard.get(&node);
+        if before.is_some_and(|heard| heard.revision >= revision) {
+            return News::Nothing;
+        }
+        let first = before.is_none() && self.weak == Some(Weakness::FreshCandidate);
+        let at = if first { Now::default() } else { now };
+        let same = before.is_some_and(|heard| heard.beat.hypervisor == beat.hypervisor && heard.beat.epoch == beat.epoch);
+        self.heard.insert(node, Heard { beat, revision, at });
+        if same { News::Renewal } else { News::Change }
+    }
+
+    /// The node answered a ping.
+    pub fn pong(&mut self, node: NodeNo, now: Now) {
+        self.pongs.insert(node, now);
+    }
+
+    /// A write of this candidate's own, sent then, was answered: silence of nodes counts only while that is so.
+    pub fn canary(&mut self, sent: Now, now: Now) {
+        self.canary_ok = Some(sent);
+        self.steady_since = self.steady_since.or(Some(now));
+    }
+
+    /// Every candidate keeps in mind whether the store answers it, and since when it knows of an epoch.
+    pub fn tick(&mut self, now: Now, epochs: impl Iterator<Item = (NodeNo, Epoch)>) {
+        if self.canary_ok.is_none_or(|at| now.longest_since(at) > 2 * self.timers.renew_ms + ANSWER_MS) {
+            self.steady_since = None;
+        }
+        for (node, epoch) in epochs {
+            if self.joined.get(&node).is_none_or(|(known, _)| *known != epoch) {
+                self.joined.insert(node, (epoch, now));
+            }
+        }
+    }
+
+    /// Does the store answer this candidate? Nothing is decided while it does not.
+    pub fn is_steady(&self) -> bool {
+        self.steady_since.is_some()
+    }
+
+    /// All nodes as they are now; the leader's first half of a look.
+    pub fn look(&mut self, now: Now, ledger: &impl Ledger, out: &mut Vec<Step>) -> Vec<NodeNow> {
+        let nodes: Vec<NodeNow> = numbers(ledger).map(|node| self.look_at(now, ledger, node)).collect();
+        let live = nodes.iter().filter(|n| matches!(n.state, NodeState::Online | NodeState::Suspect | NodeState::Sealed)).count();
+        // One that has booted anew and waits is not silent: its network is well.
+        let silent = nodes.iter().filter(|n| matches!(n.state, NodeState::Suspect | NodeState::Sealed) && !n.waiting).count();
+        let brake = if silent * 2 > live {
+            Brake::Frozen
+        } else if silent > BRAKE_NODES.max(live * BRAKE_PERCENT / 100) {
+            Brake::On
+        } else {
+            Brake::Off
+        };
+        if brake != self.brake {
+            match brake {
+                Brake::Off => {}
+                Brake::On => out.push(Step::Say(format!("{silent} of {live} nodes are silent at once: those that answer pings are not fenced"))),
+                Brake::Frozen => out.push(Step::Say(format!("{silent} of {live} nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`"))),
+            }
+        }
+        self.brake = brake;
+        nodes
+    }
+
+    fn look_at(&self, now: Now, ledger: &impl Ledger, node: NodeNo) -> NodeNow {
+        let heard = self.heard.get(&node);
+        let mut is = NodeNow {
+            state: NodeState::Away,
+            epoch: Epoch(0),
+            epoch_revision: Revision(0),
+            silent_ms: heard.map_or(0, |heard| now.shortest_since(heard.at)),
+            hypervisor: heard.map_or(Health::Good, |heard| heard.beat.hypervisor),
+            storage: heard.map_or(Health::Good, |heard| heard.beat.storage),
+            maintenance: ledger.in_maintenance(node),
+            leaving: ledger.leaving(node),
+            armed: false,
+            waiting: ledger.is_waiting(node),
+        };
+        let Some((record, revision)) = ledger.epoch(node) else { return is };
+        (is.epoch, is.epoch_revision, is.armed) = (record.epoch, revision, ledger.armed(node, record.epoch).is_some());
+        is.state = if record.closed {
+            NodeState::Away
+        } else if ledger.is_confirmed(node, record.epoch) {
+            NodeState::Dead
+        } else if ledger.fence(node, record.epoch).is_some() {
+            NodeState::Sealed
+        } else if heard.is_none_or(|heard| heard.beat.epoch != record.epoch) || is.silent_ms >= self.timers.suspect_ms {
+            NodeState::Suspect
+        } else {
+            NodeState::Online
+        };
+        is
+    }
+
+    /// Has the node been silent for long enough, while the store answered us?
+    fn silent_enough(&self, now: Now, ledger: &impl Ledger, node: NodeNo) -> bool {
+        let Some(steady) = self.steady_since else { return false };
+        if ledger.is_waiting(node) && self.heard.get(&node).is_none_or(|heard| now.shortest_since(heard.at) >= self.timers.suspect_ms) {
+            return true;
+        }
+        let steady_ms = now.shortest_since(steady);
+        let epoch = ledger.epoch(node).map(|(record, _)| record.epoch);
+        let known_ms = self.joined.get(&node).filter(|(of, _)| Some(*of) == epoch).map_or(0, |(_, at)| now.shortest_since(*at));
+        if known_ms < self.timers.seal_ms {
+            return false;
+        }
+        match self.heard.get(&node) {
+            Some(heard) if heard.at >= steady => now.shortest_since(heard.at) >= self.timers.seal_ms,
+            // After an outage everybody gets two more renewals.
+            Some(_) | None => steady_ms >= self.timers.seal_ms + 2 * self.timers.renew_ms,
+        }
+    }
+
+    fn answers_pings(&self, now: Now, node: NodeNo) -> bool {
+        self.pongs.get(&node).is_some_and(|at| now.longest_since(*at) <= PONG_MS)
+    }
+
+    /// Seals and proves; the leader's second half of a look. `busy`: a write about the node is under way.
+    pub fn fence(&mut self, now: Now, ledger: &impl Ledger, nodes: &[NodeNow], busy: impl Fn(NodeNo) -> bool, out: &mut Vec<Step>) {
+        for (node, is) in numbers(ledger).zip(nodes) {
+            if self.brake != Brake::Off && matches!(is.state, NodeState::Suspect | NodeState::Sealed) {
+                out.push(Step::Ping(node));
+            }
+            if busy(node) {
+                continue;
+            }
+            match is.state {
+                NodeState::Suspect => self.seal(now, ledger, node, is, out),
+                NodeState::Sealed => self.prove(now, ledger, node, is, out),
+                NodeState::Away | NodeState::Online | NodeState::Dead => {}
+            }
+        }
+    }
+
+    fn seal(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, is: &NodeNow, out: &mut Vec<Step>) {
+        let spared = match self.brake {
+            Brake::Off => false,
+            Brake::On => self.answers_pings(now, node),
+            Brake::Frozen => true,
+        };
+        if spared && !is.waiting || !self.silent_enough(now, ledger, node) || ledger.is_disarmed() {
+            return;
+        }
+        match ledger.stake(Seat { node, epoch: is.epoch }) {
+            Stake::Others if !is.armed => return,
+            Stake::Vms if !is.armed && !ledger.can_cut(node) => {
+                // No proof would ever come; when it is back it arms itself.
+                if self.told.insert(node, is.epoch) != Some(is.epoch) {
+                    let name = ledger.name(node);
+                    out.push(Step::Say(format!(
+                        "{name} is silent, owns VMs and its watchdog is not armed: only a person can say that it is dead"
+                    )));
+                }
+                return;
+            }
+            Stake::Vms | Stake::Nothing | Stake::Others => {}
+        }
+        let beat = self.heard.get(&node).map_or(Revision(0), |heard| heard.revision);
+        let (fence, last) = (Key::Fence(node, is.epoch), Key::Beat(node));
+        let mut txn = Txn::new(TxnId(0)).when(Compare::Absent(fence)).when(Compare::Absent(Key::Disarm));
+        txn = txn.when(Compare::Revision(Key::Epoch(node), is.epoch_revision));
+        if is.waiting {
+            txn = txn.when(Compare::Present(Key::Waiting(node)));
+        }
+        if self.weak != Some(Weakness::SealWithoutRevision) {
+            txn = txn.when(if beat == Revision(0) { Compare::Absent(last) } else { Compare::Revision(last, beat) });
+        }
+        let txn = txn.put(fence, Value::Fence(Fence { beat, by: self.me })).else_get(&[last, fence]);
+        out.push(Step::Say(format!("{} seals {}: silent for {} s", ledger.name(self.me), ledger.name(node), is.silent_ms / 1000)));
+        out.push(Step::Write { node, txn });
+    }
+
+    fn prove(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, is: &NodeNow, out: &mut Vec<Step>) {
+        let Some((fence, fence_revision)) = ledger.fence(node, is.epoch) else { return };
+        let armed = ledger.armed(node, is.epoch);
+        // A host that has booted anew needs no cutting where waiting proves as much.
+        if !is.waiting || armed.is_none_or(|(armed, _)| armed.safe_ms().is_none()) {
+            self.cut_power(now, ledger, node, is.epoch, out);
+        }
+        let Some((armed, armed_revision)) = armed else {
+            return self.prove_unarmed(ledger, node, is.epoch, out);
+        };
+        let safe_ms = match self.weak {
+            Some(Weakness::OneWatchdog) => armed.unsafe_ms(),
+            Some(Weakness::SoftwareWatchdog) => Armed { kind: WatchdogKind::Hardware, ..armed }.safe_ms(),
+            _ => armed.safe_ms(),
+        };
+        let Some(safe_ms) = safe_ms else {
+            if self.told.insert(node, is.epoch) != Some(is.epoch) && !ledger.can_cut(node) {
+                let name = ledger.name(node);
+                out.push(Step::Say(format!("{name} has a software watchdog, which proves nothing while the whole host stands still: only STONITH or a person can say that it is dead")));
+            }
+            return;
+        };
+        // Only the renewal that the seal named counts; who has not seen it waits from now on.
+        let waited = match self.heard.get(&node) {
+            Some(heard) if heard.revision == fence.beat => now.shortest_since(heard.at),
+            _ if self.weak == Some(Weakness::SealWithoutRevision) => self.heard.get(&node).map_or(0, |heard| now.shortest_since(heard.at)),
+            _ => 0,
+        };
+        if waited >= safe_ms {
+            let txn = Txn::new(TxnId(0)).when(Compare::Revision(Key::Fence(node, is.epoch), fence_revision));
+            let txn = txn.when(Compare::Revision(Key::Armed(node, is.epoch), armed_revision));
+            confirm(node, is.epoch, txn, Proof::Watchdog, out);
+        }
+    }
+
+    /// It can have started nothing: it is not armed and owns nothing, in one moment, and can never arm again.
+    fn prove_unarmed(&self, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, out: &mut Vec<Step>) {
+        let weak = self.weak == Some(Weakness::UnarmedIsDead);
+        if !weak && ledger.owns_any(node) {
+            return;
+        }
+        let mut txn = Txn::new(TxnId(0)).when(Compare::Present(Key::Fence(node, epoch))).when(Compare::Absent(Key::Armed(node, epoch)));
+        if !weak {
+            txn = txn.when(Compare::OwnsNothing(node));
+        }
+        confirm(node, epoch, txn, Proof::Unarmed, out);
+    }
+
+    fn cut_power(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, out: &mut Vec<Step>) {
+        let spared = match self.brake {
+            Brake::Off => false,
+            Brake::On | Brake::Frozen => self.answers_pings(now, node),
+        };
+        let again = match self.stonith.get(&node) {
+            Some((of, _, Cut::UnderWay)) => *of != epoch,
+            Some((of, at, Cut::Failed)) => *of != epoch || now.longest_since(*at) >= STONITH_AGAIN_MS,
+            None => true,
+        };
+        if ledger.can_cut(node) && again && !spared {
+            self.stonith.insert(node, (epoch, now, Cut::UnderWay));
+            out.push(Step::Say(format!("{} has the power of {} cut", ledger.name(self.me), ledger.name(node))));
+            out.push(Step::CutPower { node, epoch });
+        }
+    }
+
+    /// The fence agent has come back to this candidate, which leads or not.
+    pub fn power_cut(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, power: PowerIs, out: &mut Vec<Step>) {
+        self.stonith.insert(node, (epoch, now, Cut::Failed));
+        match power {
+            PowerIs::Off => {
+                let txn = Txn::new(TxnId(0)).when(Compare::Present(Key::Fence(node, epoch)));
+                confirm(node, epoch, txn, Proof::Stonith, out);
+            }
+            PowerIs::Unknown => out.push(Step::Say(format!("the power of {} could not be cut", ledger.name(node)))),
+        }
+    }
+}
+
+fn numbers<L: Ledger>(ledger: &L) -> impl Iterator<Item = NodeNo> + use<L> {
+    (0..ledger.nodes()).filter_map(|n| u16::try_from(n).ok()).map(NodeNo)
+}
+
+fn confirm(node: NodeNo, epoch: Epoch, txn: Txn, proof: Proof, out: &mut Vec<Step>) {
+    let key = Key::Confirmed(node, epoch);
+    out.push(Step::Write { node, txn: txn.when(Compare::Absent(key)).put(key, Value::Confirmed(proof)) });
+}
