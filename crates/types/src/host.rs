@@ -65,6 +65,17 @@ pub struct NumaNode {
     pub memory: ByteCount,
 }
 
+/// `n/NODE/epoch`: one life of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EpochRecord {
+    pub epoch: Epoch,
+    /// Of the kernel.
+    pub boot_id: String,
+    /// It ended by its agent's own goodbye: nothing ran any more, and nothing of it ever will.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
+}
+
 /// The agent's sign of life, at `n/NODE/hb`: it lives, and it has the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Heartbeat {

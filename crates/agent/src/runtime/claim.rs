@@ -1,6 +1,6 @@
 //! The claim before every start, local restarts included: no QEMU runs without one.
 //!
-//! One transaction: *if* the owner record is the one this order came from, this epoch is current, not fenced and armed, and
+//! One transaction: *if* the owner record is the one this order came from and names this epoch, this epoch is current, not fenced and armed, and
 //! nothing promised never to run this generation again, and the store is not one that was just restored, *then* the claim is written. libvirt is called only if it
 //! succeeded and less than [`CLAIM_VALID_MS`] have passed since it was sent (docs/concepts/ownership.md).
 
@@ -21,6 +21,8 @@ pub enum ClaimError {
     NotOwner,
     #[error("the claim was not granted: the node is fenced, the generation is stopped, or the cluster is being recovered")]
     NotGranted,
+    #[error("{0}")]
+    NotNow(&'static str),
     #[error("the store: {0}")]
     Store(#[from] StoreError),
 }
@@ -44,12 +46,17 @@ impl Granted {
 
 /// Claims the right to start `order.vm` once; `also` is written in the same transaction (the state "unknown").
 pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Granted, ClaimError> {
+    // Of a host alone nobody else could run it.
+    if node.config.peers.is_some() || node.standing.now().renewed.is_some() {
+        node.standing.may_claim(order).await.map_err(ClaimError::NotNow)?;
+    }
     let asked_ms = boottime_ms();
     let owner_key = keys::owner(order.vm);
     let kv = node.store.get(&owner_key).await?.ok_or(ClaimError::NotOwner)?;
     let owner: Owner = typed::decode(&kv)?;
     let epoch = node.epoch();
-    if owner.node != node.name || owner.generation != order.generation || owner.to.is_some() {
+    // What was given to the node's life before may be on its way to another node.
+    if owner.node != node.name || owner.generation != order.generation || owner.epoch != epoch || owner.to.is_some() {
         return Err(ClaimError::NotOwner);
     }
     let life = node.this_life().await?.ok_or(ClaimError::NotGranted)?;
@@ -76,6 +83,7 @@ pub(crate) mod tests {
 
     use vmkeep_store::Store;
     use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::error::Error;
     use vmkeep_types::host::KvmState;
     use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
     use vmkeep_types::name::Name;
@@ -85,16 +93,44 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::hypervisor::fake::FakeHypervisor;
+    use crate::image::Peers;
     use crate::runtime::clock::BootId;
+    use crate::runtime::guard::{Guard, NoGuard};
     use crate::runtime::node::AgentConfig;
 
     const VM: VmId = VmId(uuid::Uuid::from_u128(1));
 
-    /// An agent of `node1` in a boot of its own.
+    /// An agent of `node1` in a boot of its own, on a host alone.
     pub async fn joined(store: &Arc<EmbeddedStore>, dir: &std::path::Path, boot: &str) -> Arc<Node> {
+        let node = agent(store, dir, boot, None, Arc::new(NoGuard));
+        node.join().await.expect("joined");
+        node
+    }
+
+    /// The same as a member of a cluster, before it has joined.
+    pub fn member(store: &Arc<EmbeddedStore>, dir: &std::path::Path, boot: &str, guard: Arc<dyn Guard>) -> Arc<Node> {
+        agent(store, dir, boot, Some(Arc::new(Nobody)), guard)
+    }
+
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Peers for Nobody {
+        async fn get(&self, node: &Name, _: &str, _: &str) -> Result<http::Response<axum::body::Body>, Error> {
+            Err(Error::not_found("node", node))
+        }
+    }
+
+    fn agent(
+        store: &Arc<EmbeddedStore>,
+        dir: &std::path::Path,
+        boot: &str,
+        peers: Option<Arc<dyn Peers>>,
+        guard: Arc<dyn Guard>,
+    ) -> Arc<Node> {
         let boot_id = dir.join(boot);
         std::fs::write(&boot_id, boot).expect("written");
-        let node = Node::new(AgentConfig {
+        Node::new(AgentConfig {
             name: Name::known("node1"),
             store: store.clone(),
             hypervisor: Arc::new(FakeHypervisor::new()),
@@ -107,15 +143,14 @@ pub(crate) mod tests {
             kvm: KvmState::Usable,
             address: None,
             migration: None,
-            peers: None,
+            peers,
             reach: crate::image::Reach::Others,
+            guard,
         })
-        .expect("a node");
-        node.join().await.expect("joined");
-        node
+        .expect("a node")
     }
 
-    fn order(epoch: Epoch) -> Order {
+    pub fn order(epoch: Epoch) -> Order {
         Order {
             vm: VM,
             project: Name::known("default"),
@@ -156,6 +191,10 @@ pub(crate) mod tests {
         assert_eq!(second.epoch(), first.epoch().next());
         let refused = claim(&first, &order(first.epoch()), None).await.expect_err("its epoch is over");
         assert!(matches!(refused, ClaimError::NotGranted), "{refused}");
+        let refused = claim(&second, &order(second.epoch()), None).await.expect_err("it was given to the life before");
+        assert!(matches!(refused, ClaimError::NotOwner), "{refused}");
+        let owner = Owner { epoch: second.epoch(), ..owner };
+        store.txn(Txn::default().then(typed::put(keys::owner(VM), &owner))).await.expect("a write");
         claim(&second, &order(second.epoch()), None).await.expect("granted");
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use nix::time::ClockId;
+use vmkeep_core::ha::clock::Now;
 
 /// A shorter sleep moves no guest's clock by more than it drifts anyway.
 const SLEEP_MS_MIN: u64 = 1_000;
@@ -10,6 +11,11 @@ const SLEEP_MS_MIN: u64 = 1_000;
 /// Milliseconds of CLOCK_BOOTTIME: goes on while the host sleeps, never steps.
 pub fn boottime_ms() -> u64 {
     clock_ms(ClockId::CLOCK_BOOTTIME)
+}
+
+/// Both clocks by which a life of the node is measured.
+pub fn now() -> Now {
+    Now { boottime_ms: boottime_ms(), raw_ms: clock_ms(ClockId::CLOCK_MONOTONIC_RAW) }
 }
 
 /// How long the host has slept since its boot.

@@ -1,21 +1,29 @@
 //! The agent's sign of life: one transaction every 3 s, on a thread and a connection of its own, so that neither a busy agent nor
 //! a long listing delays it.
 //!
-//! *If* the last heartbeat is ours, the epoch is this life's, and nobody sealed it, *then* the next heartbeat is written. Refused:
-//! another agent runs under this node's name, or the node was given up; it says so and goes on trying. The store gone: VMs go
-//! on, and it beats again when the store is back.
+//! *If* the last heartbeat is ours, the epoch is this life's, and nobody sealed it, *then* the next heartbeat is written, and only that
+//! answer renews this life, counted from before the question. Sealed: nothing is claimed any more, and the watchdog's guard is told.
+//! Refused otherwise: another agent runs under this node's name; it says so and goes on trying. The store gone: it beats again when
+//! the store is back; an armed host that cannot is reset meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use vmkeep_core::ha::clock::Now;
 use vmkeep_core::health::BEAT_MS;
-use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::host::Heartbeat;
-use vmkeep_types::ids::Revision;
+use vmkeep_types::ids::{Epoch, Revision};
 
+use super::arming::{Arming, Wanted};
+use super::clock;
 use super::node::Node;
+use super::standing::Life;
+
+/// A renewal that was not answered in this time is tried again; its outcome is unknown.
+const ANSWER: Duration = Duration::from_millis(2_500);
 
 /// What the next heartbeat is compared with.
 #[derive(Clone, Debug)]
@@ -27,32 +35,71 @@ struct Last {
     seq: u64,
 }
 
-/// Beats until `stop`.
+/// A heartbeat that was written.
+#[derive(Clone, Debug)]
+struct Beat {
+    last: Last,
+    sent: Now,
+    wanted: Wanted,
+}
+
+/// Beats until `stop`; once more then, because whoever is restarted has the whole of its time for that.
 pub async fn run(store: Arc<dyn Store>, node: Arc<Node>, stop: CancellationToken) {
     let mut tick = interval(Duration::from_millis(BEAT_MS));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<Last> = None;
+    let mut arming = Arming::default();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        last = match beat(store.as_ref(), &node, last).await {
-            Ok(next) => Some(next),
-            Err(Missed::Refused) => {
-                tracing::error!(node = %node.name, "its heartbeat is refused: another agent runs under this name, or the node was given up");
-                None
-            }
-            Err(Missed::Store(error)) => {
-                tracing::warn!(%error, "the store takes no heartbeat; VMs go on");
-                None
-            }
+        let stopped = tokio::select! {
+            () = stop.cancelled() => true,
+            () = node.standing.stirred.notified() => false,
+            _ = tick.tick() => false,
         };
+        last = match node.standing.life() {
+            // One that has not joined yet has no life to renew.
+            Life::Open if node.epoch() > Epoch(0) => turn(store.as_ref(), &node, last.take(), &mut arming).await,
+            Life::Open | Life::Sealed | Life::Closed | Life::Resumed => None,
+        };
+        if stopped {
+            return;
+        }
+    }
+}
+
+/// One renewal, and what follows from it.
+async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut Arming) -> Option<Last> {
+    let late = |_| Err(Missed::Store(StoreError::Unknown("no answer in time".into())));
+    match timeout(ANSWER, beat(store, node, last)).await.unwrap_or_else(late) {
+        Ok(beat) => {
+            node.standing.renewed(beat.sent);
+            node.config.guard.renewed(beat.sent).await;
+            let armed = timeout(ANSWER, arming.step(store, node, &beat.last.life, beat.sent, beat.wanted)).await;
+            if let Ok(Err(error)) = armed {
+                tracing::warn!(%error, "the store does not take how this host would die; it is told again");
+            }
+            Some(beat.last)
+        }
+        Err(Missed::Sealed) => {
+            tracing::error!(node = %node.name, epoch = %node.epoch(), "this life of the node was ended by the cluster: it runs nothing any more");
+            node.config.guard.sealed().await;
+            node.standing.set_life(Life::Sealed);
+            None
+        }
+        Err(Missed::Refused) => {
+            tracing::error!(node = %node.name, "its heartbeat is refused: another agent runs under this name, or the node was given up");
+            None
+        }
+        Err(Missed::Store(error)) => {
+            tracing::warn!(%error, "the store takes no heartbeat");
+            None
+        }
     }
 }
 
 #[derive(Debug)]
 enum Missed {
+    /// This epoch renews no more.
+    Sealed,
     Refused,
     Store(StoreError),
 }
@@ -63,7 +110,7 @@ impl From<StoreError> for Missed {
     }
 }
 
-async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Last, Missed> {
+async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat, Missed> {
     let key = keys::heartbeat(&node.name);
     let last = match last {
         Some(last) => last,
@@ -76,25 +123,36 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Last
     };
     let unchanged = last.at.map_or_else(|| Compare::Absent(key.clone()), |at| Compare::ModifiedAt(key.clone(), at));
     let next = Heartbeat { epoch: node.epoch(), seq: last.seq + 1 };
+    let fence = keys::fence(&node.name, next.epoch);
     let txn = Txn::default()
         .when(unchanged)
         .when(last.life.clone())
-        .when(Compare::Absent(keys::fence(&node.name, next.epoch)))
-        .then(typed::put(key, &next));
+        .when(Compare::Absent(fence.clone()))
+        .then(typed::put(key, &next))
+        .then(Op::Get(keys::HA_DISARM.into()))
+        .otherwise(Op::Get(fence));
+    let sent = clock::now();
     let outcome = store.txn(txn).await?;
-    match outcome.held {
-        Held::Yes => Ok(Last { at: Some(outcome.revision), seq: next.seq, ..last }),
-        Held::No => Err(Missed::Refused),
+    let found = outcome.gets.into_iter().flatten().next();
+    match (outcome.held, found) {
+        (Held::Yes, disarm) => {
+            let wanted = if disarm.is_some() { Wanted::Disarmed } else { Wanted::Yes };
+            Ok(Beat { last: Last { at: Some(outcome.revision), seq: next.seq, ..last }, sent, wanted })
+        }
+        (Held::No, Some(_)) => Err(Missed::Sealed),
+        (Held::No, None) => Err(Missed::Refused),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use vmkeep_store::Op;
     use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::ha::{Armed, WatchdogKind};
     use vmkeep_types::name::Name;
 
-    use super::super::claim::tests::joined;
+    use super::super::claim::tests::{joined, member, order};
+    use super::super::guard::fake::FakeGuard;
+    use super::super::node::Handle;
     use super::*;
 
     #[tokio::test]
@@ -102,15 +160,88 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         let node = joined(&store, dir.path(), "one").await;
-        let first = beat(store.as_ref(), &node, None).await.expect("the first");
+        let first = beat(store.as_ref(), &node, None).await.expect("the first").last;
         beat(store.as_ref(), &node, Some(first.clone())).await.expect("the second");
         assert!(matches!(beat(store.as_ref(), &node, Some(first)).await, Err(Missed::Refused)), "somebody else beat meanwhile");
-        assert_eq!(beat(store.as_ref(), &node, None).await.expect("after a restart").seq, 3);
+        assert_eq!(beat(store.as_ref(), &node, None).await.expect("after a restart").last.seq, 3);
         let second = joined(&store, dir.path(), "two").await;
         assert!(matches!(beat(store.as_ref(), &node, None).await, Err(Missed::Refused)), "its life is over");
         beat(store.as_ref(), &second, None).await.expect("the living one");
         let seal = Op::Put(keys::fence(&Name::known("node1"), second.epoch()), Vec::new());
         store.txn(Txn::default().then(seal)).await.expect("sealed");
-        assert!(matches!(beat(store.as_ref(), &second, None).await, Err(Missed::Refused)), "it is sealed");
+        assert!(matches!(beat(store.as_ref(), &second, None).await, Err(Missed::Sealed)), "it is sealed");
+    }
+
+    async fn put(store: &EmbeddedStore, op: Op) {
+        store.txn(Txn::default().then(op)).await.expect("a write");
+    }
+
+    async fn armed(store: &EmbeddedStore, node: &Node) -> Option<Armed> {
+        typed::get_json(store, &keys::armed(&node.name, node.epoch())).await.expect("a read").map(|kept| kept.value)
+    }
+
+    #[tokio::test]
+    async fn the_watchdog_is_armed_for_the_first_order_and_an_end_is_told_to_its_guard() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (store, guard) = (Arc::new(EmbeddedStore::in_memory().expect("memory")), Arc::new(FakeGuard::default()));
+        let node = member(&store, dir.path(), "one", guard.clone());
+        node.join().await.expect("joined");
+        let mut arming = Arming::default();
+        let mut last = turn(store.as_ref(), &node, None, &mut arming).await;
+        assert_eq!((armed(&store, &node).await, guard.told()), (Some(Armed::None), vec!["renewed".to_owned()]));
+
+        let mut wish = order(node.epoch());
+        wish.spec.ha = Some(serde_json::from_str("{}").expect("a default"));
+        node.standing.note(&wish);
+        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        let watchdog = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind: WatchdogKind::Hardware };
+        assert_eq!(armed(&store, &node).await, Some(watchdog));
+        assert_eq!(node.standing.may_claim(&wish).await, Ok(()));
+
+        put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        assert_eq!(armed(&store, &node).await, Some(Armed::None));
+        put(&store, Op::Delete(keys::HA_DISARM.into())).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        assert_eq!(armed(&store, &node).await, Some(watchdog));
+
+        put(&store, Op::Put(keys::fence(&node.name, node.epoch()), Vec::new())).await;
+        assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_none());
+        assert!(node.standing.may_claim(&wish).await.is_err(), "it is over");
+        let told = ["renewed", "renewed", "arm", "renewed", "disarm", "renewed", "arm", "sealed"];
+        assert_eq!(guard.told(), told);
+    }
+
+    #[tokio::test]
+    async fn a_life_that_was_armed_is_followed_by_the_next_one_only_when_it_is_proved_dead() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let begin = |boot: &'static str| member(&store, dir.path(), boot, Arc::new(FakeGuard::default()));
+        let first = begin("one");
+        first.join().await.expect("joined");
+        let watchdog = Armed::Watchdog { pet_ms: 1, watchdog_ms: 1, kind: WatchdogKind::Hardware };
+        put(&store, typed::put(keys::armed(&first.name, first.epoch()), &watchdog)).await;
+        let again = begin("one");
+        again.join().await.expect("the same boot goes on");
+        assert_eq!(again.epoch(), first.epoch());
+
+        let second = begin("two");
+        assert!(second.join().await.expect_err("it must wait").to_string().contains("waits for the proof"));
+        assert!(store.get(&keys::waiting(&second.name)).await.expect("a read").is_some(), "and says so");
+        assert!(second.awaits_proof().await.expect("a read"));
+        put(&store, Op::Put(keys::fence(&first.name, first.epoch()), Vec::new())).await;
+        assert!(again.join().await.expect_err("sealed").to_string().contains("must be reset"));
+        assert!(second.join().await.is_err(), "a seal is no proof");
+        put(&store, Op::Put(keys::confirmed(&first.name, first.epoch()), Vec::new())).await;
+        assert!(again.join().await.is_err(), "only a reset leads out of it");
+        second.join().await.expect("the next life");
+        assert_eq!(second.epoch(), first.epoch().next());
+        assert!(store.get(&keys::waiting(&second.name)).await.expect("a read").is_none());
+
+        Handle(second.clone()).shutdown_guests().await.expect("nothing runs");
+        assert_eq!(second.standing.life(), Life::Closed);
+        let third = begin("three");
+        third.join().await.expect("the one before said goodbye");
+        assert_eq!(third.epoch(), second.epoch().next());
     }
 }

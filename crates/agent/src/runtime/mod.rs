@@ -12,6 +12,7 @@
 //! does not parse is told and left alone, such a task fails; a worker that panics begins anew from the store.
 
 pub mod apply;
+mod arming;
 pub mod boot;
 pub mod claim;
 pub mod clock;
@@ -19,6 +20,7 @@ mod grant;
 pub mod guard;
 pub mod guest_clock;
 pub mod heartbeat;
+mod joining;
 mod load;
 pub mod migrate;
 mod node;
@@ -26,6 +28,7 @@ mod qemu;
 mod rejoin;
 pub mod remove;
 pub mod report;
+pub mod standing;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -79,6 +82,8 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
 struct Dispatcher {
     node: Arc<Node>,
     workers: BTreeMap<VmId, Arc<Mailbox>>,
+    /// What was reported about VMs whose order is still one of the life before.
+    remembered: BTreeMap<VmId, Seen>,
     tasks: BTreeMap<OperationId, CancellationToken>,
     /// Migrations that this node has a part in.
     moves: BTreeMap<VmId, watch::Sender<MoveOrder>>,
@@ -91,6 +96,7 @@ impl Dispatcher {
         Self {
             node,
             workers: BTreeMap::new(),
+            remembered: BTreeMap::new(),
             tasks: BTreeMap::new(),
             moves: BTreeMap::new(),
             running: TaskTracker::new(),
@@ -106,12 +112,16 @@ impl Dispatcher {
         let mut watch: Watch = self.node.store.watch(&prefix, listing.revision.next()).await?;
         self.begin(&listing.items);
         self.running.spawn(rejoin::tell(self.node.clone(), self.stop.clone()));
+        let node = self.node.clone();
         let mut sleep = SleepWatch::new(slept_ms());
         let mut sleep_look = tokio::time::interval(SLEEP_LOOK);
         sleep_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
+                () = node.standing.over() => {
+                    return Err(StoreError::Unavailable("this life of the node is over".into()));
+                }
                 batch = watch.recv() => {
                     let closed = || Err(StoreError::Unavailable("the watch was closed".into()));
                     self.take_in(batch.unwrap_or_else(closed)?);
@@ -143,9 +153,9 @@ impl Dispatcher {
             }
         }
         self.node.board.enrol(&orders, &seen, &self.node.boot_id);
-        for (id, order) in orders {
-            self.hand_over(order, seen.remove(&id));
-        }
+        self.node.standing.forget_all();
+        self.remembered = seen;
+        orders.into_values().for_each(|order| self.hand_over(order));
         for kv in items {
             match kind_of(&kv.key) {
                 Some(("task", _)) => self.readable(kv).into_iter().for_each(|task| self.begin_task(task)),
@@ -170,15 +180,16 @@ impl Dispatcher {
         for change in batch.changes {
             match change {
                 Change::Put(kv) => match kind_of(&kv.key) {
-                    Some(("order", _)) => self.readable(&kv).into_iter().for_each(|order| self.hand_over(order, None)),
+                    Some(("order", _)) => self.readable(&kv).into_iter().for_each(|order| self.hand_over(order)),
                     Some(("task", _)) => self.readable(&kv).into_iter().for_each(|task| self.begin_task(task)),
                     Some(("move", _)) => self.readable(&kv).into_iter().for_each(|order| self.begin_move(order, None)),
                     _ => {}
                 },
                 Change::Deleted { key, .. } => match kind_of(&key) {
-                    Some(("order", id)) => {
-                        id.parse().ok().and_then(|id: VmId| self.workers.remove(&id)).into_iter().for_each(|w| w.retire())
-                    }
+                    Some(("order", id)) => id.parse().into_iter().for_each(|id: VmId| {
+                        self.node.standing.forget(id);
+                        self.workers.remove(&id).into_iter().for_each(|worker| worker.retire());
+                    }),
                     // Its task ends with its channel.
                     Some(("move", id)) => drop(id.parse().ok().and_then(|id: VmId| self.moves.remove(&id))),
                     Some(("task", id)) => {
@@ -190,13 +201,19 @@ impl Dispatcher {
         }
     }
 
-    fn hand_over(&mut self, order: Order, seen: Option<Seen>) {
+    /// An order of the life before is not obeyed: what it names may be on its way to another node. The leader renews it.
+    fn hand_over(&mut self, order: Order) {
+        if order.epoch != self.node.epoch() {
+            return;
+        }
+        self.node.standing.note(&order);
         if let Some(mailbox) = self.workers.get(&order.vm) {
             mailbox.order(order);
             return;
         }
         let mailbox = Arc::new(Mailbox::new(order.clone()));
         self.workers.insert(order.vm, mailbox.clone());
+        let seen = self.remembered.remove(&order.vm);
         self.running.spawn(worker::keep(self.node.clone(), mailbox, seen, self.stop.clone()));
     }
 

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use vmkeep_core::ha::life::{Before, Boot};
 use vmkeep_core::health::SUSPECT_MS;
-use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::cluster::Incarnation;
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::host::{KvmState, NodeFacts, NodeOffers};
-use vmkeep_types::ids::Epoch;
+use vmkeep_types::ha::Armed;
+use vmkeep_types::host::{EpochRecord, KvmState, NodeFacts, NodeOffers};
+use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
@@ -21,6 +24,9 @@ use vmkeep_types::units::ByteCount;
 use super::boot::BootBoard;
 use super::clock::BootId;
 use super::grant::Grants;
+use super::guard::{Guard, Opened};
+use super::standing::{Life, Standing, Watchdog};
+use super::{arming, joining};
 use crate::domain::HostProfile;
 use crate::host::offers;
 use crate::http;
@@ -33,6 +39,9 @@ use crate::pool::{self, Pool};
 const STARTS_AT_ONCE: usize = 8;
 /// Image work (convert, build) at once: each of them can fill a disk's bandwidth.
 const IMAGE_TASKS_AT_ONCE: usize = 2;
+
+/// For the goodbye of a host that goes down.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a node is set up.
 #[derive(Clone)]
@@ -58,6 +67,8 @@ pub struct AgentConfig {
     pub peers: Option<Arc<dyn Peers>>,
     /// Where image URLs may lead.
     pub reach: Reach,
+    /// What would reset this host.
+    pub guard: Arc<dyn Guard>,
 }
 
 /// Whether what was found out before is good enough.
@@ -81,6 +92,7 @@ pub struct Node {
     pub image_tasks: Semaphore,
     /// Start orders at and above this one go down with the host; None = the host is up.
     pub going_down: watch::Sender<Option<u16>>,
+    pub standing: Standing,
     epoch: Mutex<Epoch>,
     profile: tokio::sync::Mutex<Option<Arc<HostProfile>>>,
     pools: Mutex<Pools>,
@@ -90,20 +102,6 @@ pub struct Node {
     pub fetch_turn: tokio::sync::Mutex<()>,
     /// Held while a network is made.
     network_turn: tokio::sync::Mutex<()>,
-}
-
-/// How a node would die when it must; written before its first claim and never changed within an epoch.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct Armed {
-    /// `none`: one host, nobody waits for its death.
-    mode: String,
-}
-
-/// One life of the node.
-#[derive(Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-struct EpochRecord {
-    epoch: Epoch,
-    boot_id: String,
 }
 
 impl Node {
@@ -129,6 +127,7 @@ impl Node {
             starts: Semaphore::new(STARTS_AT_ONCE),
             image_tasks: Semaphore::new(IMAGE_TASKS_AT_ONCE),
             going_down: watch::Sender::new(down),
+            standing: Standing::default(),
             epoch: Mutex::new(Epoch(0)),
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
@@ -143,19 +142,28 @@ impl Node {
         *self.epoch.lock().expect("no panic holds this lock")
     }
 
-    /// Begins or goes on with this node's epoch: the same boot id keeps it, a new one begins the next.
+    /// Begins or goes on with this node's epoch: the same boot id keeps it, a new one begins the next. A life that was armed ends in a
+    /// proof that others wait for, and so does one that was sealed.
     pub async fn join(&self) -> Result<(), StoreError> {
         let key = keys::epoch(&self.name);
         let old = self.store.get(&key).await?;
         let record: Option<EpochRecord> = old.as_ref().map(typed::decode).transpose()?;
-        if record.as_ref().is_some_and(|record| record.boot_id != self.boot_id) && self.config.peers.is_some() {
-            self.wait_for_silence().await?;
-        }
+        let before = match &record {
+            Some(record) => Some(self.before(record).await?),
+            None => None,
+        };
+        let proof = match (&record, &before) {
+            (Some(record), Some(before)) => {
+                joining::judge(self, record, old.as_ref().map_or(Revision(0), |kv| kv.modified), before).await?
+            }
+            _ => None,
+        };
         // A restored store begins epochs anew, above all that it may have forgotten.
         let incarnation = typed::get_json::<Incarnation>(self.store.as_ref(), keys::CLUSTER_INCARNATION).await?;
         let first = Epoch::first_of(incarnation.as_ref().map_or(0, |incarnation| incarnation.value.number));
+        let goes_on = before.as_ref().is_some_and(|before| before.boot == Boot::This && !before.closed && !before.sealed);
         let epoch = match record {
-            Some(record) if record.boot_id == self.boot_id => record.epoch.max(first),
+            Some(record) if goes_on => record.epoch.max(first),
             Some(record) => record.epoch.next().max(first),
             None => first,
         };
@@ -163,12 +171,15 @@ impl Node {
         let same = |at| Compare::ModifiedAt(keys::CLUSTER_INCARNATION.into(), at);
         let incarnation = incarnation.map_or_else(|| Compare::Absent(keys::CLUSTER_INCARNATION.into()), |found| same(found.modified));
         let armed = keys::armed(&self.name, epoch);
-        let mut txn =
-            Txn::default().when(guard).when(incarnation).then(typed::put(key, &EpochRecord { epoch, boot_id: self.boot_id.clone() }));
-        // Others may count on it from the first claim on: within an epoch it does not change.
-        txn = match self.store.get(&armed).await? {
+        let record = EpochRecord { epoch, boot_id: self.boot_id.clone(), closed: false };
+        let mut txn = Txn::default().when(guard).when(incarnation).then(typed::put(key, &record));
+        txn = txn.then(Op::Delete(keys::waiting(&self.name)));
+        txn.compare.extend(proof);
+        // Others may count on it from the first claim on.
+        let known = typed::get_json::<Armed>(self.store.as_ref(), &armed).await?;
+        txn = match &known {
             Some(_) => txn.when(Compare::Present(armed)),
-            None => txn.when(Compare::Absent(armed.clone())).then(typed::put(armed, &Armed { mode: "none".into() })),
+            None => txn.when(Compare::Absent(armed.clone())).then(typed::put(armed, &Armed::None)),
         };
         // A store with members takes no others: a node that was taken out stays out.
         if self.store.get(keys::CLUSTER_ID).await?.is_some() {
@@ -179,12 +190,40 @@ impl Node {
             return Err(StoreError::Unavailable(format!("another agent joined as {who}, or {who} is no member any more")));
         }
         *self.epoch.lock().expect("no panic holds this lock") = epoch;
+        // The guard lives on beside us and is armed: only a renewal tells it anything.
+        self.standing.begin(match known.map(|known| known.value) {
+            Some(Armed::Watchdog { pet_ms, watchdog_ms, kind }) => Watchdog::Armed(Opened { kind, pet_ms, watchdog_ms }),
+            Some(Armed::None) | None => Watchdog::Idle,
+        });
         self.refresh_facts().await
+    }
+
+    /// Is the life before one whose end must be proved before this boot begins its own?
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn awaits_proof(&self) -> Result<bool, StoreError> {
+        let Some(record) = typed::get_json::<EpochRecord>(self.store.as_ref(), &keys::epoch(&self.name)).await? else { return Ok(false) };
+        let before = self.before(&record.value).await?;
+        Ok(self.epoch() < record.value.epoch && !before.closed && (before.armed || before.sealed))
+    }
+
+    /// The epoch that stands in the store.
+    async fn before(&self, record: &EpochRecord) -> Result<Before, StoreError> {
+        let (store, epoch) = (self.store.as_ref(), record.epoch);
+        let armed = typed::get_json::<Armed>(store, &keys::armed(&self.name, epoch)).await?;
+        Ok(Before {
+            boot: if record.boot_id == self.boot_id { Boot::This } else { Boot::Another },
+            closed: record.closed,
+            sealed: store.get(&keys::fence(&self.name, epoch)).await?.is_some(),
+            confirmed: store.get(&keys::confirmed(&self.name, epoch)).await?.is_some(),
+            armed: armed.is_some_and(|armed| armed.value != Armed::None),
+        })
     }
 
     /// A boot of this host ends the life before it, unless that was another host's: a cloned disk has the same name and
     /// certificate. Its heartbeat would go on.
-    async fn wait_for_silence(&self) -> Result<(), StoreError> {
+    pub(super) async fn wait_for_silence(&self) -> Result<(), StoreError> {
         let key = keys::heartbeat(&self.name);
         let Some(before) = self.store.get(&key).await? else { return Ok(()) };
         tracing::info!(node = %self.name, "a new boot: looking whether nobody else runs under this name");
@@ -193,6 +232,37 @@ impl Node {
             return Err(StoreError::Unavailable(format!("another host runs as {} and lives: its heartbeat goes on", self.name)));
         }
         Ok(())
+    }
+
+    /// The host goes down and runs nothing any more: this life ends in order, so that nobody takes it for a death, and the watchdog
+    /// closes. What cannot be told is taken for a death, which is safe.
+    async fn say_goodbye(&self) {
+        let shared = self.config.peers.is_some();
+        if !shared || self.standing.life() != Life::Open {
+            return;
+        }
+        match timeout(GOODBYE, self.close_life()).await {
+            Ok(Ok(Held::Yes)) => arming::close(self).await,
+            Ok(Ok(Held::No)) => tracing::warn!(node = %self.name, "this life was over before its goodbye"),
+            Ok(Err(error)) => tracing::warn!(node = %self.name, %error, "the goodbye is not told; the others will take this host for dead"),
+            Err(_) => tracing::warn!(node = %self.name, "the store does not take the goodbye; the others will take this host for dead"),
+        }
+    }
+
+    async fn close_life(&self) -> Result<Held, StoreError> {
+        let Some(life) = self.this_life().await? else { return Ok(Held::No) };
+        let epoch = self.epoch();
+        let record = EpochRecord { epoch, boot_id: self.boot_id.clone(), closed: true };
+        let txn = Txn::default()
+            .when(life)
+            .when(Compare::Absent(keys::fence(&self.name, epoch)))
+            .then(typed::put(keys::epoch(&self.name), &record))
+            .then(typed::put(keys::armed(&self.name, epoch), &Armed::None));
+        // From before it on: no claim may begin that the goodbye does not know of.
+        self.standing.set_life(Life::Closed);
+        let held = self.store.txn(txn).await?.held;
+        tracing::info!(node = %self.name, %epoch, ?held, "this life says goodbye");
+        Ok(held)
     }
 
     /// The compare that holds as long as the node's epoch is the one of this agent; None when it is another already.
@@ -205,7 +275,7 @@ impl Node {
         let key = keys::epoch(&self.name);
         let Some(kv) = store.get(&key).await? else { return Ok(None) };
         let record: EpochRecord = typed::decode(&kv)?;
-        let ours = record.epoch == self.epoch() && record.boot_id == self.boot_id;
+        let ours = record.epoch == self.epoch() && record.boot_id == self.boot_id && !record.closed;
         Ok(ours.then_some(Compare::ModifiedAt(key, kv.modified)))
     }
 
@@ -331,6 +401,7 @@ impl Handle {
             self.wait_until_off(order).await?;
         }
         node.going_down.send_replace(Some(0));
+        node.say_goodbye().await;
         Ok(())
     }
 
@@ -338,6 +409,9 @@ impl Handle {
     pub fn resume_guests(&self) {
         let _ = std::fs::remove_file(going_down_mark(&self.0.config.run_dir));
         self.0.going_down.send_replace(None);
+        if self.0.standing.life() == Life::Closed {
+            self.0.standing.set_life(Life::Resumed);
+        }
     }
 
     async fn wait_until_off(&self, order: u16) -> Result<(), Error> {

@@ -64,6 +64,7 @@ impl Bed {
             migration: None,
             peers: None,
             reach: Reach::Others,
+            guard: Arc::new(guard::NoGuard),
         })
         .expect("a boot id");
         let stop = CancellationToken::new();

@@ -93,6 +93,7 @@ impl Host {
             migration: None,
             peers: None,
             reach: Reach::Others,
+            guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
             name,
         })?;
         node.join().await?;

@@ -18,6 +18,7 @@ use vmkeep_agent::hypervisor::fake::FakeHypervisor;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::image::{Peers, Reach};
 use vmkeep_agent::runtime::clock::BootId;
+use vmkeep_agent::runtime::guard::NoGuard;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_store::etcd::EtcdConfig;
 use vmkeep_types::migration::MigrationAddress;
@@ -80,6 +81,7 @@ impl Compute {
             migration: migration(part),
             peers: part.mtls.clone().map(|mtls| mtls as Arc<dyn Peers>),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
+            guard: Arc::new(NoGuard),
         })?;
         let (resets, stop) = (node.clone(), part.shutdown.clone());
         tokio::spawn(async move { fenced::tell(&resets, Path::new(fenced::FILE), stop).await });
@@ -101,7 +103,13 @@ impl Compute {
             guests: Arc::new(Handle(node.clone())),
             wishes: Arc::new(Handle(node.clone())),
         }));
-        node.join().await.context("the node cannot join its store")?;
+        if let Err(error) = node.join().await {
+            // Its life before must be proved dead first; the agent goes on trying.
+            if !node.awaits_proof().await.unwrap_or(false) {
+                return Err(error).context("the node cannot join its store");
+            }
+            tracing::warn!(%error, "the node joins later");
+        }
         Ok(Self { node, router })
     }
 

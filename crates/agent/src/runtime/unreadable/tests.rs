@@ -33,6 +33,7 @@ async fn what_does_not_parse_is_told_and_keeps_nobody_from_work() {
         migration: None,
         peers: None,
         reach: crate::image::Reach::default(),
+        guard: Arc::new(crate::runtime::guard::NoGuard),
     })
     .expect("a node");
     let id = || OperationId(uuid::Uuid::new_v4());

@@ -1,0 +1,111 @@
+//! The watchdog is armed exactly while the node has orders for highly available VMs, and what others may count on is written first
+//! when it goes off, last when it goes on.
+//!
+//! ```text
+//!  idle ── first order ─► guard opens it ─► armed/E = watchdog ─► claims        no order for a while, disarmed, host leaves
+//!   ▲                                                                              │
+//!   └────────────────── guard closes it ◄── armed/E = none, in one transaction ◄──┘
+//! ```
+//! Each step is taken after a renewal that succeeded and is taken again when it was cut off.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use vmkeep_core::ha::clock::Now;
+use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::ha::Armed;
+
+use super::node::Node;
+use super::standing::Watchdog;
+
+/// A node that owns nothing stays armed for so long: VMs come and go.
+const IDLE_BEFORE_DISARM: Duration = Duration::from_secs(10);
+/// Between two looks for a watchdog that was not usable.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Does the cluster want watchdogs at all?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Yes,
+    /// High availability is disarmed.
+    Disarmed,
+}
+
+#[derive(Default)]
+pub struct Arming {
+    idle_since: Option<Instant>,
+    looked: Option<Instant>,
+}
+
+impl Arming {
+    /// After a renewal that was sent at `sent`. `life`: the compare that this life is still the node's.
+    ///
+    /// # Errors
+    /// The store's; the next renewal goes on from there.
+    pub async fn step(&mut self, store: &dyn Store, node: &Node, life: &Compare, sent: Now, wanted: Wanted) -> Result<(), StoreError> {
+        let wants = wanted == Wanted::Yes && node.standing.owns_protected();
+        let now = Instant::now();
+        self.idle_since = if wants { None } else { self.idle_since.or(Some(now)) };
+        let idle = self.idle_since.is_some_and(|since| now.duration_since(since) >= IDLE_BEFORE_DISARM) || wanted == Wanted::Disarmed;
+        match node.standing.now().watchdog {
+            Watchdog::Idle if wants => self.arm(store, node, life, sent).await,
+            Watchdog::Unusable(_) if wants && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK_AGAIN) => {
+                self.arm(store, node, life, sent).await
+            }
+            Watchdog::Unusable(_) if !wants => {
+                node.standing.set_watchdog(Watchdog::Idle);
+                Ok(())
+            }
+            Watchdog::Armed(_) if idle => disarm(store, node, life, wanted).await,
+            Watchdog::Idle | Watchdog::Unusable(_) | Watchdog::Armed(_) => Ok(()),
+        }
+    }
+
+    async fn arm(&mut self, store: &dyn Store, node: &Node, life: &Compare, sent: Now) -> Result<(), StoreError> {
+        self.looked = Some(Instant::now());
+        let opened = match node.config.guard.arm(sent).await {
+            Ok(opened) => opened,
+            Err(why) => {
+                tracing::warn!(node = %node.name, why, "no watchdog: its highly available VMs are recovered only by STONITH or a person's word");
+                node.standing.set_watchdog(Watchdog::Unusable(why));
+                return Ok(());
+            }
+        };
+        let armed = Armed::Watchdog { pet_ms: opened.pet_ms, watchdog_ms: opened.watchdog_ms, kind: opened.kind };
+        let txn = in_this_life(node, life).when(Compare::Absent(keys::HA_DISARM.into()));
+        let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &armed))).await?;
+        if outcome.held == Held::Yes {
+            tracing::info!(node = %node.name, ?opened, "the watchdog is armed: this host is reset when it loses the cluster");
+        }
+        // Sealed (the next renewal tells) or disarmed: an open watchdog is closed by a transaction, as always.
+        node.standing.set_watchdog(Watchdog::Armed(opened));
+        Ok(())
+    }
+}
+
+fn in_this_life(node: &Node, life: &Compare) -> Txn {
+    Txn::default().when(life.clone()).when(Compare::Absent(keys::fence(&node.name, node.epoch())))
+}
+
+async fn disarm(store: &dyn Store, node: &Node, life: &Compare, wanted: Wanted) -> Result<(), StoreError> {
+    let mut txn = in_this_life(node, life);
+    if wanted == Wanted::Disarmed {
+        txn = txn.when(Compare::Present(keys::HA_DISARM.into()));
+    }
+    let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &Armed::None))).await?;
+    if outcome.held == Held::Yes {
+        close(node).await;
+    }
+    Ok(())
+}
+
+/// After the transaction that shows that nobody waits for this host's reset.
+pub async fn close(node: &Node) {
+    match node.config.guard.disarm().await {
+        Ok(()) => {
+            tracing::info!(node = %node.name, "the watchdog is disarmed");
+            node.standing.set_watchdog(Watchdog::Idle);
+        }
+        Err(why) => tracing::error!(node = %node.name, why, "the watchdog does not close; it is asked again"),
+    }
+}
