@@ -13,6 +13,7 @@
 pub mod body;
 pub mod client;
 pub mod follow;
+pub mod ha;
 pub mod openapi;
 pub mod place;
 pub mod problem;

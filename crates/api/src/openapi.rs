@@ -19,6 +19,7 @@ use vmkeep_types::stonith::{FenceSpec, FenceTest, FenceView};
 use vmkeep_types::vm::VmSpec;
 
 use crate::body::*;
+use crate::ha::{ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaStatus};
 use crate::place::{BalanceAnswer, CapacityAnswer, DrainRequest, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
 use crate::problem;
 use crate::routes::{Method, ROUTES, Route, Shape};
@@ -53,12 +54,18 @@ schemas! {
     "ClusterRecover" ClusterRecover,
     "ClusterRecovering" ClusterRecovering,
     "ClusterView" ClusterView,
+    "ConfirmDead" ConfirmDead,
     "EventView" EventView,
     "ExecAnswer" ExecAnswer,
     "ExecRequest" ExecRequest,
     "FenceSpec" FenceSpec,
     "FenceTest" FenceTest,
     "FenceView" FenceView,
+    "HaCheck" HaCheck,
+    "HaDisarm" HaDisarm,
+    "HaForecast" HaForecast,
+    "HaHistory" HaHistory,
+    "HaStatus" HaStatus,
     "HostCheck" HostCheck,
     "ImageSpec" ImageSpec,
     "ImageView" ImageView,

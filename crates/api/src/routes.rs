@@ -113,6 +113,7 @@ routes! {
     "vm.put" Put "/v1/vms/{name}" Project Operator ("VmSpec") ("Accepted") Accepted "Create or replace a VM's wish; If-Match guards it";
     "vm.delete" Delete "/v1/vms/{name}" Project Operator () ("Accepted") Accepted "Delete a VM; ?keep_disks=true keeps its volumes";
     "vm.action" Post "/v1/vms/{name}/actions/{action}" Project Operator ("ActionRequest") ("Accepted") Accepted "start, stop, kill, restart, reboot, reset, pause, resume, rename, clone, release, migrate";
+    "vm.forecast" Get "/v1/vms/{name}/forecast" Project Viewer () ("HaForecast") Json "What would become of a VM if its host died now";
     "vm.movable" Get "/v1/vms/{name}/movable" Project Viewer () ("MovableAnswer") Json "What keeps a VM from moving to another node";
     "vm.adopt" Post "/v1/adopt" Project Admin ("AdoptRequest") ("Accepted") Accepted "Take over an existing libvirt domain without stopping it";
     "vm.xml" Get "/v1/vms/{name}/xml" Project Viewer () ("XmlAnswer") Json "The domain XML libvirt has";
@@ -183,6 +184,12 @@ routes! {
     "cluster.remove" Delete "/v1/cluster/members/{name}" Cluster Admin () () Json "Take a dead member out";
     "cluster.backup" Post "/v1/cluster/backup" Cluster Admin () ("ClusterBackup") Json "Copy etcd's database to a file on the node that answers";
     "cluster.defrag" Post "/v1/cluster/defrag" Cluster Admin () () Json "Give disk space of etcd back, one member after the other";
+    "ha.status" Get "/v1/ha" Cluster Viewer () ("HaStatus") Json "Who would be reset, who decides, and which VMs wait for another host";
+    "ha.check" Get "/v1/ha/check" Cluster Viewer () ("HaCheck") Json "What would become of each highly available VM if its host died now";
+    "ha.history" Get "/v1/ha/history" Cluster Viewer () ("HaHistory") Json "Hosts that died, and what became of their VMs";
+    "ha.disarm" Post "/v1/ha/disarm" Cluster Admin ("HaDisarm") () Json "Fence and recover nothing for a while; VMs run on";
+    "ha.arm" Post "/v1/ha/arm" Cluster Admin () () Json "Fence and recover again";
+    "ha.confirm-dead" Post "/v1/ha/nodes/{name}/confirm-dead" Cluster Admin ("ConfirmDead") () Json "Say that a silent host is dead, so that its VMs run elsewhere";
     "version" Get "/v1/version" Cluster Viewer () ("VersionAnswer") Json "Versions";
     "schema" Get "/v1/schema" Cluster Viewer () () Json "JSON schema of the manifests";
     "openapi" Get "/v1/openapi.json" Cluster Viewer () () Json "This contract as OpenAPI 3.1";

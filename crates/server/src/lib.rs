@@ -16,6 +16,7 @@
 //! | [`reconcile`] | the leader's loop |
 //! | [`auth`], [`audit`] | tokens and the log of who changed what |
 //! | [`stonith`] | fence agents: a node's power, cut from outside |
+//! | `clock` | how this host measures the silence of others |
 //! | [`streams`] | how many event streams one caller has |
 //! | [`gate`] | the way to a node's own router |
 
@@ -23,6 +24,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 pub mod cache;
+mod clock;
 pub mod cluster;
 pub mod context;
 pub mod feed;

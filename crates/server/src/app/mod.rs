@@ -5,6 +5,7 @@ pub mod ask;
 pub mod cluster;
 pub mod drain;
 pub mod event;
+pub mod ha;
 pub mod image;
 mod index;
 pub mod leaving;

@@ -41,6 +41,7 @@ pub async fn handle(mut call: Call) -> Answer {
         "op" | "event" => history(call).await,
         "token" => tokens(call).await,
         "cluster" => super::cluster::cluster(call).await,
+        "ha" => super::ha::ha(call).await,
         "node" => nodes(call).await,
         "fence" => fences(call).await,
         "place" => placement(call).await,
@@ -102,6 +103,7 @@ async fn vms(mut call: Call) -> Answer {
             call.server.metrics.operation(&op.kind);
             Ok(respond::accepted_with(op, vm::start_warnings(call.store(), &call.ask.project, &name).await?))
         }
+        "vm.forecast" => Ok(respond::json(&app::ha::check_vm(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
         "vm.explain" => placement(call).await,

@@ -10,6 +10,7 @@
 mod call;
 mod cluster;
 mod found;
+mod ha;
 mod handlers;
 mod host;
 mod respond;

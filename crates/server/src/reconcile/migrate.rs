@@ -49,6 +49,9 @@ pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Option<Txn> {
         return Some(drop_record(kept, view, Error::conflict("the VM has no node"), now));
     };
     let going = Going { view, kept, m: &kept.value, record, owner, now };
+    if view.confirmed.contains_key(&(owner.value.node.clone(), owner.value.epoch)) {
+        return Some(going.give_up());
+    }
     if kept.value.phase == MovePhase::Asked { going.begin() } else { going.go_on() }
 }
 
@@ -164,6 +167,12 @@ impl Going<'_> {
     fn blocked(&self, why: &str) -> Option<Txn> {
         let op = self.view.ops.get(&self.m.op).filter(|op| op.value.blocked.as_deref() != Some(why))?;
         Some(replace_op(op, &Operation { blocked: Some(why.to_owned()), ..op.value.clone() }))
+    }
+
+    /// Whoever has the guest is dead. It begins anew elsewhere, or waits for its node; nobody resumes what has arrived.
+    fn give_up(&self) -> Txn {
+        let dead = Error::new(Code::Unavailable, format!("{} is dead", self.owner.value.node));
+        self.end(if self.m.phase == MovePhase::Arriving { End::Lost(dead) } else { End::Stayed(dead) })
     }
 
     /// Chooses the way, or says why there is none.

@@ -10,6 +10,7 @@
 //! from a listing.
 
 pub mod drain;
+pub mod ha;
 pub mod migrate;
 pub mod pulse;
 pub mod recovery;
@@ -22,10 +23,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use vmkeep_core::ha::vigil::PowerIs;
 use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 
+use ha::Desk;
 use pulse::Pulse;
 use view::{ClusterView, Touched};
 
@@ -39,13 +42,19 @@ const REST: Duration = Duration::from_secs(1);
 /// Housekeeping of old operations and events.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 
-/// Leads whenever it can, until shutdown.
-pub async fn run(store: Arc<dyn Store>, candidate: Name, shutdown: CancellationToken) {
+/// Leads whenever it can, until shutdown; hears the nodes all the time.
+pub async fn run(store: Arc<dyn Store>, candidate: Name, desk: Arc<Desk>, shutdown: CancellationToken) {
+    let ears = tokio::spawn(ha::ears::run(store.clone(), desk.clone(), candidate.clone(), shutdown.clone()));
+    lead_when_it_can(&store, &candidate, &desk, &shutdown).await;
+    let _ = ears.await;
+}
+
+async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<Desk>, shutdown: &CancellationToken) {
     while !shutdown.is_cancelled() {
         match store.lead(candidate.as_str(), LEAD_TTL).await {
             Ok(Some(lead)) => {
                 tracing::info!(%candidate, "leads");
-                let ended = lead_until_it_ends(store.as_ref(), candidate.as_str(), &lead, &shutdown).await;
+                let ended = lead_until_it_ends(store.as_ref(), candidate.as_str(), &lead, desk, shutdown).await;
                 if let Err(error) = ended {
                     tracing::warn!(%error, "leading ended; starting over from a listing");
                 }
@@ -64,7 +73,13 @@ pub async fn run(store: Arc<dyn Store>, candidate: Name, shutdown: CancellationT
     }
 }
 
-async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadership, shutdown: &CancellationToken) -> Result<(), StoreError> {
+async fn lead_until_it_ends(
+    store: &dyn Store,
+    candidate: &str,
+    lead: &Leadership,
+    desk: &Arc<Desk>,
+    shutdown: &CancellationToken,
+) -> Result<(), StoreError> {
     let listing = store.list_many(&view::PREFIXES).await?;
     let mut watch = store.watch("", listing.revision.next()).await?;
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
@@ -91,12 +106,57 @@ async fn lead_until_it_ends(store: &dyn Store, candidate: &str, lead: &Leadershi
                     crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
                 }
             }
-            _ = beat.tick() => for txn in pulse.look(&view, Instant::now(), jiff::Timestamp::now()) {
-                store.txn(txn.when(still_leading(lead))).await?;
-            },
+            _ = beat.tick() => {
+                for txn in pulse.look(&view, Instant::now(), jiff::Timestamp::now()) {
+                    store.txn(txn.when(still_leading(lead))).await?;
+                }
+                look_after_nodes(store, lead, &mut view, desk).await?;
+            }
             batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
         }
     }
+}
+
+/// Who is dead, and which of their VMs get another node now.
+async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Arc<Desk>) -> Result<(), StoreError> {
+    let now = jiff::Timestamp::now();
+    let todo = desk.look(view, now);
+    for txn in todo.txns.into_iter().chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view)) {
+        store.txn(txn.when(still_leading(lead))).await?;
+    }
+    for node in todo.pings {
+        let address = view.nodes.get(&node).and_then(|keys| keys.facts.as_ref()?.value.address.clone());
+        let desk = desk.clone();
+        tokio::spawn(async move {
+            if let Some(address) = address
+                && ha::ears::answers(&address).await
+            {
+                desk.pong(&node);
+            }
+        });
+    }
+    for (node, epoch) in todo.cuts {
+        let desk = desk.clone();
+        tokio::spawn(async move {
+            let cut = desk.power().cut(&node).await;
+            let power =
+                cut.inspect_err(|why| tracing::error!(%node, why, "its power is not cut")).map_or(PowerIs::Unknown, |()| PowerIs::Off);
+            desk.power_cut(&node, epoch, power);
+        });
+    }
+    rescue(store, lead, view, desk).await
+}
+
+async fn rescue(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Desk) -> Result<(), StoreError> {
+    for (vm, txn) in desk.rescue(view, jiff::Timestamp::now()) {
+        if let Some(owner) = vm::owner_written(vm, &txn) {
+            view.take_seat(&owner);
+        }
+        if store.txn(txn.when(still_leading(lead))).await?.held == Held::No {
+            view.give_back(vm);
+        }
+    }
+    Ok(())
 }
 
 fn still_leading(lead: &Leadership) -> Compare {

@@ -13,8 +13,9 @@ use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::drain::Drain;
 use vmkeep_types::event::Event;
-use vmkeep_types::host::{NodeFacts, NodeState};
-use vmkeep_types::ids::{ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
+use vmkeep_types::ha::{Armed, Confirmed, Disarm, Fence, Incident, Rescue};
+use vmkeep_types::host::{EpochRecord, NodeFacts, NodeState};
+use vmkeep_types::ids::{Epoch, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::{Migration, MoveOrder, MoveSeen};
 use vmkeep_types::name::Name;
@@ -49,6 +50,12 @@ pub struct NodeKeys {
     pub record: Option<Kept<NodeRecord>>,
     /// Where its last heartbeat stands.
     pub beat: Option<Revision>,
+    /// Its epoch.
+    pub life: Option<Kept<EpochRecord>>,
+    /// How each of its epochs would die, or would have.
+    pub armed: BTreeMap<Epoch, Kept<Armed>>,
+    /// A new boot waits for the proof that the one before has ended.
+    pub waiting: bool,
     /// What it told a store that was restored.
     pub rejoined: Option<Kept<Rejoined>>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
@@ -83,6 +90,15 @@ pub struct ClusterView {
     pub nodes: BTreeMap<Name, NodeKeys>,
     /// What the leader said last of their health.
     pub states: BTreeMap<Name, Kept<NodeState>>,
+    /// Epochs that renew no more.
+    pub fences: BTreeMap<(Name, Epoch), Kept<Fence>>,
+    /// Epochs that are dead.
+    pub confirmed: BTreeMap<(Name, Epoch), Kept<Confirmed>>,
+    /// High availability is switched off.
+    pub disarmed: Option<Kept<Disarm>>,
+    /// Deaths of nodes, and VMs that had to go elsewhere then, by key; for the history.
+    pub incidents: BTreeMap<String, Kept<Incident>>,
+    pub rescues: BTreeMap<String, Kept<Rescue>>,
     /// There while it is not known what runs where.
     pub recovery: Option<Kept<Recovery>>,
     /// Which life of the cluster it is.
@@ -119,7 +135,10 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 17] = [
+pub const PREFIXES: [&str; 20] = [
+    keys::ALL_HA,
+    keys::ALL_FENCES,
+    keys::ALL_CONFIRMED,
     keys::CLUSTER_INCARNATION,
     keys::CLUSTER_RECOVERY,
     keys::ALL_VMS,
@@ -199,6 +218,12 @@ impl ClusterView {
             ["n", node, ..] => self.put_node(node, &parts[2..], kv, touched),
             ["joined", node] => self.joined.extend(node.parse::<Name>()),
             ["state", node] => self.put_state(node, decode(kv), touched),
+            ["fence", node, epoch] => self.fences.extend(life(node, epoch).zip(decode(kv))),
+            ["confirmed", node, epoch] => {
+                self.confirmed.extend(life(node, epoch).zip(decode(kv)));
+                self.touch_owned(node, touched);
+            }
+            ["cluster", "ha", ..] => self.put_ha(&parts[2..], kv),
             ["cluster", "recovery"] => self.recovery = decode(kv),
             ["cluster", "incarnation"] => self.incarnation = decode(kv).map_or(0, |kept: Kept<Incarnation>| kept.value.number),
             _ => {}
@@ -215,6 +240,9 @@ impl ClusterView {
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
             ["hb"] => keys.beat = Some(kv.modified),
+            ["epoch"] => keys.life = decode(kv),
+            ["armed", epoch] => keys.armed.extend(epoch.parse().ok().map(Epoch).zip(decode(kv))),
+            ["waiting"] => keys.waiting = true,
             ["rejoined"] => keys.rejoined = decode(kv),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -263,6 +291,11 @@ impl ClusterView {
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
             ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
             ["state", node] => self.put_state(node, None, touched),
+            ["fence", node, epoch] => drop(life(node, epoch).map(|of| self.fences.remove(&of))),
+            ["confirmed", node, epoch] => drop(life(node, epoch).map(|of| self.confirmed.remove(&of))),
+            ["cluster", "ha", "disarm"] => self.disarmed = None,
+            ["cluster", "ha", "incident", ..] => drop(self.incidents.remove(key)),
+            ["cluster", "ha", "rescue", ..] => drop(self.rescues.remove(key)),
             ["cluster", "recovery"] => {
                 self.recovery = None;
                 touched.vms.extend(self.vms.keys());
@@ -280,6 +313,9 @@ impl ClusterView {
                 self.touch_node(&name, touched);
             }
             ["hb"] => keys.beat = None,
+            ["epoch"] => keys.life = None,
+            ["armed", epoch] => drop(epoch.parse().ok().map(|epoch| keys.armed.remove(&Epoch(epoch)))),
+            ["waiting"] => keys.waiting = false,
             ["rejoined"] => keys.rejoined = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -300,6 +336,21 @@ impl ClusterView {
             }
             _ => {}
         }
+    }
+
+    fn put_ha(&mut self, rest: &[&str], kv: &KeyValue) {
+        match rest {
+            ["disarm"] => self.disarmed = decode(kv),
+            ["incident", ..] => self.incidents.extend(decode(kv).map(|incident| (kv.key.clone(), incident))),
+            ["rescue", ..] => self.rescues.extend(decode(kv).map(|rescue| (kv.key.clone(), rescue))),
+            _ => {}
+        }
+    }
+
+    /// Does it own a VM that runs again elsewhere when its node dies?
+    pub fn owns_protected(&self, node: &Name) -> bool {
+        let protected = |id: &VmId| self.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some());
+        self.fleet.seat(node).is_some_and(|seat| seat.owned.iter().chain(&seat.coming).any(protected))
     }
 
     /// A task's end compares the record it settles; a record that changed lets it be tried again.
@@ -366,6 +417,10 @@ impl ClusterView {
         }
         Some(vm)
     }
+}
+
+fn life(node: &str, epoch: &str) -> Option<(Name, Epoch)> {
+    Some((node.parse().ok()?, Epoch(epoch.parse().ok()?)))
 }
 
 fn touch_vm(touched: &mut Touched, id: VmId) {

@@ -154,6 +154,7 @@ fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn 
     let txn = Txn::default()
         .when(Compare::Absent(keys::owner(vm.id)))
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))
+        .when(Compare::Absent(keys::fence(node, epoch)))
         .then(typed::put(keys::owner(vm.id), &owner))
         .then(Op::Put(keys::own(node, vm.id), Vec::new()));
     let txn = bring(view, vm, node).into_iter().fold(txn, |txn, (guard, op)| txn.when(guard).then(op));

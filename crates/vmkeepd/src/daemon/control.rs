@@ -14,6 +14,8 @@ use tower::ServiceExt;
 use vmkeep_server::app;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
+use vmkeep_server::reconcile::ha::power::NoPower;
+use vmkeep_server::reconcile::ha::{Desk, host_clock};
 use vmkeep_server::stonith;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::{Caller, Role};
@@ -82,9 +84,9 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         tests.await;
         "the nightly test of fence agents"
     });
-    let stop = part.shutdown.clone();
+    let (desk, stop) = (Desk::new(&name, Arc::new(NoPower), host_clock()), part.shutdown.clone());
     part.tasks.spawn(async move {
-        vmkeep_server::reconcile::run(store, name, stop).await;
+        vmkeep_server::reconcile::run(store, name, desk, stop).await;
         "the leader's loop"
     });
     Ok(server)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,7 +15,10 @@ use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Wire};
 use vmkeep_agent::image::Reach;
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Node};
+use vmkeep_core::ha::clock::Now;
 use vmkeep_server::app::{Ask, ask::Admission, bootstrap, node, vm, vm_migrate, vm_write};
+use vmkeep_server::reconcile::ha::Desk;
+use vmkeep_server::reconcile::ha::power::NoPower;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Store, keys, typed};
 use vmkeep_types::host::KvmState;
@@ -61,6 +64,9 @@ pub struct Cluster {
     pub wire: Wire,
     hosts: BTreeMap<&'static str, Host>,
     leader: Option<Part>,
+    /// What the leader knows of the nodes, and the time by which it measures their silence, ms.
+    pub desk: Arc<Desk>,
+    pub clock: Arc<AtomicU64>,
     /// Two guests ran at once.
     two: Arc<AtomicBool>,
     watch: JoinHandle<()>,
@@ -127,7 +133,14 @@ impl Cluster {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
-        let mut cluster = Self { store, wire, hosts, leader: None, two, watch };
+        let clock = Arc::new(AtomicU64::new(1_000_000));
+        let time = clock.clone();
+        let now = move || {
+            let ms = time.load(Ordering::Relaxed);
+            Now { boottime_ms: ms, raw_ms: ms }
+        };
+        let desk = Desk::new(&Name::known("leader"), Arc::new(NoPower), Arc::new(now));
+        let mut cluster = Self { store, wire, hosts, leader: None, desk, clock, two, watch };
         cluster.begin("a");
         cluster.begin("b");
         cluster.lead();
@@ -159,6 +172,7 @@ impl Cluster {
             migration: Some(host.machine.address.clone()),
             peers: None,
             reach: Reach::Others,
+            guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
         })
         .expect("a boot id");
         let stop = CancellationToken::new();
@@ -173,7 +187,8 @@ impl Cluster {
 
     pub fn lead(&mut self) {
         let stop = CancellationToken::new();
-        let going = tokio::spawn(vmkeep_server::reconcile::run(self.store.clone(), Name::known("leader"), stop.clone()));
+        let leader = Name::known("leader");
+        let going = tokio::spawn(vmkeep_server::reconcile::run(self.store.clone(), leader, self.desk.clone(), stop.clone()));
         self.leader = Some(Part { stop, going });
     }
 

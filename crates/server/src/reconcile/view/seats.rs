@@ -71,6 +71,11 @@ impl ClusterView {
         self.touch_homeless(touched);
     }
 
+    pub(super) fn touch_owned(&self, node: &str, touched: &mut Touched) {
+        let seat = node.parse::<Name>().ok().and_then(|name| self.fleet.seat(&name));
+        touched.vms.extend(seat.into_iter().flat_map(|seat| &seat.owned));
+    }
+
     pub(super) fn put_state(&mut self, node: &str, state: Option<Kept<NodeState>>, touched: &mut Touched) {
         let Ok(name) = node.parse::<Name>() else { return };
         match state {

@@ -1,0 +1,274 @@
+//! High availability as people ask for it: how it stands, what would happen, what happened, switching it off, and a person's word
+//! that a node is dead.
+//!
+//! ```text
+//!  confirm-dead NODE ─► silent, by the leader's word ─► one Txn: heartbeat unchanged ─► fence/N/E and confirmed/N/E
+//! ```
+//! What is shown is computed from the same view that the leader decides from.
+
+use std::collections::BTreeMap;
+
+use vmkeep_api::ha::{
+    ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus, HaTimers, HaWaiting,
+};
+use vmkeep_core::ha::record;
+use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_core::place::Fleet;
+use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, Incident, Proof, WatchdogKind};
+use vmkeep_types::host::{EpochRecord, NodeHealth, NodeState};
+use vmkeep_types::ids::{Epoch, Revision};
+use vmkeep_types::name::Name;
+use vmkeep_types::record::VmRecord;
+
+use super::{Ask, commit, get, node, store_error, uid_of};
+use crate::reconcile::ha::rescue;
+use crate::reconcile::view::{ClusterView, NodeKeys};
+
+/// What is decided from, but for what lies under `n/` and is of VMs.
+const PREFIXES: [&str; 12] = [
+    keys::ALL_VMS,
+    keys::ALL_CHOICES,
+    keys::ALL_POWER,
+    keys::ALL_OWNERS,
+    keys::ALL_VOLUMES,
+    keys::ALL_IMAGES,
+    keys::ALL_POOLS,
+    keys::ALL_NETWORKS,
+    keys::ALL_NODE_RECORDS,
+    keys::ALL_STATES,
+    keys::ALL_FENCES,
+    keys::ALL_CONFIRMED,
+];
+
+/// From the proof to the first start elsewhere, ms: the leader looks each second.
+const PLACED_MS: u64 = 2_000;
+
+async fn view(store: &dyn Store) -> Result<ClusterView, Error> {
+    let listing = store.list_many(&PREFIXES).await.map_err(store_error)?;
+    let mut items: Vec<KeyValue> = listing.items;
+    items.extend(store.list(keys::ALL_HA).await.map_err(store_error)?.items);
+    let nodes = node::names(store).await?;
+    for key in [keys::facts, keys::waiting, keys::epoch] {
+        items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
+    }
+    for node in &nodes {
+        let life = items.iter().find(|kv| kv.key == keys::epoch(node)).and_then(|kv| typed::decode::<EpochRecord>(kv).ok());
+        if let Some(life) = life {
+            items.extend(store.get(&keys::armed(node, life.epoch)).await.map_err(store_error)?);
+        }
+    }
+    Ok(ClusterView::new(listing.revision, &items).0)
+}
+
+pub async fn status(store: &dyn Store) -> Result<HaStatus, Error> {
+    let view = view(store).await?;
+    let leader = store.get(keys::LEADER).await.map_err(store_error)?.and_then(|kv| typed::decode::<String>(&kv).ok());
+    let lost = rescue::queue(&view);
+    let fleet = rescue::homeless(&view, &lost);
+    let waiting = |lost: &rescue::Lost<'_>| HaWaiting {
+        project: lost.vm.value.project.clone(),
+        vm: lost.vm.value.spec.name.clone(),
+        from: lost.owner.value.node.clone(),
+        priority: lost.priority(),
+        why: waits_for(&view, &fleet, lost),
+    };
+    Ok(HaStatus {
+        leader,
+        disarmed: view.disarmed.as_ref().map(|kept| kept.value.clone()),
+        timers: timers(&Profile::Standard.timers()),
+        nodes: view.nodes.iter().map(|(name, keys)| shown(&view, name, keys)).collect(),
+        queue: lost.iter().map(waiting).collect(),
+    })
+}
+
+fn waits_for(view: &ClusterView, fleet: &Fleet, lost: &rescue::Lost<'_>) -> String {
+    if view.disarmed.is_some() {
+        return "high availability is disarmed".into();
+    }
+    match rescue::elsewhere(view, fleet, &lost.vm.value, &lost.owner.value.node) {
+        Ok(node) => format!("its turn comes; it goes to {node}"),
+        Err(why) => why,
+    }
+}
+
+fn timers(timers: &Timers) -> HaTimers {
+    HaTimers {
+        renew_ms: timers.renew_ms,
+        seal_ms: timers.seal_ms,
+        kill_ms: timers.kill_ms,
+        pet_ms: timers.pet_ms,
+        watchdog_ms: timers.watchdog_ms,
+        safe_ms: timers.safe_ms,
+        inequality: timers.inequality(),
+    }
+}
+
+fn shown(view: &ClusterView, name: &Name, keys: &NodeKeys) -> HaNode {
+    let life = keys.life.as_ref().map(|life| &life.value);
+    let of = life.map(|life| (name.clone(), life.epoch));
+    let confirmed = of.as_ref().and_then(|of| view.confirmed.get(of)).map(|kept| kept.value.clone());
+    let health = view.states.get(name).map(|kept| kept.value.clone());
+    let silent = health.as_ref().is_some_and(|health| health.state != NodeHealth::Online);
+    let state = match life {
+        None => HaNodeState::Away,
+        Some(life) if life.closed => HaNodeState::Away,
+        Some(_) if keys.waiting => HaNodeState::Waiting,
+        Some(_) if confirmed.is_some() => HaNodeState::Dead,
+        Some(_) if of.is_some_and(|of| view.fences.contains_key(&of)) => HaNodeState::Sealed,
+        Some(_) if silent => HaNodeState::Silent,
+        Some(_) => HaNodeState::Online,
+    };
+    let owned = view.fleet().seat(name).into_iter().flat_map(|seat| &seat.owned);
+    let vms = owned.filter(|id| view.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some())).count();
+    HaNode { node: name.clone(), epoch: life.map(|life| life.epoch), state, health, proof: provable(keys, name).1, vms, confirmed }
+}
+
+/// Silence after which this node would be called dead, ms, and how, in words.
+fn provable(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
+    let armed = keys.life.as_ref().and_then(|life| keys.armed.get(&life.value.epoch)).map(|armed| armed.value);
+    let person = format!("only a person can say that it is dead: vmkeep ha confirm-dead {name}");
+    match armed {
+        Some(Armed::Watchdog { kind: WatchdogKind::Software, .. }) => {
+            (None, format!("its watchdog is a software one, which proves nothing while the whole host stands still; {person}"))
+        }
+        Some(Armed::Watchdog { pet_ms, watchdog_ms, kind }) => {
+            let safe_ms = record::Armed { pet_ms, watchdog_ms, kind }.safe_ms();
+            (safe_ms, format!("its watchdog resets it; dead {} s after its last sign of life", safe_ms.unwrap_or_default() / 1000))
+        }
+        Some(Armed::None) | None => (None, format!("no watchdog is armed; {person}")),
+    }
+}
+
+/// What would become of a VM if its node died now.
+fn forecast(view: &ClusterView, fleet: &Fleet, vm: &VmRecord) -> HaForecast {
+    let node = view.owners.get(&vm.id).map(|owner| owner.value.node.clone());
+    let told = |to: Option<Name>, after_ms: Option<u64>, text: String| HaForecast {
+        project: vm.project.clone(),
+        vm: vm.spec.name.clone(),
+        node: node.clone(),
+        protected: vm.spec.ha.is_some(),
+        to,
+        after_ms,
+        text,
+    };
+    let Some(from) = &node else { return told(None, None, "it has no node".into()) };
+    if vm.spec.ha.is_none() {
+        return told(None, None, format!("it waits for {from}: its manifest has no `ha`"));
+    }
+    let Some(keys) = view.nodes.get(from) else { return told(None, None, format!("nothing is known of {from}")) };
+    let (after_ms, proof) = provable(keys, from);
+    match rescue::elsewhere(view, fleet, vm, from) {
+        Err(why) => told(None, None, format!("it waits for {from}: {why}")),
+        Ok(to) => {
+            let after_ms = after_ms.map(|ms| ms + PLACED_MS);
+            let when = after_ms.map_or_else(|| "as soon as that is known".into(), |ms| format!("after at most {} s", ms / 1000));
+            let text = format!("runs again on {to}, {when} ({from}: {proof})");
+            told(Some(to), after_ms, text)
+        }
+    }
+}
+
+/// Of each highly available VM.
+pub async fn check(store: &dyn Store) -> Result<HaCheck, Error> {
+    let view = view(store).await?;
+    let mut fleets: BTreeMap<Name, Fleet> = BTreeMap::new();
+    let mut vms = Vec::new();
+    for vm in view.vms.values().filter(|vm| vm.value.spec.ha.is_some()) {
+        let fleet = match view.owners.get(&vm.value.id) {
+            Some(owner) => fleets.entry(owner.value.node.clone()).or_insert_with(|| rescue::without(&view, &owner.value.node)),
+            None => view.fleet(),
+        };
+        vms.push(forecast(&view, fleet, &vm.value));
+    }
+    vms.sort_by(|a, b| (&a.project, &a.vm).cmp(&(&b.project, &b.vm)));
+    Ok(HaCheck { vms })
+}
+
+/// Of one VM, highly available or not.
+pub async fn check_vm(store: &dyn Store, project: &Name, name: &Name) -> Result<HaForecast, Error> {
+    let id = uid_of(store, "vm", project, name).await?;
+    let view = view(store).await?;
+    let vm = view.vms.get(&id).ok_or_else(|| Error::not_found("vm", name))?;
+    let fleet = view.owners.get(&id).map_or_else(|| view.fleet().clone(), |owner| rescue::without(&view, &owner.value.node));
+    Ok(forecast(&view, &fleet, &vm.value))
+}
+
+pub async fn history(store: &dyn Store) -> Result<HaHistory, Error> {
+    let view = view(store).await?;
+    let mut vms: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for (key, rescue) in &view.rescues {
+        let death = key.rsplit_once('/').map_or("", |(death, _)| death).trim_start_matches(keys::ALL_RESCUES);
+        vms.entry(death.to_owned()).or_default().push(rescue.value.clone());
+    }
+    let one = |incident: &Incident| HaIncident {
+        confirmed: view.confirmed.get(&(incident.node.clone(), incident.epoch)).map(|kept| kept.value.clone()),
+        vms: vms.get(&format!("{}/{}", incident.node, incident.epoch)).cloned().unwrap_or_default(),
+        incident: incident.clone(),
+    };
+    let mut incidents: Vec<HaIncident> = view.incidents.values().map(|kept| one(&kept.value)).collect();
+    incidents.sort_by_key(|death| std::cmp::Reverse(death.incident.sealed_at));
+    Ok(HaHistory { incidents })
+}
+
+/// Nothing is sealed, proved or recovered from here on; agents disarm their watchdogs with their next heartbeat.
+pub async fn disarm(store: &dyn Store, ask: &Ask, wish: HaDisarm) -> Result<(), Error> {
+    let why = node::reason(wish.why.as_deref())?;
+    let disarm = Disarm { mode: DisarmMode::Freeze, by: ask.caller.name.clone(), at: jiff::Timestamp::now(), why };
+    commit(store, Txn::default().then(typed::put(keys::HA_DISARM, &disarm))).await.map(drop)
+}
+
+pub async fn arm(store: &dyn Store) -> Result<(), Error> {
+    commit(store, Txn::default().then(Op::Delete(keys::HA_DISARM.into()))).await.map(drop)
+}
+
+/// A person says that a node is dead: its highly available VMs are started elsewhere. It must be silent, and stays sealed.
+///
+/// # Errors
+/// It is not silent, the name was not typed, or it is dead already; the store's.
+pub async fn confirm_dead(store: &dyn Store, ask: &Ask, name: &Name, wish: &ConfirmDead) -> Result<(), Error> {
+    if wish.typed.trim() != name.as_str() {
+        return Err(Error::invalid(format!("'{}' is not the name of the node", wish.typed.trim())).hint(format!("type its name: {name}")));
+    }
+    let life = get::<EpochRecord>(store, &keys::epoch(name)).await?.ok_or_else(|| Error::not_found("node", name))?;
+    let epoch = life.value.epoch;
+    if get::<Confirmed>(store, &keys::confirmed(name, epoch)).await?.is_some() {
+        return Ok(());
+    }
+    let state = get::<NodeState>(store, &keys::state(name)).await?;
+    let Some(state) = state.filter(|state| state.value.state == NodeHealth::Offline) else {
+        return Err(Error::conflict(format!("'{name}' gave a sign of life less than 15 s ago, so it is not dead"))
+            .hint("a node that must go is shut down, or its power is cut, first"));
+    };
+    let (now, by) = (jiff::Timestamp::now(), ask.caller.name.clone());
+    let confirmed = Confirmed { proof: Proof::Operator, by: by.clone(), at: now };
+    let key = keys::confirmed(name, epoch);
+    let txn = Txn::default()
+        .when(Compare::ModifiedAt(life.key.clone(), life.modified))
+        .when(Compare::ModifiedAt(state.key.clone(), state.modified))
+        .when(Compare::Absent(key.clone()))
+        .then(typed::put(key, &confirmed));
+    let txn = sealed(store, name, epoch, &by, state.value.since, txn).await?;
+    match commit(store, txn).await? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(Code::Unavailable, format!("'{name}' changed in this moment; look at it again")).hint("vmkeep ha status")),
+    }
+}
+
+/// The seal comes before or with the word: from then on no renewal succeeds.
+async fn sealed(store: &dyn Store, name: &Name, epoch: Epoch, by: &str, since: jiff::Timestamp, txn: Txn) -> Result<Txn, Error> {
+    let fence = keys::fence(name, epoch);
+    if store.get(&fence).await.map_err(store_error)?.is_some() {
+        return Ok(txn.when(Compare::Present(fence)));
+    }
+    let (beat, now) = (keys::heartbeat(name), jiff::Timestamp::now());
+    let last = store.get(&beat).await.map_err(store_error)?.map(|kv| kv.modified);
+    let seal = Fence { beat: last.unwrap_or(Revision(0)), by: by.to_owned(), at: now };
+    let incident = Incident { node: name.clone(), epoch, silent_since: since, sealed_at: now, sealed_by: by.to_owned() };
+    Ok(txn
+        .when(Compare::Absent(fence.clone()))
+        .when(last.map_or_else(|| Compare::Absent(beat.clone()), |at| Compare::ModifiedAt(beat.clone(), at)))
+        .then(typed::put(fence, &seal))
+        .then(typed::put(keys::incident(name, epoch), &incident)))
+}

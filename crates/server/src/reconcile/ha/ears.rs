@@ -1,0 +1,92 @@
+//! What a control node hears of the nodes while it leads and while it does not, so that it need not begin to wait when it is its turn.
+
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use vmkeep_core::health::BEAT_MS;
+use vmkeep_store::{Change, KeyValue, Op, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::host::Heartbeat;
+use vmkeep_types::name::Name;
+
+use super::Desk;
+use crate::app::node;
+
+/// Wait before it listens anew after the store failed it.
+const REST: Duration = Duration::from_secs(1);
+/// An answer to the canary that is later does not count.
+const ANSWER: Duration = Duration::from_millis(2_500);
+/// For the answer to a ping.
+const PING: Duration = Duration::from_secs(1);
+
+/// Listens until `stop`.
+pub async fn run(store: Arc<dyn Store>, desk: Arc<Desk>, me: Name, stop: CancellationToken) {
+    let listening = async {
+        loop {
+            if let Err(error) = listen(store.as_ref(), &desk).await {
+                tracing::warn!(%error, "the nodes' heartbeats are not heard; listening anew");
+            }
+            tokio::time::sleep(REST).await;
+        }
+    };
+    let both = async { tokio::join!(listening, sing(store.as_ref(), &desk, &me)) };
+    stop.run_until_cancelled(both).await;
+}
+
+async fn listen(store: &dyn Store, desk: &Desk) -> Result<(), StoreError> {
+    let failed = |error: vmkeep_types::error::Error| StoreError::Unavailable(error.message);
+    let from = store.revision().await?;
+    let mut watch = store.watch(keys::ALL_NODES, from.next()).await?;
+    let names = node::names(store).await.map_err(failed)?;
+    // What is older than the watch; who is newer than this list is in the watch.
+    node::key_of_each(store, &names, keys::heartbeat).await.map_err(failed)?.iter().flatten().for_each(|kv| hear(desk, kv));
+    while let Some(batch) = watch.recv().await {
+        for change in batch?.changes {
+            if let Change::Put(kv) = change {
+                hear(desk, &kv);
+            }
+        }
+    }
+    Err(StoreError::Unavailable("the watch was closed".into()))
+}
+
+fn hear(desk: &Desk, kv: &KeyValue) {
+    let mut parts = kv.key.split('/');
+    let (Some("n"), Some(node), Some("hb"), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else { return };
+    if let (Ok(node), Ok(beat)) = (node.parse::<Name>(), typed::decode::<Heartbeat>(kv)) {
+        desk.hear(&node, beat, kv.modified);
+    }
+}
+
+/// Silence of nodes counts only while the store takes our own writes. A host alone has nobody to listen for.
+async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
+    let mut tick = interval(Duration::from_millis(BEAT_MS));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        desk.tick();
+        if !desk.has_heard() {
+            continue;
+        }
+        let sent = desk.now();
+        let txn = Txn::default().then(Op::Put(keys::canary(me), Vec::new()));
+        match timeout(ANSWER, store.txn(txn)).await {
+            Ok(Ok(_)) => desk.canary(sent),
+            Ok(Err(error)) => tracing::warn!(%error, "the store does not take this control node's canary: nobody is taken for dead"),
+            Err(_) => tracing::warn!("the store does not answer this control node in time: nobody is taken for dead"),
+        }
+    }
+}
+
+/// Whether a host's network stack answers: a refusal does, too.
+pub async fn answers(address: &str) -> bool {
+    let Some(at) = address.to_socket_addrs().ok().and_then(|mut all| all.next()) else { return false };
+    match timeout(PING, TcpStream::connect(at)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Err(_) => false,
+    }
+}

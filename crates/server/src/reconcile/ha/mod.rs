@@ -1,0 +1,198 @@
+//! High availability, as the control plane drives `core::ha`: which node is dead, and where its VMs run again.
+//!
+//! ```text
+//!  n/NODE/hb ──watch──► ears (every control node) ──► Vigil: o(r), is the store steady?
+//!                                                       │ look, each second, the leader only
+//!  ClusterView ──► ledger ─────────────────────────────►┤
+//!                                                       ├─► seal, prove: Txn + leader compare ──► fence/N/E, confirmed/N/E
+//!                                                       └─► cut power, ping
+//!  confirmed/N/E ──► rescue: by priority, a few at a time ──► owner, generation + 1
+//! ```
+//! The [`Vigil`] is the code that the simulator runs. What it believes may be old: each of its transactions compares what it was
+//! decided from, and the leader's key. A control node that restarts or could not hear waits as long as if it had never heard.
+
+pub mod ears;
+pub mod ledger;
+pub mod power;
+pub mod rescue;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vmkeep_core::ha::clock::Now;
+use vmkeep_core::ha::record::{Beat, Health, NodeNo};
+use vmkeep_core::ha::timers::Profile;
+use vmkeep_core::ha::turns::Turns;
+use vmkeep_core::ha::vigil::{PowerIs, Step, Vigil};
+use vmkeep_store::Txn;
+use vmkeep_types::host::Heartbeat;
+use vmkeep_types::ids::{Epoch, Revision, VmId};
+use vmkeep_types::name::Name;
+
+use super::view::ClusterView;
+use ledger::Known;
+use power::Power;
+
+/// Both clocks of this host; injected, so that tests can let time pass.
+pub type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
+
+/// This host's.
+pub fn host_clock() -> Clock {
+    Arc::new(crate::clock::now)
+}
+
+/// What one control node knows of all nodes, whether it leads or not.
+pub struct Desk {
+    inner: Mutex<Inner>,
+    power: Arc<dyn Power>,
+    clock: Clock,
+}
+
+struct Inner {
+    /// The place of a name is its number.
+    names: Vec<Name>,
+    vigil: Vigil,
+    /// The newest epoch of each node that was heard of.
+    epochs: BTreeMap<NodeNo, Epoch>,
+    /// Answers of fence agents that were not looked at yet.
+    cut: Vec<(NodeNo, Epoch, PowerIs)>,
+    turns: Turns,
+}
+
+/// What is to be done after one look.
+#[derive(Debug, Default)]
+pub struct Todo {
+    /// About nodes; each to be written with the leader's compare.
+    pub txns: Vec<Txn>,
+    pub pings: Vec<Name>,
+    pub cuts: Vec<(Name, Epoch)>,
+}
+
+impl Inner {
+    fn number(&mut self, name: &Name) -> NodeNo {
+        let at = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
+            self.names.push(name.clone());
+            self.names.len() - 1
+        });
+        NodeNo(u16::try_from(at).expect("a cluster has fewer nodes than that"))
+    }
+
+    fn note_epoch(&mut self, node: NodeNo, epoch: Epoch) {
+        let known = self.epochs.entry(node).or_insert(epoch);
+        *known = epoch.max(*known);
+    }
+
+    fn tick(&mut self, now: Now) {
+        let Self { vigil, epochs, .. } = self;
+        vigil.tick(now, epochs.iter().map(|(node, epoch)| (*node, *epoch)));
+    }
+}
+
+impl Desk {
+    /// `me`: the node of this control plane.
+    pub fn new(me: &Name, power: Arc<dyn Power>, clock: Clock) -> Arc<Self> {
+        let vigil = Vigil::new(NodeNo(0), Profile::Standard.timers(), None);
+        let inner = Inner { names: vec![me.clone()], vigil, epochs: BTreeMap::new(), cut: Vec::new(), turns: Turns::default() };
+        Arc::new(Self { inner: Mutex::new(inner), power, clock })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no panic holds this lock")
+    }
+
+    pub fn now(&self) -> Now {
+        (self.clock)()
+    }
+
+    /// A renewal that stands in the store at `revision`.
+    pub fn hear(&self, node: &Name, beat: Heartbeat, revision: Revision) {
+        let (mut inner, now) = (self.lock(), self.now());
+        let node = inner.number(node);
+        inner.note_epoch(node, beat.epoch);
+        // libvirt's health and the storage's are in the node's facts.
+        let beat = Beat { epoch: beat.epoch, seq: beat.seq, hypervisor: Health::Good, storage: Health::Good };
+        inner.vigil.hear(node, beat, revision, now);
+    }
+
+    /// A node has renewed at some time: a host alone does not.
+    pub fn has_heard(&self) -> bool {
+        !self.lock().epochs.is_empty()
+    }
+
+    /// A write of this control node's own, sent then, was taken.
+    pub fn canary(&self, sent: Now) {
+        let (mut inner, now) = (self.lock(), self.now());
+        inner.vigil.canary(sent, now);
+    }
+
+    pub fn tick(&self) {
+        let (mut inner, now) = (self.lock(), self.now());
+        inner.tick(now);
+    }
+
+    pub fn pong(&self, node: &Name) {
+        let (mut inner, now) = (self.lock(), self.now());
+        let node = inner.number(node);
+        inner.vigil.pong(node, now);
+    }
+
+    /// The fence agent has come back.
+    pub fn power_cut(&self, node: &Name, epoch: Epoch, power: PowerIs) {
+        let mut inner = self.lock();
+        let node = inner.number(node);
+        inner.cut.push((node, epoch, power));
+    }
+
+    pub fn power(&self) -> &Arc<dyn Power> {
+        &self.power
+    }
+
+    /// The leader's look at all nodes.
+    pub fn look(&self, view: &ClusterView, wall: jiff::Timestamp) -> Todo {
+        let (mut guard, now) = (self.lock(), self.now());
+        let inner = &mut *guard;
+        for (name, keys) in &view.nodes {
+            if let Some(life) = &keys.life {
+                let node = inner.number(name);
+                inner.note_epoch(node, life.value.epoch);
+            }
+        }
+        inner.tick(now);
+        let cuts = std::mem::take(&mut inner.cut);
+        let Inner { names, vigil, .. } = inner;
+        let known = Known { view, names, power: self.power.as_ref() };
+        let mut steps = Vec::new();
+        for (node, epoch, power) in cuts {
+            vigil.power_cut(now, &known, node, epoch, power, &mut steps);
+        }
+        if vigil.is_steady() && view.recovery.is_none() {
+            let nodes = vigil.look(now, &known, &mut steps);
+            // The leader waits for each write before it looks again.
+            vigil.fence(now, &known, &nodes, |_| false, &mut steps);
+        }
+        todo(&known, steps, wall)
+    }
+
+    /// The VMs of dead nodes that get another one now.
+    pub fn rescue(&self, view: &ClusterView, wall: jiff::Timestamp) -> Vec<(VmId, Txn)> {
+        let (mut inner, now) = (self.lock(), self.now());
+        rescue::next(view, &mut inner.turns, now, wall)
+    }
+}
+
+fn todo(known: &Known<'_>, steps: Vec<Step>, wall: jiff::Timestamp) -> Todo {
+    let name = |node: NodeNo| known.names[usize::from(node.0)].clone();
+    let mut todo = Todo::default();
+    for step in steps {
+        match step {
+            Step::Say(words) => tracing::warn!("{words}"),
+            Step::Ping(node) => todo.pings.push(name(node)),
+            Step::CutPower { node, epoch } => todo.cuts.push((name(node), epoch)),
+            Step::Write { node, txn } => todo.txns.push(translate::txn(known, node, txn, wall)),
+        }
+    }
+    todo
+}

@@ -1,0 +1,255 @@
+//! Deaths as stories: what stands in the store, what a control node heard, and what it writes then. Time is the test's.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use expect_test::{Expect, expect};
+use vmkeep_core::ha::clock::Now;
+use vmkeep_store::embedded::EmbeddedStore;
+use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
+use vmkeep_types::ha::{Armed, Disarm, DisarmMode, WatchdogKind};
+use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
+use vmkeep_types::ids::{Epoch, Generation, VmId};
+use vmkeep_types::name::Name;
+use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::units::ByteCount;
+use vmkeep_types::vm::{Ha, VmSpec};
+
+use super::Desk;
+use super::power::NoPower;
+use crate::reconcile::view::{ClusterView, PREFIXES};
+
+struct Bed {
+    store: EmbeddedStore,
+    ms: Arc<AtomicU64>,
+    desk: Arc<Desk>,
+    seq: u64,
+}
+
+fn name(node: &'static str) -> Name {
+    Name::known(node)
+}
+
+fn vm(n: u128) -> VmId {
+    VmId(uuid::Uuid::from_u128(n))
+}
+
+impl Bed {
+    /// Nodes that have joined, in epoch 1 and armed.
+    async fn of(nodes: &[&'static str]) -> Self {
+        let ms = Arc::new(AtomicU64::new(1_000_000));
+        let desk = desk(&ms);
+        let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0 };
+        for node in nodes {
+            let facts = NodeFacts {
+                name: name(node),
+                epoch: Epoch(1),
+                boot_id: "b".into(),
+                cpus: 8,
+                memory: ByteCount::from_gib(8),
+                kvm: KvmState::Usable,
+                libvirt_version: None,
+                qemu_version: None,
+                vmkeep_version: "0".into(),
+                hypervisor_up: true,
+                address: None,
+                offers: Default::default(),
+                migration: None,
+            };
+            bed.put(typed::put(keys::facts(&name(node)), &facts)).await;
+            bed.put(typed::put(keys::epoch(&name(node)), &EpochRecord { epoch: Epoch(1), boot_id: "b".into(), closed: false })).await;
+            bed.armed(node, WatchdogKind::Hardware).await;
+        }
+        bed
+    }
+
+    async fn put(&self, op: Op) {
+        self.store.txn(Txn::default().then(op)).await.expect("a write");
+    }
+
+    async fn armed(&self, node: &'static str, kind: WatchdogKind) {
+        let armed = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind };
+        self.put(typed::put(keys::armed(&name(node), Epoch(1)), &armed)).await;
+    }
+
+    /// A VM that runs on `node`.
+    async fn owned(&self, n: u128, node: &'static str, priority: Option<u8>) {
+        let (id, project) = (vm(n), name("default"));
+        let spec = VmSpec { nics: Vec::new(), ha: priority.map(|priority| Ha { priority }), ..VmSpec::named(name("web")) };
+        let record = VmRecord {
+            id,
+            project: project.clone(),
+            spec,
+            volumes: Default::default(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            origin: VmOrigin::Created,
+            leaving: None,
+            instance: 0,
+        };
+        let owner = Owner { vm: id, project: project.clone(), node: name(node), epoch: Epoch(1), generation: Generation(1), to: None };
+        let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
+        self.put(typed::put(keys::vm(&project, id), &record)).await;
+        self.put(typed::put(keys::power(id), &power)).await;
+        self.put(typed::put(keys::owner(id), &owner)).await;
+        self.put(Op::Put(keys::own(&name(node), id), Vec::new())).await;
+    }
+
+    async fn beat(&mut self, node: &'static str) {
+        self.seq += 1;
+        let beat = Heartbeat { epoch: Epoch(1), seq: self.seq };
+        let txn =
+            Txn::default().when(Compare::Absent(keys::fence(&name(node), Epoch(1)))).then(typed::put(keys::heartbeat(&name(node)), &beat));
+        let outcome = self.store.txn(txn).await.expect("a write");
+        if outcome.held == Held::Yes {
+            self.desk.hear(&name(node), beat, outcome.revision);
+        }
+    }
+
+    /// A second passes; the living renew, the store takes this control node's writes, and the leader looks. What it wrote.
+    async fn second(&mut self, living: &[&'static str]) -> String {
+        self.ms.fetch_add(1000, Ordering::Relaxed);
+        for node in living {
+            self.beat(node).await;
+        }
+        self.desk.canary(self.desk.now());
+        self.look().await
+    }
+
+    async fn look(&mut self) -> String {
+        let mut told = String::new();
+        let todo = self.desk.look(&self.view().await, jiff::Timestamp::UNIX_EPOCH);
+        for txn in todo.txns {
+            self.write(txn, &mut told).await;
+        }
+        let rescued = self.desk.rescue(&self.view().await, jiff::Timestamp::UNIX_EPOCH);
+        for (_, txn) in rescued {
+            self.write(txn, &mut told).await;
+        }
+        told
+    }
+
+    async fn write(&self, txn: Txn, told: &mut String) {
+        let puts: Vec<_> = txn.then.iter().filter_map(|op| if let Op::Put(key, _) = op { Some(key.clone()) } else { None }).collect();
+        if self.store.txn(txn).await.expect("a write").held == Held::Yes {
+            for key in puts.iter().filter(|key| ["fence/", "confirmed/", "owner/", "own/"].iter().any(|of| key.starts_with(of))) {
+                writeln!(told, "{key}").expect("a string takes all");
+            }
+        }
+    }
+
+    async fn view(&self) -> ClusterView {
+        let listing = self.store.list_many(&PREFIXES).await.expect("a listing");
+        ClusterView::new(listing.revision, &listing.items).0
+    }
+
+    /// What is written in so many seconds, each with the second in which it was.
+    async fn check(&mut self, seconds: u32, living: &[&'static str], expect: Expect) {
+        let mut told = String::new();
+        for second in 1..=seconds {
+            for line in self.second(living).await.lines() {
+                writeln!(told, "{second} {}", line.replace("00000000-0000-0000-0000-00000000000", "")).expect("a string takes all");
+            }
+        }
+        expect.assert_eq(&told);
+    }
+}
+
+fn desk(ms: &Arc<AtomicU64>) -> Arc<Desk> {
+    let ms = ms.clone();
+    let clock = move || {
+        let ms = ms.load(Ordering::Relaxed);
+        Now { boottime_ms: ms, raw_ms: ms }
+    };
+    Desk::new(&name("c"), Arc::new(NoPower), Arc::new(clock))
+}
+
+#[tokio::test]
+async fn silent_sealed_proved_and_its_vms_elsewhere_by_priority() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.owned(2, "a", Some(1)).await;
+    bed.owned(3, "a", None).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(60, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn more_than_half_silent_are_rather_our_own_network() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(90, &["c"], expect![""]).await;
+    // One of them is back: the other one is what it was taken for.
+    bed.check(60, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn a_software_watchdog_and_no_watchdog_prove_nothing_by_waiting() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.armed("a", WatchdogKind::Software).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(120, &["b", "c"], expect![""]).await;
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.put(typed::put(keys::armed(&name("a"), Epoch(1)), &Armed::None)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(120, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_makes_nobody_silent() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    for _ in 0..60 {
+        bed.ms.fetch_add(1000, Ordering::Relaxed);
+        assert_eq!(bed.look().await, "", "the canary is not answered");
+    }
+    // When it answers again everybody has time for renewals.
+    bed.check(15, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    // It hears and does not look: another one leads.
+    for _ in 0..30 {
+        bed.ms.fetch_add(1000, Ordering::Relaxed);
+        bed.beat("b").await;
+        bed.beat("c").await;
+        bed.desk.canary(bed.desk.now());
+        bed.desk.tick();
+    }
+    bed.check(12, &["b", "c"], expect![""]).await;
+    // One that has heard nothing waits the whole of it.
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(16, &["b", "c"], expect![""]).await;
+    bed.desk = desk(&bed.ms);
+    bed.check(100, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn disarmed_nothing_is_written() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    let disarm = Disarm { mode: DisarmMode::Freeze, by: "root".into(), at: jiff::Timestamp::UNIX_EPOCH, why: String::new() };
+    bed.put(typed::put(keys::HA_DISARM, &disarm)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(60, &["b", "c"], expect![""]).await;
+}
+
+#[tokio::test]
+async fn a_node_is_asked_to_start_four_at_once() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    for n in 1..=10 {
+        bed.owned(n, "a", Some(2)).await;
+    }
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(60, &["b", "c"], expect![""]).await;
+}
