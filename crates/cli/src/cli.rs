@@ -126,6 +126,9 @@ pub enum Command {
     /// Many hosts as one
     #[command(subcommand)]
     Cluster(commands::cluster::ClusterCommand),
+    /// What happens when a host dies
+    #[command(subcommand)]
+    Ha(commands::ha::HaCommand),
     /// The host itself
     #[command(subcommand)]
     Host(commands::host::HostCommand),

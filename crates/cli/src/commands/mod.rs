@@ -7,6 +7,7 @@ pub mod event;
 pub mod explain;
 pub mod export;
 pub mod fence;
+pub mod ha;
 pub mod host;
 pub mod image;
 pub mod launch;
@@ -55,6 +56,7 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Pool(command) => pool::run(ctx, command).await,
         Command::Cluster(command) => cluster::run(ctx, command).await,
         Command::Node(command) => node::run(ctx, command).await,
+        Command::Ha(command) => ha::run(ctx, command).await,
         Command::Host(command) => host::run(ctx, command).await,
         Command::Op(command) => op::run(ctx, command).await,
         Command::Event(command) => event::run(ctx, command).await,

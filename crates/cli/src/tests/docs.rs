@@ -5,10 +5,11 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 10] = [
+const PAGES: [(&str, &str); 11] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/cluster.md", include_str!("../../../../docs/guide/cluster.md")),
+    ("docs/guide/ha.md", include_str!("../../../../docs/guide/ha.md")),
     ("docs/guide/sim.md", include_str!("../../../../docs/guide/sim.md")),
     ("docs/concepts/ha.md", include_str!("../../../../docs/concepts/ha.md")),
     ("docs/errors/README.md", include_str!("../../../../docs/errors/README.md")),

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use vmkeep_api::body::{MovableAnswer, VmView, XmlAnswer};
+use vmkeep_api::ha::HaForecast;
 use vmkeep_types::manifest::{vm_to_yaml_full, vm_to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
@@ -39,7 +40,11 @@ pub async fn run(ctx: &Ctx, args: ShowArgs) -> Result<(), Failure> {
         Format::Table | Format::Wide => {
             // A daemon of before does not say it.
             let movable = ctx.call("vm.movable")?.field("name", &args.name).answer::<MovableAnswer>().await.ok();
-            card(ctx, &view, movable.as_ref());
+            let forecast = match view.spec.ha {
+                Some(_) => ctx.call("vm.forecast")?.field("name", &args.name).answer::<HaForecast>().await.ok(),
+                None => None,
+            };
+            card(ctx, &view, movable.as_ref(), forecast.as_ref());
         }
     }
     Ok(())
@@ -49,7 +54,7 @@ fn changes(changes: &[FieldChange]) -> String {
     changes.iter().map(|c| format!("{}: {} -> {}", c.field, c.from, c.to)).collect::<Vec<_>>().join("\n")
 }
 
-fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>) {
+fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>, forecast: Option<&HaForecast>) {
     let (spec, status) = (&view.spec, &view.status);
     let since = status.since.map(|at| format!(", since {}", time::local(at))).unwrap_or_default();
     let error = status.error.as_ref();
@@ -79,6 +84,7 @@ fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>) {
         ("Labels", joined(&spec.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())),
         ("Node", status.node.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("Movable", movable.map(migrate::words).unwrap_or_default()),
+        ("If its node dies", forecast.map(|forecast| forecast.text.clone()).unwrap_or_default()),
         ("Accelerator", status.accel.clone().unwrap_or_default()),
         ("Origin", word(&view.origin)),
         ("Created", time::local(view.created_at)),

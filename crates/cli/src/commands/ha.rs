@@ -1,0 +1,187 @@
+//! `ha …`: what happens when a host dies, and what happened when one did.
+
+use std::io::Write;
+
+use clap::{Subcommand, ValueEnum};
+use vmkeep_api::ha::{ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus};
+use vmkeep_types::name::Name;
+
+use super::{or_dash, word};
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::printer::{Cell, Format, Tone};
+use crate::time;
+
+#[derive(Debug, Subcommand)]
+pub enum HaCommand {
+    /// Hosts, who decides, the timers, and VMs that wait for another host
+    Status,
+    /// For each highly available VM: where it would run again if its host died now, after how long, or what keeps it from that
+    Check,
+    /// Hosts that died, and what became of their VMs
+    History,
+    /// Switch it off for work on the network or the store: nothing is fenced or recovered, and VMs run on
+    Disarm {
+        /// What is done instead
+        mode: DisarmMode,
+        /// Told to everybody who asks
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+    },
+    /// Switch it on again
+    Arm,
+    /// Say that a host is dead: its highly available VMs are started elsewhere
+    ///
+    /// Where no watchdog and no fence agent can prove it, only a person can. The host must have been silent for 15 s. If it lives all
+    /// the same, its VMs run twice and destroy their disks: look at the host, or pull its plug, before you say so.
+    ConfirmDead {
+        /// Host that is off
+        name: Name,
+        /// Its name once more, where nobody can be asked to type it
+        #[arg(long, value_name = "NAME")]
+        typed: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DisarmMode {
+    /// All VMs stay where they are
+    Freeze,
+}
+
+pub async fn run(ctx: &Ctx, command: HaCommand) -> Result<(), Failure> {
+    match command {
+        HaCommand::Status => status(ctx).await,
+        HaCommand::Check => check(ctx).await,
+        HaCommand::History => history(ctx).await,
+        HaCommand::Disarm { mode: DisarmMode::Freeze, why } => {
+            if ctx.is_rehearsal("disarm high availability") {
+                return Ok(());
+            }
+            ctx.call("ha.disarm")?.json(&HaDisarm { why }).done().await?;
+            ctx.printer.say("high availability is disarmed: VMs run on, and wait for a host that dies; at the end: vmkeep ha arm");
+            Ok(())
+        }
+        HaCommand::Arm => {
+            if ctx.is_rehearsal("arm high availability") {
+                return Ok(());
+            }
+            ctx.call("ha.arm")?.done().await?;
+            ctx.printer.say("high availability is armed again");
+            Ok(())
+        }
+        HaCommand::ConfirmDead { name, typed } => confirm_dead(ctx, &name, typed).await,
+    }
+}
+
+async fn confirm_dead(ctx: &Ctx, name: &Name, typed: Option<String>) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("confirm that '{name}' is dead")) {
+        return Ok(());
+    }
+    let typed = match typed {
+        Some(typed) => typed,
+        None if ctx.printer.err_tty => {
+            eprint!("If '{name}' lives, its VMs will run twice and destroy their disks. Is it off? Type its name: ");
+            let _ = std::io::stderr().flush();
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).map_err(|e| Failure::io("cannot read the answer", &e))?;
+            line
+        }
+        None => return Err(Failure::usage("there is no terminal to type the name on", format!("give --typed {name}"))),
+    };
+    ctx.call("ha.confirm-dead")?.field("name", name).json(&ConfirmDead { typed }).done().await?;
+    ctx.printer.say(&format!("'{name}' counts as dead; its highly available VMs are started elsewhere: vmkeep ha status"));
+    Ok(())
+}
+
+async fn status(ctx: &Ctx) -> Result<(), Failure> {
+    let answer: HaStatus = ctx.call("ha.status")?.answer().await?;
+    if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
+        return ctx.printer.value(&answer);
+    }
+    let printer = &ctx.printer;
+    let armed = answer.disarmed.as_ref().map_or_else(
+        || "armed".to_owned(),
+        |disarm| format!("disarmed by {} since {} {}", disarm.by, time::local(disarm.at), disarm.why).trim_end().to_owned(),
+    );
+    let (timers, s) = (&answer.timers, |ms: u64| format!("{} s", ms / 1000));
+    printer.card(&[
+        ("State", armed),
+        ("Decides", or_dash(answer.leader.as_ref())),
+        ("Timers", format!("renew {}, sealed after {}, killed after {}", s(timers.renew_ms), s(timers.seal_ms), s(timers.kill_ms))),
+        ("Holds", timers.inequality.clone()),
+    ]);
+    printer.out("");
+    printer.table(&["NODE", "STATE", "EPOCH", "VMS", "IF IT DIES"], answer.nodes.iter().map(node).collect());
+    if !answer.queue.is_empty() {
+        printer.out("");
+        let row = |w: &vmkeep_api::ha::HaWaiting| -> Vec<Cell> {
+            vec![w.vm.to_string().into(), w.priority.to_string().into(), w.from.to_string().into(), w.why.clone().into()]
+        };
+        printer.table(&["WAITS", "PRIORITY", "FROM", "WHY"], answer.queue.iter().map(row).collect());
+    }
+    Ok(())
+}
+
+fn node(node: &HaNode) -> Vec<Cell> {
+    let tone = match node.state {
+        HaNodeState::Online => Tone::Good,
+        HaNodeState::Away | HaNodeState::Silent | HaNodeState::Waiting => Tone::Warn,
+        HaNodeState::Sealed | HaNodeState::Dead => Tone::Bad,
+    };
+    let told = match &node.confirmed {
+        Some(confirmed) => format!("dead since {} ({}, {})", time::local(confirmed.at), confirmed.proof, confirmed.by),
+        None => node.proof.clone(),
+    };
+    vec![node.node.to_string().into(), Cell(word(&node.state), tone), or_dash(node.epoch.as_ref()).into(), node.vms.into(), told.into()]
+}
+
+async fn check(ctx: &Ctx) -> Result<(), Failure> {
+    let answer: HaCheck = ctx.call("ha.check")?.answer().await?;
+    if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
+        return ctx.printer.value(&answer);
+    }
+    if answer.vms.is_empty() {
+        ctx.printer.say("no VM is highly available; `ha: {}` in its manifest makes it so");
+        return Ok(());
+    }
+    let row = |vm: &HaForecast| -> Vec<Cell> {
+        let tone = if vm.to.is_some() && vm.after_ms.is_some() { Tone::Good } else { Tone::Warn };
+        vec![vm.vm.to_string().into(), or_dash(vm.node.as_ref()).into(), Cell(vm.text.clone(), tone)]
+    };
+    ctx.printer.table(&["VM", "NODE", "IF ITS NODE DIES"], answer.vms.iter().map(row).collect());
+    Ok(())
+}
+
+async fn history(ctx: &Ctx) -> Result<(), Failure> {
+    let answer: HaHistory = ctx.call("ha.history")?.answer().await?;
+    if !matches!(ctx.printer.format, Format::Table | Format::Wide) {
+        return ctx.printer.value(&answer);
+    }
+    if answer.incidents.is_empty() {
+        ctx.printer.say("no host has died");
+    }
+    for death in &answer.incidents {
+        story(death).iter().for_each(|line| ctx.printer.out(line));
+    }
+    Ok(())
+}
+
+fn story(death: &HaIncident) -> Vec<String> {
+    let incident = &death.incident;
+    let after = |at: jiff::Timestamp| format!("{:>6.1} s", at.duration_since(incident.silent_since).as_secs_f64());
+    let mut lines = vec![
+        format!("{}, epoch {}", incident.node, incident.epoch),
+        format!("  {}  last sign of life", time::local(incident.silent_since)),
+        format!("  {}  sealed by {}", after(incident.sealed_at), incident.sealed_by),
+    ];
+    match &death.confirmed {
+        Some(confirmed) => lines.push(format!("  {}  dead, by {} ({})", after(confirmed.at), confirmed.proof, confirmed.by)),
+        None => lines.push("            its end is not proved".into()),
+    }
+    for vm in &death.vms {
+        lines.push(format!("  {}  {} is placed on {}", after(vm.placed_at), vm.name, vm.to));
+        lines.extend(vm.running_at.map(|at| format!("  {}  {} runs on {}", after(at), vm.name, vm.to)));
+    }
+    lines
+}
