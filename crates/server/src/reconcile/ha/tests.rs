@@ -1,16 +1,18 @@
 //! Deaths as stories: what stands in the store, what a control node heard, and what it writes then. Time is the test's.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use expect_test::{Expect, expect};
 use vmkeep_core::ha::clock::Now;
+use vmkeep_core::ha::turns::STARTS_PER_NODE;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
 use vmkeep_types::ha::{Armed, Disarm, DisarmMode, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
-use vmkeep_types::ids::{Epoch, Generation, VmId};
+use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::units::ByteCount;
@@ -25,6 +27,7 @@ struct Bed {
     ms: Arc<AtomicU64>,
     desk: Arc<Desk>,
     seq: u64,
+    last: BTreeMap<&'static str, (Heartbeat, Revision)>,
 }
 
 fn name(node: &'static str) -> Name {
@@ -40,7 +43,7 @@ impl Bed {
     async fn of(nodes: &[&'static str]) -> Self {
         let ms = Arc::new(AtomicU64::new(1_000_000));
         let desk = desk(&ms);
-        let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0 };
+        let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0, last: BTreeMap::new() };
         for node in nodes {
             let facts = NodeFacts {
                 name: name(node),
@@ -102,6 +105,7 @@ impl Bed {
             Txn::default().when(Compare::Absent(keys::fence(&name(node), Epoch(1)))).then(typed::put(keys::heartbeat(&name(node)), &beat));
         let outcome = self.store.txn(txn).await.expect("a write");
         if outcome.held == Held::Yes {
+            self.last.insert(node, (beat, outcome.revision));
             self.desk.hear(&name(node), beat, outcome.revision);
         }
     }
@@ -171,7 +175,19 @@ async fn silent_sealed_proved_and_its_vms_elsewhere_by_priority() {
     bed.owned(2, "a", Some(1)).await;
     bed.owned(3, "a", None).await;
     bed.check(20, &["a", "b", "c"], expect![""]).await;
-    bed.check(60, &["b", "c"], expect![""]).await;
+    bed.check(
+        60,
+        &["b", "c"],
+        expect![[r#"
+        15 fence/a/1
+        38 confirmed/a/1
+        38 owner/2
+        38 own/b/2
+        58 owner/1
+        58 own/c/1
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -181,7 +197,17 @@ async fn more_than_half_silent_are_rather_our_own_network() {
     bed.check(20, &["a", "b", "c"], expect![""]).await;
     bed.check(90, &["c"], expect![""]).await;
     // One of them is back: the other one is what it was taken for.
-    bed.check(60, &["b", "c"], expect![""]).await;
+    bed.check(
+        60,
+        &["b", "c"],
+        expect![[r#"
+        1 fence/a/1
+        2 confirmed/a/1
+        2 owner/1
+        2 own/b/1
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -190,7 +216,14 @@ async fn a_software_watchdog_and_no_watchdog_prove_nothing_by_waiting() {
     bed.owned(1, "a", Some(3)).await;
     bed.armed("a", WatchdogKind::Software).await;
     bed.check(20, &["a", "b", "c"], expect![""]).await;
-    bed.check(120, &["b", "c"], expect![""]).await;
+    bed.check(
+        120,
+        &["b", "c"],
+        expect![[r#"
+        15 fence/a/1
+    "#]],
+    )
+    .await;
     let mut bed = Bed::of(&["a", "b", "c"]).await;
     bed.owned(1, "a", Some(3)).await;
     bed.put(typed::put(keys::armed(&name("a"), Epoch(1)), &Armed::None)).await;
@@ -224,14 +257,42 @@ async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
         bed.desk.canary(bed.desk.now());
         bed.desk.tick();
     }
-    bed.check(12, &["b", "c"], expect![""]).await;
+    bed.check(
+        12,
+        &["b", "c"],
+        expect![[r#"
+        1 fence/a/1
+        8 confirmed/a/1
+        8 owner/1
+        8 own/b/1
+    "#]],
+    )
+    .await;
     // One that has heard nothing waits the whole of it.
     let mut bed = Bed::of(&["a", "b", "c"]).await;
     bed.owned(1, "a", Some(3)).await;
     bed.check(20, &["a", "b", "c"], expect![""]).await;
-    bed.check(16, &["b", "c"], expect![""]).await;
+    bed.check(
+        16,
+        &["b", "c"],
+        expect![[r#"
+        15 fence/a/1
+    "#]],
+    )
+    .await;
     bed.desk = desk(&bed.ms);
-    bed.check(100, &["b", "c"], expect![""]).await;
+    let (beat, revision) = bed.last["a"];
+    bed.desk.hear(&name("a"), beat, revision);
+    bed.check(
+        100,
+        &["b", "c"],
+        expect![[r#"
+        38 confirmed/a/1
+        38 owner/1
+        38 own/b/1
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -251,5 +312,9 @@ async fn a_node_is_asked_to_start_four_at_once() {
         bed.owned(n, "a", Some(2)).await;
     }
     bed.check(20, &["a", "b", "c"], expect![""]).await;
-    bed.check(60, &["b", "c"], expect![""]).await;
+    let mut given = 0;
+    for _ in 0..60 {
+        given += bed.second(&["b", "c"]).await.lines().filter(|line| line.starts_with("owner/")).count();
+    }
+    assert_eq!(given, 2 * STARTS_PER_NODE, "nobody says that one of them runs");
 }
