@@ -27,7 +27,8 @@ use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
 
 /// What is decided from, but for what lies under `n/` and is of VMs.
-const PREFIXES: [&str; 12] = [
+const PREFIXES: [&str; 13] = [
+    keys::ALL_STONITH,
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -122,11 +123,17 @@ fn shown(view: &ClusterView, name: &Name, keys: &NodeKeys) -> HaNode {
     };
     let owned = view.fleet().seat(name).into_iter().flat_map(|seat| &seat.owned);
     let vms = owned.filter(|id| view.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some())).count();
-    HaNode { node: name.clone(), epoch: life.map(|life| life.epoch), state, health, proof: provable(keys, name).1, vms, confirmed }
+    HaNode { node: name.clone(), epoch: life.map(|life| life.epoch), state, health, proof: provable(view, keys, name).1, vms, confirmed }
 }
 
 /// Silence after which this node would be called dead, ms, and how, in words.
-fn provable(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
+fn provable(view: &ClusterView, keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
+    let (after_ms, words) = by_watchdog(keys, name);
+    let by_power = view.fenceable.contains(name).then_some("its power is cut after 15 s; else ").unwrap_or_default();
+    (after_ms, format!("{by_power}{words}"))
+}
+
+fn by_watchdog(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
     let armed = keys.life.as_ref().and_then(|life| keys.armed.get(&life.value.epoch)).map(|armed| armed.value);
     let person = format!("only a person can say that it is dead: vmkeep ha confirm-dead {name}");
     match armed {
@@ -158,7 +165,7 @@ fn forecast(view: &ClusterView, fleet: &Fleet, vm: &VmRecord) -> HaForecast {
         return told(None, None, format!("it waits for {from}: its manifest has no `ha`"));
     }
     let Some(keys) = view.nodes.get(from) else { return told(None, None, format!("nothing is known of {from}")) };
-    let (after_ms, proof) = provable(keys, from);
+    let (after_ms, proof) = provable(view, keys, from);
     match rescue::elsewhere(view, fleet, vm, from) {
         Err(why) => told(None, None, format!("it waits for {from}: {why}")),
         Ok(to) => {

@@ -138,7 +138,7 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
     for (node, epoch) in todo.cuts {
         let desk = desk.clone();
         tokio::spawn(async move {
-            let cut = desk.power().cut(&node).await;
+            let cut = desk.power().cut(&node, epoch).await;
             let power =
                 cut.inspect_err(|why| tracing::error!(%node, why, "its power is not cut")).map_or(PowerIs::Unknown, |()| PowerIs::Off);
             desk.power_cut(&node, epoch, power);

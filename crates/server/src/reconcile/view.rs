@@ -96,6 +96,8 @@ pub struct ClusterView {
     pub confirmed: BTreeMap<(Name, Epoch), Kept<Confirmed>>,
     /// High availability is switched off.
     pub disarmed: Option<Kept<Disarm>>,
+    /// Nodes whose power can be cut.
+    pub fenceable: BTreeSet<Name>,
     /// Deaths of nodes, and VMs that had to go elsewhere then, by key; for the history.
     pub incidents: BTreeMap<String, Kept<Incident>>,
     pub rescues: BTreeMap<String, Kept<Rescue>>,
@@ -135,7 +137,8 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 20] = [
+pub const PREFIXES: [&str; 21] = [
+    keys::ALL_STONITH,
     keys::ALL_HA,
     keys::ALL_FENCES,
     keys::ALL_CONFIRMED,
@@ -224,6 +227,7 @@ impl ClusterView {
                 self.touch_owned(node, touched);
             }
             ["cluster", "ha", ..] => self.put_ha(&parts[2..], kv),
+            ["stonith", node] => self.fenceable.extend(node.parse::<Name>()),
             ["cluster", "recovery"] => self.recovery = decode(kv),
             ["cluster", "incarnation"] => self.incarnation = decode(kv).map_or(0, |kept: Kept<Incarnation>| kept.value.number),
             _ => {}
@@ -294,6 +298,7 @@ impl ClusterView {
             ["fence", node, epoch] => drop(life(node, epoch).map(|of| self.fences.remove(&of))),
             ["confirmed", node, epoch] => drop(life(node, epoch).map(|of| self.confirmed.remove(&of))),
             ["cluster", "ha", "disarm"] => self.disarmed = None,
+            ["stonith", node] => drop(node.parse::<Name>().map(|node| self.fenceable.remove(&node))),
             ["cluster", "ha", "incident", ..] => drop(self.incidents.remove(key)),
             ["cluster", "ha", "rescue", ..] => drop(self.rescues.remove(key)),
             ["cluster", "recovery"] => {

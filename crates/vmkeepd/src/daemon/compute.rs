@@ -18,7 +18,6 @@ use vmkeep_agent::hypervisor::fake::FakeHypervisor;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::image::{Peers, Reach};
 use vmkeep_agent::runtime::clock::BootId;
-use vmkeep_agent::runtime::guard::NoGuard;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_store::etcd::EtcdConfig;
 use vmkeep_types::migration::MigrationAddress;
@@ -81,7 +80,7 @@ impl Compute {
             migration: migration(part),
             peers: part.mtls.clone().map(|mtls| mtls as Arc<dyn Peers>),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
-            guard: Arc::new(NoGuard),
+            guard: Arc::new(fenced::Line::of_this_host()),
         })?;
         let (resets, stop) = (node.clone(), part.shutdown.clone());
         tokio::spawn(async move { fenced::tell(&resets, Path::new(fenced::FILE), stop).await });

@@ -7,14 +7,12 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::Closure;
 
-use super::power::Power;
 use crate::reconcile::view::{ClusterView, NodeKeys};
 
 /// The view, with the numbers of its nodes.
 pub struct Known<'a> {
     pub view: &'a ClusterView,
     pub names: &'a [Name],
-    pub power: &'a dyn Power,
 }
 
 impl Known<'_> {
@@ -78,7 +76,7 @@ impl Ledger for Known<'_> {
     }
 
     fn can_cut(&self, node: NodeNo) -> bool {
-        self.power.can_cut(self.node(node))
+        self.view.fenceable.contains(self.node(node))
     }
 
     fn stake(&self, seat: Seat) -> Stake {

@@ -163,7 +163,7 @@ impl Desk {
         inner.tick(now);
         let cuts = std::mem::take(&mut inner.cut);
         let Inner { names, vigil, .. } = inner;
-        let known = Known { view, names, power: self.power.as_ref() };
+        let known = Known { view, names };
         let mut steps = Vec::new();
         for (node, epoch, power) in cuts {
             vigil.power_cut(now, &known, node, epoch, power, &mut steps);
