@@ -129,7 +129,7 @@ fn shown(view: &ClusterView, name: &Name, keys: &NodeKeys) -> HaNode {
 /// Silence after which this node would be called dead, ms, and how, in words.
 fn provable(view: &ClusterView, keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
     let (after_ms, words) = by_watchdog(keys, name);
-    let by_power = view.fenceable.contains(name).then_some("its power is cut after 15 s; else ").unwrap_or_default();
+    let by_power = if view.fenceable.contains(name) { "its power is cut after 15 s; else " } else { "" };
     (after_ms, format!("{by_power}{words}"))
 }
 
