@@ -145,7 +145,7 @@ mod tests {
     fn hardware_that_cannot_be_had() {
         let open = WatchdogFacts { active: true, ..dog("i6300ESB timer") };
         check(
-            &[open.clone()],
+            std::slice::from_ref(&open),
             true,
             expect![[r#"
                 ok watchdog: /dev/watchdog0: i6300ESB timer (hardware)
