@@ -18,6 +18,7 @@ use vmkeep_agent::hypervisor::fake::FakeHypervisor;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::image::{Peers, Reach};
 use vmkeep_agent::runtime::clock::BootId;
+use vmkeep_agent::runtime::guard::{Guard, NoGuard};
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_store::etcd::EtcdConfig;
 use vmkeep_types::migration::MigrationAddress;
@@ -52,6 +53,14 @@ fn migration(part: &Part) -> Option<MigrationAddress> {
     part.config.migration.clone().or_else(|| part.member.as_ref().map(|member| at(&member.address)))
 }
 
+/// A host alone has nobody who would start its VMs elsewhere: no watchdog resets it when vmkeepd is stopped.
+fn guard(part: &Part) -> Arc<dyn Guard> {
+    match part.member {
+        Some(_) => Arc::new(fenced::Line::of_this_host()),
+        None => Arc::new(NoGuard),
+    }
+}
+
 impl Compute {
     /// Joins the store; libvirt is connected in its own time.
     pub async fn assemble(part: &Part) -> anyhow::Result<Self> {
@@ -80,7 +89,7 @@ impl Compute {
             migration: migration(part),
             peers: part.mtls.clone().map(|mtls| mtls as Arc<dyn Peers>),
             reach: if config.fetch_local { Reach::Everywhere } else { Reach::Others },
-            guard: Arc::new(fenced::Line::of_this_host()),
+            guard: guard(part),
         })?;
         let (resets, stop) = (node.clone(), part.shutdown.clone());
         tokio::spawn(async move { fenced::tell(&resets, Path::new(fenced::FILE), stop).await });
