@@ -58,6 +58,7 @@ fn help_is_short() {
           pool         Where volumes and images lie
           node         Hosts
           cluster      Many hosts as one
+          ha           What happens when a host dies
           host         The host itself
           op           Long work
           event        What happened

@@ -57,6 +57,8 @@ struct Inner {
     vigil: Vigil,
     /// The newest epoch of each node that was heard of.
     epochs: BTreeMap<NodeNo, Epoch>,
+    /// A node has renewed at some time: a host alone does not, and its silence means nothing.
+    heard: bool,
     /// Answers of fence agents that were not looked at yet.
     cut: Vec<(NodeNo, Epoch, PowerIs)>,
     turns: Turns,
@@ -95,7 +97,8 @@ impl Desk {
     /// `me`: the node of this control plane.
     pub fn new(me: &Name, power: Arc<dyn Power>, clock: Clock) -> Arc<Self> {
         let vigil = Vigil::new(NodeNo(0), Profile::Standard.timers(), None);
-        let inner = Inner { names: vec![me.clone()], vigil, epochs: BTreeMap::new(), cut: Vec::new(), turns: Turns::default() };
+        let inner =
+            Inner { names: vec![me.clone()], vigil, epochs: BTreeMap::new(), heard: false, cut: Vec::new(), turns: Turns::default() };
         Arc::new(Self { inner: Mutex::new(inner), power, clock })
     }
 
@@ -111,6 +114,7 @@ impl Desk {
     pub fn hear(&self, node: &Name, beat: Heartbeat, revision: Revision) {
         let (mut inner, now) = (self.lock(), self.now());
         let node = inner.number(node);
+        inner.heard = true;
         inner.note_epoch(node, beat.epoch);
         // libvirt's health and the storage's are in the node's facts.
         let beat = Beat { epoch: beat.epoch, seq: beat.seq, hypervisor: Health::Good, storage: Health::Good };
@@ -119,7 +123,7 @@ impl Desk {
 
     /// A node has renewed at some time: a host alone does not.
     pub fn has_heard(&self) -> bool {
-        !self.lock().epochs.is_empty()
+        self.lock().heard
     }
 
     /// A write of this control node's own, sent then, was taken.
@@ -154,6 +158,9 @@ impl Desk {
     pub fn look(&self, view: &ClusterView, wall: jiff::Timestamp) -> Todo {
         let (mut guard, now) = (self.lock(), self.now());
         let inner = &mut *guard;
+        if !inner.heard {
+            return Todo::default();
+        }
         for (name, keys) in &view.nodes {
             if let Some(life) = &keys.life {
                 let node = inner.number(name);

@@ -211,6 +211,15 @@ async fn more_than_half_silent_are_rather_our_own_network() {
 }
 
 #[tokio::test]
+async fn a_host_alone_does_not_renew_and_is_left_in_peace() {
+    let mut bed = Bed::of(&["a"]).await;
+    bed.owned(1, "a", Some(1)).await;
+    assert_eq!(bed.look().await, "");
+    assert!(!bed.desk.has_heard(), "its leader writes no canary");
+    bed.check(60, &[], expect![""]).await;
+}
+
+#[tokio::test]
 async fn a_software_watchdog_and_no_watchdog_prove_nothing_by_waiting() {
     let mut bed = Bed::of(&["a", "b", "c"]).await;
     bed.owned(1, "a", Some(3)).await;
