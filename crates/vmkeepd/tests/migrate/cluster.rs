@@ -25,7 +25,7 @@ use vmkeep_types::host::KvmState;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::migration::{MigrateOptions, Migration, MigrationAddress, MovePhase};
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::DomainState;
+use vmkeep_types::observed::{DomainState, Seen};
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::{Caller, Owner, Role, Via};
 use vmkeep_types::units::ByteCount;
@@ -269,6 +269,11 @@ impl Cluster {
 
     pub async fn owner(&self, vm: VmId) -> Owner {
         typed::get_json::<Owner>(self.store.as_ref(), &keys::owner(vm)).await.expect("a read").expect("it has one").value
+    }
+
+    /// What a node said last of a VM.
+    pub async fn seen(&self, vm: VmId, node: &'static str) -> Option<Seen> {
+        typed::get_json(self.store.as_ref(), &keys::seen(&Name::known(node), vm)).await.expect("a read").map(|kept| kept.value)
     }
 
     pub async fn runs_on(&self, vm: VmId) -> Vec<&'static str> {
