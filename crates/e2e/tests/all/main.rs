@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod cluster;
 mod crash;
+mod dead_host;
 mod debian;
 mod full;
 mod hello;
