@@ -165,17 +165,15 @@ async fn control_nodes(store: &dyn Store) -> Result<Vec<PublicKey>, StoreError> 
 
 /// Takes new keys of the control plane, and lets new control nodes in, until `stop`.
 async fn follow(store: Arc<dyn Store>, own: SecretKey, keys: Arc<Keys>, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        let following = async {
-            loop {
-                if let Err(error) = follow_once(store.as_ref(), &own, &keys).await {
-                    tracing::warn!(%error, "cannot follow the control plane's keys");
-                }
-                tokio::time::sleep(REST).await;
+    let following = async {
+        loop {
+            if let Err(error) = follow_once(store.as_ref(), &own, &keys).await {
+                tracing::warn!(%error, "cannot follow the control plane's keys");
             }
-        };
-        let _: Option<()> = stop.run_until_cancelled(following).await;
-    }
+            tokio::time::sleep(REST).await;
+        }
+    };
+    let _: Option<()> = stop.run_until_cancelled(following).await;
 }
 
 /// Until a watch ends.
