@@ -5,9 +5,23 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 11] = [
+const PAGES: [(&str, &str); 25] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
+    ("docs/guide/install.md", include_str!("../../../../docs/guide/install.md")),
+    ("docs/guide/vms.md", include_str!("../../../../docs/guide/vms.md")),
+    ("docs/guide/images.md", include_str!("../../../../docs/guide/images.md")),
+    ("docs/guide/networks.md", include_str!("../../../../docs/guide/networks.md")),
+    ("docs/guide/cloud-init.md", include_str!("../../../../docs/guide/cloud-init.md")),
+    ("docs/guide/consoles.md", include_str!("../../../../docs/guide/consoles.md")),
+    ("docs/guide/keeping-running.md", include_str!("../../../../docs/guide/keeping-running.md")),
+    ("docs/guide/drift-and-adopt.md", include_str!("../../../../docs/guide/drift-and-adopt.md")),
+    ("docs/guide/remote-and-tokens.md", include_str!("../../../../docs/guide/remote-and-tokens.md")),
+    ("docs/guide/monitoring.md", include_str!("../../../../docs/guide/monitoring.md")),
+    ("docs/guide/backup-of-the-store.md", include_str!("../../../../docs/guide/backup-of-the-store.md")),
+    ("docs/guide/troubleshooting.md", include_str!("../../../../docs/guide/troubleshooting.md")),
+    ("docs/guide/coming-from.md", include_str!("../../../../docs/guide/coming-from.md")),
+    ("docs/guide/many-hosts.md", include_str!("../../../../docs/guide/many-hosts.md")),
     ("docs/guide/cluster.md", include_str!("../../../../docs/guide/cluster.md")),
     ("docs/guide/ha.md", include_str!("../../../../docs/guide/ha.md")),
     ("docs/guide/sim.md", include_str!("../../../../docs/guide/sim.md")),
