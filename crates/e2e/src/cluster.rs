@@ -1,7 +1,8 @@
-//! Three hosts that are one cluster: etcd, a control process and a compute process on each, certificates of one authority.
+//! Three hosts that are one cluster: etcd, a control process, a compute process and the guard of a watchdog on each, certificates
+//! of one authority.
 
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -13,10 +14,59 @@ use crate::wait::until;
 /// etcd, two daemons and libvirt on each of three hosts, on two cores beside other tests.
 const UP: Duration = Duration::from_secs(120);
 
+/// Does something reset a host that loses the cluster?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watchdogs {
+    /// `vmkeep-fenced`, and a watchdog outside of the host.
+    #[default]
+    There,
+    /// Only a person, or who cuts its power, knows of its death.
+    None,
+}
+
+/// What runs on a host and can be stopped alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Agent,
+    Guard,
+    Etcd,
+    Libvirt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Stop,
+    Continue,
+    Kill,
+}
+
+impl Signal {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "-STOP",
+            Self::Continue => "-CONT",
+            Self::Kill => "-KILL",
+        }
+    }
+}
+
+/// How the hosts are made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan<'a> {
+    pub watchdogs: Watchdogs,
+    /// Added to each vmkeepd.toml.
+    pub more: &'a str,
+    /// Folders that all hosts see.
+    pub shared: &'a [&'a Path],
+}
+
 /// What runs on one host.
 pub struct Member {
     pub host: Host,
+    number: usize,
+    watchdogs: Watchdogs,
     etcd: Option<Child>,
+    guard: Option<Child>,
     control: Option<Child>,
     compute: Option<Child>,
 }
@@ -61,12 +111,18 @@ fn address(n: usize) -> String {
 impl Cluster {
     /// All members up, and every node online; `more` is added to each vmkeepd.toml.
     pub fn new(name: &str, more: &str) -> Self {
+        Self::planned(name, Plan { more, ..Plan::default() })
+    }
+
+    /// As [`Cluster::new`].
+    pub fn planned(name: &str, plan: Plan<'_>) -> Self {
         let switch = Switch::new(name);
         let ca = Ca::new();
-        let members = (1..=3).map(|n| Member::new(name, n, &switch, &ca, more)).collect();
+        let members = (1..=3).map(|n| Member::new(name, n, &switch, &ca, plan)).collect();
         let mut cluster = Self { members, _switch: switch };
-        cluster.members.iter_mut().enumerate().for_each(|(n, member)| member.start_etcd(n + 1));
+        cluster.members.iter_mut().for_each(Member::start_etcd);
         for member in &mut cluster.members {
+            member.start_guard();
             member.start_control();
             member.start_compute();
         }
@@ -101,18 +157,39 @@ impl Cluster {
         })
     }
 
+    /// A host whose API answers, and which is not this one.
+    pub fn beside(&self, host: usize) -> usize {
+        let answers = |n: &usize| *n != host && self.members[*n].control.is_some();
+        (0..self.members.len()).find(answers).expect("another control plane runs")
+    }
+
+    /// The member whose etcd leads, as host `asked` tells.
+    pub fn etcd_leader(&self, asked: usize) -> usize {
+        until("an etcd leads", UP, || {
+            let out = self.host(asked).vmkeep(["cluster", "status", "-o", "json"]);
+            let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+            let leads = |member: &serde_json::Value| member["etcd"]["health"] == "leader";
+            let found = told["members"].as_array().into_iter().flatten().find(|member| leads(member)).map(|member| member["node"].clone());
+            let number = found.as_ref().and_then(|node| node.as_str()?.strip_prefix("node")?.parse::<usize>().ok());
+            number.map(|n| n - 1).ok_or_else(|| format!("{told}{}", text(&out.stderr)))
+        })
+    }
+
     pub fn logs(&self) -> String {
         let of = |member: &Member| {
-            let [control, compute] = ["control", "compute"].map(|what| crate::host::tail(&member.log(what)));
-            format!("-- {}\n{control}\n{compute}\n", member.host.name)
+            let [control, compute, guard] = ["control", "compute", "fenced"].map(|what| crate::host::tail(&member.log(what)));
+            format!("-- {}\n{control}\n{compute}\n{guard}\n", member.host.name)
         };
         self.members.iter().map(of).collect()
     }
 }
 
 impl Member {
-    fn new(name: &str, n: usize, switch: &Switch, ca: &Ca, more: &str) -> Self {
-        let mut host = Host::without_daemon(&format!("{name}{n}"));
+    fn new(name: &str, n: usize, switch: &Switch, ca: &Ca, plan: Plan<'_>) -> Self {
+        let mut host = Host::sharing(&format!("{name}{n}"), plan.shared);
+        if plan.watchdogs == Watchdogs::There {
+            host.give_watchdog();
+        }
         host.link(switch, &format!("{}/24", address(n)));
         let (node, at) = (format!("node{n}"), address(n));
         let state = host.path("state");
@@ -132,11 +209,13 @@ impl Member {
         let run = host.path("run/vmkeep");
         // The switch is nobody else's: libvirt listens without a password there.
         let migration = format!("[migration]\nconnect = \"qemu+tcp://{at}/system\"\ndata = \"tcp://{at}\"\n");
+        let more = plan.more;
         host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}\n{migration}", state.display(), run.display()));
-        Self { host, etcd: None, control: None, compute: None }
+        Self { host, number: n, watchdogs: plan.watchdogs, etcd: None, guard: None, control: None, compute: None }
     }
 
-    fn start_etcd(&mut self, n: usize) {
+    fn start_etcd(&mut self) {
+        let n = self.number;
         let (at, dir) = (address(n), self.host.path("state/cluster"));
         let file = |name: &str| dir.join(name).display().to_string();
         let all: Vec<String> = (1..=3).map(|n| format!("node{n}=https://{}:2380", address(n))).collect();
@@ -166,6 +245,15 @@ impl Member {
         self.etcd = Some(self.host.spawn("etcd.log", &command));
     }
 
+    fn start_guard(&mut self) {
+        if self.watchdogs == Watchdogs::None {
+            return;
+        }
+        let (fenced, dog) = (bin("vmkeep-fenced").display().to_string(), format!("unix:{}", self.host.watchdog_socket().display()));
+        let boot_id = self.host.path("boot_id").display().to_string();
+        self.guard = Some(self.host.spawn("fenced.log", &[&fenced, "--watchdog", &dog, "--boot-id", &boot_id]));
+    }
+
     fn role(&self, role: &str) -> Child {
         let (vmkeepd, config) = (bin("vmkeepd").display().to_string(), self.host.config_file().display().to_string());
         self.host.spawn(&format!("{role}.log"), &[&vmkeepd, "--config", &config, "--role", role])
@@ -179,9 +267,43 @@ impl Member {
         self.compute = Some(self.role("compute"));
     }
 
+    /// SIGSTOP or SIGCONT for one of its programs.
+    pub fn signal(&self, what: Program, signal: Signal) {
+        let pid = match what {
+            Program::Agent => self.compute.as_ref().map(Child::id),
+            Program::Guard => self.guard.as_ref().map(Child::id),
+            Program::Etcd => self.etcd.as_ref().map(Child::id),
+            Program::Libvirt => std::fs::read_to_string(self.host.lab_folder().join("run/libvirt/libvirtd.pid"))
+                .ok()
+                .and_then(|pid| pid.trim().parse().ok()),
+        };
+        let pid = pid.unwrap_or_else(|| panic!("{what:?} does not run")).to_string();
+        assert!(Command::new("kill").args([signal.as_str(), &pid]).status().expect("kill runs").success(), "{what:?}");
+    }
+
+    /// As systemd would, after it was killed.
+    pub fn restart_etcd(&mut self) {
+        kill(&mut self.etcd);
+        self.start_etcd();
+    }
+
     /// SIGKILL, as a crash.
     pub fn kill_control(&mut self) {
         kill(&mut self.control);
+    }
+
+    /// After the host lost its power, or was reset: everything comes up in a new boot.
+    pub fn power_on(&mut self) {
+        self.all().into_iter().for_each(kill);
+        self.host.power_on();
+        self.start_etcd();
+        self.start_guard();
+        self.start_control();
+        self.start_compute();
+    }
+
+    fn all(&mut self) -> [&mut Option<Child>; 4] {
+        [&mut self.control, &mut self.compute, &mut self.guard, &mut self.etcd]
     }
 
     pub fn log(&self, role: &str) -> String {
@@ -198,6 +320,6 @@ fn kill(child: &mut Option<Child>) {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        [&mut self.control, &mut self.compute, &mut self.etcd].into_iter().for_each(kill);
+        self.all().into_iter().for_each(kill);
     }
 }

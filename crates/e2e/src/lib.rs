@@ -4,6 +4,7 @@
 //! the machine's network, and kept in the user's cache.
 
 pub mod cluster;
+pub mod ha;
 pub mod host;
 pub mod image;
 pub mod net;

@@ -1,5 +1,6 @@
 //! Several hosts on one switch, and what may befall them: power off and on, standing still, a cable pulled.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::host::{Host, nshost, text};
@@ -63,6 +64,39 @@ impl Host {
     pub fn power_on(&mut self) {
         done(nshost().args(["boot", &self.name]));
         self.boot();
+    }
+
+    /// A watchdog outside of the host: once opened it kills every process of the host when it is not petted in time.
+    pub fn give_watchdog(&self) {
+        done(nshost().args(["watchdog", &self.name]));
+    }
+
+    /// Where the host's watchdog listens.
+    pub fn watchdog_socket(&self) -> PathBuf {
+        self.lab_folder().join("watchdog.sock")
+    }
+
+    /// What the host's watchdog saw: `SECONDS open MS`, `bite`, …
+    pub fn watchdog_log(&self) -> String {
+        std::fs::read_to_string(self.lab_folder().join("watchdog.log")).unwrap_or_default()
+    }
+
+    /// The lab's folder of this host.
+    pub fn lab_folder(&self) -> PathBuf {
+        let out = nshost().args(["dir", &self.name]).output().expect("nshost runs");
+        PathBuf::from(text(&out.stdout).trim())
+    }
+
+    /// Which mount namespace it is; the same over power off and on.
+    pub fn namespace(&self) -> PathBuf {
+        let out = nshost().args(["pid", &self.name]).output().expect("nshost runs");
+        std::fs::read_link(format!("/proc/{}/ns/mnt", text(&out.stdout).trim())).expect("the host is up")
+    }
+
+    /// Does anything run there?
+    pub fn has_power(&self) -> bool {
+        let out = nshost().args(["power", &self.name]).output().expect("nshost runs");
+        text(&out.stdout).trim() == "on"
     }
 
     /// A program inside the host that goes on; dies with the host, or by its owner.

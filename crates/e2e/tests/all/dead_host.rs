@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use vmkeep_e2e::cluster::Cluster;
+use vmkeep_e2e::cluster::{Cluster, Plan, Watchdogs};
+use vmkeep_e2e::ha::Home;
 use vmkeep_e2e::host::text;
 use vmkeep_e2e::wait::until;
 
@@ -15,8 +16,37 @@ const VM: &str = "kind: vm\nname: web\nrun: always\nha: {priority: 1}\nfirmware:
                   rng: false\nagent: false\nnics: []\ndisks: []\n";
 
 #[test]
+fn a_vm_of_a_host_without_power_runs_elsewhere_by_the_proof_of_its_watchdog_alone() {
+    let mut cluster = Cluster::new("dog", "");
+    cluster.host(0).apply(VM);
+    let before = Home::of(&cluster.host(0).phase("web", "running", BOOT)).expect("it runs");
+    let asked = cluster.beside(before.host);
+    until("its host is armed", NOTICED, || {
+        let told = cluster.host(asked).ok(["ha", "check"]);
+        if told.contains("watchdog") { Ok(()) } else { Err(format!("{told}\n{}", cluster.logs())) }
+    });
+    cluster.members[before.host].host.power_off();
+    let now = cluster.until_recovered(asked, "web", before);
+    assert_ne!(now.host, before.host);
+    assert_eq!(now.generation, before.generation + 1);
+    let death = cluster.death(asked, &before.node(), "web");
+    println!("power off: {death}");
+    assert_eq!(death.proof, "watchdog");
+    let told = cluster.host(asked).ok(["ha", "history"]);
+    assert!(told.contains("dead, by watchdog") && told.contains("web runs on"), "{told}");
+
+    cluster.members[before.host].power_on();
+    cluster.until_nodes(asked, "online online online");
+    until("its host has begun its next life and runs nothing of it", NOTICED, || {
+        let left = cluster.host(before.host).virsh(["list", "--all", "--name"]);
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+    assert_eq!(Home::of(&cluster.host(asked).vm("web")), Some(now), "it stays where it is");
+}
+
+#[test]
 fn a_vm_of_a_host_without_power_runs_elsewhere_when_its_death_is_confirmed() {
-    let mut cluster = Cluster::new("dead", "");
+    let mut cluster = Cluster::planned("dead", Plan { watchdogs: Watchdogs::None, ..Plan::default() });
     cluster.host(0).apply(VM);
     let before = cluster.host(0).phase("web", "running", BOOT);
     let node = before["status"]["node"].as_str().expect("a node").to_owned();
