@@ -5,7 +5,7 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 25] = [
+const PAGES: [(&str, &str); 27] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/install.md", include_str!("../../../../docs/guide/install.md")),
@@ -27,6 +27,8 @@ const PAGES: [(&str, &str); 25] = [
     ("docs/guide/sim.md", include_str!("../../../../docs/guide/sim.md")),
     ("docs/concepts/ha.md", include_str!("../../../../docs/concepts/ha.md")),
     ("docs/errors/README.md", include_str!("../../../../docs/errors/README.md")),
+    ("docs/errors/messages.md", include_str!("../../../../docs/errors/messages.md")),
+    ("docs/errors/events.md", include_str!("../../../../docs/errors/events.md")),
     ("docs/concepts/files.md", include_str!("../../../../docs/concepts/files.md")),
     ("docs/concepts/placement.md", include_str!("../../../../docs/concepts/placement.md")),
     ("docs/concepts/run-policy.md", include_str!("../../../../docs/concepts/run-policy.md")),
