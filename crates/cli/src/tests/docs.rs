@@ -5,7 +5,7 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 27] = [
+const PAGES: [(&str, &str); 28] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/install.md", include_str!("../../../../docs/guide/install.md")),
@@ -29,6 +29,7 @@ const PAGES: [(&str, &str); 27] = [
     ("docs/errors/README.md", include_str!("../../../../docs/errors/README.md")),
     ("docs/errors/messages.md", include_str!("../../../../docs/errors/messages.md")),
     ("docs/errors/events.md", include_str!("../../../../docs/errors/events.md")),
+    ("docs/concepts/wish-and-fact.md", include_str!("../../../../docs/concepts/wish-and-fact.md")),
     ("docs/concepts/files.md", include_str!("../../../../docs/concepts/files.md")),
     ("docs/concepts/placement.md", include_str!("../../../../docs/concepts/placement.md")),
     ("docs/concepts/run-policy.md", include_str!("../../../../docs/concepts/run-policy.md")),
