@@ -8,7 +8,7 @@ use vmkeep_types::error::Problem;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::observed::{Doing, DomainState, Observed, RestartCount, Seen};
-use vmkeep_types::record::{Owner, Power, PowerWish, Role, VmChoices, VmRecord};
+use vmkeep_types::record::{Owner, Power, PowerWish, Released, Role, VmChoices, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 /// What a secret looks like in every answer.
@@ -21,6 +21,8 @@ pub struct VmParts {
     pub choices: VmChoices,
     pub power: Option<Power>,
     pub owner: Option<Owner>,
+    /// Where it has no owner because that was removed.
+    pub released: Option<Released>,
     pub seen: Option<Seen>,
     /// Its node's health, where it has heartbeats.
     pub node: Option<NodeState>,
@@ -169,8 +171,12 @@ fn phase(parts: &VmParts) -> (VmPhase, String) {
         return plain(VmPhase::Deleting, "deleting");
     }
     let Some(seen) = &parts.seen else {
-        let text = if parts.owner.is_some() { "waiting for its node" } else { "waiting for a node" };
-        return plain(VmPhase::Pending, text);
+        return match (&parts.owner, &parts.released) {
+            (Some(_), _) => plain(VmPhase::Pending, "waiting for its node"),
+            (None, Some(released)) if released.lost.is_empty() => (VmPhase::Pending, released.words()),
+            (None, Some(released)) => (VmPhase::Failed, released.words()),
+            (None, None) => plain(VmPhase::Pending, "waiting for a node"),
+        };
     };
     match (&seen.domain, &seen.doing) {
         (_, Some(Doing::Stopping { kill_at: Some(at) })) => (VmPhase::Stopping, format!("stopping (killed at {at})")),

@@ -10,6 +10,7 @@
 //! | `choices/UID` | `VmChoices` | leader |
 //! | `power/UID` | `Power` | server; leader folds a hold in |
 //! | `owner/UID` | `Owner`: the placement, the one truth of who may run it | leader |
+//! | `released/UID` | `Released`: its node was dead and is removed; until it has another one | server, leader |
 //! | `own/NODE/UID` | empty: range-compared before a node may disarm | leader |
 //! | `joined/NODE` | empty: the index of nodes, because under `n/` lie the orders of every VM too | leader |
 //! | `control/NODE` | public key of the host, for `seal/ring`: whom agents obey | control plane, at its start |
@@ -89,6 +90,7 @@ pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";
 pub const ALL_POWER: &str = "power/";
 pub const ALL_OWNERS: &str = "owner/";
+pub const ALL_RELEASED: &str = "released/";
 pub const ALL_MIGRATIONS: &str = "migrate/";
 pub const ALL_DRAINS: &str = "drain/";
 pub const ALL_NODES: &str = "n/";
@@ -155,6 +157,10 @@ pub fn power(id: VmId) -> String {
 
 pub fn owner(id: VmId) -> String {
     format!("owner/{id}")
+}
+
+pub fn released(id: VmId) -> String {
+    format!("{ALL_RELEASED}{id}")
 }
 
 /// Everything that a node owns.

@@ -126,6 +126,31 @@ pub struct Owner {
     pub to: Option<Heir>,
 }
 
+/// What is left of the right to run a VM that a dead node had, when that node was removed; until another node has the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Released {
+    /// The next right to run is above it.
+    pub generation: Generation,
+    pub from: Name,
+    /// Disks whose data only that node had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Name>,
+    pub at: jiff::Timestamp,
+}
+
+impl Released {
+    /// For whoever asks where the VM is.
+    pub fn words(&self) -> String {
+        match self.lost.as_slice() {
+            [] => format!("waits for a node: its own, {}, was dead and is removed", self.from),
+            lost => {
+                let disks: Vec<&str> = lost.iter().map(Name::as_str).collect();
+                format!("lost: the data of its disks ({}) was only on {}, which was dead and is removed", disks.join(", "), self.from)
+            }
+        }
+    }
+}
+
 /// The destination of a migration under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Heir {

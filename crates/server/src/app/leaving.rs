@@ -4,7 +4,8 @@
 //!  VMs, disks or images that only it has ─► it stays
 //!  else: images and networks know it no more ─► one txn: nothing owned ─► member, node and all its keys are gone
 //! ```
-//! The transaction compares that nothing is owned, so a VM that was placed meanwhile keeps the node.
+//! The transaction compares that nothing is owned, so a VM that was placed meanwhile keeps the node. A node that is proved dead is
+//! relieved of its VMs before: [`super::releasing`].
 
 use std::collections::BTreeSet;
 
@@ -51,11 +52,12 @@ pub async fn may_leave(store: &dyn Store, node: &Name) -> Result<(), Error> {
     }
 }
 
-/// Forgets a member and its node's records. VMs that it owns forbid that: they might still run there.
+/// Forgets a member and its node's records. VMs that it owns forbid that, unless it is proved dead: they might still run there.
 ///
 /// # Errors
 /// It is no member, or it owns VMs.
 pub async fn forget(store: &dyn Store, node: &Name) -> Result<(), Error> {
+    super::releasing::release(store, node, jiff::Timestamp::now()).await?;
     let key = keys::member(node);
     if store.get(&key).await.map_err(store_error)?.is_none() || !store.list(&keys::owned(node)).await.map_err(store_error)?.items.is_empty()
     {
@@ -69,6 +71,7 @@ pub async fn forget(store: &dyn Store, node: &Name) -> Result<(), Error> {
         .then(Op::DeletePrefix(keys::all_of_node(node)))
         // Nothing is owned in any of its lives: no owner record names a seal of theirs.
         .then(Op::DeletePrefix(keys::fences(node)))
+        .then(Op::DeletePrefix(keys::all_confirmed(node)))
         .then(Op::Delete(keys::state(node)))
         .then(Op::Delete(keys::node(node)))
         .then(Op::Delete(keys::joined(node)))
@@ -107,7 +110,9 @@ pub async fn refused_to_forget(store: &dyn Store, node: &Name) -> Result<Error, 
         return Ok(Error::not_found("member", node));
     }
     Ok(Error::conflict(format!("'{node}' owns {owned} VMs, which may still run there"))
-        .hint(format!("move them first: vmkeep node drain {node}; what cannot move: vmkeep vm delete NAME")))
+        .hint(format!(
+            "move them first: vmkeep node drain {node}; what cannot move: vmkeep vm delete NAME; is the host dead: vmkeep ha confirm-dead {node}"
+        )))
 }
 
 #[cfg(test)]
@@ -135,9 +140,10 @@ mod tests {
                 certificate_until: None,
                 problems: Vec::new(),
             };
-            let all = [keys::heartbeat(&node), keys::state(&node), keys::joined(&node), keys::fence(&node, Epoch(1)), keys::control(&node)];
+            let sealed = [keys::fence(&node, Epoch(1)), keys::confirmed(&node, Epoch(1))];
+            let all = [keys::heartbeat(&node), keys::state(&node), keys::joined(&node), keys::control(&node)].into_iter().chain(sealed);
             let txn = Txn::default().then(typed::put(keys::member(&node), &record));
-            store.txn(all.into_iter().fold(txn, |txn, key| txn.then(Op::Put(key, Vec::new())))).await.expect("written");
+            store.txn(all.fold(txn, |txn, key| txn.then(Op::Put(key, Vec::new())))).await.expect("written");
         }
         store
     }
@@ -169,7 +175,8 @@ mod tests {
         may_leave(&store, &a).await.expect("it may");
         forget(&store, &a).await.expect("forgotten");
         let left: Vec<String> = store.list("").await.expect("a list").items.into_iter().map(|kv| kv.key).collect();
-        let of_b = [keys::member(&b), keys::control(&b), keys::fence(&b, Epoch(1)), key.clone(), keys::joined(&b), keys::heartbeat(&b)];
+        let sealed = [keys::fence(&b, Epoch(1)), key.clone(), keys::joined(&b), keys::heartbeat(&b)];
+        let of_b = [&[keys::member(&b), keys::confirmed(&b, Epoch(1)), keys::control(&b)], sealed.as_slice()].concat();
         assert_eq!(left, [of_b.as_slice(), &[keys::state(&b)]].concat());
         let image = typed::get_json::<ImageRecord>(&store, &key).await.expect("a read").expect("there").value;
         assert_eq!(image.holders().collect::<Vec<_>>(), [&b]);

@@ -15,6 +15,7 @@ pub mod op;
 pub mod placement;
 pub mod pool;
 pub mod recovery;
+pub mod releasing;
 pub mod upgrade;
 pub mod vm;
 pub mod vm_adopt;

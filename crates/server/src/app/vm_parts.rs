@@ -30,19 +30,25 @@ pub async fn parts(store: &dyn Store, project: &Name, id: VmId) -> Result<Option
         Some(owner) => get::<Seen>(store, &keys::seen(&owner.node, id)).await?.map(|s| s.value),
         None => None,
     };
+    let released = match &owner {
+        Some(_) => None,
+        None => get(store, &keys::released(id)).await?.map(|s| s.value),
+    };
     let choices = get(store, &keys::choices(id)).await?.map(|s| s.value).unwrap_or_default();
     let power = get(store, &keys::power(id)).await?.map(|s| s.value);
     let node = match &owner {
         Some(owner) => get(store, &keys::state(&owner.node)).await?.map(|s| s.value),
         None => None,
     };
-    Ok(Some(VmParts { record: record.value, spec_revision: record.modified, choices, power, owner, seen, node }))
+    Ok(Some(VmParts { record: record.value, spec_revision: record.modified, choices, power, owner, released, seen, node }))
 }
 
 /// All VMs of a project at one revision, as far as they can be read.
 pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids::Revision, Vec<VmParts>), Error> {
     let own = keys::vms(project);
-    let listing = store.list_many(&[&own, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_STATES, keys::ALL_NODES]).await;
+    let listing = store
+        .list_many(&[&own, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_RELEASED, keys::ALL_STATES, keys::ALL_NODES])
+        .await;
     let listing = listing.map_err(store_error)?;
     let by_key: BTreeMap<&str, &KeyValue> = listing.items.iter().map(|kv| (kv.key.as_str(), kv)).collect();
     let mut vms = Vec::new();
@@ -51,10 +57,11 @@ pub async fn all(store: &dyn Store, project: &Name) -> Result<(vmkeep_types::ids
         let id = record.id;
         let owner: Option<Owner> = find(&by_key, &keys::owner(id));
         let seen = owner.as_ref().and_then(|owner| find(&by_key, &keys::seen(&owner.node, id)));
+        let released = find(&by_key, &keys::released(id)).filter(|_| owner.is_none());
         let choices = find(&by_key, &keys::choices(id)).unwrap_or_default();
         let power = find(&by_key, &keys::power(id));
         let node = owner.as_ref().and_then(|owner| find(&by_key, &keys::state(&owner.node)));
-        vms.push(VmParts { record, spec_revision: kv.modified, choices, power, owner, seen, node });
+        vms.push(VmParts { record, spec_revision: kv.modified, choices, power, owner, released, seen, node });
     }
     Ok((listing.revision, vms))
 }

@@ -9,6 +9,7 @@
 //! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
 //! from a listing.
 
+mod brought;
 pub mod drain;
 pub mod ha;
 pub mod migrate;

@@ -25,7 +25,7 @@ use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::order::{NodeTask, Order, TaskResult};
 use vmkeep_types::pool::{PoolRecord, VolumeRecord};
-use vmkeep_types::record::{Owner, Power, VmChoices, VmRecord};
+use vmkeep_types::record::{Owner, Power, Released, VmChoices, VmRecord};
 
 mod names;
 mod seats;
@@ -75,6 +75,8 @@ pub struct ClusterView {
     pub choices: BTreeMap<VmId, Kept<VmChoices>>,
     pub power: BTreeMap<VmId, Kept<Power>>,
     pub owners: BTreeMap<VmId, Kept<Owner>>,
+    /// VMs whose dead node was removed.
+    pub released: BTreeMap<VmId, Kept<Released>>,
     pub moves: BTreeMap<VmId, Kept<Migration>>,
     /// Nodes that are being emptied. All are looked at whenever anything was touched: they are few.
     pub drains: BTreeMap<Name, Kept<Drain>>,
@@ -137,7 +139,7 @@ impl Touched {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 21] = [
+pub const PREFIXES: [&str; 22] = [
     keys::ALL_STONITH,
     keys::ALL_HA,
     keys::ALL_FENCES,
@@ -148,6 +150,7 @@ pub const PREFIXES: [&str; 21] = [
     keys::ALL_CHOICES,
     keys::ALL_POWER,
     keys::ALL_OWNERS,
+    keys::ALL_RELEASED,
     keys::ALL_MIGRATIONS,
     keys::ALL_DRAINS,
     keys::ALL_VOLUMES,
@@ -195,6 +198,7 @@ impl ClusterView {
             ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| self.touch_owner(id, touched)),
+            ["released", id] => keep(&mut self.released, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["migrate", id] => keep(&mut self.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["drain", node] => self.drains.extend(node.parse::<Name>().ok().zip(decode(kv))),
             ["volume", _, id] => {
@@ -274,6 +278,7 @@ impl ClusterView {
             ["choices", id] => drop(drop_key(&mut self.choices, id)),
             ["power", id] => drop(drop_key(&mut self.power, id)),
             ["owner", id] => drop_key(&mut self.owners, id).into_iter().for_each(|id| self.touch_owner(id, touched)),
+            ["released", id] => drop(drop_key(&mut self.released, id)),
             ["migrate", id] => drop_key(&mut self.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["drain", node] => drop(node.parse::<Name>().map(|node| self.drains.remove(&node))),
             ["volume", _, id] => {

@@ -8,7 +8,7 @@
 //! One transaction at a time per VM; the next look continues. Each compares the revisions it was decided from, so a write by
 //! anyone else in between makes it fail harmlessly.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use vmkeep_core::place::{self, Choice};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
@@ -22,6 +22,7 @@ use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
 
+use super::brought::{bring, images_of};
 use super::view::{ClusterView, Kept};
 use crate::app;
 use crate::app::vm_copy::NOT_COPIED;
@@ -146,17 +147,25 @@ pub fn owner_written(id: VmId, txn: &Txn) -> Option<Owner> {
     })
 }
 
+/// Above what a restored store had raised its owners to and may have let go of, and above what a removed node had.
+fn first_right(view: &ClusterView, id: VmId) -> Generation {
+    let fresh = if view.incarnation == 0 { Generation(1) } else { Generation::first_of(view.incarnation).next() };
+    view.released.get(&id).map_or(fresh, |kept| kept.value.generation.next().max(fresh))
+}
+
 fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn {
     let epoch = view.nodes.get(node).and_then(|n| n.facts.as_ref()).map_or(Epoch(1), |facts| facts.value.epoch);
-    // Above what a restored store had raised its owners to, and may have let go of.
-    let generation = if view.incarnation == 0 { Generation(1) } else { Generation::first_of(view.incarnation).next() };
-    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation, to: None };
-    let txn = Txn::default()
+    let owner = Owner { vm: vm.id, project: vm.project.clone(), node: node.clone(), epoch, generation: first_right(view, vm.id), to: None };
+    let released = view.released.get(&vm.id).map(|kept| (keys::released(vm.id), kept.modified));
+    let guard = released.clone().map_or_else(|| Compare::Absent(keys::released(vm.id)), |(key, read)| Compare::ModifiedAt(key, read));
+    let mut txn = Txn::default()
+        .when(guard)
         .when(Compare::Absent(keys::owner(vm.id)))
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), wish))
         .when(Compare::Absent(keys::fence(node, epoch)))
         .then(typed::put(keys::owner(vm.id), &owner))
         .then(Op::Put(keys::own(node, vm.id), Vec::new()));
+    txn.then.extend(released.map(|(key, _)| Op::Delete(key)));
     let txn = bring(view, vm, node).into_iter().fold(txn, |txn, (guard, op)| txn.when(guard).then(op));
     let (cpu, txn) = match cluster_cpu(view, vm) {
         Some((choices, read_at)) => {
@@ -173,42 +182,6 @@ fn place(view: &ClusterView, vm: &VmRecord, node: &Name, wish: Revision) -> Txn 
         }
         None => txn,
     }
-}
-
-/// What is noted before a node hears of a VM: volumes that are nowhere yet are that node's, and whoever deletes an image or a
-/// network must ask it too.
-fn bring(view: &ClusterView, vm: &VmRecord, node: &Name) -> Vec<(Compare, Op)> {
-    let mut writes = Vec::new();
-    for volume in vm.volumes.values().filter_map(|id| view.volumes.get(id)).filter(|volume| volume.value.node.is_none()) {
-        let value = VolumeRecord { node: Some(node.clone()), ..volume.value.clone() };
-        writes.push(noted(keys::volume(&value.project, value.id), volume.modified, &value));
-    }
-    for image in images_of(view, vm).filter(|image| image.value.holders().all(|holder| holder != node)) {
-        let mut value = image.value.clone();
-        value.copies.insert(node.clone());
-        writes.push(noted(keys::image(&value.project, value.id), image.modified, &value));
-    }
-    let networks: BTreeSet<&Name> = vm.spec.nics.iter().map(|nic| &nic.network).collect();
-    for network in networks.into_iter().filter_map(|name| view.network_by_name(&vm.project, name)) {
-        if !network.value.nodes.contains(node) {
-            let mut value = network.value.clone();
-            value.nodes.insert(node.clone());
-            writes.push(noted(keys::network(&value.project, value.id), network.modified, &value));
-        }
-    }
-    writes
-}
-
-fn noted<T: serde::Serialize>(key: String, read: Revision, value: &T) -> (Compare, Op) {
-    (Compare::ModifiedAt(key.clone(), read), typed::put(key, value))
-}
-
-/// Images that its disks are clones of and that lie in its trays, each once.
-fn images_of<'a>(view: &'a ClusterView, vm: &'a VmRecord) -> impl Iterator<Item = &'a Kept<ImageRecord>> {
-    let cloned = vm.volumes.values().filter_map(|id| view.volumes.get(id)?.value.image).filter_map(|id| view.images.get(&id));
-    let in_trays = vm.spec.cdroms.iter().filter_map(|cd| cd.image.as_ref()).filter_map(|name| view.image_by_name(&vm.project, name));
-    let each: BTreeMap<_, _> = cloned.chain(in_trays).map(|image| (image.value.id, image)).collect();
-    each.into_values()
 }
 
 /// The choices of a VM that wants a CPU which all nodes can run and has none yet. Without one the node gives it its own.
@@ -408,6 +381,7 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         .then(Op::Delete(keys::domain(&vm.spec.name)))
         .then(Op::Delete(keys::choices(vm.id)))
         .then(Op::Delete(keys::power(vm.id)))
+        .then(Op::Delete(keys::released(vm.id)))
         .then(Op::Delete(keys::owner(vm.id)));
     let chosen = view.choices.get(&vm.id).map(|kept| chosen_macs(&kept.value)).unwrap_or_default();
     txn.then.extend(fixed_macs(&vm.spec).union(&chosen).map(|mac| Op::Delete(keys::mac(mac))));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use vmkeep_server::app::{self, cluster as members, leaving, recovery};
+use vmkeep_server::app::{self, cluster as members, leaving, recovery, releasing};
 use vmkeep_store::StoreError;
 use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
 use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberState};
@@ -69,10 +69,7 @@ impl Cluster {
         if *node == self.node {
             return Err(Error::conflict(format!("'{node}' is this host")).hint("on it: vmkeep cluster leave"));
         }
-        let owns = self.store.list(&vmkeep_store::keys::owned(node)).await.map_err(app::store_error)?;
-        if !owns.items.is_empty() {
-            return Err(leaving::refused_to_forget(self.store.as_ref(), node).await?);
-        }
+        releasing::release(self.store.as_ref(), node, jiff::Timestamp::now()).await?;
         let store = self.etcd_store()?;
         let peer = peer_url(&record.address);
         let etcd = store.members().await.map_err(app::store_error)?;

@@ -1,0 +1,279 @@
+//! VMs of a node that is proved dead and goes out of the cluster: nobody has the right to run them any more, and the leader places
+//! them anew.
+//!
+//! ```text
+//!  confirmed/N/E for the epoch of n/N/epoch ─► one Txn for each VM: owner gone, released/UID there ─► place, or told lost
+//! ```
+//! Each transaction compares the proof, the epoch and the owner, so a VM that high availability moved meanwhile is left alone. What a
+//! crash leaves undone is done by the next removal. A disk whose data only the dead node had keeps its VM from every other node.
+
+use std::collections::BTreeSet;
+
+use vmkeep_core::migrate::check::is_shared;
+use vmkeep_store::typed::Stored;
+use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::event::{Event, Level};
+use vmkeep_types::ha::Confirmed;
+use vmkeep_types::host::EpochRecord;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
+use vmkeep_types::pool::{PoolRecord, VolumeRecord};
+use vmkeep_types::record::{Owner, Released, VmRecord};
+
+use super::leaving::refused_to_forget;
+use super::vm_parts::resource;
+use super::{commit, get, list, store_error};
+
+/// Lets go of every VM that a dead node owns. Nothing to do where it owns none.
+///
+/// # Errors
+/// It owns VMs and is not proved dead, or a migration to or from it must end first; the store's.
+pub async fn release(store: &dyn Store, node: &Name, now: jiff::Timestamp) -> Result<(), Error> {
+    let owned = store.list(&keys::owned(node)).await.map_err(store_error)?.items;
+    if owned.is_empty() {
+        return Ok(());
+    }
+    let Some(death) = death(store, node).await? else { return Err(refused_to_forget(store, node).await?) };
+    let pools = list::<PoolRecord>(store, keys::ALL_POOLS).await?;
+    let shared: BTreeSet<Name> = pools.into_iter().filter(|pool| is_shared(&pool.value.spec)).map(|pool| pool.value.spec.name).collect();
+    for id in owned.iter().filter_map(|kv| kv.key[keys::owned(node).len()..].parse::<VmId>().ok()) {
+        let_go(store, node, id, &death, &shared, now).await?;
+    }
+    Ok(())
+}
+
+/// What each transaction compares: the epoch is the last one, and dead. None: the node may live.
+async fn death(store: &dyn Store, node: &Name) -> Result<Option<Txn>, Error> {
+    let Some(life) = get::<EpochRecord>(store, &keys::epoch(node)).await? else { return Ok(None) };
+    let proof = keys::confirmed(node, life.value.epoch);
+    let dead = get::<Confirmed>(store, &proof).await?.is_some();
+    Ok(dead.then(|| Txn::default().when(Compare::ModifiedAt(life.key, life.modified)).when(Compare::Present(proof))))
+}
+
+async fn let_go(store: &dyn Store, node: &Name, id: VmId, death: &Txn, shared: &BTreeSet<Name>, now: jiff::Timestamp) -> Result<(), Error> {
+    let txn = death.clone().when(Compare::Absent(keys::migration(id)));
+    let txn = match get::<Owner>(store, &keys::owner(id)).await? {
+        Some(owner) if owner.value.node == *node => released(store, &owner, shared, now, txn).await?,
+        // It went elsewhere, or came from there.
+        Some(owner) => txn.when(Compare::ModifiedAt(owner.key, owner.modified)),
+        None => txn.when(Compare::Absent(keys::owner(id))),
+    };
+    let left = [keys::own(node, id), keys::run(node, id), keys::order(node, id), keys::seen(node, id)];
+    let mut txn = txn.then(Op::DeletePrefix(keys::all_stopped(node, id)));
+    txn.then.extend(left.into_iter().chain([keys::move_order(node, id), keys::move_seen(node, id)]).map(Op::Delete));
+    match commit(store, txn).await? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(
+            Code::Unavailable,
+            format!("what runs on '{node}' changes at this moment: a migration ends, or a VM is recovered"),
+        )
+        .hint("try again in a moment; a migration is ended by: vmkeep op cancel ID")),
+    }
+}
+
+async fn released(store: &dyn Store, owner: &Stored<Owner>, shared: &BTreeSet<Name>, now: jiff::Timestamp, txn: Txn) -> Result<Txn, Error> {
+    let (id, project, node) = (owner.value.vm, &owner.value.project, &owner.value.node);
+    let mut txn = txn.when(Compare::ModifiedAt(owner.key.clone(), owner.modified)).then(Op::Delete(owner.key.clone()));
+    let Some(vm) = get::<VmRecord>(store, &keys::vm(project, id)).await? else { return Ok(txn) };
+    let mut lost = Vec::new();
+    for (disk, volume) in &vm.value.volumes {
+        let Some(volume) = get::<VolumeRecord>(store, &keys::volume(project, *volume)).await? else { continue };
+        if volume.value.foreign_path.is_some() || !shared.contains(&volume.value.pool) {
+            lost.push(disk.clone());
+            continue;
+        }
+        let free = VolumeRecord { node: None, ..volume.value };
+        txn = txn.when(Compare::ModifiedAt(volume.key.clone(), volume.modified)).then(typed::put(volume.key, &free));
+    }
+    let released = Released { generation: owner.value.generation, from: node.clone(), lost, at: now };
+    let (level, message) = (if released.lost.is_empty() { Level::Warn } else { Level::Error }, released.words());
+    let event = Event { at: now, resource: resource(&vm.value), level, code: "vm.released".into(), message, node: Some(node.clone()) };
+    let stamp = format!("{:020}-rm-{:06}", now.as_nanosecond(), 0);
+    Ok(txn
+        .when(Compare::ModifiedAt(vm.key, vm.modified))
+        .then(typed::put(keys::released(id), &released))
+        .then(typed::put(keys::event(project, "vm", id, stamp), &event)))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::ha::Proof;
+    use vmkeep_types::host::{KvmState, NodeFacts};
+    use vmkeep_types::ids::{Epoch, Generation, PoolId, VolumeId};
+    use vmkeep_types::pool::{PoolDriver, PoolSpec};
+    use vmkeep_types::record::VmOrigin;
+    use vmkeep_types::units::ByteCount;
+    use vmkeep_types::vm::{DiskFormat, VmSpec};
+
+    use super::*;
+    use crate::reconcile::view::{ClusterView, PREFIXES};
+    use crate::reconcile::vm;
+
+    fn n3() -> Name {
+        Name::known("n3")
+    }
+
+    async fn write(store: &EmbeddedStore, op: Op) {
+        store.txn(Txn::default().then(op)).await.expect("written");
+    }
+
+    /// A VM of n3, with a disk in the pool.
+    async fn owned(store: &EmbeddedStore, n: u128, pool: &'static str) -> VmId {
+        let (id, volume, project) = (VmId(uuid::Uuid::from_u128(n)), VolumeId(uuid::Uuid::from_u128(n)), Name::known("default"));
+        let record = VmRecord {
+            id,
+            project: project.clone(),
+            spec: VmSpec::named(Name::known("web")),
+            volumes: [(Name::known("root"), volume)].into(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            origin: VmOrigin::Created,
+            leaving: None,
+            instance: 0,
+        };
+        let disk = VolumeRecord {
+            id: volume,
+            project: project.clone(),
+            name: Name::known("web-root"),
+            pool: Name::known(pool),
+            node: Some(n3()),
+            size: None,
+            format: DiskFormat::Qcow2,
+            image: None,
+            foreign_path: None,
+            attached: None,
+            filling: None,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let owner = Owner { vm: id, project: project.clone(), node: n3(), epoch: Epoch(2), generation: Generation(7), to: None };
+        write(store, typed::put(keys::vm(&project, id), &record)).await;
+        write(store, typed::put(keys::volume(&project, volume), &disk)).await;
+        write(store, typed::put(keys::owner(id), &owner)).await;
+        write(store, Op::Put(keys::own(&n3(), id), Vec::new())).await;
+        write(store, Op::Put(keys::run(&n3(), id), Vec::new())).await;
+        id
+    }
+
+    async fn store() -> EmbeddedStore {
+        let store = EmbeddedStore::in_memory().expect("memory");
+        for (n, name, shared) in [(1, "local", false), (2, "nfs", true)] {
+            let spec =
+                PoolSpec { name: Name::known(name), description: String::new(), driver: PoolDriver::Dir { path: "/p".into(), shared } };
+            let id = PoolId(uuid::Uuid::from_u128(n));
+            let pool = PoolRecord { id, spec, leaving: false, created_at: jiff::Timestamp::UNIX_EPOCH };
+            write(&store, typed::put(keys::pool(id), &pool)).await;
+        }
+        let life = EpochRecord { epoch: Epoch(2), boot_id: "b".into(), closed: false };
+        write(&store, typed::put(keys::epoch(&n3()), &life)).await;
+        store
+    }
+
+    fn facts(node: &'static str) -> NodeFacts {
+        NodeFacts {
+            name: Name::known(node),
+            epoch: Epoch(1),
+            boot_id: "b".into(),
+            cpus: 8,
+            memory: ByteCount::from_gib(64),
+            kvm: KvmState::Usable,
+            libvirt_version: None,
+            qemu_version: None,
+            vmkeep_version: "0".into(),
+            hypervisor_up: true,
+            address: None,
+            offers: Default::default(),
+            migration: None,
+        }
+    }
+
+    async fn confirm(store: &EmbeddedStore, epoch: u64) {
+        let confirmed = Confirmed { proof: Proof::Operator, by: "me".into(), at: jiff::Timestamp::UNIX_EPOCH };
+        write(store, typed::put(keys::confirmed(&n3(), Epoch(epoch)), &confirmed)).await;
+    }
+
+    /// The answer, and what is left of owners and nodes.
+    async fn check(store: &EmbeddedStore, expect: Expect) {
+        let mut told = match release(store, &n3(), jiff::Timestamp::UNIX_EPOCH).await {
+            Ok(()) => "released\n".to_owned(),
+            Err(error) => format!("{}\n", error.message),
+        };
+        for kv in store.list("").await.expect("a list").items {
+            let kind = kv.key.split('/').next().unwrap_or_default();
+            if ["owner", "own", "n", "released"].contains(&kind) {
+                let words = typed::decode::<Released>(&kv).map(|r| format!(": above {}, {}", r.generation, r.words())).unwrap_or_default();
+                told += &format!("{}{words}\n", kv.key.replace("00000000-0000-0000-0000-00000000000", ""));
+            }
+        }
+        expect.assert_eq(&told);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_may_live_keeps_its_vms() {
+        let store = store().await;
+        owned(&store, 1, "nfs").await;
+        // An earlier life of it is dead.
+        confirm(&store, 1).await;
+        check(
+            &store,
+            expect![[r"
+                'n3' owns 1 VMs, which may still run there
+                n/n3/epoch
+                n/n3/run/1
+                own/n3/1
+                owner/1
+            "]],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn vms_of_a_dead_node_may_run_elsewhere_or_are_told_lost() {
+        let store = store().await;
+        owned(&store, 1, "nfs").await;
+        owned(&store, 2, "local").await;
+        confirm(&store, 2).await;
+        let released = || {
+            expect![[r"
+            released
+            n/n3/epoch
+            released/1: above 7, waits for a node: its own, n3, was dead and is removed
+            released/2: above 7, lost: the data of its disks (root) was only on n3, which was dead and is removed
+        "]]
+        };
+        check(&store, released()).await;
+        check(&store, released()).await;
+        let disk = typed::list_json::<VolumeRecord>(&store, keys::ALL_VOLUMES).await.expect("volumes");
+        let homes: Vec<_> = disk.iter().map(|disk| disk.value.node.clone()).collect();
+        assert_eq!(homes, [None, Some(n3())], "what every node reaches is bound to none");
+        write(&store, typed::put(keys::facts(&Name::known("n1")), &facts("n1"))).await;
+        let listing = store.list_many(&PREFIXES).await.expect("a listing");
+        let view = ClusterView::new(listing.revision, &listing.items).0;
+        let placed = |n: u128| {
+            let id = VmId(uuid::Uuid::from_u128(n));
+            let owners = vm::next(&view, id, jiff::Timestamp::UNIX_EPOCH).iter().find_map(|txn| vm::owner_written(id, txn));
+            owners.map(|owner| format!("{} by generation {}", owner.node, owner.generation))
+        };
+        assert_eq!((placed(1).as_deref(), placed(2)), (Some("n1 by generation 8"), None));
+    }
+
+    #[tokio::test]
+    async fn a_migration_ends_first() {
+        let store = store().await;
+        let id = owned(&store, 1, "nfs").await;
+        confirm(&store, 2).await;
+        write(&store, Op::Put(keys::migration(id), b"{}".to_vec())).await;
+        check(
+            &store,
+            expect![[r"
+                what runs on 'n3' changes at this moment: a migration ends, or a VM is recovered
+                n/n3/epoch
+                n/n3/run/1
+                own/n3/1
+                owner/1
+            "]],
+        )
+        .await;
+    }
+}
