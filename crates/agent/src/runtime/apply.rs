@@ -9,6 +9,7 @@ mod live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
@@ -28,6 +29,7 @@ use crate::domain::{self, BuildInput, DiskSource};
 use crate::hypervisor::{HvError, Words, XmlKind};
 use crate::image;
 use crate::net::NetAttach;
+use crate::pool::Pool;
 use crate::seed;
 
 /// The domain XML that the wish asks for, and what went into it.
@@ -193,17 +195,21 @@ async fn fetch_images(node: &Node, state: &mut State) -> Result<(), Error> {
     let in_tray = |brief: &ImageBrief| state.order.spec.cdroms.iter().any(|cd| cd.image.as_ref() == Some(&brief.name));
     needed.extend(state.order.images.iter().filter(|(_, brief)| in_tray(brief)).map(|(id, _)| *id));
     for id in needed {
-        let Some(brief) = state.order.images.get(&id).cloned() else { continue };
-        let pool = node.pool(pool_of(&state.order, &brief.pool)?)?;
-        if pool.image_path(id).exists() || brief.holders.is_empty() {
-            continue;
-        }
+        let Some((brief, pool)) = missing_image(node, &state.order, id)? else { continue };
+        let brief = brief.clone();
         state.doing = Some(Doing::Preparing { what: format!("fetching image {}", brief.name) });
         report::write(node, state).await;
         let from = image::bring(node, pool.as_ref(), id, &brief, &|_, _| {}).await?;
         state.step(format!("image {}: fetched from {from}", brief.name));
     }
     Ok(())
+}
+
+/// An image of an order that is not here and can be fetched, and the pool that it belongs into.
+pub fn missing_image<'o>(node: &Node, order: &'o Order, id: ImageId) -> Result<Option<(&'o ImageBrief, Arc<dyn Pool>)>, Error> {
+    let Some(brief) = order.images.get(&id) else { return Ok(None) };
+    let pool = node.pool(pool_of(order, &brief.pool)?)?;
+    Ok((!pool.image_path(id).exists() && !brief.holders.is_empty()).then_some((brief, pool)))
 }
 
 fn volume_words(order: &Order, volume: &VolumeRecord) -> String {

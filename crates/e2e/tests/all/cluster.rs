@@ -139,8 +139,7 @@ fn a_guest_moves_encrypted_without_a_setting(from: &Host, to: &Host) {
     });
     let address = from.json(["node", "show", "node3", "-o", "json"])["facts"]["migration"].clone();
     assert_eq!(address["connect"], "qemu+tls://10.77.0.3/system", "{address}");
-    // Its disk lies over an image, which the other host must have: placed there, a VM fetches it.
-    to.apply(&manifest("b", "run: manual\nplacement: {node_selector: {node: node3}}\n"));
+    // Its disk lies over an image that the other host has not; it fetches it before the guest comes.
     from.ok(["vm", "migrate", "a", "--to", "node3"]);
     assert_eq!(from.phase("a", "running", BOOT)["status"]["node"], "node3");
     assert_eq!((from.qemu_pids("a").len(), to.qemu_pids("a").len()), (0, 1));

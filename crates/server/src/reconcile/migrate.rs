@@ -25,8 +25,12 @@ use vmkeep_types::order::Order;
 use vmkeep_types::record::{Heir, Owner, PowerWish, VmRecord};
 use vmkeep_types::units::ByteCount;
 
+use super::brought::used_by;
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key, order_for, replace_op};
+
+#[cfg(test)]
+mod tests;
 
 /// What an order says of a migration under way.
 pub fn moving(view: &ClusterView, id: VmId) -> Option<Moving> {
@@ -126,6 +130,10 @@ pub fn guest(view: &ClusterView, id: VmId) -> Guest {
     if matches!(seen.doing, Some(Doing::Starting | Doing::Stopping { .. } | Doing::Deleting | Doing::Preparing { .. })) {
         return Guest::Busy("it is being started, stopped or changed");
     }
+    if matches!(seen.doing, Some(Doing::Moving { .. })) {
+        // That word may be of the moment before the guest was resumed.
+        return Guest::Busy("its node has not looked at it since its last migration");
+    }
     match seen.domain {
         Observed::Known(DomainState::Running) => Guest::Now(Travel::Running),
         Observed::Known(DomainState::Paused) => Guest::Now(Travel::Paused),
@@ -212,7 +220,7 @@ impl Going<'_> {
         if travel != Travel::Off && check::local_disks(&baggage).iter().any(unknown) {
             return self.blocked("its node has not said yet how large its disks are");
         }
-        Some(self.set_out(&baggage, travel, to))
+        Some(self.set_out(&baggage, travel, &to))
     }
 
     fn target(&self, baggage: &Baggage<'_>, travel: Travel) -> Result<Name, Error> {
@@ -277,7 +285,7 @@ impl Going<'_> {
         None
     }
 
-    fn set_out(&self, baggage: &Baggage<'_>, travel: Travel, to: Name) -> Txn {
+    fn set_out(&self, baggage: &Baggage<'_>, travel: Travel, to: &Name) -> Txn {
         let way = Way {
             from: self.owner.value.node.clone(),
             to: to.clone(),
@@ -287,7 +295,7 @@ impl Going<'_> {
             copy: check::local_disks(baggage),
             handed: None,
         };
-        let owner = Owner { to: Some(Heir { node: to.clone(), epoch: self.epoch(&to) }), ..self.owner.value.clone() };
+        let owner = Owner { to: Some(Heir { node: to.clone(), epoch: self.epoch(to) }), ..self.owner.value.clone() };
         let how = match (travel, way.copy.len()) {
             (Travel::Off, _) => "off".to_owned(),
             (_, 0) => "live".to_owned(),
@@ -301,7 +309,10 @@ impl Going<'_> {
             .txn()
             .when(Compare::ModifiedAt(keys::vm(&self.record.value.project, self.id()), self.record.modified))
             .then(typed::put(keys::owner(self.id()), &owner))
-            .then(Op::Put(keys::own(&to, self.id()), Vec::new()));
+            .then(Op::Put(keys::own(to, self.id()), Vec::new()));
+        // Whoever deletes an image or a network asks that node too, from before it fetches the one and makes the other.
+        let uses = used_by(self.view, &self.record.value, to);
+        let txn = uses.into_iter().fold(txn, |txn, (guard, op)| txn.when(guard).then(op));
         let txn = self.orders(&m, txn);
         match self.told(Some(steps.join("; "))) {
             Some(op) => txn.then(op),

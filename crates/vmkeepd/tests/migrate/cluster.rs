@@ -25,10 +25,12 @@ use vmkeep_types::host::KvmState;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::migration::{MigrateOptions, Migration, MigrationAddress, MovePhase};
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{DomainState, Seen};
+use vmkeep_types::observed::DomainState;
 use vmkeep_types::operation::Operation;
 use vmkeep_types::record::{Caller, Owner, Role, Via};
 use vmkeep_types::units::ByteCount;
+
+use super::images::Library;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,6 +64,8 @@ struct Host {
 pub struct Cluster {
     pub store: Arc<EmbeddedStore>,
     pub wire: Wire,
+    /// What each agent gets when it asks another for an image.
+    pub library: Arc<Library>,
     hosts: BTreeMap<&'static str, Host>,
     leader: Option<Part>,
     /// What the leader knows of the nodes, and the time by which it measures their silence, ms.
@@ -140,7 +144,7 @@ impl Cluster {
             Now { boottime_ms: ms, raw_ms: ms }
         };
         let desk = Desk::new(&Name::known("leader"), Arc::new(NoPower), Arc::new(now));
-        let mut cluster = Self { store, wire, hosts, leader: None, desk, clock, two, watch };
+        let mut cluster = Self { store, wire, library: Arc::default(), hosts, leader: None, desk, clock, two, watch };
         cluster.begin("a");
         cluster.begin("b");
         cluster.lead();
@@ -168,9 +172,9 @@ impl Cluster {
             cpus: 4,
             memory: ByteCount::from_gib(8),
             kvm: KvmState::Unusable { why: "a test".into() },
-            address: None,
+            address: Some(uri(name)),
             migration: Some(host.machine.address.clone()),
-            peers: None,
+            peers: Some(self.library.clone()),
             reach: Reach::Others,
             guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
         })
@@ -269,11 +273,6 @@ impl Cluster {
 
     pub async fn owner(&self, vm: VmId) -> Owner {
         typed::get_json::<Owner>(self.store.as_ref(), &keys::owner(vm)).await.expect("a read").expect("it has one").value
-    }
-
-    /// What a node said last of a VM.
-    pub async fn seen(&self, vm: VmId, node: &'static str) -> Option<Seen> {
-        typed::get_json(self.store.as_ref(), &keys::seen(&Name::known(node), vm)).await.expect("a read").map(|kept| kept.value)
     }
 
     pub async fn runs_on(&self, vm: VmId) -> Vec<&'static str> {

@@ -1,4 +1,4 @@
-//! The destination: makes ready, and resumes the guest once this node is its owner.
+//! The destination: makes ready, with the images that disks lie over, and resumes the guest once this node is its owner.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::super::grant::Until;
 use super::super::node::{Look, Node};
 use super::{AT_REST, LOOK_EVERY, Mover, depart};
 use crate::domain::marks;
+use crate::image;
 
 /// Networks, seed and empty volumes; done again without harm.
 pub async fn prepare(mover: &mut Mover) -> Result<Duration, Error> {
@@ -36,6 +37,7 @@ async fn make_ready(mover: &Mover) -> Result<(), Error> {
         node.network(&order.project, spec, Look::Fresh).await?;
     }
     let MovePart::Prepare { copy } = &mover.order.part else { return Err(Error::internal("not a preparation")) };
+    images(node, mover).await?;
     for (disk, volume) in &order.volumes {
         if copy.contains(disk) {
             blank(node, mover, disk, volume).await?;
@@ -56,6 +58,17 @@ async fn no_other_domain(mover: &Mover) -> Result<(), Error> {
         let same = domain.uuid == mover.order.vm;
         if (same && !ours) || (!same && domain.name == name) {
             return Err(Error::conflict(format!("libvirt has another domain called '{}' with the UUID {}", domain.name, domain.uuid)));
+        }
+    }
+    Ok(())
+}
+
+/// What disks of the guest lie over: libvirt hands over the chain as the running guest has it, and QEMU opens all of it.
+async fn images(node: &Node, mover: &Mover) -> Result<(), Error> {
+    let order = &mover.order.order;
+    for id in order.volumes.values().filter_map(|volume| volume.image) {
+        if let Some((brief, pool)) = apply::missing_image(node, order, id)? {
+            image::bring(node, pool.as_ref(), id, brief, &|_, _| {}).await?;
         }
     }
     Ok(())
