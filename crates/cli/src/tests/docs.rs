@@ -5,7 +5,7 @@ use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 
-const PAGES: [(&str, &str); 28] = [
+const PAGES: [(&str, &str); 29] = [
     ("README.md", include_str!("../../../../README.md")),
     ("docs/guide/README.md", include_str!("../../../../docs/guide/README.md")),
     ("docs/guide/install.md", include_str!("../../../../docs/guide/install.md")),
@@ -21,6 +21,7 @@ const PAGES: [(&str, &str); 28] = [
     ("docs/guide/backup-of-the-store.md", include_str!("../../../../docs/guide/backup-of-the-store.md")),
     ("docs/guide/troubleshooting.md", include_str!("../../../../docs/guide/troubleshooting.md")),
     ("docs/guide/coming-from.md", include_str!("../../../../docs/guide/coming-from.md")),
+    ("docs/guide/scripting.md", include_str!("../../../../docs/guide/scripting.md")),
     ("docs/guide/many-hosts.md", include_str!("../../../../docs/guide/many-hosts.md")),
     ("docs/guide/cluster.md", include_str!("../../../../docs/guide/cluster.md")),
     ("docs/guide/ha.md", include_str!("../../../../docs/guide/ha.md")),
