@@ -26,7 +26,7 @@ use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::record::{Beat, Health, NodeNo};
 use vmkeep_core::ha::timers::Profile;
 use vmkeep_core::ha::turns::Turns;
-use vmkeep_core::ha::vigil::{PowerIs, Step, Vigil};
+use vmkeep_core::ha::vigil::{NodeNow, PowerIs, Step, Vigil};
 use vmkeep_store::Txn;
 use vmkeep_types::host::Heartbeat;
 use vmkeep_types::ids::{Epoch, Revision, VmId};
@@ -175,12 +175,13 @@ impl Desk {
         for (node, epoch, power) in cuts {
             vigil.power_cut(now, &known, node, epoch, power, &mut steps);
         }
+        let mut nodes = Vec::new();
         if vigil.is_steady() && view.recovery.is_none() {
-            let nodes = vigil.look(now, &known, &mut steps);
+            nodes = vigil.look(now, &known, &mut steps);
             // The leader waits for each write before it looks again.
             vigil.fence(now, &known, &nodes, |_| false, &mut steps);
         }
-        todo(&known, steps, wall)
+        todo(&known, steps, &nodes, wall)
     }
 
     /// The VMs of dead nodes that get another one now.
@@ -190,7 +191,8 @@ impl Desk {
     }
 }
 
-fn todo(known: &Known<'_>, steps: Vec<Step>, wall: jiff::Timestamp) -> Todo {
+fn todo(known: &Known<'_>, steps: Vec<Step>, nodes: &[NodeNow], wall: jiff::Timestamp) -> Todo {
+    let heard = |node: NodeNo| nodes.get(usize::from(node.0)).map(|is| is.silent_ms).filter(|ms| *ms > 0).map(|ms| before(wall, ms));
     let name = |node: NodeNo| known.names[usize::from(node.0)].clone();
     let mut todo = Todo::default();
     for step in steps {
@@ -198,8 +200,12 @@ fn todo(known: &Known<'_>, steps: Vec<Step>, wall: jiff::Timestamp) -> Todo {
             Step::Say(words) => tracing::warn!("{words}"),
             Step::Ping(node) => todo.pings.push(name(node)),
             Step::CutPower { node, epoch } => todo.cuts.push((name(node), epoch)),
-            Step::Write { node, txn } => todo.txns.push(translate::txn(known, node, txn, wall)),
+            Step::Write { node, txn } => todo.txns.push(translate::txn(known, node, txn, heard(node), wall)),
         }
     }
     todo
+}
+
+fn before(wall: jiff::Timestamp, ms: u64) -> jiff::Timestamp {
+    wall - jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(0))
 }

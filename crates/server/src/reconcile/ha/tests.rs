@@ -10,7 +10,7 @@ use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::turns::STARTS_PER_NODE;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
-use vmkeep_types::ha::{Armed, Disarm, DisarmMode, WatchdogKind};
+use vmkeep_types::ha::{Armed, Disarm, DisarmMode, Incident, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
 use vmkeep_types::name::Name;
@@ -188,6 +188,8 @@ async fn silent_sealed_proved_and_its_vms_elsewhere_by_priority() {
     "#]],
     )
     .await;
+    let told = typed::get_json::<Incident>(&bed.store, &keys::incident(&name("a"), Epoch(1))).await.expect("a read").expect("told").value;
+    assert_eq!(told.sealed_at.duration_since(told.silent_since).as_secs(), 15, "from its last renewal, whatever its state was");
 }
 
 #[tokio::test]

@@ -8,15 +8,15 @@ use vmkeep_types::ids::Epoch;
 
 use super::ledger::Known;
 
-/// About `node`; a seal also begins the story of its death.
-pub fn txn(known: &Known<'_>, node: NodeNo, txn: record::Txn, wall: jiff::Timestamp) -> Txn {
+/// About `node`; a seal also begins the story of its death. `heard`: its last sign of life, where this control node heard one.
+pub fn txn(known: &Known<'_>, node: NodeNo, txn: record::Txn, heard: Option<jiff::Timestamp>, wall: jiff::Timestamp) -> Txn {
     let mut told = Txn::default();
     told.compare.extend(txn.compare.iter().map(|compare| self::compare(known, *compare)));
     for op in txn.then {
         let record::Op::Put(key, value) = op else { continue };
         told.then.push(put(known, key, value, wall));
         if let Key::Fence(_, epoch) = key {
-            told.then.push(story(known, node, epoch, wall));
+            told.then.push(story(known, node, epoch, heard, wall));
         }
     }
     told
@@ -63,9 +63,10 @@ fn put(known: &Known<'_>, of: Key, value: Value, at: jiff::Timestamp) -> Op {
     }
 }
 
-fn story(known: &Known<'_>, node: NodeNo, epoch: Epoch, at: jiff::Timestamp) -> Op {
+fn story(known: &Known<'_>, node: NodeNo, epoch: Epoch, heard: Option<jiff::Timestamp>, at: jiff::Timestamp) -> Op {
     let name = known.node(node);
-    let since = known.view.states.get(name).map(|state| state.value.since);
+    // A leader that is new may not have told the node's state yet: that is then since when it was well.
+    let since = heard.or_else(|| known.view.states.get(name).map(|state| state.value.since));
     let incident = Incident {
         node: name.clone(),
         epoch,
