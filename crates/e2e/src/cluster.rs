@@ -163,16 +163,15 @@ impl Cluster {
         (0..self.members.len()).find(answers).expect("another control plane runs")
     }
 
-    /// The member whose etcd leads, as host `asked` tells.
-    pub fn etcd_leader(&self, asked: usize) -> usize {
-        until("an etcd leads", UP, || {
-            let out = self.host(asked).vmkeep(["cluster", "status", "-o", "json"]);
-            let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
-            let leads = |member: &serde_json::Value| member["etcd"]["health"] == "leader";
-            let found = told["members"].as_array().into_iter().flatten().find(|member| leads(member)).map(|member| member["node"].clone());
-            let number = found.as_ref().and_then(|node| node.as_str()?.strip_prefix("node")?.parse::<usize>().ok());
-            number.map(|n| n - 1).ok_or_else(|| format!("{told}{}", text(&out.stderr)))
-        })
+    /// The member whose etcd began to lead last.
+    pub fn etcd_leader(&self) -> usize {
+        let term = |member: &Member| {
+            let log = member.log("etcd");
+            let (_, after) = log.rsplit_once("became leader at term ")?;
+            after.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
+        };
+        let terms = self.members.iter().enumerate().filter_map(|(n, member)| Some((term(member)?, n)));
+        terms.max().expect("one has led, or no node were online").1
     }
 
     pub fn logs(&self) -> String {

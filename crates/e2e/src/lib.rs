@@ -8,4 +8,6 @@ pub mod ha;
 pub mod host;
 pub mod image;
 pub mod net;
+pub mod ticks;
 pub mod wait;
+pub mod witness;

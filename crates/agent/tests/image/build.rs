@@ -58,7 +58,7 @@ async fn tiny_boots_for_real_by_both_firmwares() {
         let gone = guest.power_off();
         println!("{firmware:?}: gone {gone:.1?} after the button");
         let ticks = std::fs::read(&data).expect("the data disk");
-        assert!(ticks[32..].starts_with(b"tiny 1 "), "line n of the tick log lies at 32 n: {:?}", String::from_utf8_lossy(&ticks[..96]));
+        assert!(ticks[64..].starts_with(b"tiny 1 "), "line n of the tick log lies at 64 n: {:?}", String::from_utf8_lossy(&ticks[..192]));
     }
 }
 

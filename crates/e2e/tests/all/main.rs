@@ -8,6 +8,7 @@ mod crash;
 mod dead_host;
 mod debian;
 mod full;
+mod ha;
 mod hello;
 mod kept_running;
 mod lab;
