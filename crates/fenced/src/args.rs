@@ -30,6 +30,9 @@ pub struct Args {
     /// Say what would be used, and end: nothing is opened
     #[arg(long)]
     pub check: bool,
+    /// Say whether the program that runs is armed, and end: idle, armed, sealed, or nobody answers
+    #[arg(long, conflicts_with = "check")]
+    pub status: bool,
     /// The state of the program before this one; set by itself
     #[arg(long, hide = true, value_name = "FD")]
     pub inherit: Option<i32>,

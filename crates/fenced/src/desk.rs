@@ -6,14 +6,19 @@ use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, recv, send, socket, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, recv, send, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
-use vmkeep_core::ha::fenced::wire::{ASK_BYTES, Ask, Word};
+use vmkeep_core::ha::fenced::wire::{ASK_BYTES, Ask, WORD_BYTES, Word};
 
 /// The agent, the one that it replaces, and somebody who only looks.
 const LINES_MAX: usize = 4;
+
+/// A guard that is well answers in less than a millisecond, s.
+const ANSWER_S_MAX: i64 = 5;
 
 #[derive(Debug)]
 pub struct Desk {
@@ -110,6 +115,20 @@ impl Desk {
         self.next = (slot + 1) % LINES_MAX;
         self.lines[slot] = Some(caller);
     }
+}
+
+/// How the guard that listens at `path` is.
+///
+/// # Errors
+/// Nobody answers there.
+pub fn state_of(path: &Path) -> io::Result<Word> {
+    let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&line, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_S_MAX))?;
+    connect(line.as_raw_fd(), &UnixAddr::new(path)?)?;
+    send(line.as_raw_fd(), &Ask::State.encode(), MsgFlags::MSG_NOSIGNAL)?;
+    let mut bytes = [0; WORD_BYTES + 1];
+    let length = recv(line.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+    Word::decode(&bytes[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// False: the line is over.

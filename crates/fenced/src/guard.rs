@@ -13,7 +13,7 @@ use vmkeep_core::ha::timers::Profile;
 use crate::args::Args;
 use crate::cgroup::Cgroups;
 use crate::clock;
-use crate::desk::Desk;
+use crate::desk::{self, Desk};
 use crate::dog::{Closed, Dog};
 use crate::realtime;
 use crate::recorder::{Note, Recorder};
@@ -77,6 +77,22 @@ pub fn look(args: &Args) -> Result<(), StartError> {
     }
     println!("cgroups: {}", Cgroups::find(&args.cgroup));
     Ok(())
+}
+
+/// Says how the guard that runs is, in one word first.
+pub fn status(args: &Args) {
+    match desk::state_of(&args.socket) {
+        Ok(Word { standing: Standing::Idle, .. }) => println!("idle"),
+        Ok(word) => {
+            let standing = if word.standing == Standing::Armed { "armed" } else { "sealed" };
+            println!(
+                "{standing}: the watchdog '{}' resets this host {} ms after it is petted for the last time",
+                word.identity(),
+                word.watchdog_ms
+            );
+        }
+        Err(why) => println!("nobody answers at {}: {why}", args.socket.display()),
+    }
 }
 
 /// Runs until it is told to end while idle.

@@ -30,6 +30,10 @@ static ALLOCATOR: realtime::Counting = realtime::Counting;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.status {
+        guard::status(&args);
+        return ExitCode::SUCCESS;
+    }
     let ended = if args.check { guard::look(&args) } else { guard::run(&args) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,8 @@
-//! `node set NAME --fence …` and `node fence-test`: how a host's power is cut.
+//! `node set NAME --fence …` and `ha fence-test`: how a host's power is cut.
 
 use std::collections::BTreeMap;
 
+use clap::Args;
 use vmkeep_types::name::Name;
 use vmkeep_types::stonith::{FenceFound, FenceSpec, FenceTest, FenceView};
 
@@ -26,7 +27,7 @@ pub async fn set(ctx: &Ctx, name: &Name, agent: String, options: &[String]) -> R
         return Ok(());
     }
     let view: FenceView = ctx.call("fence.put")?.field("name", name).json(&FenceSpec { agent, options }).answer().await?;
-    ctx.printer.say(&format!("the power of '{name}' is cut by fence_{}; try it: vmkeep node fence-test {name}", view.agent));
+    ctx.printer.say(&format!("the power of '{name}' is cut by fence_{}; try it: vmkeep ha fence-test {name}", view.agent));
     Ok(())
 }
 
@@ -39,15 +40,18 @@ fn option(text: &str) -> Result<(String, String), Failure> {
     Ok((key.to_owned(), text.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// Whether the power is really switched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trial {
-    Status,
-    Really,
+#[derive(Debug, Args)]
+pub struct Trial {
+    /// Host to ask for
+    name: Name,
+    /// Switch the power off and on again: only of a host that owns no VM, and asked of another one
+    #[arg(long)]
+    really: bool,
 }
 
-pub async fn test(ctx: &Ctx, name: &Name, trial: Trial) -> Result<(), Failure> {
-    let really = trial == Trial::Really;
+pub async fn test(ctx: &Ctx, trial: &Trial) -> Result<(), Failure> {
+    let Trial { name, really } = trial;
+    let really = *really;
     let what = if really { "switch the power of" } else { "ask for the power of" };
     if ctx.is_rehearsal(&format!("{what} '{name}'")) {
         return Ok(());

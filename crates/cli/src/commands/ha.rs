@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use vmkeep_api::ha::{ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus};
 use vmkeep_types::name::Name;
 
-use super::{or_dash, word};
+use super::{fence, or_dash, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Format, Tone};
@@ -30,6 +30,8 @@ pub enum HaCommand {
     },
     /// Switch it on again
     Arm,
+    /// Ask a host's fence agent whether its power is on
+    FenceTest(fence::Trial),
     /// Say that a host is dead: its highly available VMs are started elsewhere
     ///
     /// Where no watchdog and no fence agent can prove it, only a person can. The host must have been silent for 15 s. If it lives all
@@ -70,6 +72,7 @@ pub async fn run(ctx: &Ctx, command: HaCommand) -> Result<(), Failure> {
             ctx.printer.say("high availability is armed again");
             Ok(())
         }
+        HaCommand::FenceTest(trial) => fence::test(ctx, &trial).await,
         HaCommand::ConfirmDead { name, typed } => confirm_dead(ctx, &name, typed).await,
     }
 }

@@ -42,14 +42,9 @@ pub enum NodeCommand {
         #[arg(long, value_name = "AGENT")]
         fence: Option<String>,
     },
-    /// Ask a host's fence agent whether its power is on
-    FenceTest {
-        /// Host to ask for
-        name: Name,
-        /// Switch the power off and on again: only of a host that owns no VM, and asked of another one
-        #[arg(long)]
-        really: bool,
-    },
+    /// As `ha fence-test`
+    #[command(hide = true)]
+    FenceTest(fence::Trial),
     /// Place no new VMs on hosts; those that are there stay
     Cordon {
         /// Hosts to close
@@ -159,9 +154,7 @@ pub async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> {
         NodeCommand::Show { name } => show_one(ctx, &get(ctx, &name).await?),
         NodeCommand::Set { name, fields, fence: None } => set(ctx, &name, &fields).await,
         NodeCommand::Set { name, fields, fence: Some(agent) } => fence::set(ctx, &name, agent, &fields).await,
-        NodeCommand::FenceTest { name, really } => {
-            fence::test(ctx, &name, if really { fence::Trial::Really } else { fence::Trial::Status }).await
-        }
+        NodeCommand::FenceTest(trial) => fence::test(ctx, &trial).await,
         NodeCommand::Cordon { names, why } => act(ctx, &names, "cordon", &NodeActionRequest { why }).await,
         NodeCommand::Uncordon { names } => act(ctx, &names, "uncordon", &NodeActionRequest::default()).await,
         NodeCommand::Drain { name, how } => drain(ctx, &name, how.request(Closure::Cordon, ctx.global.timeout)).await,

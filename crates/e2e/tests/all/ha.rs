@@ -56,7 +56,7 @@ impl Play {
             let (plug, at) = (format!("plug={}", member.host.name), format!("ip={}", folder.parent().expect("the lab").display()));
             let node = format!("node{}", n + 1);
             self.cluster.host(0).ok(["node", "set", &node, "--fence", "nshost", &plug, &at]);
-            self.cluster.host(0).ok(["node", "fence-test", &node]);
+            self.cluster.host(0).ok(["ha", "fence-test", &node]);
         }
         self
     }

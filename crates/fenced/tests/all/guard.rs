@@ -1,5 +1,9 @@
 //! Who is renewed lives; who is not is killed, then reset; only a disarm ends it otherwise.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
 use nix::sys::signal::Signal;
 use vmkeep_agent::fenced::{GuardError, Why, last_reset};
 use vmkeep_core::ha::clock::Now;
@@ -119,4 +123,29 @@ fn timers_do_not_change_while_armed() {
     assert_eq!(lab.guard.arm(now(), &long()).expect("armed").watchdog, Some(WatchdogKind::Software));
     assert!(matches!(lab.guard.arm(now(), &short()), Err(GuardError::BadTimers)));
     lab.guard.disarm().expect("disarmed");
+}
+
+/// What apt would do: the package's script, which finds this guard as the host's, and no service to stop.
+fn removal(lab: &Lab) -> Output {
+    let guard = format!("exec {} --socket {} \"$@\"", env!("CARGO_BIN_EXE_vmkeep-fenced"), lab.path("fenced.sock").display());
+    for (name, does) in [("vmkeep-fenced", guard.as_str()), ("deb-systemd-invoke", "exit 0")] {
+        std::fs::write(lab.path(name), format!("#!/bin/sh\n{does}\n")).expect("written");
+        std::fs::set_permissions(lab.path(name), Permissions::from_mode(0o755)).expect("ours");
+    }
+    let prerm = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/debian/prerm");
+    let path = format!("{}:/usr/bin:/bin", lab.dir.path().display());
+    Command::new("sh").args([prerm, "remove"]).env("PATH", path).output().expect("sh runs")
+}
+
+#[test]
+fn the_package_is_not_removed_from_an_armed_host() {
+    let lab = Lab::new(&[]);
+    lab.guard.arm(now(), &long()).expect("armed");
+    let refused = removal(&lab);
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("its watchdog is armed") && words.contains("vmkeep node drain"), "{words}");
+    lab.guard.disarm().expect("disarmed");
+    let status = Command::new(lab.path("vmkeep-fenced")).arg("--status").output().expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&status.stdout), "idle\n");
+    assert!(removal(&lab).status.success());
 }
