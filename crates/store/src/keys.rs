@@ -42,13 +42,14 @@
 //! | `event/PROJECT/KIND/UID/TIME-SEQ` | `Event`, capped ring per object | leader |
 //! | `token/ID` | token hash, role | server |
 //! | `leader` | name of the leading control node | store |
-//! | `upload/UUID` | the node whose pool takes it | server |
+//! | `upload/UUID` | the node whose pool takes it, where that is not the nearest; 14 days | server |
 //! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
 //! | `cluster/recovery` | `Recovery`: there while it is not known what runs where after a restore; nothing is started or placed | whoever restores it, leader |
 //! | `cluster/ha/disarm` | `Disarm`: there while nothing is fenced or recovered | server |
 //! | `cluster/ha/incident/NODE/EPOCH` | `Incident`: a death as people are told it; capped | leader |
 //! | `cluster/ha/rescue/NODE/EPOCH/UID` | `Rescue`: a VM that had to go elsewhere then | leader |
 //! | `n/NODE/rejoined` | `Rejoined`: the node's domains, for that | agent |
+//! | `cluster/vip` | `Vip`: the API's one address | server |
 //! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
 //! | `cluster/member/NODE` | `MemberRecord` | server |
 //! | `join/ID` | a join token's hash and its use | server |
@@ -72,6 +73,7 @@ pub const ALL_HA: &str = "cluster/ha/";
 pub const HA_DISARM: &str = "cluster/ha/disarm";
 pub const ALL_INCIDENTS: &str = "cluster/ha/incident/";
 pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
+pub const CLUSTER_VIP: &str = "cluster/vip";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
 pub const ALL_MEMBERS: &str = "cluster/member/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
@@ -109,6 +111,7 @@ pub const ALL_VOLUMES: &str = "volume/";
 pub const ALL_POOLS: &str = "pool/";
 pub const POOLS: &str = "pools";
 pub const INDEXED: &str = "indexed";
+pub const ALL_UPLOADS: &str = "upload/";
 pub const ALL_TOKENS: &str = "token/";
 
 pub fn member(node: &Name) -> String {
@@ -346,7 +349,7 @@ pub fn pool(id: PoolId) -> String {
 }
 
 pub fn upload(id: impl Display) -> String {
-    format!("upload/{id}")
+    format!("{ALL_UPLOADS}{id}")
 }
 
 pub fn op(project: &Name, id: OperationId) -> String {

@@ -244,6 +244,16 @@ pub struct ClusterBackup {
     pub size: ByteCount,
 }
 
+/// The API's one address, at `cluster/vip` and of `PUT /v1/cluster/vip`: it is on a control node that answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Vip {
+    /// IPv4 address and the length of its network: `10.0.0.100/24`.
+    pub address: String,
+    /// On which interface of every control node; without it, the one that has the member's address.
+    #[serde(default)]
+    pub interface: Option<String>,
+}
+
 /// `GET /v1/cluster/upgrade`: may a rolling upgrade go on, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpgradeView {

@@ -70,7 +70,8 @@ pub async fn create(State(node): State<Arc<NodeHttp>>, Asked(into): Asked<Into_>
     let pool = node.pool(&into.pool.unwrap_or_else(|| Name::known("default"))).await?;
     pool.ensure().await?;
     let staging = pool.staging();
-    let upload = Uuid::new_v4();
+    // By the time in it the control plane knows when nobody asks for it any more.
+    let upload = Uuid::now_v7();
     let path = file_of(&staging, upload);
     let cannot = |e: std::io::Error| io_failure(&format!("cannot make an upload in {}", staging.display()), &e);
     let present =

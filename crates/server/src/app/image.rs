@@ -18,7 +18,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
 use super::network::task;
-use super::{Ask, TRIES_MAX, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, volume};
+use super::{Ask, TRIES_MAX, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, upload, volume};
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -116,14 +116,6 @@ pub async fn brief_for(store: &dyn Store, image: &ImageRecord, node: &Name) -> R
     Ok(brief(image, node, |holder| addresses.get(holder).cloned()))
 }
 
-/// The node whose pool has an upload.
-pub async fn upload_node(store: &dyn Store, upload: uuid::Uuid, near: Option<&Name>) -> Result<Name, Error> {
-    match get::<Name>(store, &keys::upload(upload)).await? {
-        Some(noted) => Ok(noted.value),
-        None => any_node(store, near).await,
-    }
-}
-
 /// Imports, builds or copies an image on a node: the one that has what it comes from, else this host's own.
 pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: ImageSpec) -> Result<Operation, Error> {
     let problems = vmkeep_types::check::image(&spec);
@@ -133,7 +125,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, near: Option<&Name>, spec: Ima
     let (pool, pool_stays) = pool::open(store, &spec.pool).await?;
     let mut node = any_node(store, near).await?;
     match &spec.source {
-        ImageSource::Upload { upload, .. } => node = upload_node(store, *upload, near).await?,
+        ImageSource::Upload { upload, .. } => node = upload::node(store, *upload, near).await?,
         ImageSource::Volume { volume } => {
             let unmade = || Error::conflict(format!("volume '{volume}' has no data yet"));
             node = volume::find(store, &ask.project, volume).await?.node.ok_or_else(unmade)?;

@@ -17,6 +17,8 @@ pub mod pool;
 pub mod recovery;
 pub mod releasing;
 pub mod upgrade;
+pub mod upload;
+pub mod vip;
 pub mod vm;
 pub mod vm_adopt;
 pub mod vm_copy;
@@ -186,12 +188,13 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Resu
 }
 
 /// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, all
-/// events of an object that is gone for 7 days, and tokens a day after they expired. Under the leader's compare, where there is a leader.
+/// events of an object that is gone for 7 days, where uploads lay that rest no more, and tokens a day after they expired. Under the leader's compare, where there is a leader.
 ///
 /// # Errors
 /// The store's.
 pub async fn housekeeping(store: &dyn Store, only_if: Option<&Compare>) -> Result<(), StoreError> {
     op::expire(store, only_if).await?;
     event::trim(store, only_if).await?;
+    upload::expire(store, only_if, jiff::Timestamp::now()).await?;
     crate::auth::expire(store, only_if).await
 }

@@ -15,7 +15,7 @@ use vmkeep_types::vm::VmSpec;
 use super::call::Call;
 use super::{found, respond, watch};
 use crate::app::{
-    self, apply, drain, event, image, network, node, op, placement, pool, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
+    self, apply, drain, event, image, network, node, op, placement, pool, upload, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
 };
 use crate::auth;
 use crate::cache::{Wanted, has_labels};
@@ -250,7 +250,7 @@ async fn images(mut call: Call) -> Answer {
         "upload.create" => begin_upload(call, &node).await,
         "upload.get" | "upload.put" | "upload.delete" => {
             let id: uuid::Uuid = call.field("id").parse().map_err(|_| Error::invalid("an upload's id is a UUID"))?;
-            let node = image::upload_node(call.store(), id, Some(&node)).await?;
+            let node = upload::node(call.store(), id, Some(&node)).await?;
             to_node(call, &node, &format!("/n/uploads/{id}")).await
         }
         _ => Err(no_handler(&call)),
@@ -264,8 +264,7 @@ async fn begin_upload(call: Call, near: &Name) -> Answer {
     let response = to_node(call, &node, "/n/uploads").await?;
     if response.status().is_success() && node != *near {
         let made: vmkeep_api::body::UploadCreated = read(response).await?;
-        let noted = vmkeep_store::Txn::default().then(vmkeep_store::typed::put(keys::upload(made.upload), &node));
-        app::commit(server.store.as_ref(), noted).await?;
+        upload::note(server.store.as_ref(), made.upload, &node).await?;
         return Ok(respond::json(&made));
     }
     Ok(response)
