@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use vmkeep_types::cluster::{
     ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
-    JoinTokenCreate, JoinTokenCreated, UpgradeView,
+    JoinTokenCreate, JoinTokenCreated, UpgradeView, Vip,
 };
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
@@ -99,6 +99,7 @@ schemas! {
     "TokenCreate" TokenCreate,
     "TokenCreated" TokenCreated,
     "UpgradeView" UpgradeView,
+    "Vip" Vip,
     "UploadCreated" UploadCreated,
     "u64" u64,
     "Vec<AddressView>" Vec<AddressView>,

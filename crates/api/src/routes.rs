@@ -180,6 +180,9 @@ routes! {
     "cluster.lost" Post "/v1/cluster/members/{name}/lost" Cluster Admin () () Json "Confirm that a node which a recovery waits for is gone for good";
     "cluster.upgrade" Get "/v1/cluster/upgrade" Cluster Viewer () ("UpgradeView") Json "May a rolling upgrade go on, and with whom";
     "cluster.raise-level" Post "/v1/cluster/level" Cluster Admin () ("u64") Json "Raise the store's format level to the newest that every member can write";
+    "cluster.vip.get" Get "/v1/cluster/vip" Cluster Viewer () ("Vip") Json "The API's one address";
+    "cluster.vip.put" Put "/v1/cluster/vip" Cluster Admin ("Vip") ("Vip") Json "Give the API one address that moves to a control node which answers";
+    "cluster.vip.delete" Delete "/v1/cluster/vip" Cluster Admin () () Json "Take that address away";
     "cluster.token" Post "/v1/cluster/tokens" Cluster Admin ("JoinTokenCreate") ("JoinTokenCreated") Json "Make a token for one host to join with";
     "cluster.remove" Delete "/v1/cluster/members/{name}" Cluster Admin () () Json "Take a dead member out";
     "cluster.backup" Post "/v1/cluster/backup" Cluster Admin () ("ClusterBackup") Json "Copy etcd's database to a file on the node that answers";

@@ -1,6 +1,6 @@
 //! `vmkeepd guests-shutdown`: asks the running daemon by its socket. Used by vmkeep-guests.service.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -17,7 +17,13 @@ pub fn host_is_stopping() -> bool {
 /// Posts to a node-local route on the first socket that answers, and waits for its end, however long VMs take.
 pub fn ask(sockets: &[PathBuf], route: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(post(sockets, route))
+    runtime.block_on(request(sockets, http::Request::post(route)))
+}
+
+/// Reads a route, to see that it answers.
+pub fn look(socket: &Path, route: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(request(&[socket.to_owned()], http::Request::get(route)))
 }
 
 async fn connect(sockets: &[PathBuf]) -> anyhow::Result<UnixStream> {
@@ -31,11 +37,11 @@ async fn connect(sockets: &[PathBuf]) -> anyhow::Result<UnixStream> {
     Err(failed)
 }
 
-async fn post(sockets: &[PathBuf], route: &str) -> anyhow::Result<()> {
+async fn request(sockets: &[PathBuf], request: http::request::Builder) -> anyhow::Result<()> {
     let stream = connect(sockets).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = http::Request::post(route).header(http::header::HOST, "vmkeep").body(Empty::<hyper::body::Bytes>::new())?;
+    let request = request.header(http::header::HOST, "vmkeep").body(Empty::<hyper::body::Bytes>::new())?;
     let response = sender.send_request(request).await.context("vmkeepd went away")?;
     let status = response.status();
     if status.is_success() {

@@ -61,6 +61,8 @@ enum Command {
     },
     /// Call a host shutdown off: VMs may start again
     GuestsResume,
+    /// Does the API answer on this host's socket? For keepalived
+    CheckApi,
 }
 
 fn main() -> ExitCode {
@@ -103,6 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             }
             guests::ask(&[config.node_socket(), config.socket], "/n/guests/shutdown").context("VMs were not shut down")
         }
+        Some(Command::CheckApi) => guests::look(&config.socket, "/v1/version"),
         Some(Command::GuestsResume) => guests::ask(&[config.node_socket(), config.socket], "/n/guests/resume"),
     }
 }

@@ -31,7 +31,14 @@ fn every_file_that_the_package_names_is_there() {
 
 #[test]
 fn no_unit_ties_a_vm_to_us_or_us_to_libvirt() {
-    for unit in ["vmkeepd.service", "vmkeepd@.service", "vmkeep-guests.service", "vmkeep-etcd.service", "vmkeep-fenced.service"] {
+    for unit in [
+        "vmkeepd.service",
+        "vmkeepd@.service",
+        "vmkeep-guests.service",
+        "vmkeep-etcd.service",
+        "vmkeep-vip.service",
+        "vmkeep-fenced.service",
+    ] {
         let text = read(&format!("packaging/systemd/{unit}"));
         for line in text.lines() {
             for tie in ["Requires=", "Requisite=", "BindsTo=", "PartOf=", "Conflicts="] {

@@ -19,3 +19,4 @@ mod recover;
 mod remote;
 mod three_hosts;
 mod tidy;
+mod vip;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use vmkeep_types::cluster::Vip;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::Via;
 
@@ -39,6 +40,19 @@ pub async fn cluster(mut call: Call) -> Result<Response, Error> {
             Ok(respond::json(&crate::app::upgrade::check(call.server.store.as_ref(), &etcd).await?))
         }
         "cluster.raise-level" => Ok(respond::json(&crate::app::upgrade::raise(call.server.store.as_ref()).await?)),
+        "cluster.vip.get" => match crate::app::vip::show(call.server.store.as_ref()).await? {
+            Some(vip) => Ok(respond::json(&vip)),
+            None => Err(Error::new(Code::NotFound, "the API has no address of its own").hint("vmkeep cluster vip set 10.0.0.100/24")),
+        },
+        "cluster.vip.put" => {
+            let vip: Vip = call.json().await?;
+            crate::app::vip::set(call.server.store.as_ref(), &vip).await?;
+            Ok(respond::json(&vip))
+        }
+        "cluster.vip.delete" => {
+            crate::app::vip::clear(call.server.store.as_ref()).await?;
+            Ok(respond::nothing())
+        }
         "cluster.token" => Ok(respond::json(&host.token(call.json().await?).await?)),
         "cluster.remove" => {
             host.remove(&call.name()?).await?;

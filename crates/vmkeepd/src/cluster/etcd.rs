@@ -35,7 +35,7 @@ const COMPACTION: &str = "1h";
 /// Between two looks at a member that runs.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// From SIGTERM to SIGKILL.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Of its log, in an error.
 const LOG_LINES_TOLD: usize = 5;
 
@@ -143,18 +143,7 @@ impl Etcd {
     /// The detached process that has our data directory, in our mount namespace.
     fn pid(&self) -> Option<Pid> {
         let data = self.data();
-        let ours = fs::read_link("/proc/self/ns/mnt").ok()?;
-        let all = fs::read_dir("/proc").ok()?.flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let mut mine = pids.filter(|pid| {
-            let dir = Path::new("/proc").join(pid.to_string());
-            is_etcd_of(&fs::read(dir.join("cmdline")).unwrap_or_default(), &data)
-                && fs::read_link(dir.join("ns/mnt")).is_ok_and(|ns| ns == ours)
-        });
-        let pid = Pid::from_raw(mine.next()?);
-        // A child of ours that ended stays in /proc until it is reaped; its command line is empty by then.
-        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-        Some(pid)
+        detached(|args| is_etcd_of(args, &data)).first().copied()
     }
 
     /// What it said last, for an error.
@@ -181,10 +170,28 @@ impl Etcd {
     }
 }
 
-fn is_etcd_of(cmdline: &[u8], data: &Path) -> bool {
-    let mut args = cmdline.split(|byte| *byte == 0);
-    let program = args.next().is_some_and(|program| Path::new(&*String::from_utf8_lossy(program)).ends_with(PROGRAM));
-    program && args.next() == Some(b"--data-dir") && args.next() == Some(data.as_os_str().as_encoded_bytes())
+/// Processes in our mount namespace whose arguments are such.
+pub(super) fn detached(is_it: impl Fn(&[&str]) -> bool) -> Vec<Pid> {
+    let Ok(ours) = fs::read_link("/proc/self/ns/mnt") else { return Vec::new() };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mine = pids.filter(|pid| {
+        let dir = Path::new("/proc").join(pid.to_string());
+        let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        is_it(&line.split('\0').collect::<Vec<_>>()) && fs::read_link(dir.join("ns/mnt")).is_ok_and(|ns| ns == ours)
+    });
+    let mine: Vec<Pid> = mine.map(Pid::from_raw).collect();
+    // A child of ours that ended stays in /proc until it is reaped; its command line is empty by then.
+    for pid in &mine {
+        let _ = waitpid(*pid, Some(WaitPidFlag::WNOHANG));
+    }
+    mine
+}
+
+fn is_etcd_of(args: &[&str], data: &Path) -> bool {
+    let [program, flag, dir, ..] = args else { return false };
+    Path::new(program).ends_with(PROGRAM) && *flag == "--data-dir" && Path::new(dir) == data
 }
 
 /// systemd started this very process, so its units are there and ours to use. A machine with systemd on which we were
@@ -286,7 +293,7 @@ mod tests {
     #[test]
     fn it_is_known_by_its_data_directory() {
         let data = Path::new("/s/cluster/etcd");
-        let is = |cmdline: &str| is_etcd_of(cmdline.replace(' ', "\0").as_bytes(), data);
+        let is = |cmdline: &str| is_etcd_of(&cmdline.split(' ').collect::<Vec<_>>(), data);
         assert!(is("etcd --data-dir /s/cluster/etcd ") && is("/usr/bin/etcd --data-dir /s/cluster/etcd "));
         assert!(!is("etcd --data-dir /other/cluster/etcd ") && !is("vi --data-dir /s/cluster/etcd ") && !is(""));
     }

@@ -31,7 +31,7 @@ use super::etcd::{Etcd, client_url, peer_url};
 use super::form::failure_file;
 use super::libvirt::Libvirt;
 use super::status::MEMBER_PATIENCE;
-use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused};
+use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused, vip};
 use crate::config::Config;
 use crate::member::{Member, Paths, read_toml, write_toml, write_whole};
 
@@ -147,6 +147,7 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
         point("leave: out of etcd");
     }
     Libvirt::default().take_away(&paths)?;
+    vip::Keepalived::new(paths.clone()).set(None)?;
     Etcd::new(paths.clone()).stop().await?;
     erase(&paths, &Leaving::file(&paths))?;
     tracing::info!("this host is in no cluster any more");

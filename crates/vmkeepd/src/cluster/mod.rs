@@ -24,6 +24,7 @@ mod recover;
 pub mod renew;
 mod status;
 pub mod tend;
+pub mod vip;
 mod wire;
 
 use std::net::{IpAddr, TcpListener};

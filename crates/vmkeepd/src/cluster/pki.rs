@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
+use x509_parser::extensions::GeneralName;
 
 use crate::member::{Paths, write_whole};
 
@@ -108,6 +109,8 @@ pub struct Authority {
     qemu_pem: String,
     /// Of the certificates that it issues.
     life: Duration,
+    /// The API's one address, which control nodes have in turn.
+    vip: Option<String>,
 }
 
 impl Authority {
@@ -135,13 +138,19 @@ impl Authority {
         let key = KeyPair::from_pem(&key).with_context(|| format!("{} holds no key", paths.ca_key().display()))?;
         let (qemu, qemu_pem) = of_qemu(&paths.ca(), &key)?;
         let issuer = Issuer::from_ca_cert_pem(&pem, key).with_context(|| format!("{} is no authority", paths.ca().display()))?;
-        Ok(Self { issuer, pem, qemu, qemu_pem, life: LEAF_LIFE })
+        Ok(Self { issuer, pem, qemu, qemu_pem, life: LEAF_LIFE, vip: None })
     }
 
     /// The same, issuing for another term than a year.
     #[must_use]
     pub fn for_a_life_of(self, life: Duration) -> Self {
         Self { life, ..self }
+    }
+
+    /// The same, issuing certificates that name this address too.
+    #[must_use]
+    pub fn naming(self, vip: Option<String>) -> Self {
+        Self { vip, ..self }
     }
 
     pub fn pem(&self) -> &str {
@@ -162,7 +171,7 @@ impl Authority {
     /// The request does not parse or its signature does not fit.
     pub fn issue(&self, request_pem: &str, purpose: Purpose, node: &Name, address: &str) -> anyhow::Result<String> {
         let mut request = CertificateSigningRequestParams::from_pem(request_pem).context("the certificate request is not valid")?;
-        request.params = leaf_params(purpose, node, address, self.life)?;
+        request.params = leaf_params(purpose, node, address, self)?;
         Ok(request.signed_by(self.behind(purpose).0)?.pem())
     }
 
@@ -201,9 +210,10 @@ fn ca_params(cluster: Uuid) -> anyhow::Result<CertificateParams> {
     Ok(params)
 }
 
-fn leaf_params(purpose: Purpose, node: &Name, address: &str, life: Duration) -> anyhow::Result<CertificateParams> {
+fn leaf_params(purpose: Purpose, node: &Name, address: &str, authority: &Authority) -> anyhow::Result<CertificateParams> {
     // etcd's own connections to itself and `etcdctl` on the host go over loopback.
     let mut names = vec![node.to_string(), address.to_owned(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    names.extend(authority.vip.clone());
     names.dedup();
     let mut params = CertificateParams::new(names).with_context(|| format!("'{address}' cannot stand in a certificate"))?;
     params.distinguished_name = common_name(&purpose.common_name(node));
@@ -211,7 +221,7 @@ fn leaf_params(purpose: Purpose, node: &Name, address: &str, life: Duration) -> 
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, life)?;
+    valid_for(&mut params, authority.life)?;
     Ok(params)
 }
 
@@ -261,6 +271,21 @@ pub fn freshness(cert_file: &Path, now: jiff::Timestamp) -> anyhow::Result<Fresh
     let left = end.as_second() - now.as_second();
     let life = end.as_second() - begin.as_second() - BACKDATED_SECONDS;
     Ok(if left * 3 < life { Freshness::Old } else { Freshness::Fresh })
+}
+
+/// Whether a certificate names this address.
+///
+/// # Errors
+/// The file is no certificate.
+pub fn names(cert_file: &Path, ip: IpAddr) -> anyhow::Result<bool> {
+    let der = CertificateDer::from_pem_file(cert_file).with_context(|| format!("cannot read {}", cert_file.display()))?;
+    let (_, cert) = x509_parser::parse_x509_certificate(&der).with_context(|| format!("{} is no certificate", cert_file.display()))?;
+    let bytes = match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let is = |name: &GeneralName<'_>| matches!(name, GeneralName::IPAddress(ip) if *ip == bytes);
+    Ok(cert.subject_alternative_name()?.is_some_and(|names| names.value.general_names.iter().any(is)))
 }
 
 /// From when to when a certificate is valid.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use vmkeep_server::app::cluster::Word;
-use vmkeep_server::app::{cluster as members, recovery, store_error};
+use vmkeep_server::app::{cluster as members, recovery, store_error, vip};
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::error::Error;
 
@@ -18,6 +18,8 @@ use super::{Cluster, refused, renew};
 use crate::member::Member;
 
 const EVERY: Duration = Duration::from_secs(20);
+/// Between two looks of a control node at what makes it begin anew.
+const OFTEN: Duration = Duration::from_secs(3);
 
 /// Goes on until `shutdown`.
 pub fn begin(cluster: &Arc<Cluster>, member: &Member, shutdown: &CancellationToken) {
@@ -45,11 +47,20 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
 /// on until `shutdown`.
 pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
     let file = cluster.paths().node_cert();
+    // Control nodes are few, and people wait for the API's address.
+    let every = if cluster.member().is_ok_and(|member| member.has(MemberRole::Control)) { OFTEN } else { EVERY };
     let written = || file.metadata().and_then(|meta| meta.modified()).ok();
-    let (mut began, certificate) = (None, written());
+    let (mut began, mut address, certificate) = (None, None, written());
     loop {
         if written() != certificate {
             tracing::info!("this host's certificate was made anew; beginning anew with it");
+            return cluster.restart.ask();
+        }
+        // The API listens on it from the start on.
+        if let Ok(vip) = vip::show(cluster.store.as_ref()).await
+            && *address.get_or_insert_with(|| vip.clone()) != vip
+        {
+            tracing::info!(?vip, "the API has another address; beginning anew with it");
             return cluster.restart.ask();
         }
         match recovery::incarnation(cluster.store.as_ref()).await {
@@ -60,7 +71,7 @@ pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "the incarnation is asked later"),
         }
-        if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+        if shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
             return;
         }
     }
@@ -79,6 +90,12 @@ impl Cluster {
         if members::is_removed(self.store.as_ref(), &self.node).await.map_err(store_error)? {
             tracing::error!(node = %self.node, "this host was taken out of the cluster");
             self.restart.ask();
+        }
+        if known.has(MemberRole::Control)
+            && let Err(error) = self.keep_vip(known).await
+        {
+            problems
+                .push(problem(format!("the API's address is not kept here: {}", error.message), "mend that; see vmkeep cluster vip show"));
         }
         let certificate_until = pki::validity(&known.paths().node_cert()).ok().map(|(_, until)| until);
         let word = Word { version: env!("CARGO_PKG_VERSION"), certificate_until, problems };
@@ -114,13 +131,20 @@ impl Cluster {
     async fn renew(&self, member: &Member) -> Result<(), Error> {
         let paths = member.paths();
         let now = jiff::Timestamp::now();
-        let is_old = |purpose: &Purpose| matches!(pki::freshness(&purpose.cert(&paths), now), Ok(Freshness::Old) | Err(_));
+        let vip = vip::show(self.store.as_ref()).await?.filter(|_| member.has(MemberRole::Control));
+        let vip = vip.map(|vip| vip::ip(&vip)).transpose()?;
+        let nameless = vip.is_some_and(|ip| !pki::names(&paths.node_cert(), ip.into()).unwrap_or(false));
+        let is_old = |purpose: &Purpose| {
+            let aged = matches!(pki::freshness(&purpose.cert(&paths), now), Ok(Freshness::Old) | Err(_));
+            aged || (nameless && *purpose == Purpose::Node)
+        };
         let old: Vec<Purpose> = Purpose::of(&member.roles).into_iter().filter(is_old).collect();
         if old.is_empty() {
             return Ok(());
         }
         if paths.ca_key().exists() {
             let authority = Authority::open(&paths).map_err(refused)?.for_a_life_of(self.config.certificate_life());
+            let authority = authority.naming(vip.map(|ip| ip.to_string()));
             pki::issue_own(&authority, &paths, &self.node, &member.address, &old).map_err(refused)?;
         } else {
             renew::fetch(&paths, &self.node, &members::members(self.store.as_ref()).await?, &old).await?;

@@ -22,7 +22,7 @@ use vmkeep_types::record::{Caller, Role};
 
 use super::Part;
 use super::compute::Compute;
-use crate::cluster::{Cluster, admit};
+use crate::cluster::{Cluster, admit, vip};
 use crate::gate::{Gate, Remote};
 use crate::listen::{self, CurrentTls};
 use crate::member::API_PORT;
@@ -73,6 +73,14 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         let paths = member.paths();
         let pair = tls::load_pair(&paths.node_cert(), &paths.node_key())?;
         let (current, store): (CurrentTls, _) = (Arc::new(Mutex::new(pair)), store.clone());
+        if let Some(vip) = app::vip::show(store.as_ref()).await? {
+            match vip::listen(&vip) {
+                Ok(listener) => {
+                    drop(tokio::spawn(listen::tls(members_api.clone(), listener, current.clone(), store.clone(), Users::default())))
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the API is not on its address here"),
+            }
+        }
         part.tasks.spawn(async move {
             listen::tls(members_api, listener, current, store, Users::default()).await;
             "the cluster's TLS listener"

@@ -1,4 +1,4 @@
-//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|upgrade-check|raise-level|capacity|simulate|balance`: many hosts as one.
+//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|upgrade-check|raise-level|vip|capacity|simulate|balance`: many hosts as one.
 
 mod balance;
 mod capacity;
@@ -7,6 +7,7 @@ mod recover;
 mod simulate;
 mod status;
 mod upgrade;
+mod vip;
 
 use std::path::PathBuf;
 
@@ -51,6 +52,9 @@ pub enum ClusterCommand {
     UpgradeCheck,
     /// Raise the store's format level to the newest that every member can write; older versions are refused from then on
     RaiseLevel,
+    /// The API's one address, on a control node that answers (keepalived)
+    #[command(subcommand)]
+    Vip(vip::VipCommand),
     /// How many hosts may fail with everything still fitting, and the largest VM there is room for
     Capacity,
     /// See whether these VMs would fit, and where it breaks
@@ -119,6 +123,7 @@ pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Defrag => status::defrag(ctx).await,
         ClusterCommand::UpgradeCheck => upgrade::check(ctx).await,
         ClusterCommand::RaiseLevel => upgrade::raise(ctx).await,
+        ClusterCommand::Vip(command) => vip::run(ctx, command).await,
         ClusterCommand::Capacity => capacity::run(ctx).await,
         ClusterCommand::Simulate(args) => simulate::run(ctx, args).await,
         ClusterCommand::Balance(args) => balance::run(ctx, args).await,
