@@ -15,6 +15,7 @@ use vmkeep_core::ha::clock::Now;
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::ha::Armed;
 
+use super::guard::Opened;
 use super::node::Node;
 use super::standing::Watchdog;
 
@@ -31,10 +32,20 @@ pub enum Wanted {
     Disarmed,
 }
 
+/// What others read of the open watchdog.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    /// A transaction may have changed it and was not answered, or this agent has just started.
+    #[default]
+    Unknown,
+    Watchdog,
+}
+
 #[derive(Default)]
 pub struct Arming {
     idle_since: Option<Instant>,
     looked: Option<Instant>,
+    told: Told,
 }
 
 impl Arming {
@@ -56,7 +67,8 @@ impl Arming {
                 node.standing.set_watchdog(Watchdog::Idle);
                 Ok(())
             }
-            Watchdog::Armed(_) if idle => disarm(store, node, life, wanted).await,
+            Watchdog::Armed(_) if idle => self.disarm(store, node, life, wanted).await,
+            Watchdog::Armed(opened) if wants && self.told == Told::Unknown => self.tell(store, node, life, opened).await,
             Watchdog::Idle | Watchdog::Unusable(_) | Watchdog::Armed(_) => Ok(()),
         }
     }
@@ -71,32 +83,40 @@ impl Arming {
                 return Ok(());
             }
         };
+        self.tell(store, node, life, opened).await?;
+        // Sealed (the next renewal tells) or disarmed: an open watchdog is closed by a transaction, as always.
+        node.standing.set_watchdog(Watchdog::Armed(opened));
+        Ok(())
+    }
+
+    async fn tell(&mut self, store: &dyn Store, node: &Node, life: &Compare, opened: Opened) -> Result<(), StoreError> {
         let armed = Armed::Watchdog { pet_ms: opened.pet_ms, watchdog_ms: opened.watchdog_ms, kind: opened.kind };
         let txn = in_this_life(node, life).when(Compare::Absent(keys::HA_DISARM.into()));
         let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &armed))).await?;
         if outcome.held == Held::Yes {
             tracing::info!(node = %node.name, ?opened, "the watchdog is armed: this host is reset when it loses the cluster");
+            self.told = Told::Watchdog;
         }
-        // Sealed (the next renewal tells) or disarmed: an open watchdog is closed by a transaction, as always.
-        node.standing.set_watchdog(Watchdog::Armed(opened));
+        Ok(())
+    }
+
+    async fn disarm(&mut self, store: &dyn Store, node: &Node, life: &Compare, wanted: Wanted) -> Result<(), StoreError> {
+        let mut txn = in_this_life(node, life);
+        if wanted == Wanted::Disarmed {
+            txn = txn.when(Compare::Present(keys::HA_DISARM.into()));
+        }
+        // Its answer may be lost.
+        self.told = Told::Unknown;
+        let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &Armed::None))).await?;
+        if outcome.held == Held::Yes {
+            close(node).await;
+        }
         Ok(())
     }
 }
 
 fn in_this_life(node: &Node, life: &Compare) -> Txn {
     Txn::default().when(life.clone()).when(Compare::Absent(keys::fence(&node.name, node.epoch())))
-}
-
-async fn disarm(store: &dyn Store, node: &Node, life: &Compare, wanted: Wanted) -> Result<(), StoreError> {
-    let mut txn = in_this_life(node, life);
-    if wanted == Wanted::Disarmed {
-        txn = txn.when(Compare::Present(keys::HA_DISARM.into()));
-    }
-    let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &Armed::None))).await?;
-    if outcome.held == Held::Yes {
-        close(node).await;
-    }
-    Ok(())
 }
 
 /// After the transaction that shows that nobody waits for this host's reset.

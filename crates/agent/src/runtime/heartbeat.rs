@@ -200,6 +200,12 @@ mod tests {
         assert_eq!(armed(&store, &node).await, Some(watchdog));
         assert_eq!(node.standing.may_claim(&wish).await, Ok(()));
 
+        // The transaction of a disarming whose answer was lost: what it wrote is put right.
+        put(&store, typed::put(keys::armed(&node.name, node.epoch()), &Armed::None)).await;
+        arming = Arming::default();
+        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        assert_eq!(armed(&store, &node).await, Some(watchdog));
+
         put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
         last = turn(store.as_ref(), &node, last, &mut arming).await;
         assert_eq!(armed(&store, &node).await, Some(Armed::None));
@@ -210,7 +216,7 @@ mod tests {
         put(&store, Op::Put(keys::fence(&node.name, node.epoch()), Vec::new())).await;
         assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_none());
         assert!(node.standing.may_claim(&wish).await.is_err(), "it is over");
-        assert_eq!(guard.told(), ["arm", "renewed", "disarm", "arm", "sealed"]);
+        assert_eq!(guard.told(), ["arm", "renewed", "renewed", "disarm", "arm", "sealed"]);
     }
 
     #[tokio::test]
