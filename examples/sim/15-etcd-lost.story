@@ -9,7 +9,6 @@
     4.8  a runs on node1 (generation 1)
     5.3  c runs on node3 (generation 1)
    60.0  > etcd off
-   64.8  2 of 3 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
    72.8  node3 kills c: the store has not heard of it for too long
    73.5  node1 kills a: the store has not heard of it for too long
    74.2  node2 kills b: the store has not heard of it for too long
@@ -28,21 +27,22 @@
   159.2  a waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is dead)
   159.2  b waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is dead)
   159.2  1 of 1 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
+  159.2  2 of 3 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
   160.2  node1 arms its watchdog
-  160.2  node3 arms its watchdog
   160.2  a is placed on node1
-  160.2  b is placed on node1
   160.2  node2 arms its watchdog
-  160.2  c is placed on node2
-  162.0  a runs on node1 (generation 2)
-  162.7  c runs on node2 (generation 2)
-  163.1  b runs on node1 (generation 2)
+  160.2  b is placed on node2
+  161.2  node3 arms its watchdog
+  161.2  c is placed on node3
+  162.4  b runs on node2 (generation 2)
+  163.1  a runs on node1 (generation 2)
+  164.1  c runs on node3 (generation 2)
 
 at 300 s:
   a: started on node1
-  b: started on node1
-  c: started on node2
-  a ran again on node1 103.5 s after the last sign of life of node1
-  c ran again on node2 105.9 s after the last sign of life of node3
-  b ran again on node1 103.9 s after the last sign of life of node2
+  b: started on node2
+  c: started on node3
+  b ran again on node2 103.2 s after the last sign of life of node2
+  a ran again on node1 104.6 s after the last sign of life of node1
+  c ran again on node3 107.4 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

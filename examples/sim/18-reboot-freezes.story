@@ -15,7 +15,7 @@
   182.1  node3 arms its watchdog
   182.2  b is placed on node3
   182.2  node2 powers off
-  184.1  b runs on node3 (generation 2)
+  184.2  b runs on node3 (generation 2)
 
 at 300 s:
   a: started on node1

@@ -15,7 +15,7 @@
    66.2  a runs on node2 (generation 2)
    68.2  b is placed on node3
    68.2  node1 powers off
-   69.0  etcd elects a new leader and answers nobody for 2166 ms
+   69.0  etcd elects a new leader and answers nobody for 2520 ms
    69.3  b runs on node3 (generation 2)
 
 at 200 s:

@@ -14,17 +14,17 @@
    97.8  b waits: no node can take it (node1: a is there, and a strict rule keeps them apart; node2: it is dead; node3: a strict rule keeps it on other nodes)
    98.8  node3 arms its watchdog
    98.8  c is placed on node3
-  102.0  c runs on node3 (generation 2)
+  100.8  c runs on node3 (generation 2)
   180.0  > power node2 on
-  210.2  b waits: no node can take it (node1: a is there, and a strict rule keeps them apart; node2: it does not answer; node3: a strict rule keeps it on other nodes)
-  211.2  node2 arms its watchdog
-  211.2  b is placed on node2
-  213.8  b runs on node2 (generation 2)
+  211.2  b waits: no node can take it (node1: a is there, and a strict rule keeps them apart; node2: it does not answer; node3: a strict rule keeps it on other nodes)
+  212.2  node2 arms its watchdog
+  212.2  b is placed on node2
+  215.1  b runs on node2 (generation 2)
 
 at 300 s:
   a: started on node1
   b: started on node2
   c: started on node3
-  c ran again on node3 42.8 s after the last sign of life of node2
-  b ran again on node2 154.6 s after the last sign of life of node2
+  c ran again on node3 41.6 s after the last sign of life of node2
+  b ran again on node2 155.9 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

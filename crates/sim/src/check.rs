@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use vmkeep_core::ha::agent::{Call, Domain};
 use vmkeep_core::ha::candidate::view::View;
 use vmkeep_core::ha::record::{
-    Beat, EpochRecord, Fence, Key, NodeNo, Op, Order, Owner, Phase, Proof, Rule, Seat, Seen, Strictness, Txn, Value, VmNo, Want,
+    Beat, EpochRecord, Fence, Key, NodeNo, Op, Owner, Phase, Proof, Rule, RunWish, Seat, Seen, Strictness, Txn, Value, VmNo, Want,
     WatchdogKind,
 };
 use vmkeep_core::ha::timers::DRIFT_PERMILLE;
@@ -20,6 +20,12 @@ use crate::world::{Client, World};
 
 /// As the leader's: starts at once on one node (I9).
 const STARTS_PER_NODE: usize = vmkeep_core::ha::turns::STARTS_PER_NODE;
+
+/// A leader decides from what it knew so long ago: etcd may have elected meanwhile, ms.
+const ELECTION_MS: u64 = 4_000;
+
+/// So long after the last fault every life that it ended has been sealed, ms.
+const SETTLED_MS: u64 = 150_000;
 
 #[derive(Clone, Debug, Default)]
 struct OfNode {
@@ -76,6 +82,11 @@ impl Checks {
         self.nodes[usize::from(n.0)].valid
     }
 
+    /// Commit of the last renewal.
+    pub fn renewed_at(&self, n: usize) -> u64 {
+        self.nodes[n].beat
+    }
+
     pub fn renewed(&mut self, n: NodeNo) {
         let of = self.of(n);
         of.valid = of.sent;
@@ -106,7 +117,11 @@ impl World {
         self.log.tell(now, || format!("{name} runs on {on} (generation {generation})"));
         let other = self.hosts.iter().find(|host| host.node != n && host.powered && host.runs(vm)).map(|host| host.node);
         if let Some(other) = other {
-            let lie = if self.checks.lied_about.contains(&other) { "; a fence agent lied about its power" } else { "" };
+            let lie = if [other, n].iter().any(|host| self.checks.lied_about.contains(host)) {
+                "; a fence agent lied about its power"
+            } else {
+                ""
+            };
             let other = self.roster.node(other);
             self.violated("I1", format!("{name} runs on {other} and on {on}{lie}"));
         }
@@ -217,10 +232,42 @@ impl World {
         if last != fence.beat && client != Client::Operator {
             self.violated("I4", format!("{} is sealed at a renewal that was not its last", self.roster.node(n)));
         }
+        if let Client::Candidate(by) = client {
+            self.check_brake(n, by);
+        }
         let node = self.roster.node(n).to_owned();
+        // Watch events that are lost for ever are a fault that is not over.
+        if self.watch_loss_permille == 0 && self.healed_at.is_some_and(|at| self.now > at + SETTLED_MS) {
+            self.violated("L3", format!("{node} is fenced long after all faults were over"));
+        }
         let silent_at = At(self.checks.of(n).beat);
         self.checks.fences.insert((n, epoch), self.checks.fenced.len());
         self.checks.fenced.push(Fenced { node, silent_at, sealed_at: At(self.now), confirmed_at: None, by: None });
+    }
+
+    /// I9: while more than half are silent, as far as the leader has heard, nobody is sealed.
+    fn check_brake(&mut self, n: NodeNo, by: NodeNo) {
+        let host = &self.hosts[usize::from(by.0)];
+        let (Some(leader), reading) = (&host.candidate.is, host.clocks.read(self.now)) else { return };
+        if self.store.get(Key::Waiting(n)).is_some() {
+            return;
+        }
+        let (mut live, mut silent) = (0, 0);
+        for of in self.hosts.iter().map(|host| host.node) {
+            let Some(Value::Epoch(EpochRecord { epoch, closed: false, .. })) = self.store.get(Key::Epoch(of)) else { continue };
+            if self.store.get(Key::Confirmed(of, *epoch)).is_some() {
+                continue;
+            }
+            live += 1;
+            // A life that has just begun is silent only by its predecessor's clock.
+            let renewed = matches!(self.store.get(Key::Beat(of)), Some(Value::Beat(beat)) if beat.epoch == *epoch);
+            let quiet_ms =
+                leader.silent_ms(reading, of).filter(|_| renewed).unwrap_or(0).min(self.now - self.checks.renewed_at(usize::from(of.0)));
+            silent += usize::from(quiet_ms > self.timers.suspect_ms + ELECTION_MS && self.store.get(Key::Waiting(of)).is_none());
+        }
+        if silent * 2 > live {
+            self.violated("I9", format!("{} is sealed while {silent} of {live} nodes are silent", self.roster.node(n)));
+        }
     }
 
     /// I8
@@ -252,6 +299,7 @@ impl World {
                 self.violated("I2", format!("{name} gets generation {} after {}", after.generation, before.generation));
             }
         }
+        self.note_lost(vm, before, after);
         let target = if before.seat == after.seat { after.to } else { after.seat };
         let Some(target) = target else { return };
         if self.store.get(Key::Armed(target.node, target.epoch)).is_none() && client != Client::Operator {
@@ -263,16 +311,19 @@ impl World {
         } else {
             self.check_rules(vm, target.node);
         }
-        let Some(old) = before.seat.filter(|_| before.seat != after.seat) else { return };
-        if self.store.get(Key::Confirmed(old.node, old.epoch)).is_some() {
+        if !handed && before.seat != after.seat {
+            self.check_caps(target.node);
+        }
+    }
+
+    /// Its node has died: from now on it is counted until it runs again.
+    fn note_lost(&mut self, vm: VmNo, before: Owner, after: Owner) {
+        let Some(old) = before.seat.filter(|_| before.seat != after.seat && after.parked.is_none()) else { return };
+        let wanted = matches!(self.store.get(Key::Wish(vm)), Some(Value::Wish(wish)) if wish.run == RunWish::Started);
+        if wanted && self.store.get(Key::Confirmed(old.node, old.epoch)).is_some() {
             let silent_at = self.checks.of(old.node).beat;
             let by_death = self.checks.fences.get(&(old.node, old.epoch)).map_or(silent_at, |of| self.checks.fenced[*of].silent_at.0);
-            if matches!(self.store.get(Key::Order(target.node, vm)), Some(Value::Order(Order { want: Want::Run, .. }))) {
-                self.checks.lost.entry(vm).or_insert((old.node, by_death));
-            }
-        }
-        if !handed {
-            self.check_caps(target.node);
+            self.checks.lost.entry(vm).or_insert((old.node, by_death));
         }
     }
 

@@ -56,6 +56,9 @@ struct RunArgs {
     /// Fence agents lie
     #[arg(long)]
     lies: bool,
+    /// Faults close to the edges of guards, as for --weak
+    #[arg(long, conflicts_with = "lies")]
+    sharp: bool,
 }
 
 #[derive(Debug, Args)]
@@ -96,7 +99,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> Result<ExitCode, String> {
-    let class = if args.lies { Class::Lies } else { Class::Any };
+    let class = match (args.lies, args.sharp) {
+        (true, _) => Class::Lies,
+        (false, true) => Class::Sharp,
+        (false, false) => Class::Any,
+    };
     if let Some(seed) = args.seed {
         let outcome = seeds::run(seed, class, args.weak);
         print!("{}", seeds::shrunk_story(seed, class, args.weak));
@@ -115,8 +122,14 @@ fn run(args: &RunArgs) -> Result<ExitCode, String> {
         if let Some(first) = outcome.violations.first() {
             broken += 1;
             let weak = args.weak.map_or_else(String::new, |weak| format!(" --weak {}", weak.as_str()));
-            let lies = if args.lies { " --lies" } else { "" };
-            println!("{}: {}\n  vmkeep-sim run --seed {seed}{weak}{lies}", first.invariant, first.what);
+            let kind = if args.lies {
+                " --lies"
+            } else if args.sharp {
+                " --sharp"
+            } else {
+                ""
+            };
+            println!("{}: {}\n  vmkeep-sim run --seed {seed}{weak}{kind}", first.invariant, first.what);
         }
     }
     let seconds = began.elapsed().as_secs_f64();

@@ -55,11 +55,9 @@ impl World {
         let name = self.name(n).to_owned();
         self.log.tell(self.now, || format!("{name} {}", if farewell == Farewell::Reboot { "reboots" } else { "powers off" }));
         self.power_off(n);
-        if farewell == Farewell::Reboot {
-            self.power_on(n);
-        } else {
-            self.host(n).power_wanted = false;
-        }
+        self.host(n).power_wanted |= farewell == Farewell::Reboot;
+        // Somebody may have wanted it back before it was off.
+        self.power_on(n);
     }
 
     pub fn watchdog_opens(&mut self, n: NodeNo) {
@@ -104,6 +102,8 @@ impl World {
         self.log.tell(now, || format!("the watchdog resets {}", self.roster.node(n)));
         self.checks.reset(n);
         self.power_off(n);
+        // Even out of an orderly shutdown: a reset is no switch.
+        self.host(n).power_wanted = true;
         self.power_on(n);
     }
 

@@ -2,6 +2,7 @@
 
 pub mod plan;
 pub mod play;
+pub mod promise;
 
 use vmkeep_core::ha::weakness::Weakness;
 

@@ -13,6 +13,9 @@ const STOP_MS: (u64, u64) = (1_000, 4_000);
 const MOVE_MS: (u64, u64) = (3_000, 8_000);
 const SHORT_MS: (u64, u64) = (50, 300);
 
+/// What is left of a call that stood still, ms.
+const HELD_MS: u64 = 2_000;
+
 /// From libvirt to the agent, ms.
 const WORD_MS: u64 = 5;
 
@@ -84,7 +87,9 @@ impl World {
         }
         let held = host.libvirt_hung_until.max(host.paused_until);
         if held > now {
-            return self.at(held, Event::Job(n, boot, number));
+            // It goes on where it stood still, beside the listings that waited with it.
+            let left = self.dice.between(0, HELD_MS);
+            return self.at(held + left, Event::Job(n, boot, number));
         }
         let Some(job) = host.jobs.remove(&number) else { return };
         let end = match job.call {

@@ -132,6 +132,10 @@ pub struct World {
     /// Answers that come twice, 1/1000.
     pub twice_permille: u64,
     pub events: u64,
+    /// Nothing is left to happen.
+    pub over: bool,
+    /// All faults are over since.
+    pub healed_at: Option<u64>,
     /// The host that etcd's own leader is on.
     pub etcd_leader: usize,
     /// Candidates' words about VMs, for the final report.
@@ -159,6 +163,8 @@ impl World {
             watch_loss_permille: 0,
             twice_permille: 0,
             events: 0,
+            over: false,
+            healed_at: None,
             etcd_leader: 0,
             queue: BinaryHeap::new(),
             numbers: 0,
@@ -182,8 +188,8 @@ impl World {
                 Event::Next(_) | Event::Heal(_) => next(self, event),
                 event => self.step(event),
             }
-            // Nobody reads on: the first one is what matters.
-            if self.log.is_over() {
+            // Nobody reads on: the first violation is what matters.
+            if self.log.is_over() || self.over {
                 return;
             }
         }

@@ -141,8 +141,8 @@ enum Arming {
     Opening(Now),
     Open(WatchdogKind),
     Writing(WatchdogKind, TxnId, Now),
-    Yes,
-    Erasing(TxnId, Now),
+    Yes(WatchdogKind),
+    Erasing(WatchdogKind, TxnId, Now),
 }
 
 /// What the store said of this node, as far as it was read.
@@ -151,7 +151,7 @@ struct Known {
     epoch: Option<(EpochRecord, Revision)>,
     fenced: BTreeSet<Epoch>,
     confirmed: BTreeSet<Epoch>,
-    armed: BTreeSet<Epoch>,
+    armed: BTreeMap<Epoch, Armed>,
     arm_wanted: bool,
     disarm: Option<DisarmMode>,
     /// The leader was told that this boot waits.
@@ -285,8 +285,8 @@ impl Agent {
             _ => {}
         }
         match self.arming {
-            Arming::Writing(_, id, _) if id == answer.id => return self.armed(&answer),
-            Arming::Erasing(id, _) if id == answer.id => return self.disarmed(&answer, out),
+            Arming::Writing(_, id, _) if id == answer.id => return self.armed(),
+            Arming::Erasing(_, id, _) if id == answer.id => return self.disarmed(&answer, out),
             _ => {}
         }
         if let Some((_, _, goodbye)) = &mut self.farewell
@@ -368,7 +368,7 @@ impl Agent {
                 (Key::Epoch(_), Value::Epoch(record)) => known.epoch = Some((*record, *revision)),
                 (Key::Fence(_, epoch), _) => drop(known.fenced.insert(*epoch)),
                 (Key::Confirmed(_, epoch), _) => drop(known.confirmed.insert(*epoch)),
-                (Key::Armed(_, epoch), _) => drop(known.armed.insert(*epoch)),
+                (Key::Armed(_, epoch), Value::Armed(armed)) => drop(known.armed.insert(*epoch, *armed)),
                 (Key::ArmWanted(_), _) => known.arm_wanted = true,
                 (Key::Disarm, Value::Disarm(mode)) => known.disarm = Some(*mode),
                 (Key::Order(_, vm), Value::Order(order)) => {

@@ -185,6 +185,11 @@ impl Candidate {
         matches!(self.lead, Lead::Yes(_))
     }
 
+    /// Since it last heard of the node; None: never.
+    pub fn silent_ms(&self, now: Now, node: NodeNo) -> Option<u64> {
+        self.vigil.silent_ms(now, node)
+    }
+
     /// What keeps each VM from where it should be, in words.
     pub fn reasons(&self) -> &BTreeMap<VmNo, String> {
         &self.vms.why

@@ -234,6 +234,11 @@ impl Vigil {
         self.pongs.insert(node, now);
     }
 
+    /// Since a renewal of the node was last heard; None: never.
+    pub fn silent_ms(&self, now: Now, node: NodeNo) -> Option<u64> {
+        self.heard.get(&node).map(|heard| now.shortest_since(heard.at))
+    }
+
     /// A write of this candidate's own, sent then, was answered: silence of nodes counts only while that is so.
     pub fn canary(&mut self, sent: Now, now: Now) {
         self.canary_ok = Some(sent);
@@ -242,7 +247,11 @@ impl Vigil {
 
     /// Every candidate keeps in mind whether the store answers it, and since when it knows of an epoch.
     pub fn tick(&mut self, now: Now, epochs: impl Iterator<Item = (NodeNo, Epoch)>) {
-        if self.canary_ok.is_none_or(|at| now.longest_since(at) > 2 * self.timers.renew_ms + ANSWER_MS) {
+        let Timers { renew_ms, seal_ms, tick_ms, .. } = self.timers;
+        // An outage of the store must be noticed before the silence that it makes is long enough for a seal: a renewal that it
+        // hindered and the next one that it swallowed come late, both by a tick.
+        let late_ms = (2 * renew_ms + ANSWER_MS).min(seal_ms - 2 * (renew_ms + tick_ms));
+        if self.canary_ok.is_none_or(|at| now.longest_since(at) > late_ms) {
             self.steady_since = None;
         }
         for (node, epoch) in epochs {
@@ -263,7 +272,9 @@ impl Vigil {
         let live = nodes.iter().filter(|n| matches!(n.state, NodeState::Online | NodeState::Suspect | NodeState::Sealed)).count();
         // One that has booted anew and waits is not silent: its network is well.
         let silent = nodes.iter().filter(|n| matches!(n.state, NodeState::Suspect | NodeState::Sealed) && !n.waiting).count();
-        let brake = if silent * 2 > live {
+        let brake = if self.weak == Some(Weakness::NoBrake) {
+            Brake::Off
+        } else if silent * 2 > live {
             Brake::Frozen
         } else if silent > BRAKE_NODES.max(live * BRAKE_PERCENT / 100) {
             Brake::On

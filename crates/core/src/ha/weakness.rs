@@ -62,6 +62,8 @@ weaknesses! {
     DisarmOwning = "disarm-owning",
     /// A node that is not armed counts as dead at once, even if it owns VMs.
     UnarmedIsDead = "unarmed-is-dead",
+    /// Nodes are sealed although more than half of them are silent.
+    NoBrake = "no-brake",
     /// A VM is started however long ago its claim was asked for.
     StartLate = "start-late",
 }

@@ -200,6 +200,7 @@ impl World {
     pub fn told_to_leave(&mut self, n: NodeNo, farewell: Farewell) {
         let life = self.host(n).agent.life;
         if self.host(n).powered {
+            self.host(n).power_wanted = farewell == Farewell::Reboot;
             self.after(1, Event::ToAgent(n, life, agent::Event::HostLeaves(farewell)));
         }
     }

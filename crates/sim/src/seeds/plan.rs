@@ -3,6 +3,7 @@
 use vmkeep_core::ha::record::{DisarmMode, Farewell, MoveHow, NodeNo, RunWish, ShutdownPolicy, VmNo, WatchdogKind};
 use vmkeep_core::ha::timers::Profile;
 
+use super::promise::{self, Promise};
 use crate::dice::Dice;
 use crate::scenario::command::{Part, VmCommand};
 
@@ -14,6 +15,10 @@ pub enum Class {
     Any,
     /// One node loses its power and nothing else happens (L2).
     SingleLoss { nodes: usize, profile: Profile, stonith: bool },
+    /// Every fault, and one of those that come close to a guard's edge: for guards that are taken away.
+    Sharp,
+    /// One thing happens that is too short to fence anybody for (L4).
+    Blip { nodes: usize, profile: Profile },
     /// Fence agents lie: I1 may break then, and the story names the lie.
     Lies,
     /// Nothing happens: for measuring the simulator.
@@ -76,6 +81,9 @@ pub struct Plan {
     /// Every node is powered and reachable again from here on, ms.
     pub healed_at: u64,
     pub end: u64,
+    /// Goes on although nothing is left to happen.
+    pub to_the_end: bool,
+    pub promise: Promise,
 }
 
 /// Everything has started by then, ms.
@@ -92,8 +100,11 @@ impl Plan {
         let mut dice = Dice::new(seed ^ 0x0bad_cafe);
         match class {
             Class::SingleLoss { nodes, profile, stonith } => Self::single_loss(seed, &mut dice, nodes, profile, stonith),
-            Class::Calm { nodes } => Self { faults: Vec::new(), end: 3_600_000, ..Self::bare(seed, nodes, 2 * nodes, Profile::Standard) },
-            Class::Any | Class::Lies => Self::storm(seed, &mut dice, class),
+            Class::Blip { nodes, profile } => Self::blip(seed, &mut dice, nodes, profile),
+            Class::Calm { nodes } => {
+                Self { end: 3_600_000, promise: Promise::RidesOut, ..Self::bare(seed, nodes, 2 * nodes, Profile::Standard) }
+            }
+            Class::Any | Class::Sharp | Class::Lies => Self::storm(seed, &mut dice, class),
         }
     }
 
@@ -112,6 +123,9 @@ impl Plan {
             twice_permille: 0,
             healed_at: 0,
             end: 0,
+            // What comes up only after a long rest is looked for in every eighth run.
+            to_the_end: seed.is_multiple_of(8),
+            promise: Promise::Runs,
         }
     }
 
@@ -125,6 +139,27 @@ impl Plan {
         let lost = NodeNo(u16::try_from(dice.index(nodes)).expect("few nodes"));
         plan.faults.push((warm + dice.between(0, 10_000), 300_000, Fault::PowerOff(lost)));
         (plan.healed_at, plan.end) = (u64::MAX, warm + 140_000);
+        plan.promise = Promise::Recovers { within_ms: promise::recovery_ms_max(profile, stonith) };
+        plan
+    }
+
+    fn blip(seed: u64, dice: &mut Dice, nodes: usize, profile: Profile) -> Self {
+        let mut plan = Self::bare(seed, nodes, 2 * nodes, profile);
+        let (n, ms) = (plan.node(dice), dice.between(200, promise::ridden_out_ms(profile) - 100));
+        let fault = match dice.index(9) {
+            0 => Fault::NetworkOff(n),
+            1 => Fault::EtcdOut,
+            2 => Fault::EtcdElects,
+            3 => Fault::Pause(n, Part::Agent),
+            4 => Fault::PauseCandidate(n),
+            5 => Fault::CandidateCrashes(n),
+            6 => Fault::LibvirtHangs(n),
+            7 => Fault::StoreUnreadable(n),
+            _ => Fault::Lags(n),
+        };
+        plan.faults.push((WARM_MS + dice.between(0, 10_000), ms, fault));
+        (plan.healed_at, plan.end) = (u64::MAX, WARM_MS + 90_000);
+        plan.promise = Promise::RidesOut;
         plan
     }
 
@@ -149,6 +184,9 @@ impl Plan {
         let count = dice.between(1, 9);
         for _ in 0..count {
             plan.add_fault(dice);
+        }
+        if class == Class::Sharp {
+            plan.sharpen(dice);
         }
         plan.faults.sort_by_key(|(at, ..)| *at);
         plan.healed_at = plan.faults.iter().map(|(at, ms, _)| at + ms).max().unwrap_or(WARM_MS) + 1_000;
@@ -204,6 +242,36 @@ impl Plan {
         self.faults.push((at, ms, fault));
     }
 
+    fn sharpen(&mut self, dice: &mut Dice) {
+        // Nothing has moved yet: the VM is where it began.
+        let vm = self.vm(dice);
+        let n = NodeNo(u16::try_from(usize::try_from(vm.0).expect("few VMs") % self.nodes).expect("few nodes"));
+        let at = WARM_MS - dice.between(0, 15_000);
+        match dice.index(6) {
+            0 => self.edge(dice, at, n),
+            1 => self.busy(dice, at, n, vm),
+            2 => self.cut_unarmed(dice, at, n),
+            3 => self.cut_while_moving(dice, at, n, vm),
+            4 => self.stands_still(dice, at, n),
+            _ => self.empties(dice, at, n),
+        }
+    }
+
+    /// A whole host stands still for longer than T_safe, with a watchdog that stands still with it.
+    fn stands_still(&mut self, dice: &mut Dice, at: u64, n: NodeNo) {
+        self.watchdogs[usize::from(n.0)] = WatchdogKind::Software;
+        self.stonith[usize::from(n.0)] = StonithPlan::None;
+        self.faults.push((at, dice.between(50_000, 90_000), Fault::Pause(n, Part::Host)));
+    }
+
+    /// Its VMs leave for a while and come back just when it disarms, and it hears and says everything late.
+    fn empties(&mut self, dice: &mut Dice, at: u64, n: NodeNo) {
+        let away = dice.between(12_000, 24_000);
+        self.faults.push((at, away, Fault::Maintenance(n)));
+        self.faults.push((at + away - 4_000, 12_000, Fault::Weak(n, 0, dice.between(500, 4_000))));
+        self.watch_loss_permille = 200;
+    }
+
     /// The longest that a node may live: its QEMUs survive the kill, and fenced stands still between its look and its pet.
     fn edge(&mut self, dice: &mut Dice, at: u64, n: NodeNo) {
         let timers = self.profile.timers();
@@ -226,8 +294,11 @@ impl Plan {
     fn busy(&mut self, dice: &mut Dice, at: u64, n: NodeNo, vm: VmNo) {
         self.faults.push((at, 6_000, Fault::Vm(vm, VmCommand::Run(RunWish::Stopped))));
         let started = at + 6_000;
-        self.faults.push((started + dice.between(0, 1_500), dice.between(3_000, 25_000), Fault::LibvirtHangs(n)));
-        match dice.index(3) {
+        let how = dice.index(3);
+        // An agent that crashed cannot renew before libvirt answers it: not so long that its host is reset.
+        let hangs_ms = if how == 1 { dice.between(3_000, 9_000) } else { dice.between(3_000, 25_000) };
+        self.faults.push((started + dice.between(0, 1_500), hangs_ms, Fault::LibvirtHangs(n)));
+        match how {
             0 => self.faults.push((started + dice.between(0, 2_500), dice.between(10_000, 14_000), Fault::Pause(n, Part::Agent))),
             1 => self.faults.push((started + dice.between(500, 2_500), 1, Fault::AgentCrashes(n))),
             _ => {}

@@ -27,19 +27,22 @@ impl Agent {
         };
         let epoch = record.epoch;
         let (sealed, confirmed) = (self.known.fenced.contains(&epoch), self.known.confirmed.contains(&epoch));
+        let armed = self.known.armed.get(&epoch).copied();
         let before = Before {
             boot: if record.boot == self.boot { Boot::This } else { Boot::Another },
             closed: record.closed,
             sealed,
             confirmed: confirmed || self.weak == Some(Weakness::JoinWithoutProof),
-            armed: self.known.armed.contains(&epoch),
+            armed: armed.is_some(),
         };
         match life::join(before, if self.has_domains() { Guests::Some } else { Guests::None }) {
             Join::GoOn => {
                 (self.epoch, self.epoch_revision, self.stage) = (epoch, revision, Stage::Live);
-                if before.armed {
+                // Whose orders these are was not known when they were read.
+                self.stale = true;
+                if let Some(armed) = armed {
                     // fenced lives on beside us and is armed: only a renewal tells it anything.
-                    self.arming = Arming::Yes;
+                    self.arming = Arming::Yes(armed.kind);
                 }
             }
             Join::Ended => self.end(out),
@@ -129,7 +132,7 @@ impl Agent {
 
     /// This epoch is over. Armed, it ends in a reset and in nothing else.
     fn end(&mut self, out: &mut Vec<Action>) {
-        if self.arming != Arming::No || self.known.armed.contains(&self.epoch) {
+        if self.arming != Arming::No || self.known.armed.contains_key(&self.epoch) {
             out.push(Action::Fenced(fenced::Event::Sealed));
             self.stage = Stage::Ended;
         } else if self.has_domains() {
@@ -151,9 +154,11 @@ impl Agent {
             Arming::Opening(at) if self.age_ms(now, at) > ANSWER_MS => self.open(now, out),
             Arming::Open(kind) => self.write_armed(now, kind, out),
             Arming::Writing(kind, _, sent) if self.age_ms(now, sent) > ANSWER_MS => self.write_armed(now, kind, out),
-            Arming::Yes if !wanted && idle && !self.stale => self.erase_armed(now, out),
-            Arming::Erasing(_, sent) if self.age_ms(now, sent) > ANSWER_MS => self.erase_armed(now, out),
-            Arming::No | Arming::Opening(_) | Arming::Writing(..) | Arming::Yes | Arming::Erasing(..) => {}
+            Arming::Yes(kind) if !wanted && idle && !self.stale => self.erase_armed(now, kind, out),
+            // It was erased by a transaction whose answer was lost, or never written.
+            Arming::Yes(kind) if wanted && !self.stale && !self.known.armed.contains_key(&self.epoch) => self.write_armed(now, kind, out),
+            Arming::Erasing(kind, _, sent) if self.age_ms(now, sent) > ANSWER_MS => self.erase_armed(now, kind, out),
+            Arming::No | Arming::Opening(_) | Arming::Writing(..) | Arming::Yes(_) | Arming::Erasing(..) => {}
         }
     }
 
@@ -182,18 +187,17 @@ impl Agent {
         txn.when(Compare::Revision(Key::Epoch(self.me), self.epoch_revision)).when(Compare::Absent(Key::Fence(self.me, self.epoch)))
     }
 
-    pub(super) fn armed(&mut self, answer: &Answer) {
-        self.arming = match (&answer.outcome, self.arming) {
-            (Outcome::Done, _) => Arming::Yes,
-            // Sealed (the next renewal tells) or disarmed: the open watchdog is closed by a transaction, as always.
-            (Outcome::Refused(_), _) => Arming::Yes,
-        };
+    /// Done or refused. Refused it is sealed (the next renewal tells) or disarmed: what is open is closed by a transaction, as always.
+    pub(super) fn armed(&mut self) {
+        if let Arming::Writing(kind, ..) = self.arming {
+            self.arming = Arming::Yes(kind);
+        }
         self.stale = true;
     }
 
-    fn erase_armed(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn erase_armed(&mut self, now: Now, kind: super::WatchdogKind, out: &mut Vec<Action>) {
         let id = self.id();
-        self.arming = Arming::Erasing(id, now);
+        self.arming = Arming::Erasing(kind, id, now);
         let txn = self.own_epoch(Txn::new(id));
         let txn = match self.known.disarm {
             _ if self.weak == Some(Weakness::DisarmOwning) => txn,
@@ -205,13 +209,14 @@ impl Agent {
 
     pub(super) fn disarmed(&mut self, answer: &Answer, out: &mut Vec<Action>) {
         self.stale = true;
+        let Arming::Erasing(kind, ..) = self.arming else { return };
         self.arming = match answer.outcome {
             Outcome::Done => {
                 self.known.armed.remove(&self.epoch);
                 out.push(Action::Fenced(fenced::Event::Disarm));
                 Arming::No
             }
-            Outcome::Refused(_) => Arming::Yes,
+            Outcome::Refused(_) => Arming::Yes(kind),
         };
     }
 

@@ -310,7 +310,7 @@ impl Agent {
             (Want::Run, Is::Absent) if local.tries > order.max_restart => Next::Report(Phase::StartFailed),
             (Want::Run, Is::There(Domain::Running(generation))) if generation == order.generation => Next::Report(Phase::Running),
             (Want::Run, Is::There(Domain::Incoming(_))) => Next::Call(Call::Kill),
-            (Want::Run, _) if waits || self.arming != Arming::Yes || !self.fresh(now, self.renewed) => Next::Nothing,
+            (Want::Run, _) if waits || !matches!(self.arming, Arming::Yes(_)) || !self.fresh(now, self.renewed) => Next::Nothing,
             (Want::Run, _) => Next::Claim(order.generation),
             (Want::Off | Want::Leave, Is::There(_)) if local.stops >= STOPS_MAX => Next::Report(Phase::StopFailed),
             (Want::Off | Want::Leave, Is::There(_)) if waits => Next::Nothing,
@@ -319,7 +319,9 @@ impl Agent {
             (Want::Off, _) => Next::Report(Phase::Off),
             (Want::MoveOut(_), Is::There(_)) if local.move_failed == Some(revision) => Next::Report(Phase::MoveFailed),
             (Want::MoveOut(to), Is::There(Domain::Running(_))) => Next::Call(Call::MoveTo(to)),
-            (Want::MoveOut(_), Is::There(_)) => Next::Nothing,
+            // What has just arrived runs here first.
+            (Want::MoveOut(_), Is::There(Domain::Arrived(_))) => Next::Report(Phase::MoveFailed),
+            (Want::MoveOut(_), Is::There(Domain::Incoming(_))) => Next::Nothing,
             (Want::Leave | Want::MoveOut(_), _) if gone_for_good => Next::Nothing,
             (Want::Leave | Want::MoveOut(_), _) => Next::Promise(order.generation),
         }

@@ -60,7 +60,7 @@ impl Candidate {
         let first = scene.board.choose(case.vm, &avoid, prefer);
         let anywhere = || scene.board.choose(case.vm, &[], prefer);
         match first.or_else(|why| if avoid.is_empty() { Err(why) } else { anywhere() }) {
-            Err(why) => self.because(now, case.vm, why, out),
+            Err(why) => self.wait_for_place(now, case, why, out),
             Ok(node) if full.contains(&node) && case.wish.run == RunWish::Started => {
                 let avoid: Vec<NodeNo> = avoid.iter().copied().chain(full).collect();
                 match scene.board.choose(case.vm, &avoid, prefer) {
@@ -74,6 +74,15 @@ impl Candidate {
                 }
             }
             Ok(node) => self.place(now, case, node, scene, out),
+        }
+    }
+
+    /// What it leaves behind must not hold its old node up: that one closes its epoch, or is proved to be empty, only without it.
+    fn wait_for_place(&mut self, now: Now, case: &Case, why: String, out: &mut Vec<Action>) {
+        self.because(now, case.vm, why, out);
+        if case.owner.seat.is_some() {
+            let txn = self.let_go(case, None);
+            self.send(now, Subject::Vm(case.vm), txn, out);
         }
     }
 
@@ -103,6 +112,7 @@ impl Candidate {
         *scene.starting.entry(node).or_default() += usize::from(want == Want::Run);
         if want == Want::Run {
             self.vms.recovering.insert(case.vm);
+            self.vms.placing.insert(case.vm, node);
         }
         self.vms.why.remove(&case.vm);
         self.say(out, format!("{} is placed on {}", self.roster.vm(case.vm), self.roster.node(node)));

@@ -6,7 +6,7 @@ use super::super::clock::Now;
 use super::super::record::{
     Farewell, Key, MoveHow, NodeNo, Owner, Parked, ParkedWhy, Phase, RunWish, Seat, ShutdownPolicy, Trouble, Value, VmNo, Want,
 };
-use super::super::turns::Turns;
+use super::super::turns::{STARTS_PER_NODE, Turns};
 use super::super::vigil::{NodeNow, NodeState};
 use super::super::weakness::Weakness;
 use super::place::Board;
@@ -33,6 +33,8 @@ pub(super) struct Memory {
     pub dirty: bool,
     pub why: BTreeMap<VmNo, String>,
     pub recovering: BTreeSet<VmNo>,
+    /// Where a VM is to start by a transaction that may not be answered yet.
+    pub placing: BTreeMap<VmNo, NodeNo>,
     pub turns: Turns,
     /// VMs that were moved by hand, and since when they are looked for.
     moved: BTreeMap<VmNo, Now>,
@@ -123,6 +125,16 @@ impl Candidate {
     }
 
     fn count(&mut self, case: &Case, scene: &mut Scene) {
+        // A placement that was asked for and not answered yet takes its room already.
+        if self.busy.contains(&Subject::Vm(case.vm)) {
+            if let Some(node) = self.vms.placing.get(&case.vm) {
+                scene.board.set_owner(case.vm, *node);
+                *scene.starting.entry(*node).or_default() += 1;
+                return;
+            }
+        } else {
+            self.vms.placing.remove(&case.vm);
+        }
         let Owner { seat: Some(seat), generation, to, .. } = case.owner else { return };
         if let Some(to) = to {
             scene.moves += 1;
@@ -183,8 +195,9 @@ impl Candidate {
             self.send(now, Subject::Vm(case.vm), txn, out);
         } else if stays {
             let parked = Parked { node: seat.node, why: ParkedWhy::Frozen };
-            let txn =
-                self.parked(case, parked).put(Key::Memory(case.vm), Value::Memory(super::super::record::Memory { park: false, ..memory }));
+            let txn = self
+                .let_go(case, Some(parked))
+                .put(Key::Memory(case.vm), Value::Memory(super::super::record::Memory { park: false, ..memory }));
             self.send(now, Subject::Vm(case.vm), txn, out);
         } else {
             scene.queue.push(*case);
@@ -205,6 +218,8 @@ impl Candidate {
             Some(Parked { node, .. }) if !asked && scene.node(node).is_some_and(NodeNow::takes_vms) => {
                 if scene.board.may(case.vm, node).is_err() {
                     scene.queue.push(*case);
+                } else if case.wish.run == RunWish::Started && scene.starting.get(&node).is_some_and(|count| *count >= STARTS_PER_NODE) {
+                    self.because(now, case.vm, format!("{STARTS_PER_NODE} VMs are being started on {}", self.roster.node(node)), out);
                 } else {
                     self.place(now, case, node, scene, out);
                 }

@@ -34,11 +34,11 @@ impl Candidate {
         }
     }
 
-    /// Nobody's, until its node is back.
-    pub(super) fn parked(&mut self, case: &Case, parked: Parked) -> Txn {
+    /// Nobody's: until its node is back, or (no `parked`) until there is a place for it.
+    pub(super) fn let_go(&mut self, case: &Case, parked: Option<Parked>) -> Txn {
         let txn = self.about(case);
         let txn = self.cleared(txn, case, None);
-        let owner = Owner { seat: None, to: None, parked: Some(parked), ..case.owner };
+        let owner = Owner { seat: None, to: None, parked, ..case.owner };
         without(txn, case, None).put(Key::Owner(case.vm), Value::Owner(owner))
     }
 
