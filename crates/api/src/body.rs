@@ -1,6 +1,7 @@
 //! Bodies of requests and answers that are not stored records.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,9 @@ pub struct VmStatus {
     pub node: Option<Name>,
     pub generation: Option<Generation>,
     pub since: Option<jiff::Timestamp>,
+    /// Addresses that the host's DHCP keeps for its NICs, by NIC.
+    #[serde(default)]
+    pub addresses: BTreeMap<Name, IpAddr>,
     /// Carried out at the next cold start.
     pub pending: Vec<FieldChange>,
     /// Changed behind our back.
@@ -160,6 +164,8 @@ pub enum ChangeWhen {
     Live,
     /// At the next cold start.
     Restart,
+    /// The same, since an earlier change.
+    Pending,
     /// In a first boot only: `vm reinit`, then a restart.
     Reinit,
     /// Changed behind our back; apply puts it back.

@@ -7,7 +7,7 @@ use vmkeep_api::body::{VmPhase, VmStatus, VmView};
 use vmkeep_types::error::Problem;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::Revision;
-use vmkeep_types::observed::{Doing, DomainState, Observed, RestartCount, Seen};
+use vmkeep_types::observed::{Doing, DomainState, Observed, PauseCause, RestartCount, Seen};
 use vmkeep_types::record::{Owner, Power, PowerWish, Released, Role, VmChoices, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
@@ -142,6 +142,7 @@ fn status(parts: &VmParts) -> VmStatus {
         node: parts.owner.as_ref().map(|o| o.node.clone()),
         generation: parts.owner.as_ref().map(|o| o.generation),
         since: seen.map(|s| s.since),
+        addresses: seen.map(|s| s.addresses.clone()).unwrap_or_default(),
         pending: seen.map(|s| s.pending.clone()).unwrap_or_default(),
         drift: seen.map(|s| s.drift.clone()).unwrap_or_default(),
         conflicts: seen.map(|s| s.conflicts.clone()).unwrap_or_default(),
@@ -198,13 +199,27 @@ fn phase(parts: &VmParts) -> (VmPhase, String) {
 fn known(parts: &VmParts, seen: &Seen, state: DomainState, doing: Option<&Doing>) -> (VmPhase, String) {
     match (state, doing) {
         (DomainState::Running, _) if seen.pending.is_empty() => (VmPhase::Running, "running".into()),
+        (DomainState::Running, _) if seen.pending.len() == 1 => (VmPhase::Running, "running (1 change waits for a restart)".into()),
         (DomainState::Running, _) => (VmPhase::Running, format!("running ({} changes wait for a restart)", seen.pending.len())),
-        (DomainState::Paused | DomainState::Suspended, _) => (VmPhase::Paused, "paused".into()),
+        (DomainState::Paused, _) => (VmPhase::Paused, paused(seen.paused)),
+        (DomainState::Suspended, _) => (VmPhase::Paused, "asleep: the guest suspended itself".into()),
         (DomainState::ShuttingDown, _) => (VmPhase::Stopping, "shutting down".into()),
         (DomainState::Crashed, _) => (VmPhase::Failed, "the guest panicked".into()),
         (DomainState::Off, Some(Doing::Preparing { what })) => (VmPhase::Preparing, what.clone()),
         (DomainState::Off, _) => off(parts, seen),
     }
+}
+
+fn paused(cause: Option<PauseCause>) -> String {
+    let why = match cause {
+        None | Some(PauseCause::Asked) => return "paused".into(),
+        Some(PauseCause::IoError) => "a disk is full or does not answer; 'vm resume' goes on once it does",
+        Some(PauseCause::Watchdog) => "the guest's watchdog fired",
+        Some(PauseCause::Migration) => "a migration",
+        Some(PauseCause::Saving) => "a snapshot or a save is made",
+        Some(PauseCause::Crashed) => "the guest panicked",
+    };
+    format!("paused: {why}")
 }
 
 fn off(parts: &VmParts, seen: &Seen) -> (VmPhase, String) {

@@ -1,12 +1,14 @@
 //! The agent's word about its VMs, written to `n/NODE/seen/VM`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::{Epoch, Generation, OperationId, Revision, VmId, VolumeId};
+use crate::name::Name;
 use crate::record::{Hold, VmChoices};
 
 /// What is known of something that lives elsewhere. `Unknown` is set before a call that changes it, `Known` after.
@@ -52,6 +54,23 @@ impl DomainState {
     }
 }
 
+/// Why a guest is paused, in libvirt's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PauseCause {
+    /// By `vm pause`, or by virsh.
+    Asked,
+    /// A disk is full, or does not answer.
+    IoError,
+    /// The guest's own watchdog fired.
+    Watchdog,
+    Migration,
+    /// A snapshot, a dump or a save is made.
+    Saving,
+    /// The guest panicked.
+    Crashed,
+}
+
 /// The agent's report on one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Seen {
@@ -67,6 +86,12 @@ pub struct Seen {
     #[serde(default)]
     pub ordered_cycle: u64,
     pub domain: Observed<DomainState>,
+    /// Why it is paused, when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PauseCause>,
+    /// Addresses that DHCP keeps for its NICs on this host, by NIC.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses: BTreeMap<Name, IpAddr>,
     /// In words, when it is not simply running or off: "starting", "restart in 8 s (3 of 5): QEMU was killed".
     pub doing: Option<Doing>,
     /// Set by a virsh shutdown or destroy, or a stop through us.

@@ -22,14 +22,17 @@ use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::tree::{self, Element};
 
-/// What a domain is in vmkeep's words.
+/// What a domain is in vmkeep's words. Its CPU is the stored one: libvirt writes into a running one what QEMU made of it.
 ///
 /// # Errors
 /// The XML does not parse or lacks what every domain has.
-pub fn adopt(xml: &str) -> Result<AdoptionProposal, Error> {
-    let domain = tree::parse(xml)?;
+pub fn adopt(xml: &str, stored: &str) -> Result<AdoptionProposal, Error> {
+    let mut domain = tree::parse(xml)?;
     if domain.name != "domain" {
         return Err(super::odd(format!("it is a <{}>, not a <domain>", domain.name.chars().take(60).collect::<String>())));
+    }
+    if let (Some(cpu), true) = (tree::parse(stored)?.find("cpu"), domain.find("cpu").is_some()) {
+        *domain.child_mut("cpu") = cpu.clone();
     }
     let uuid: VmId = domain.text_at("uuid").and_then(|u| u.parse().ok()).ok_or_else(|| super::odd("it has no uuid"))?;
     let name = domain.text_at("name").filter(|n| !n.is_empty()).ok_or_else(|| super::odd("it has no name"))?.to_owned();

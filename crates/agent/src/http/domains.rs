@@ -28,8 +28,29 @@ pub async fn xml(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> 
     Ok(Json(XmlAnswer { xml: node.hv().xml(brief.uuid, current(&brief)).await? }))
 }
 
-pub async fn list(State(node): State<Arc<NodeHttp>>) -> Answer<Json<Vec<DomainView>>> {
-    let mut domains = node.hv().list().await?;
+/// Which domains.
+#[derive(Debug, Default, serde::Deserialize)]
+pub struct Which {
+    /// Names with commas between; all when it is not there.
+    named: Option<String>,
+}
+
+/// More are found faster by listing all.
+const NAMED_ONE_BY_ONE_MAX: usize = 16;
+
+pub async fn list(State(node): State<Arc<NodeHttp>>, Query(which): Query<Which>) -> Answer<Json<Vec<DomainView>>> {
+    let names: Option<BTreeSet<&str>> = which.named.as_deref().map(|names| names.split(',').collect());
+    let mut domains = match &names {
+        Some(names) if names.len() <= NAMED_ONE_BY_ONE_MAX => {
+            let mut found = Vec::new();
+            for name in names {
+                found.extend(node.hv().named(name).await?);
+            }
+            found
+        }
+        Some(names) => node.hv().list().await?.into_iter().filter(|domain| names.contains(domain.name.as_str())).collect(),
+        None => node.hv().list().await?,
+    };
     domains.sort_by(|a, b| a.name.cmp(&b.name));
     let view = |d: DomainBrief| DomainView { uuid: d.uuid, name: d.name, state: d.state, ours: d.metadata.is_some() };
     Ok(Json(domains.into_iter().map(view).collect()))
@@ -48,6 +69,7 @@ pub async fn adoption(
     Path(wanted): Path<String>,
     Query(purpose): Query<Purpose>,
 ) -> Answer<Json<AdoptionProposal>> {
+    // By name or by UUID.
     let domains = node.hv().list().await?;
     let is_it = |d: &&DomainBrief| d.name == wanted || d.uuid.to_string() == wanted.to_ascii_lowercase();
     let Some(brief) = domains.iter().find(is_it) else {
@@ -67,7 +89,8 @@ pub async fn adoption(
             .into());
     }
     let xml = node.hv().xml(brief.uuid, current(brief)).await?;
-    Ok(Json(domain::adopt(&xml)?))
+    let stored = node.hv().xml(brief.uuid, XmlKind::Inactive).await?;
+    Ok(Json(domain::adopt(&xml, &stored)?))
 }
 
 pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> Answer<Json<Vec<AddressView>>> {

@@ -121,6 +121,7 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/domains/{domain}/adoption", get(domains::adoption))
         .route("/n/host/check", get(host::check))
         .route("/n/wish", post(wish::check))
+        .route("/n/look", post(wish::look))
         .route("/n/pools", get(found::pools))
         .route("/n/networks/{project}/{name}", get(found::network))
         .route("/n/stats", get(metrics::stats))

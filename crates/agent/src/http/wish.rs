@@ -28,6 +28,14 @@ pub trait Wishes: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot be; `Unavailable` when nobody can say now.
     async fn check(&self, wish: WishCheck) -> Result<(), Error>;
+    /// Looks at these VMs now; returns when they are reported as they are.
+    async fn look(&self, vms: Vec<VmId>);
+}
+
+/// What somebody changed silently shows at once, and not only at the next look by itself.
+pub async fn look(State(node): State<Arc<NodeHttp>>, Json(vms): Json<Vec<VmId>>) -> Answer<Json<()>> {
+    node.config.wishes.look(vms).await;
+    Ok(Json(()))
 }
 
 pub async fn check(State(node): State<Arc<NodeHttp>>, Json(wish): Json<WishCheck>) -> Answer<Json<()>> {
@@ -37,6 +45,10 @@ pub async fn check(State(node): State<Arc<NodeHttp>>, Json(wish): Json<WishCheck
 
 #[async_trait]
 impl Wishes for runtime::Handle {
+    async fn look(&self, vms: Vec<VmId>) {
+        self.0.look_at(&vms).await;
+    }
+
     async fn check(&self, wish: WishCheck) -> Result<(), Error> {
         let host = self.0.profile().await?;
         let mut nics: BTreeMap<Name, NetAttach> = BTreeMap::new();

@@ -24,8 +24,8 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 use self::host::Host;
 pub use self::migrate::Wire;
 use super::{
-    AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, Lifecycle,
-    LiveChange, MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
+    AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HostChange, HvError, HvEvent, HvVersions, Hypervisor, Lease,
+    Lifecycle, LiveChange, MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
 };
 
 const EVENTS_MAX: usize = 65_536;
@@ -236,6 +236,11 @@ impl Hypervisor for FakeHypervisor {
         self.look("find", |host| host.brief(uuid)).await
     }
 
+    async fn named(&self, name: &str) -> Result<Option<DomainBrief>, HvError> {
+        let uuid = |host: &Host| host.domains.iter().find(|(_, domain)| domain.name == name).map(|(uuid, _)| *uuid);
+        self.look("named", |host| uuid(host).map(|uuid| host.brief(uuid)).transpose()).await
+    }
+
     async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError> {
         self.look("xml", |host| host.xml(uuid, kind)).await
     }
@@ -436,6 +441,14 @@ impl Hypervisor for FakeHypervisor {
             Ok(())
         })
         .await
+    }
+
+    async fn change_hosts(&self, network: &str, changes: Vec<HostChange>) -> Result<(), HvError> {
+        self.call("change_hosts", network, |state| state.host.change_hosts(network, &changes)).await
+    }
+
+    async fn leases(&self, _network: &str) -> Result<Vec<Lease>, HvError> {
+        self.look("leases", |_| Ok(Vec::new())).await
     }
 
     fn events(&self) -> broadcast::Receiver<HvEvent> {

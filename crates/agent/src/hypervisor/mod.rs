@@ -8,14 +8,14 @@ pub mod fake;
 pub mod libvirt;
 pub(crate) mod xml;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 use vmkeep_types::ids::VmId;
-use vmkeep_types::observed::{DomainState, ExitCause};
+use vmkeep_types::observed::{DomainState, ExitCause, PauseCause};
 
 /// Namespace of our metadata element in a domain's XML.
 pub const METADATA_URI: &str = "https://vmkeep.dev/xmlns/1";
@@ -33,6 +33,8 @@ pub struct DomainBrief {
     pub state: DomainState,
     /// Why it is off, from libvirt's shutoff reason; None while it is live or was never started.
     pub exit: Option<ExitCause>,
+    /// Why it is paused, as far as libvirt tells.
+    pub paused: Option<PauseCause>,
     /// Raw `<vmkeep:vm xmlns:vmkeep="…" …>` metadata element; None = not ours.
     pub metadata: Option<String>,
     pub persistent: bool,
@@ -163,6 +165,21 @@ pub enum AddressSource {
     Arp,
 }
 
+/// An address that a libvirt network's DHCP has given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub mac: String,
+    pub address: Ipv4Addr,
+}
+
+/// A change of what DHCP keeps for one MAC: the `<host …/>` element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostChange {
+    Add(String),
+    /// One that is gone already is fine.
+    Remove(String),
+}
+
 /// Where a domain is sent, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrateTo {
@@ -255,6 +272,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn capabilities(&self) -> Result<String, HvError>;
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError>;
     async fn find(&self, uuid: VmId) -> Result<DomainBrief, HvError>;
+    /// The domain of that name; None when there is none.
+    async fn named(&self, name: &str) -> Result<Option<DomainBrief>, HvError>;
     async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError>;
     /// Defines or redefines; the answer is the inactive XML as libvirt completed it (addresses, aliases).
     async fn define(&self, xml: &str, words: Words) -> Result<String, HvError>;
@@ -300,6 +319,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The same; None also when it does not run.
     async fn active_network_xml(&self, name: &str) -> Result<Option<String>, HvError>;
     async fn remove_network(&self, name: &str) -> Result<(), HvError>;
+    /// Changes what DHCP keeps, running and stored, in order and without a break for the guests.
+    async fn change_hosts(&self, network: &str, changes: Vec<HostChange>) -> Result<(), HvError>;
+    /// IPv4 addresses that DHCP has given; none where the network does not run.
+    async fn leases(&self, network: &str) -> Result<Vec<Lease>, HvError>;
     /// Events from now on. Lagging receivers must list again.
     fn events(&self) -> broadcast::Receiver<HvEvent>;
 }

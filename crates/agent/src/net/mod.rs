@@ -6,6 +6,7 @@
 
 pub(crate) mod host;
 pub(crate) mod nat;
+pub(crate) mod reserve;
 mod subnet;
 
 use std::path::Path;
@@ -43,7 +44,7 @@ pub fn libvirt_name(project: &Name, network: &Name) -> String {
 pub struct Ensured {
     spec: NetworkSpec,
     pub attach: NetAttach,
-    /// What libvirt stored then.
+    /// What libvirt stored then, without the addresses that it keeps for NICs.
     stored: Option<String>,
     forward6: Forward6,
 }
@@ -56,7 +57,8 @@ impl Ensured {
     /// It runs, as it was made, and would be made the same again. One look instead of making it anew.
     pub async fn still_runs(&self, hv: &dyn Hypervisor) -> bool {
         let (Some(name), Some(stored)) = (&self.attach.libvirt_network, &self.stored) else { return false };
-        self.forward6 == Forward6::of_host() && hv.active_network_xml(name).await.is_ok_and(|now| now.as_ref() == Some(stored))
+        self.forward6 == Forward6::of_host()
+            && hv.active_network_xml(name).await.is_ok_and(|now| now.is_some_and(|now| reserve::without(&now) == *stored))
     }
 }
 
@@ -66,7 +68,7 @@ pub async fn ensure_kept(hv: &dyn Hypervisor, project: &Name, spec: &NetworkSpec
     let attach = ensure(hv, project, spec).await?;
     let stored = match &attach.libvirt_network {
         // Not known: it is made anew the next time.
-        Some(name) => hv.active_network_xml(name).await.unwrap_or_default(),
+        Some(name) => hv.active_network_xml(name).await.unwrap_or_default().map(|xml| reserve::without(&xml)),
         None => None,
     };
     Ok(Ensured { spec: spec.clone(), attach, stored, forward6 })

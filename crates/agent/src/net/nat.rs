@@ -10,7 +10,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 
 use super::host::{Forward6, NatHost};
-use super::subnet;
+use super::{reserve, subnet};
 use crate::domain::tree::{self, Element, el};
 
 /// Interface names hold 15 characters.
@@ -47,7 +47,11 @@ pub fn describe(project: &Name, spec: &NetworkSpec, name: &str, present: Option<
         network = network.child(el("mtu").attr("size", mtu));
     }
     // localOnly: names of the VMs are never asked for outside.
-    network = network.child(el("domain").attr("name", &spec.domain).attr("localOnly", "yes")).child(ipv4(gateway, prefix));
+    network = network.child(el("domain").attr("name", &spec.domain).attr("localOnly", "yes")).child(ipv4(
+        gateway,
+        prefix,
+        reserve::kept(present.as_ref(), gateway, prefix),
+    ));
     if let Some((address, prefix)) = v6 {
         network = network.child(el("ip").attr("family", "ipv6").attr("address", address).attr("prefix", prefix));
     }
@@ -110,11 +114,11 @@ pub fn found(xml: &str) -> Result<NetworkFound, Error> {
     Ok(NetworkFound { bridge: network.attr_at("bridge", "name").unwrap_or_default().to_owned(), addresses })
 }
 
-fn ipv4(gateway: Ipv4Addr, prefix: u8) -> Element {
+fn ipv4(gateway: Ipv4Addr, prefix: u8, hosts: Vec<Element>) -> Element {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     let network = u32::from(gateway) & mask;
     let range = el("range").attr("start", Ipv4Addr::from(network + 2)).attr("end", Ipv4Addr::from((network | !mask) - 1));
-    el("ip").attr("address", gateway).attr("netmask", Ipv4Addr::from(mask)).child(el("dhcp").child(range))
+    el("ip").attr("address", gateway).attr("netmask", Ipv4Addr::from(mask)).child(el("dhcp").child(range).children(hosts))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! guest cannot take is `pending` until the next cold start. Disk sources and chains that changed behind our back are
 //! `conflicts`: never mended, and no start goes over them.
 
+pub(super) mod addresses;
 mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, FieldChange, Observed};
+use vmkeep_types::observed::{Doing, FieldChange, Observed, VolumeSeen};
 use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
@@ -44,6 +45,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     rename(node, state).await?;
     let wanted = wanted(node, state, Look::Fresh).await?;
     define(node, state, &wanted).await?;
+    addresses::keep(node, state).await;
     if lives(state) {
         live::change_live(node, state, &wanted).await?;
     } else {
@@ -69,6 +71,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
         note_difference(node, state, &wanted).await?;
     }
     refuse_conflicts(state)?;
+    addresses::keep(node, state).await;
     let unknown = state.unknown_op(node, Doing::Starting);
     let granted = claim::claim(node, &state.order, Some(unknown))
         .await
@@ -289,6 +292,7 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
     if state.domain == Observed::Absent {
         let xml = node.hv.define(&wanted.xml, words(state)).await.map_err(|e| define_error(state, &e))?;
         state.choices = domain::choices_from(&xml, &state.choices)?;
+        state.drift.clear();
         state.step("domain defined");
         return Ok(());
     }
@@ -377,11 +381,22 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
 
 /// Looks for drift without changing anything; called when all else is settled.
 pub async fn inspect(node: &Node, state: &mut State) {
+    if state.order.leaving.is_none() && state.domain == Observed::Absent && state.memory.applied >= state.wish() {
+        let gone = FieldChange { field: "domain".into(), from: "undefined".into(), to: "defined".into() };
+        if state.drift.is_empty() {
+            state.event(Level::Warn, "vm.drift", "undefined behind vmkeep's back");
+        }
+        state.drift = vec![gone];
+        return;
+    }
     if state.order.leaving.is_some() || state.domain.known().is_none() || !state.ours {
         return;
     }
     qemu::look(node, state).await;
     note_volumes(node, state).await;
+    if lives(state) {
+        addresses::complete(node, state).await;
+    }
     let _ = note_open_files(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
@@ -398,16 +413,24 @@ pub async fn inspect(node: &Node, state: &mut State) {
     }
 }
 
-/// Volumes that came here with a running guest: nothing was prepared for its start.
+/// Volumes as they are: those that came here with a running guest, which nothing was prepared for, and those that have grown.
 async fn note_volumes(node: &Node, state: &mut State) {
-    let unknown = state.order.volumes.values().filter(|volume| volume.filling.is_none() && !state.volumes.contains_key(&volume.id));
-    for volume in unknown.cloned().collect::<Vec<_>>() {
+    for volume in state.order.volumes.values().filter(|volume| volume.filling.is_none()).cloned().collect::<Vec<_>>() {
         let Ok(pool) = pool_of(&state.order, &volume.pool).and_then(|spec| node.pool(spec)) else { continue };
         match pool.stat_volume(&volume).await {
-            Ok(seen) => state.volumes.extend(seen.map(|seen| (volume.id, seen))),
+            Ok(Some(now)) if state.volumes.get(&volume.id).is_none_or(|known| tells_more(*known, now)) => {
+                state.volumes.insert(volume.id, now);
+            }
+            Ok(_) => {}
             Err(error) => tracing::debug!(vm = %state.order.spec.name, %error, "cannot look at a volume yet"),
         }
     }
+}
+
+/// A guest that writes all the time must not make its node report all the time.
+fn tells_more(known: VolumeSeen, now: VolumeSeen) -> bool {
+    const BYTES_MIN: u64 = 8 << 20;
+    now.size_bytes != known.size_bytes || now.allocated_bytes.abs_diff(known.allocated_bytes) >= BYTES_MIN.max(known.allocated_bytes / 16)
 }
 
 async fn note_differences(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {

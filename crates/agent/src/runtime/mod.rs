@@ -212,6 +212,7 @@ impl Dispatcher {
             return;
         }
         let mailbox = Arc::new(Mailbox::new(order.clone()));
+        self.node.enlist(order.vm, &mailbox);
         self.workers.insert(order.vm, mailbox.clone());
         let seen = self.remembered.remove(&order.vm);
         self.running.spawn(worker::keep(self.node.clone(), mailbox, seen, self.stop.clone()));

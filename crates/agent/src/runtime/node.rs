@@ -1,8 +1,9 @@
 //! What all workers of a node share: identity, store, hypervisor, limits, and the state of the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
@@ -14,7 +15,7 @@ use vmkeep_types::cluster::Incarnation;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ha::Armed;
 use vmkeep_types::host::{EpochRecord, KvmState, NodeFacts, NodeOffers};
-use vmkeep_types::ids::{Epoch, Revision};
+use vmkeep_types::ids::{Epoch, Revision, VmId};
 use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
@@ -26,12 +27,14 @@ use super::clock::BootId;
 use super::grant::Grants;
 use super::guard::{Guard, Opened};
 use super::standing::{Life, Standing, Watchdog};
+use super::worker::Mailbox;
 use super::{arming, joining};
 use crate::domain::HostProfile;
 use crate::host::offers;
 use crate::http;
 use crate::hypervisor::Hypervisor;
 use crate::image::{Peers, Reach};
+use crate::net::reserve::{self, Wanted};
 use crate::net::{self, Ensured, NetAttach};
 use crate::pool::{self, Pool};
 
@@ -98,6 +101,7 @@ pub struct Node {
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected, by project and name.
     networks: Mutex<BTreeMap<(Name, Name), Ensured>>,
+    mailboxes: Mutex<BTreeMap<VmId, Weak<Mailbox>>>,
     /// Held while an image comes from another node.
     pub fetch_turn: tokio::sync::Mutex<()>,
     /// Held while a network is made.
@@ -132,6 +136,7 @@ impl Node {
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
             networks: Mutex::new(BTreeMap::new()),
+            mailboxes: Mutex::new(BTreeMap::new()),
             fetch_turn: tokio::sync::Mutex::new(()),
             network_turn: tokio::sync::Mutex::new(()),
             config,
@@ -352,6 +357,65 @@ impl Node {
         let attach = ensured.attach.clone();
         self.networks.lock().expect("no panic holds this lock").insert(of, ensured);
         Ok(attach)
+    }
+
+    /// The address that a libvirt network of ours keeps for a NIC; None when it has none for it.
+    ///
+    /// # Errors
+    /// libvirt's words.
+    pub async fn reserve(&self, network: &str, wanted: &Wanted) -> Result<Option<Ipv4Addr>, Error> {
+        let told = |e| Error::new(Code::Unavailable, format!("network {network}: {e}"));
+        // Two NICs that come at once would choose the same, and a network that is described anew keeps what it knew before.
+        let _turn = self.network_turn.lock().await;
+        let Some(xml) = self.hv.network_xml(network).await.map_err(told)? else { return Ok(None) };
+        if let Some(reserved) = reserve::reserve(&xml, wanted, &[])?.filter(|reserved| reserved.changes.is_empty()) {
+            return Ok(Some(reserved.address));
+        }
+        let leases = self.hv.leases(network).await.map_err(told)?;
+        let Some(reserved) = reserve::reserve(&xml, wanted, &leases)? else { return Ok(None) };
+        self.hv.change_hosts(network, reserved.changes).await.map_err(told)?;
+        Ok(Some(reserved.address))
+    }
+
+    /// These MACs have no address any more in these networks of libvirt and in all others that are known. What stays behind costs
+    /// an address each.
+    pub async fn release(&self, mut networks: BTreeSet<String>, macs: BTreeSet<String>) {
+        if macs.is_empty() {
+            return;
+        }
+        let kept = |ensured: &Ensured| ensured.attach.libvirt_network.clone();
+        networks.extend(self.networks.lock().expect("no panic holds this lock").values().filter_map(kept));
+        let macs = macs.into_iter().map(|mac| mac.to_ascii_lowercase()).collect();
+        let _turn = self.network_turn.lock().await;
+        for network in networks {
+            let Ok(Some(xml)) = self.hv.network_xml(&network).await else { continue };
+            let Ok(changes) = reserve::release(&xml, &macs) else { continue };
+            if changes.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.hv.change_hosts(&network, changes).await {
+                tracing::warn!(network, %error, "DHCP keeps the address of a NIC that is no more");
+            }
+        }
+    }
+
+    /// Where its worker is reached.
+    pub(super) fn enlist(&self, vm: VmId, mailbox: &Arc<Mailbox>) {
+        let mut mailboxes = self.mailboxes.lock().expect("no panic holds this lock");
+        mailboxes.retain(|_, mailbox| mailbox.strong_count() > 0);
+        mailboxes.insert(vm, Arc::downgrade(mailbox));
+    }
+
+    /// Looks at these VMs now; returns when their reports are of now. Those that are not here are passed over.
+    pub async fn look_at(&self, vms: &[VmId]) {
+        let asked: Vec<_> = {
+            let mailboxes = self.mailboxes.lock().expect("no panic holds this lock");
+            vms.iter().filter_map(|vm| Some(mailboxes.get(vm)?.upgrade()?.look())).collect()
+        };
+        for looked in asked {
+            // A worker that ends has nothing to say.
+            let _ = looked.await;
+        }
     }
 
     /// The driver of a pool; kept while its spec is the same.

@@ -5,7 +5,7 @@ use vmkeep_types::error::Error;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::Leaving;
 
-use super::apply::seed_path;
+use super::apply::{addresses, seed_path};
 use super::node::Node;
 use super::report::State;
 use crate::hypervisor::{HvError, UndefineKeep};
@@ -19,6 +19,7 @@ pub async fn remove(node: &Node, state: &mut State, leaving: Leaving) -> Result<
         Leaving::Release => release(node, state).await,
         Leaving::Delete => {
             undefine(node, state, UndefineKeep::Nothing).await?;
+            addresses::forget(node, state).await;
             delete_volumes(node, state, |_| true).await?;
             delete_files(node, state);
             state.step("deleted");
@@ -26,6 +27,7 @@ pub async fn remove(node: &Node, state: &mut State, leaving: Leaving) -> Result<
         }
         Leaving::DeleteKeepDisks => {
             undefine(node, state, UndefineKeep::State).await?;
+            addresses::forget(node, state).await;
             delete_files(node, state);
             state.step("deleted, volumes kept");
             Ok(())

@@ -1,6 +1,7 @@
 //! What a worker knows of its VM, and how it is written down: `Seen` and events, in one transaction, only when they changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
@@ -8,10 +9,11 @@ use vmkeep_store::{Compare, Held, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ids::{Revision, VolumeId};
-use vmkeep_types::observed::{Doing, ExitCause, FieldChange, Observed, QemuFacts, RestartCount, Seen, VmMemory, VolumeSeen};
+use vmkeep_types::name::Name;
+use vmkeep_types::observed::{Doing, ExitCause, FieldChange, Observed, PauseCause, QemuFacts, RestartCount, Seen, VmMemory, VolumeSeen};
 use vmkeep_types::operation::ResourceRef;
 use vmkeep_types::order::Order;
-use vmkeep_types::record::VmChoices;
+use vmkeep_types::record::{PowerWish, VmChoices};
 
 use super::clock::boottime_ms;
 use super::node::Node;
@@ -27,6 +29,11 @@ pub struct State {
     pub order: Order,
     pub memory: VmMemory,
     pub domain: Observed<DomainNow>,
+    pub paused: Option<PauseCause>,
+    /// Addresses that DHCP keeps for its NICs here.
+    pub addresses: BTreeMap<Name, IpAddr>,
+    /// MACs of NICs that the wish let go of, until DHCP has forgotten them.
+    pub gone_macs: BTreeSet<String>,
     /// The domain carries our metadata for this VM (or does not exist).
     pub ours: bool,
     /// Its name in libvirt, which a rename may have left behind.
@@ -68,6 +75,9 @@ impl State {
             order,
             memory: VmMemory::default(),
             domain: Observed::Unknown,
+            paused: None,
+            addresses: BTreeMap::new(),
+            gone_macs: BTreeSet::new(),
             ours: true,
             name_there: None,
             exit_hint: None,
@@ -112,6 +122,7 @@ impl State {
         self.steps.clone_from(&seen.steps);
         self.pending.clone_from(&seen.pending);
         self.qemu.clone_from(&seen.qemu);
+        self.addresses.clone_from(&seen.addresses);
         self.volumes.clone_from(&seen.volumes);
         self.restarts = seen.restarts.clone();
         self.warnings.clone_from(&seen.warnings);
@@ -131,6 +142,8 @@ impl State {
             self.restarts = RestartCount::default();
         }
         let through = self.order.moving.is_some() && order.moving.is_none();
+        let stay: BTreeSet<&String> = order.choices.macs.values().collect();
+        self.gone_macs.extend(self.order.choices.macs.values().filter(|mac| !stay.contains(mac)).cloned());
         self.choices = order.choices.clone();
         self.order = order;
         new_wish || through
@@ -190,6 +203,8 @@ impl State {
                 Observed::Unknown => Observed::Unknown,
                 Observed::Known(d) => Observed::Known(d.state),
             },
+            paused: self.paused,
+            addresses: self.addresses.clone(),
             doing: self.doing.clone(),
             held: match &self.memory.rest {
                 Some(vmkeep_types::observed::Rest::Held(hold)) => Some(hold.clone()),
@@ -260,7 +275,7 @@ pub async fn write(node: &Node, state: &mut State) {
 }
 
 /// A decision's reason as it is shown.
-pub fn doing(decision: &Decision, memory: &VmMemory) -> Option<Doing> {
+pub fn doing(decision: &Decision, memory: &VmMemory, order: &Order) -> Option<Doing> {
     let reason = || memory.last_failure.clone().unwrap_or_else(|| "it was down".into());
     match decision.why {
         Why::AsWished | Why::Unknown => None,
@@ -269,7 +284,11 @@ pub fn doing(decision: &Decision, memory: &VmMemory) -> Option<Doing> {
         Why::ToApply => Some(Doing::Preparing { what: "applying the wish".into() }),
         Why::ToStart => Some(Doing::Starting),
         Why::WaitingTurn => Some(Doing::Preparing { what: "waiting for earlier start orders".into() }),
-        Why::HostGoingDown => Some(Doing::Stopping { kill_at: None }),
+        // Off, and so it stays; a start that is asked for now waits.
+        Why::HostGoingDown if order.power.cycle > memory.power_cycle && order.power.want == PowerWish::On => {
+            Some(Doing::Preparing { what: "waiting: this host is going down".into() })
+        }
+        Why::HostGoingDown => None,
         Why::Stopping { kill_at_ms } => Some(Doing::Stopping { kill_at: kill_at_ms.map(wall_clock) }),
         Why::Backoff { at_ms, attempt, max } => Some(Doing::Backoff { at: wall_clock(at_ms), attempt, max, reason: reason() }),
         Why::GaveUp { max } => Some(Doing::GaveUp { reason: format!("{} ({max} restarts are the limit)", reason()) }),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use vmkeep_core::vm::{self, Act, Decision, DomainNow, HostPhase, Situation, Turn, Why};
 use vmkeep_store::{keys, typed};
@@ -35,6 +35,8 @@ const ACTS_IN_A_ROW: u32 = 20;
 const PANIC_REST: Duration = Duration::from_secs(5);
 /// Events kept for a busy worker; older ones are dropped, because a look finds out the same.
 const INBOX_EVENTS_MAX: usize = 64;
+/// Callers that wait for one look.
+const LOOKERS_MAX: usize = 64;
 
 /// What waits for a worker.
 pub struct Mailbox {
@@ -47,13 +49,15 @@ struct Inbox {
     events: Vec<HvEvent>,
     retired: bool,
     poked: bool,
+    /// They wait for the next look.
+    lookers: Vec<oneshot::Sender<()>>,
     /// The host slept.
     slept: bool,
 }
 
 impl Mailbox {
     pub fn new(order: Order) -> Self {
-        let inbox = Inbox { order: Some(order), events: Vec::new(), retired: false, poked: false, slept: false };
+        let inbox = Inbox { order: Some(order), events: Vec::new(), retired: false, poked: false, lookers: Vec::new(), slept: false };
         Self { inbox: Mutex::new(inbox), notify: Notify::new() }
     }
 
@@ -82,6 +86,19 @@ impl Mailbox {
         self.with(|inbox| inbox.poked = true);
     }
 
+    /// Like [`Self::poke`]; the answer comes when it has looked and reported. A worker that ends gives none.
+    pub fn look(&self) -> oneshot::Receiver<()> {
+        let (looker, looked) = oneshot::channel();
+        self.with(|inbox| {
+            inbox.poked = true;
+            // So many wait for the same look that one more may ask again.
+            if inbox.lookers.len() < LOOKERS_MAX {
+                inbox.lookers.push(looker);
+            }
+        });
+        looked
+    }
+
     /// The host slept: its guests have missed the time.
     pub fn slept(&self) {
         self.with(|inbox| inbox.slept = true);
@@ -101,7 +118,8 @@ impl Mailbox {
         let mut inbox = self.inbox.lock().expect("no panic holds this lock");
         let retired = inbox.retired;
         let (poked, slept) = (std::mem::take(&mut inbox.poked), std::mem::take(&mut inbox.slept));
-        Inbox { order: inbox.order.take(), events: std::mem::take(&mut inbox.events), retired, poked, slept }
+        let lookers = std::mem::take(&mut inbox.lookers);
+        Inbox { order: inbox.order.take(), events: std::mem::take(&mut inbox.events), retired, poked, lookers, slept }
     }
 }
 
@@ -158,6 +176,8 @@ pub(super) async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<See
         }
         inspect |= take_events(&node, &mut state, inbox.events);
         let wake = settle(&node, &mut state, std::mem::take(&mut inspect)).await;
+        // Who does not wait any more needs no answer.
+        inbox.lookers.into_iter().for_each(|looker| drop(looker.send(())));
         tokio::select! {
             () = stop.cancelled() => return,
             () = mailbox.notify.notified() => {}
@@ -179,7 +199,7 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
             state.event(Level::Info, "vm.started-outside", "started by virsh or another tool");
         }
         state.memory = decision.memory.clone();
-        state.doing = super::report::doing(&decision, &state.memory);
+        state.doing = super::report::doing(&decision, &state.memory, &state.order);
         if decision.act == Act::Nothing {
             if decision.why == Why::AsWished && (inspect || state.also_open.is_none()) {
                 // Somebody waits for the word that it runs; the comparison can wait for that.
@@ -207,6 +227,7 @@ async fn look(node: &Node, state: &mut State) {
                 (told, _) => told,
             };
             state.autostart = brief.autostart;
+            state.paused = brief.paused;
             state.persistent = brief.persistent;
             state.name_there = Some(brief.name);
             state.ours = crate::domain::marks(brief.metadata.as_deref(), state.order.vm);
@@ -215,6 +236,7 @@ async fn look(node: &Node, state: &mut State) {
         Err(HvError::NoDomain(_)) => {
             state.ours = true;
             state.autostart = false;
+            state.paused = None;
             state.name_there = None;
             Observed::Absent
         }
@@ -409,12 +431,14 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
 
 fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
     let ordered = state.asked_stop;
+    let by = state.order.power.held.as_ref().map(|hold| format!(" (asked by {})", hold.by)).unwrap_or_default();
     let (level, code, message) = match cause {
-        ExitCause::Shutdown if ordered => (Level::Info, "vm.stopped", "stopped".to_owned()),
-        ExitCause::Destroyed if ordered => (Level::Warn, "vm.killed", "killed".to_owned()),
+        ExitCause::Shutdown if ordered => (Level::Info, "vm.stopped", format!("stopped{by}")),
+        ExitCause::Destroyed if ordered && state.order.power.want == PowerWish::Killed => (Level::Warn, "vm.killed", format!("killed{by}")),
+        ExitCause::Destroyed if ordered => (Level::Warn, "vm.killed", format!("killed: the guest did not shut down in time{by}")),
         ExitCause::Shutdown => (Level::Info, "vm.powered-off", "the guest powered itself off".to_owned()),
         ExitCause::Destroyed => (Level::Warn, "vm.stopped-outside", "destroyed by virsh or another tool".to_owned()),
-        ExitCause::Killed if ordered => (Level::Info, "vm.stopped", "stopped".to_owned()),
+        ExitCause::Killed if ordered => (Level::Info, "vm.stopped", format!("stopped{by}")),
         ExitCause::Killed => (Level::Error, "vm.crashed", "QEMU was killed: it was told to quit, but not by its guest".to_owned()),
         ExitCause::Crashed | ExitCause::Failed => (Level::Error, "vm.crashed", format!("QEMU died: {detail}")),
         ExitCause::Migrated | ExitCause::Saved | ExitCause::Unknown => (Level::Warn, "vm.gone", format!("stopped: {detail}")),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
 use vmkeep_agent::hypervisor::{
-    AddressSource, BY_HOST, DomainBrief, HvError, HvEvent, Hypervisor, Lifecycle, LiveChange, UndefineKeep, Words, XmlKind,
+    AddressSource, BY_HOST, DomainBrief, HostChange, HvError, HvEvent, Hypervisor, Lifecycle, LiveChange, UndefineKeep, Words, XmlKind,
 };
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::{DomainState, ExitCause};
@@ -57,6 +57,18 @@ async fn networks(stand: &dyn Stand) {
     let hv = stand.hv();
     assert_eq!(hv.network_xml("nosuch").await, Ok(None));
     hv.ensure_network(NETWORK, &network_xml(99)).await.expect("again");
+    let entry = |mac: &str, ip: u8| format!("<host mac='52:54:00:00:00:{mac}' name='web' ip='10.199.9.{ip}'/>");
+    hv.change_hosts(NETWORK, vec![HostChange::Add(entry("0a", 20))]).await.expect("an address is kept");
+    let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
+    assert!(stored.contains(&entry("0a", 20)), "{stored}");
+    let twice = hv.change_hosts(NETWORK, vec![HostChange::Add(entry("0b", 21))]).await;
+    assert!(matches!(&twice, Err(HvError::Refused(why)) if why.contains("existing dhcp host entry")), "{twice:?}");
+    let instead = [HostChange::Remove(entry("0a", 20)), HostChange::Add(entry("0b", 21)), HostChange::Remove(entry("0c", 22))];
+    hv.change_hosts(NETWORK, instead.to_vec()).await.expect("another; what is gone already is fine");
+    let stored = hv.active_network_xml(NETWORK).await.expect("look").expect("it runs");
+    assert!(stored.contains(&entry("0b", 21)) && !stored.contains("0a' name"), "{stored}");
+    hv.change_hosts(NETWORK, vec![HostChange::Remove(entry("0b", 21))]).await.expect("gone");
+    assert_eq!(hv.leases(NETWORK).await, Ok(Vec::new()));
     hv.ensure_network(NETWORK, &network_xml(98)).await.expect("changed");
     let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
     assert!(stored.contains("10.199.9.98"), "{stored}");
@@ -90,11 +102,14 @@ async fn descriptions(stand: &dyn Stand) {
         name: "d1".to_owned(),
         state: DomainState::Off,
         exit: None,
+        paused: None,
         metadata: Some(metadata(1)),
         persistent: true,
         autostart: false,
     };
     assert_eq!(hv.find(vm).await, Ok(brief.clone()));
+    assert_eq!(hv.named("d1").await, Ok(Some(brief.clone())));
+    assert_eq!(hv.named("nosuch").await, Ok(None));
     assert_eq!(hv.list().await, Ok(vec![brief]));
 
     hv.set_autostart(vm, true).await.expect("autostart");

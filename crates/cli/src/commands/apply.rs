@@ -6,9 +6,11 @@ use clap::Args;
 use vmkeep_api::body::{ApplyAction, ApplyAnswer, ApplyRequest, ApplyResult, ChangeWhen};
 use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::manifest::{Document, Manifest};
+use vmkeep_types::name::Name;
 use vmkeep_types::operation::OpState;
 use vmkeep_types::vm::VmSpec;
 
+use crate::commands::vm::{self, power};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::files::read_manifests;
@@ -159,6 +161,7 @@ fn lines(ctx: &Ctx, result: &ApplyResult) -> Vec<String> {
         let when = match c.when {
             ChangeWhen::Live => "live",
             ChangeWhen::Restart => "after restart",
+            ChangeWhen::Pending => "waits for a restart",
             ChangeWhen::Reinit => "in a first boot only: 'vmkeep vm reinit', then a restart",
             ChangeWhen::Drift => "changed outside of vmkeep; put back",
             ChangeWhen::Conflict => "changed outside of vmkeep; kept, see 'vmkeep vm adopt --disks'",
@@ -167,6 +170,20 @@ fn lines(ctx: &Ctx, result: &ApplyResult) -> Vec<String> {
         format!("  {}: {} -> {}  ({when})", c.change.field, blank(&c.change.from), blank(&c.change.to))
     });
     std::iter::once(head).chain(changes).collect()
+}
+
+/// VMs of the answer whose changes wait for a cold start: as planned, or as they are once the work is done.
+async fn waiting(ctx: &Ctx, answer: &ApplyAnswer) -> Result<Vec<Name>, Failure> {
+    let mut names = Vec::new();
+    for result in answer.results.iter().filter(|result| result.kind == "vm") {
+        let planned = result.changes.iter().any(|c| matches!(c.when, ChangeWhen::Restart | ChangeWhen::Pending));
+        let waits = match &result.operation {
+            Some(_) if !ctx.global.no_wait => !vm::get(ctx, &result.name).await?.status.pending.is_empty(),
+            _ => planned,
+        };
+        names.extend(waits.then(|| result.name.clone()));
+    }
+    Ok(names)
 }
 
 async fn finish(ctx: &Ctx, answer: ApplyAnswer, write: Write) -> Result<(), Failure> {
@@ -189,14 +206,16 @@ async fn finish(ctx: &Ctx, answer: ApplyAnswer, write: Write) -> Result<(), Fail
         Format::Name => answer.results.iter().for_each(|r| ctx.printer.out(&format!("{}/{}", r.kind, r.name))),
         Format::Table | Format::Wide => {}
     }
-    let waiting: Vec<&str> = answer
-        .results
-        .iter()
-        .filter(|r| r.action == ApplyAction::Update && r.changes.iter().any(|c| c.when == ChangeWhen::Restart))
-        .map(|r| r.name.as_str())
-        .collect();
-    if write == Write::Wishes && !waiting.is_empty() {
-        ctx.printer.hint(&format!("some changes wait for a restart: 'vmkeep vm restart {}'", waiting.join(" ")));
+    let waiting = waiting(ctx, &answer).await?;
+    match (write, waiting.is_empty()) {
+        (_, true) | (Write::Nothing, _) => {}
+        (Write::Wishes, false) => ctx.printer.hint(&format!(
+            "some changes wait for a restart: 'vmkeep vm restart {}'",
+            waiting.iter().map(Name::as_str).collect::<Vec<_>>().join(" ")
+        )),
+        // The guest was asked, and did not let go: the plan could not know.
+        (Write::AndRestart, false) if ctx.global.no_wait => {}
+        (Write::AndRestart, false) => power::each(ctx, "restart", &waiting).await?,
     }
     let mut failures =
         ends.into_iter().filter(|op| op.state.is_over() && op.state != OpState::Done).map(|op| Failure::Operation(Box::new(op)));

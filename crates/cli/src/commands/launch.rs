@@ -92,7 +92,7 @@ fn hint_image(failure: Failure, image: &Name) -> Failure {
     e.into()
 }
 
-fn spec(args: &LaunchArgs, login: CloudInit) -> Result<VmSpec, Failure> {
+fn spec(args: &LaunchArgs, login: Option<CloudInit>) -> Result<VmSpec, Failure> {
     let mut spec = VmSpec::named(args.name.clone());
     for label in &args.label {
         let (key, value) = label.split_once('=').ok_or_else(|| Failure::usage(format!("'{label}' is not KEY=VALUE"), "like tier=db"))?;
@@ -102,7 +102,7 @@ fn spec(args: &LaunchArgs, login: CloudInit) -> Result<VmSpec, Failure> {
     spec.memory = Memory { size: args.memory, ..Memory::default() };
     spec.disks = vec![Disk { image: Some(args.image.clone()), size: args.disk, ..Disk::named(Disk::root_name()) }];
     spec.nics = args.network.iter().enumerate().map(|(i, network)| Nic { network: network.clone(), ..Nic::named(nic_name(i)) }).collect();
-    spec.cloud_init = Some(login);
+    spec.cloud_init = login;
     Ok(spec)
 }
 
@@ -110,25 +110,21 @@ fn nic_name(index: usize) -> Name {
     if index == 0 { Nic::default_name() } else { format!("lan{index}").parse().expect("lan and a number is a name") }
 }
 
-/// Keys or a password for the seed, as far as the image can use them.
-fn login(ctx: &Ctx, args: &LaunchArgs, facts: Option<&ImageFacts>) -> Result<(CloudInit, Option<String>), Failure> {
+/// Keys or a password for the seed; none for an image that cannot use them.
+fn login(ctx: &Ctx, args: &LaunchArgs, facts: Option<&ImageFacts>) -> Result<(Option<CloudInit>, Option<String>), Failure> {
     let mut login = CloudInit { user: args.user.clone(), ..CloudInit::default() };
     if facts.is_some_and(|f| f.cloud_init == Found::No) {
         ctx.printer.warn(&format!("image '{}' has no cloud-init: it takes no user, key or password from outside", args.image));
-        return Ok((login, None));
-    }
-    if facts.is_some_and(|f| f.cloud_init == Found::Unknown) {
-        let words = "is not known to have cloud-init: without it the guest takes no user, key or password from outside";
-        ctx.printer.warn(&format!("image '{}' {words}", args.image));
+        return Ok((None, None));
     }
     login.ssh_keys = keys(&args.ssh_key)?;
     if !login.ssh_keys.is_empty() {
-        return Ok((login, None));
+        return Ok((Some(login), None));
     }
     let password = password();
     login.password = Some(password.clone());
     login.password_expires = true;
-    Ok((login, Some(password)))
+    Ok((Some(login), Some(password)))
 }
 
 fn keys(given: &[String]) -> Result<Vec<String>, Failure> {

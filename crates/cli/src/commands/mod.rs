@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 use vmkeep_api::body::Page;
 use vmkeep_api::client::Call;
 use vmkeep_types::ids::Revision;
+use vmkeep_types::manifest::{Manifest, to_yaml_minimal};
 
 use crate::cli::Command;
 use crate::context::Ctx;
@@ -99,6 +100,15 @@ pub fn show<T: Row + Serialize>(ctx: &Ctx, object: &T, card: &[(&str, String)]) 
         Format::Json | Format::Yaml => ctx.printer.value(object)?,
     }
     Ok(())
+}
+
+/// [`show`] of something that is applied: its YAML is the manifest, shortest form, as 'apply' takes it.
+pub fn show_wish<T: Row + Serialize>(ctx: &Ctx, object: &T, wish: Manifest, card: &[(&str, String)]) -> Result<(), Failure> {
+    if ctx.printer.format == Format::Yaml {
+        ctx.printer.out(to_yaml_minimal(&wish).trim_end());
+        return Ok(());
+    }
+    show(ctx, object, card)
 }
 
 /// A list of words for a card or a cell.

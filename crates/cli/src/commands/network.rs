@@ -7,7 +7,7 @@ use vmkeep_types::manifest::{Manifest, to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkMode, NetworkSpec};
 
-use super::{joined, pages, show, word};
+use super::{joined, pages, show_wish, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -189,5 +189,5 @@ fn show_one(ctx: &Ctx, view: &NetworkView) -> Result<(), Failure> {
         ("Created", time::local(view.created_at)),
         ("Id", view.id.to_string()),
     ];
-    show(ctx, view, &card)
+    show_wish(ctx, view, Manifest::Network(view.spec.clone()), &card)
 }

@@ -9,7 +9,7 @@ use vmkeep_types::pool::{PoolDriver, PoolSpec};
 use vmkeep_types::units::ByteCount;
 
 use super::vm::edit::edit_text;
-use super::{joined, pages, show};
+use super::{joined, pages, show_wish};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -176,5 +176,5 @@ fn show_one(ctx: &Ctx, pool: &PoolView) -> Result<(), Failure> {
         ("Created", time::local(pool.created_at)),
         ("Id", pool.id.to_string()),
     ];
-    show(ctx, pool, &card)
+    show_wish(ctx, pool, Manifest::Pool(pool.spec.clone()), &card)
 }

@@ -42,11 +42,19 @@ fn a_manifest_becomes_a_guest_that_speaks_and_leaves_nothing_behind() {
     let again = host.apply(&show);
     assert!(again.contains("unchanged"), "what show prints applies without change: {again}");
 
-    until("an address", BOOT, || {
+    let kept = host.vm("hello")["status"]["addresses"]["lan"].as_str().expect("DHCP keeps an address for it").to_owned();
+    assert!(host.ok(["vm", "list"]).contains(&kept));
+    until("the guest has taken it", BOOT, || {
         let out = text(&host.vmkeep(["vm", "ip", "hello"]).stdout);
-        if out.contains('.') { Ok(()) } else { Err(out) }
+        if out.contains(&kept) { Ok(()) } else { Err(out) }
+    });
+    let gateway = format!("{}.1", kept.rsplit_once('.').expect("IPv4").0);
+    until("DNS knows it by its name", BOOT, || {
+        let out = text(&host.exec(["busybox", "nslookup", "hello.vmk", &gateway]).stdout);
+        if out.contains(&kept) { Ok(()) } else { Err(out) }
     });
     host.ok(["vm", "delete", "hello", "--yes"]);
+    assert!(!host.virsh(["net-dumpxml", "vmkeep-default"]).contains("<host "), "its address is free again");
     assert_eq!(host.virsh(["list", "--all", "--name"]).trim(), "");
     let left = text(&host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-type", "f", "-newer", "/etc/vmkeep"]).stdout);
     let left: Vec<&str> = left.lines().filter(|f| !f.contains("/images/images/") && !f.contains("vmkeep/images/")).collect();

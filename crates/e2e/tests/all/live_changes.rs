@@ -54,6 +54,16 @@ fn drift_shows_and_apply_mends_it() {
     host.apply(&wish);
     assert!(host.virsh(["dominfo", "a"]).contains("131072 KiB"));
     assert_eq!(host.vm("a")["status"]["drift"].as_array().map(Vec::len), Some(0));
+
+    // No event of libvirt tells of this one.
+    host.virsh(["setmaxmem", "a", "64M", "--config"]);
+    let plan = host.ok(["plan".as_ref(), "-f".as_ref(), file.as_os_str()]);
+    assert!(plan.contains("changed outside of vmkeep"), "{plan}");
+    host.virsh(["undefine", "a", "--nvram"]);
+    let plan = host.ok(["plan".as_ref(), "-f".as_ref(), file.as_os_str()]);
+    assert!(plan.contains("domain: undefined -> defined"), "{plan}");
+    host.apply(&wish);
+    assert!(host.virsh(["dominfo", "a"]).contains("131072 KiB"));
 }
 
 #[test]

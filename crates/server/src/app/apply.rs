@@ -261,6 +261,12 @@ async fn plan_vm(store: &dyn Store, ask: &Ask, spec: &VmSpec, coming: &Coming, r
             result.action = ApplyAction::Mend;
         }
         result.changes.extend(seen.drift.into_iter().map(planned(ChangeWhen::Drift)));
+        if live {
+            let told = |field: &str| result.changes.iter().any(|planned| planned.change.field == field);
+            let waiting: Vec<_> =
+                seen.pending.into_iter().filter(|change| !told(&change.field)).map(planned(ChangeWhen::Pending)).collect();
+            result.changes.extend(waiting);
+        }
         result.changes.extend(seen.conflicts.into_iter().map(planned(ChangeWhen::Conflict)));
     }
     Ok(())
@@ -291,7 +297,7 @@ async fn carry_out(store: &dyn Store, ask: &Ask, manifest: Manifest, result: &mu
             }
             let needs_restart = match written.changed {
                 Changed::Created => false,
-                Changed::Updated => result.changes.iter().any(|c| c.when == ChangeWhen::Restart),
+                Changed::Updated => result.changes.iter().any(|c| matches!(c.when, ChangeWhen::Restart | ChangeWhen::Pending)),
                 Changed::Nothing => restart && waits_for_restart(store, ask, &name).await?,
             };
             if restart && needs_restart {

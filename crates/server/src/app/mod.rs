@@ -65,7 +65,11 @@ pub fn store_error(error: StoreError) -> Error {
 /// The uid behind a name.
 pub async fn uid_of<T: DeserializeOwned>(store: &dyn Store, kind: &'static str, project: &Name, name: &Name) -> Result<T, Error> {
     let stored = typed::get_json::<T>(store, &keys::name(kind, project, name)).await.map_err(store_error)?;
-    stored.map(|s| s.value).ok_or_else(|| Error::not_found(kind, name))
+    let absent = || match kind {
+        "vm" => Error::not_found(kind, name).hint("`vmkeep vm list -A` shows VMs, and libvirt's domains that `vmkeep vm adopt` takes over"),
+        _ => Error::not_found(kind, name).hint(format!("`vmkeep {kind} list` shows what there is")),
+    };
+    stored.map(|s| s.value).ok_or_else(absent)
 }
 
 pub async fn get<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<Stored<T>>, Error> {

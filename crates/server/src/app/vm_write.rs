@@ -51,12 +51,16 @@ pub enum Same {
 pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Written, Error> {
     let spec = check::normalize(spec);
     for _ in 0..TRIES_MAX {
-        if let Some(written) = try_create(store, ask, &spec).await? {
+        let tried = try_create(store, ask, &spec).await;
+        if let Ok(Some(written)) = tried {
             return Ok(written);
         }
+        // Its volumes are in the way too: that would be the longer way to say it.
         if get::<VmId>(store, &keys::name("vm", &ask.project, &spec.name)).await?.is_some() {
-            return Err(Error::conflict(format!("there is a VM '{}' already", spec.name)));
+            let hint = format!("change it with 'vmkeep vm set {}', or take another name", spec.name);
+            return Err(Error::conflict(format!("there is a VM '{}' already", spec.name)).hint(hint));
         }
+        tried?;
     }
     Err(busy(&spec.name))
 }

@@ -11,9 +11,10 @@ use vmkeep_store::keys;
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::NodeHealth;
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
-use vmkeep_types::record::VmChoices;
+use vmkeep_types::record::{Owner, VmChoices};
 use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
@@ -23,6 +24,10 @@ use crate::app::{get, network, node, store_error, vm_parts};
 /// More are not asked: a listing would wait for the slowest of them.
 const NODES_MAX: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(1);
+/// VMs of one request that are looked at: a look takes libvirt some 10 ms.
+const LOOKS_MAX: usize = 50;
+/// More names are not asked for one by one.
+const NAMED_MAX: usize = 16;
 
 pub async fn pools(call: &Call, views: &mut [PoolView]) -> Result<(), Error> {
     for (node, mut spaces) in everywhere::<BTreeMap<Name, PoolSpace>>(call, "/n/pools").await? {
@@ -44,17 +49,43 @@ pub async fn networks(call: &Call, views: &mut [NetworkView]) -> Result<(), Erro
 /// Names of domains that are not vmkeep's, where one of `wished` is new here: libvirt knows a domain by its name only. On one host
 /// alone; where there are more, nobody knows yet where a VM will be.
 pub async fn foreign_domains(call: &mut Call, wished: &[Name]) -> Result<(), Error> {
-    let mut new = false;
+    let mut new = Vec::new();
     for name in wished {
         let key = keys::name("vm", &call.ask.project, name);
-        new |= call.store().get(&key).await.map_err(store_error)?.is_none();
+        if call.store().get(&key).await.map_err(store_error)?.is_none() {
+            new.push(name.as_str());
+        }
     }
-    let nodes = if new { node::names(call.store()).await? } else { Vec::new() };
+    let nodes = if new.is_empty() { Vec::new() } else { node::names(call.store()).await? };
     let [only] = &nodes[..] else { return Ok(()) };
-    let domains = tokio::time::timeout(PATIENCE, ask_node::<Vec<DomainView>>(call, only, "/n/domains")).await;
+    // An address has its limits, and so many names are quickly found in the list of all.
+    let path = if new.len() > NAMED_MAX { "/n/domains".to_owned() } else { format!("/n/domains?named={}", new.join(",")) };
+    let domains = tokio::time::timeout(PATIENCE, ask_node::<Vec<DomainView>>(call, only, &path)).await;
     // libvirt that does not answer says so when the VM is defined.
     let domains = domains.ok().and_then(Result::ok).unwrap_or_default();
     call.ask.foreign = domains.into_iter().filter(|domain| !domain.ours).map(|domain| domain.name).collect();
+    Ok(())
+}
+
+/// What is planned of these VMs is planned from how they are now: nothing tells of a `virsh setmem --config`, which is found at the
+/// next look only. A node that does not answer in time is taken at its last word.
+pub async fn look_again(call: &Call, names: &[Name]) -> Result<(), Error> {
+    let mut by_node: BTreeMap<Name, Vec<VmId>> = BTreeMap::new();
+    for name in names.iter().take(LOOKS_MAX) {
+        let Some(id) = get::<VmId>(call.store(), &keys::name("vm", &call.ask.project, name)).await? else { continue };
+        let Some(owner) = get::<Owner>(call.store(), &keys::owner(id.value)).await? else { continue };
+        by_node.entry(owner.value.node).or_default().push(id.value);
+    }
+    let looks = by_node.iter().map(|(node, vms)| async move {
+        let body = serde_json::to_vec(vms).expect("ids are JSON");
+        let request = Request::post("/n/look").header("content-type", "application/json").body(body.into()).expect("a fixed path");
+        tokio::time::timeout(PATIENCE, read::<()>(call.server.gate.call(node, request).await)).await
+    });
+    for look in join_all(looks).await {
+        if let Ok(Err(error)) = look {
+            tracing::debug!(%error, "a node did not look at its VMs");
+        }
+    }
     Ok(())
 }
 

@@ -409,6 +409,7 @@ async fn applied(mut call: Call) -> Answer {
     let vms: Vec<VmSpec> = parsed.filter_map(|manifest| if let Manifest::Vm(spec) = manifest { Some(spec) } else { None }).collect();
     let names: Vec<Name> = vms.iter().map(|vm| vm.name.clone()).collect();
     found::foreign_domains(&mut call, &names).await?;
+    found::look_again(&call, &names).await?;
     for vm in &vms {
         found::check_wish(&call, vm).await?;
     }

@@ -141,6 +141,8 @@ async fn answer(store: &EmbeddedStore, change: impl FnOnce(&mut Seen)) {
         power_cycle: 1,
         ordered_cycle: 1,
         domain: Observed::Known(DomainState::Running),
+        paused: None,
+        addresses: BTreeMap::new(),
         doing: None,
         held: None,
         error: None,

@@ -8,13 +8,14 @@ use std::net::Ipv4Addr;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use vmkeep_types::ids::VmId;
-use vmkeep_types::observed::{DomainState, ExitCause};
+use vmkeep_types::observed::{DomainState, ExitCause, PauseCause};
 
 use super::complete;
 use super::tree::Node;
 use crate::hypervisor::xml;
 use crate::hypervisor::{
-    AddressSource, AgentLink, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, Lifecycle, LiveChange, METADATA_KEY, XmlKind,
+    AddressSource, AgentLink, DomainBrief, DomainStats, GuestAddress, HostChange, HvError, HvEvent, Lifecycle, LiveChange, METADATA_KEY,
+    XmlKind,
 };
 
 #[derive(Default)]
@@ -84,7 +85,33 @@ impl Host {
         let exit = if d.state == DomainState::Off { d.exit } else { None };
         let metadata = d.live.as_ref().or(d.stored.as_ref()).and_then(metadata_of);
         let name = d.name.clone();
-        Ok(DomainBrief { uuid, name, state: d.state, exit, metadata, persistent: d.stored.is_some(), autostart: d.autostart })
+        let paused = (d.state == DomainState::Paused).then_some(PauseCause::Asked);
+        Ok(DomainBrief { uuid, name, state: d.state, exit, paused, metadata, persistent: d.stored.is_some(), autostart: d.autostart })
+    }
+
+    /// Entries of DHCP, as libvirt takes them: one for a MAC, a name, an address.
+    pub fn change_hosts(&mut self, network: &str, changes: &[HostChange]) -> Result<(), HvError> {
+        let Some(xml) = self.networks.get_mut(network) else { return Err(HvError::WrongState("Network not found".into())) };
+        for change in changes {
+            match change {
+                HostChange::Remove(entry) => {
+                    *xml = xml.lines().filter(|line| line.trim() != entry.trim()).map(|line| format!("{line}\n")).collect()
+                }
+                HostChange::Add(entry) => {
+                    let known = |key: &&str| xml.lines().any(|line| line.trim_start().starts_with("<host ") && line.contains(*key));
+                    if entry
+                        .split_whitespace()
+                        .filter(|part| part.contains('='))
+                        .map(|part| part.trim_end_matches("/>"))
+                        .any(|part| known(&part))
+                    {
+                        return Err(HvError::Refused("there is an existing dhcp host entry in network that matches".into()));
+                    }
+                    *xml = xml.replacen("</dhcp>", &format!("{}\n</dhcp>", entry.trim()), 1);
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError> {

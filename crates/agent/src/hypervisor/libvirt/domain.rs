@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use virt_sys as sys;
 use vmkeep_types::ids::VmId;
-use vmkeep_types::observed::{DomainState, ExitCause};
+use vmkeep_types::observed::{DomainState, ExitCause, PauseCause};
 
 use super::conn::{Conn, c_string};
 use super::error::{check, last, said, take_text, text};
@@ -45,6 +45,22 @@ pub fn find(conn: &Conn, uuid: VmId) -> Result<Domain<'_>, HvError> {
     // SAFETY: 16 bytes, a live connection.
     let ptr = unsafe { sys::virDomainLookupByUUID(conn.ptr(), raw.as_ptr()) };
     if ptr.is_null() { Err(last(Some(uuid))) } else { Ok(Domain { ptr, uuid, _conn: conn }) }
+}
+
+pub fn named(conn: &Conn, name: &str) -> Result<Option<DomainBrief>, HvError> {
+    let c_name = c_string(name)?;
+    // SAFETY: a C string, a live connection.
+    let ptr = unsafe { sys::virDomainLookupByName(conn.ptr(), c_name.as_ptr()) };
+    if ptr.is_null() {
+        let said = said();
+        return if said.code == sys::VIR_ERR_NO_DOMAIN { Ok(None) } else { Err(said.meaning(None)) };
+    }
+    // SAFETY: the handle is ours from here on.
+    let uuid = unsafe { uuid_of(ptr) };
+    match (Domain { ptr, uuid: uuid?, _conn: conn }).full_brief() {
+        Err(HvError::NoDomain(_)) => Ok(None),
+        brief => brief.map(Some),
+    }
 }
 
 /// Defines and answers the stored description as libvirt completed it.
@@ -108,8 +124,20 @@ fn handles(conn: &Conn, flags: u32) -> Result<Vec<Domain<'_>>, HvError> {
     }
 }
 
-fn state_of(state: u32, reason: u32) -> (DomainState, Option<ExitCause>) {
-    let exit = match reason {
+fn state_of(state: u32, reason: u32) -> (DomainState, Option<ExitCause>, Option<PauseCause>) {
+    match state {
+        sys::VIR_DOMAIN_SHUTOFF => (DomainState::Off, exit_cause(reason), None),
+        sys::VIR_DOMAIN_PAUSED => (DomainState::Paused, None, pause_cause(reason)),
+        sys::VIR_DOMAIN_SHUTDOWN => (DomainState::ShuttingDown, None, None),
+        sys::VIR_DOMAIN_CRASHED => (DomainState::Crashed, None, None),
+        sys::VIR_DOMAIN_PMSUSPENDED => (DomainState::Suspended, None, None),
+        // NOSTATE, RUNNING, BLOCKED: a QEMU is there.
+        _ => (DomainState::Running, None, None),
+    }
+}
+
+fn exit_cause(reason: u32) -> Option<ExitCause> {
+    match reason {
         sys::VIR_DOMAIN_SHUTOFF_UNKNOWN => None,
         sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN => Some(ExitCause::Shutdown),
         sys::VIR_DOMAIN_SHUTOFF_DESTROYED => Some(ExitCause::Destroyed),
@@ -118,15 +146,23 @@ fn state_of(state: u32, reason: u32) -> (DomainState, Option<ExitCause>) {
         sys::VIR_DOMAIN_SHUTOFF_SAVED => Some(ExitCause::Saved),
         sys::VIR_DOMAIN_SHUTOFF_FAILED => Some(ExitCause::Failed),
         _ => Some(ExitCause::Unknown),
-    };
-    match state {
-        sys::VIR_DOMAIN_SHUTOFF => (DomainState::Off, exit),
-        sys::VIR_DOMAIN_PAUSED => (DomainState::Paused, None),
-        sys::VIR_DOMAIN_SHUTDOWN => (DomainState::ShuttingDown, None),
-        sys::VIR_DOMAIN_CRASHED => (DomainState::Crashed, None),
-        sys::VIR_DOMAIN_PMSUSPENDED => (DomainState::Suspended, None),
-        // NOSTATE, RUNNING, BLOCKED: a QEMU is there.
-        _ => (DomainState::Running, None),
+    }
+}
+
+fn pause_cause(reason: u32) -> Option<PauseCause> {
+    match reason {
+        sys::VIR_DOMAIN_PAUSED_USER => Some(PauseCause::Asked),
+        sys::VIR_DOMAIN_PAUSED_IOERROR => Some(PauseCause::IoError),
+        sys::VIR_DOMAIN_PAUSED_WATCHDOG => Some(PauseCause::Watchdog),
+        sys::VIR_DOMAIN_PAUSED_MIGRATION | sys::VIR_DOMAIN_PAUSED_STARTING_UP | sys::VIR_DOMAIN_PAUSED_POSTCOPY => {
+            Some(PauseCause::Migration)
+        }
+        sys::VIR_DOMAIN_PAUSED_SAVE
+        | sys::VIR_DOMAIN_PAUSED_DUMP
+        | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
+        | sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT => Some(PauseCause::Saving),
+        sys::VIR_DOMAIN_PAUSED_CRASHED => Some(PauseCause::Crashed),
+        _ => None,
     }
 }
 
@@ -150,11 +186,11 @@ impl Domain<'_> {
     fn brief(&self, persistent: bool, autostart: bool) -> Result<DomainBrief, HvError> {
         // SAFETY: our handle; the name belongs to it.
         let name = unsafe { text(sys::virDomainGetName(self.ptr)) }.ok_or_else(|| last(Some(self.uuid)))?;
-        let (state, exit) = self.state()?;
-        Ok(DomainBrief { uuid: self.uuid, name, state, exit, metadata: self.metadata()?, persistent, autostart })
+        let (state, exit, paused) = self.state()?;
+        Ok(DomainBrief { uuid: self.uuid, name, state, exit, paused, metadata: self.metadata()?, persistent, autostart })
     }
 
-    pub fn state(&self) -> Result<(DomainState, Option<ExitCause>), HvError> {
+    pub fn state(&self) -> Result<(DomainState, Option<ExitCause>, Option<PauseCause>), HvError> {
         let (mut state, mut reason): (c_int, c_int) = (0, 0);
         // SAFETY: our handle, live out pointers.
         self.check(unsafe { sys::virDomainGetState(self.ptr, &mut state, &mut reason, 0) })?;

@@ -34,8 +34,8 @@ use self::domain::{Act, Domain};
 use self::pool::Pool;
 use self::session::{Link, Session};
 use super::{
-    ConsoleStream, DomainBrief, DomainStats, GuestAddress, HvError, HvEvent, HvVersions, Hypervisor, LiveChange, MigrateTo, MigrationStats,
-    Screenshot, UndefineKeep, Words, XmlKind, xml,
+    ConsoleStream, DomainBrief, DomainStats, GuestAddress, HostChange, HvError, HvEvent, HvVersions, Hypervisor, Lease, LiveChange,
+    MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
 };
 
 /// A look at libvirt; also long listings.
@@ -169,6 +169,11 @@ impl Hypervisor for LibvirtHypervisor {
         self.query("find", move |conn| domain::find(conn, uuid)?.full_brief()).await
     }
 
+    async fn named(&self, name: &str) -> Result<Option<DomainBrief>, HvError> {
+        let name = name.to_owned();
+        self.query("named", move |conn| domain::named(conn, &name)).await
+    }
+
     async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError> {
         self.query("xml", move |conn| domain::find(conn, uuid)?.xml(kind)).await
     }
@@ -295,6 +300,16 @@ impl Hypervisor for LibvirtHypervisor {
     async fn remove_network(&self, name: &str) -> Result<(), HvError> {
         let name = name.to_owned();
         self.mutate("remove_network", CHANGE, move |conn| network::remove(conn, &name)).await
+    }
+
+    async fn change_hosts(&self, network: &str, changes: Vec<HostChange>) -> Result<(), HvError> {
+        let network = network.to_owned();
+        self.mutate("change_hosts", CHANGE, move |conn| network::change_hosts(conn, &network, &changes)).await
+    }
+
+    async fn leases(&self, network: &str) -> Result<Vec<Lease>, HvError> {
+        let network = network.to_owned();
+        self.query("leases", move |conn| network::leases(conn, &network)).await
     }
 
     fn events(&self) -> broadcast::Receiver<HvEvent> {

@@ -3,9 +3,8 @@
 use virt_sys as sys;
 
 use super::conn::{Conn, c_string};
-use super::error::{check, last, said, take_text};
-use crate::hypervisor::HvError;
-use crate::hypervisor::xml;
+use super::error::{check, last, said, take_text, text};
+use crate::hypervisor::{HostChange, HvError, Lease, xml};
 
 struct Network(sys::virNetworkPtr);
 
@@ -66,6 +65,49 @@ pub fn remove(conn: &Conn, name: &str) -> Result<(), HvError> {
         check(sys::virNetworkUndefine(network.0), None)?;
     }
     Ok(())
+}
+
+/// An entry that is to go and is gone already is left; the others are changed where the network runs and where it is stored.
+pub fn change_hosts(conn: &Conn, name: &str, changes: &[HostChange]) -> Result<(), HvError> {
+    let Some(network) = find(conn, name)? else { return Err(HvError::WrongState(format!("libvirt has no network '{name}'"))) };
+    let live = if network.is_active()? { sys::VIR_NETWORK_UPDATE_AFFECT_LIVE } else { 0 };
+    for change in changes {
+        let (command, xml) = match change {
+            HostChange::Add(xml) => (sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, xml),
+            HostChange::Remove(xml) => (sys::VIR_NETWORK_UPDATE_COMMAND_DELETE, xml),
+        };
+        let xml = c_string(xml)?;
+        let flags = live | sys::VIR_NETWORK_UPDATE_AFFECT_CONFIG;
+        // SAFETY: our handle, a C string.
+        let made = unsafe { sys::virNetworkUpdate(network.0, command, sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml.as_ptr(), flags) };
+        match (check(made, None), change) {
+            (Ok(_), _) => {}
+            (Err(error), HostChange::Remove(_)) => tracing::debug!(network = name, "an entry of DHCP is gone already: {error}"),
+            (Err(error), HostChange::Add(_)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+pub fn leases(conn: &Conn, name: &str) -> Result<Vec<Lease>, HvError> {
+    let Some(network) = find(conn, name)? else { return Ok(Vec::new()) };
+    if !network.is_active()? {
+        return Ok(Vec::new());
+    }
+    let mut array: *mut sys::virNetworkDHCPLeasePtr = std::ptr::null_mut();
+    // SAFETY: libvirt fills the array of records; each is ours, with the strings in it.
+    unsafe {
+        let n = check(sys::virNetworkGetDHCPLeases(network.0, std::ptr::null(), &mut array, 0), None)?;
+        let mut leases = Vec::new();
+        for i in 0..n as usize {
+            let record = *array.add(i);
+            let address = text((*record).ipaddr).and_then(|ip| ip.parse().ok());
+            leases.extend(text((*record).mac).zip(address).map(|(mac, address)| Lease { mac, address }));
+            sys::virNetworkDHCPLeaseFree(record);
+        }
+        libc::free(array.cast());
+        Ok(leases)
+    }
 }
 
 fn find(conn: &Conn, name: &str) -> Result<Option<Network>, HvError> {

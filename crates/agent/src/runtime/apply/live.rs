@@ -19,7 +19,12 @@ pub(super) async fn change_live(node: &Node, state: &mut State, wanted: &Wanted)
     state.pending = plan.pending;
     state.pending.extend(pending_name(state));
     let mut asked = Vec::new();
-    for (change, how) in plan.changes {
+    // A guest that gives its memory back slowly, or never, was told once.
+    let told = |change: &FieldChange| {
+        is_balloon_on_its_way(change) && state.asked_live.iter().any(|a| a.field == change.field && a.to == change.to)
+    };
+    let (_, changes): (Vec<_>, Vec<_>) = plan.changes.into_iter().partition(|(change, _)| told(change));
+    for (change, how) in changes {
         match node.hv.change(state.order.vm, how).await {
             Ok(()) => asked.push(change),
             Err(error) => {

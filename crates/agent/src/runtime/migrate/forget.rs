@@ -13,6 +13,7 @@ use super::super::apply::{pool_of, seed_path};
 use super::{AT_REST, Mover};
 use crate::domain::marks;
 use crate::hypervisor::{HvError, UndefineKeep};
+use crate::net::libvirt_name;
 
 pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
     if mover.said() == Some(&MoveSaid::Clean) {
@@ -27,6 +28,7 @@ pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
         mover.node.pool(spec)?.delete_volume(*volume).await?;
     }
     drop_seed(mover);
+    drop_addresses(mover).await;
     mover.say(MoveSaid::Clean, None, None).await?;
     Ok(AT_REST)
 }
@@ -67,6 +69,12 @@ async fn drop_domain(mover: &Mover) -> Result<(), Error> {
         Err(HvError::WrongState(_)) if matches!(hv.find(vm).await, Err(HvError::NoDomain(_))) => Ok(()),
         Err(error) => Err(told("undefine", error)),
     }
+}
+
+async fn drop_addresses(mover: &Mover) {
+    let order = &mover.order.order;
+    let networks = order.networks.keys().map(|network| libvirt_name(&order.project, network)).collect();
+    mover.node.release(networks, order.choices.macs.values().cloned().collect()).await;
 }
 
 /// In a shared pool it is the owner's too.

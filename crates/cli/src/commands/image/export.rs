@@ -35,6 +35,9 @@ pub async fn run(ctx: &Ctx, args: ExportArgs) -> Result<(), Failure> {
     if ctx.is_rehearsal(&format!("write image '{}' to {}", args.name, file.display())) {
         return Ok(());
     }
+    if file != Path::new("-") && file.exists() {
+        ctx.confirm(&format!("Overwrite {}?", file.display()))?;
+    }
     let bar = Board::new(&ctx.printer).bytes("download");
     let call = ctx.call("image.export")?.field("name", &args.name).patience(PATIENCE);
     if file == Path::new("-") {

@@ -13,7 +13,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
 use super::vm::edit::edit_text;
-use super::{joined, pages, show, word};
+use super::{joined, pages, show_wish, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -233,5 +233,5 @@ fn show_one(ctx: &Ctx, view: &ImageView) -> Result<(), Failure> {
         ("Created", time::local(view.created_at)),
         ("Id", view.id.to_string()),
     ];
-    show(ctx, view, &card)
+    show_wish(ctx, view, Manifest::Image(view.spec.clone()), &card)
 }

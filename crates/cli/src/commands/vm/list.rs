@@ -1,6 +1,7 @@
 //! `vm list`: one line per VM; `-A` adds libvirt's other domains, `-w` goes on with changes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use clap::Args;
 use serde::Serialize;
@@ -51,6 +52,18 @@ fn in_short(text: &str) -> String {
     format!("{}...", kept.trim_end())
 }
 
+/// What waits for a restart is among the notes.
+fn state(vm: &VmView) -> String {
+    if vm.status.phase == VmPhase::Running { "running".into() } else { in_short(&time::localized(&vm.status.text)) }
+}
+
+/// What DHCP keeps for its first NIC that has one, while somebody may answer there.
+fn address(vm: &VmView) -> Option<IpAddr> {
+    let live = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused | VmPhase::Migrating | VmPhase::Stopping);
+    let first = || vm.spec.nics.iter().find_map(|nic| vm.status.addresses.get(&nic.name)).copied();
+    live.then(first).flatten()
+}
+
 /// What is not as wished, in short.
 fn notes(vm: &VmView) -> String {
     let status = &vm.status;
@@ -67,7 +80,7 @@ fn notes(vm: &VmView) -> String {
 }
 
 impl Row for VmView {
-    const HEAD: &'static [&'static str] = &["NAME", "STATE", "CPUS", "MEMORY", "NODE", "AGE", "NOTES"];
+    const HEAD: &'static [&'static str] = &["NAME", "STATE", "CPUS", "MEMORY", "ADDRESS", "NODE", "AGE", "NOTES"];
     const WIDE: &'static [&'static str] = &["IMAGE", "ACCEL", "RESTARTS", "LABELS", "ID"];
     fn name(&self) -> String {
         self.spec.name.to_string()
@@ -75,9 +88,10 @@ impl Row for VmView {
     fn cells(&self) -> Vec<Cell> {
         vec![
             self.name().into(),
-            Cell(in_short(&time::localized(&self.status.text)), tone(self.status.phase)),
+            Cell(state(self), tone(self.status.phase)),
             self.spec.cpus.count.into(),
             self.spec.memory.size.human().into(),
+            or_dash(address(self).as_ref()).into(),
             or_dash(self.status.node.as_ref()).into(),
             time::age(self.created_at, jiff::Timestamp::now()).into(),
             Cell(notes(self), Tone::Warn),
@@ -119,7 +133,7 @@ impl Row for Any {
             Self::Foreign(domain) => {
                 let dash = || Cell("-".into(), Tone::Plain);
                 let state = Cell(format!("{} (not ours)", word(&domain.state)), Tone::Dim);
-                vec![domain.name.clone().into(), state, dash(), dash(), dash(), dash(), "".into()]
+                vec![domain.name.clone().into(), state, dash(), dash(), dash(), dash(), dash(), "".into()]
             }
         }
     }

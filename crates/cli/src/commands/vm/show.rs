@@ -7,6 +7,7 @@ use vmkeep_types::manifest::{vm_to_yaml_full, vm_to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
 use vmkeep_types::record::FirmwareChoice;
+use vmkeep_types::vm::Nic;
 
 use super::{get, list, migrate};
 use crate::commands::{joined, word};
@@ -151,11 +152,18 @@ fn devices(ctx: &Ctx, view: &VmView) {
                 n.network.to_string().into(),
                 mac.into(),
                 word(&n.model(spec.os)).into(),
-                n.addresses.join(", ").into(),
+                addresses(view, n).into(),
             ]
         });
         ctx.printer.table(&["NIC", "NETWORK", "MAC", "MODEL", "ADDRESSES"], rows.collect());
     }
+}
+
+/// As wished, and what DHCP keeps for it.
+fn addresses(view: &VmView, nic: &Nic) -> String {
+    let kept = view.status.addresses.get(&nic.name).filter(|_| nic.addresses.iter().any(|address| address == "dhcp"));
+    let kept = kept.map(|kept| format!(" ({kept})")).unwrap_or_default();
+    nic.addresses.join(", ") + &kept
 }
 
 pub async fn xml(ctx: &Ctx, name: &Name) -> Result<(), Failure> {

@@ -14,11 +14,12 @@ use futures_util::{SinkExt, StreamExt};
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
 use vmkeep_api::client::websocket::{Message, Socket};
 use vmkeep_types::name::Name;
 
 use crate::context::Ctx;
-use crate::failure::Failure;
+use crate::failure::{Failure, INTERRUPTED};
 
 /// Bytes read from a viewer at once; viewers send keys and mouse moves.
 const PIECE_BYTES: usize = 16 << 10;
@@ -78,10 +79,23 @@ async fn serve_unix(ctx: &Ctx, args: &VncArgs, socket: Socket) -> Result<(), Fai
     ctx.printer.out(&path.display().to_string());
     let path = path.display();
     ctx.printer.hint(&format!("open it with 'vncviewer {path}' (TigerVNC); other viewers need '--listen 127.0.0.1:0'; Ctrl-C ends"));
-    let (stream, _) = door.listener.accept().await.map_err(cannot)?;
-    drop(door);
-    pump(socket, stream).await;
-    Ok(())
+    let serve = async {
+        let (stream, _) = door.listener.accept().await.map_err(cannot)?;
+        drop(door);
+        pump(socket, stream).await;
+        Ok(())
+    };
+    tokio::select! { served = serve => served, ended = told_to_end() => ended }
+}
+
+/// Ctrl-C, or a SIGTERM: nothing of ours may stay behind.
+async fn told_to_end() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::io("cannot wait for signals", &e))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Err(Failure::Code(INTERRUPTED))
 }
 
 /// A socket that only its owner can open; gone with this value.
