@@ -58,6 +58,9 @@ pub struct VmView {
     pub origin: VmOrigin,
     pub created_at: jiff::Timestamp,
     pub choices: VmChoices,
+    /// First boots that were asked for since: cloud-init makes new host keys in each.
+    #[serde(default)]
+    pub instance: u32,
     pub status: VmStatus,
 }
 

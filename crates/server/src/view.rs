@@ -41,6 +41,7 @@ pub fn vm(parts: VmParts) -> VmView {
         origin: record.origin,
         created_at: record.created_at,
         choices,
+        instance: record.instance,
         status,
     }
 }

@@ -167,6 +167,11 @@ async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
             // QEMU's own words tell what is wrong with somebody else's file.
             (Ok(None) | Err(_), Some(_)) if volume.size.is_none() => continue,
             (Ok(None), Some(path)) => return Err(Error::refused(format!("disk {disk}: its file {path} is missing"))),
+            (Ok(None), None) if state.volumes.contains_key(&volume.id) => {
+                let path = pool.volume_path(&volume);
+                let hint = format!("is the file system of pool '{}' mounted? A new disk is made only by `vmkeep vm rebuild`", volume.pool);
+                return Err(Error::refused(format!("disk {disk}: its file {} is gone", path.display())).hint(hint));
+            }
             (Err(error), _) => return Err(error),
             (Ok(None), None) => {
                 let seen = pool.create_volume(&volume).await?;
@@ -374,6 +379,9 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
     state.drift = comparison.drift;
     if lives(state) && !state.persistent {
         state.drift.push(FieldChange { field: "domain".into(), from: "undefined: gone when it stops".into(), to: "persistent".into() });
+    }
+    if let (Some(there), false, VmOrigin::Created) = (name_that_waits(state), lives(state), state.order.origin) {
+        state.drift.push(FieldChange { field: "name".into(), from: there, to: state.order.spec.name.to_string() });
     }
     state.conflicts = comparison.conflicts;
     Ok(())

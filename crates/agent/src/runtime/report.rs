@@ -103,6 +103,8 @@ impl State {
             written: None,
             event_sequence: 0,
         };
+        // Whatever life or generation it was: a disk that was made here once is not made again.
+        state.volumes = seen.as_ref().map(|seen| seen.volumes.clone()).unwrap_or_default();
         let generation = state.order.generation;
         match (seen.filter(|seen| seen.generation >= generation), state.order.handed.clone()) {
             (Some(seen), _) => state.recall(seen),

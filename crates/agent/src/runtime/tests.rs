@@ -10,6 +10,7 @@ use vmkeep_types::host::KvmState;
 use vmkeep_types::ids::{Epoch, Generation, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Doing, DomainState, FieldChange, Observed, Rest};
+use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmOrigin};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
@@ -264,6 +265,31 @@ async fn a_vm_that_gave_up_still_takes_wishes() {
     let seen = bed.until("it is as before", |seen| matches!(seen.doing, Some(Doing::GaveUp { .. }))).await;
     assert_eq!((seen.error, seen.memory.applied), (None, Revision(2)));
     assert!(bed.hv.xml(VM, XmlKind::Inactive).await.expect("xml").contains("<description>changed</description>"));
+}
+
+#[tokio::test]
+async fn a_disk_that_was_made_once_is_not_made_again() {
+    let mut bed = Bed::new(json!({"run": "manual", "disks": [{"name": "root", "empty": true, "size": "1M"}]})).await;
+    let folder = bed.node.config.seed_dir.join("pool");
+    let pool: PoolSpec = serde_json::from_value(json!({"name": "default", "driver": "dir", "path": folder})).expect("a pool");
+    let volume: VolumeRecord = serde_json::from_value(json!({
+        "id": uuid::Uuid::from_u128(5), "project": "default", "name": "web-root", "pool": "default", "format": "raw", "size": "1M",
+        "attached": {"vm": VM, "disk": "root"}, "created_at": "2026-11-26T00:00:00Z",
+    }))
+    .expect("a volume");
+    bed.give(|order| {
+        order.pools.insert(pool.name.clone(), pool);
+        order.volumes.insert(Name::known("root"), volume);
+    })
+    .await;
+    bed.until("it runs", |seen| seen.domain == Observed::Known(DomainState::Running) && !seen.volumes.is_empty()).await;
+    bed.hv.destroy(VM).await.expect("it runs");
+    bed.until("it is off", |seen| seen.domain == Observed::Known(DomainState::Off)).await;
+    std::fs::rename(&folder, folder.with_extension("unmounted")).expect("a folder");
+    bed.give(|order| order.power = Power { want: PowerWish::On, cycle: 2, held: None, stop_timeout: None }).await;
+    let seen = bed.until("it fails", |seen| seen.error.is_some()).await;
+    assert!(seen.error.as_ref().is_some_and(|error| error.message.contains("is gone")), "{:?}", seen.error);
+    assert!(!folder.exists(), "nothing is made in its place");
 }
 
 #[tokio::test]

@@ -177,7 +177,9 @@ pub(super) async fn run(node: Arc<Node>, mailbox: Arc<Mailbox>, seen: Option<See
         inspect |= take_events(&node, &mut state, inbox.events);
         let wake = settle(&node, &mut state, std::mem::take(&mut inspect)).await;
         // Who does not wait any more needs no answer.
-        inbox.lookers.into_iter().for_each(|looker| drop(looker.send(())));
+        for looker in inbox.lookers {
+            let _ = looker.send(());
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = mailbox.notify.notified() => {}
@@ -419,7 +421,10 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
                 state.event(Level::Info, "vm.rebooted", "the guest rebooted");
             }
             HvEvent::Watchdog(_, action) => state.event(Level::Warn, "vm.watchdog", format!("the guest's watchdog fired: {action}")),
-            HvEvent::IoError { device, reason, .. } => state.event(Level::Error, "vm.io-error", format!("I/O error on {device}: {reason}")),
+            HvEvent::IoError { device, reason, .. } => {
+                let disk = device.strip_prefix("ua-disk-").map_or_else(|| device.clone(), |disk| format!("disk {disk}"));
+                state.event(Level::Error, "vm.io-error", format!("I/O error on {disk}: {reason}"));
+            }
             HvEvent::Agent { connected: crate::hypervisor::AgentLink::Up, .. } => node.board.agent_answers(state.order.vm, boottime_ms()),
             HvEvent::Agent { .. } => {}
             HvEvent::DeviceRemoved { .. } => described_anew = true,
@@ -432,6 +437,7 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
 fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
     let ordered = state.asked_stop;
     let by = state.order.power.held.as_ref().map(|hold| format!(" (asked by {})", hold.by)).unwrap_or_default();
+    let name = &state.order.spec.name;
     let (level, code, message) = match cause {
         ExitCause::Shutdown if ordered => (Level::Info, "vm.stopped", format!("stopped{by}")),
         ExitCause::Destroyed if ordered && state.order.power.want == PowerWish::Killed => (Level::Warn, "vm.killed", format!("killed{by}")),
@@ -440,7 +446,9 @@ fn told_stop(state: &mut State, cause: ExitCause, detail: &str) {
         ExitCause::Destroyed => (Level::Warn, "vm.stopped-outside", "destroyed by virsh or another tool".to_owned()),
         ExitCause::Killed if ordered => (Level::Info, "vm.stopped", format!("stopped{by}")),
         ExitCause::Killed => (Level::Error, "vm.crashed", "QEMU was killed: it was told to quit, but not by its guest".to_owned()),
-        ExitCause::Crashed | ExitCause::Failed => (Level::Error, "vm.crashed", format!("QEMU died: {detail}")),
+        ExitCause::Crashed | ExitCause::Failed => {
+            (Level::Error, "vm.crashed", format!("QEMU died ({detail}); `vmkeep vm logs {name} --source qemu` has its last words"))
+        }
         ExitCause::Migrated | ExitCause::Saved | ExitCause::Unknown => (Level::Warn, "vm.gone", format!("stopped: {detail}")),
     };
     if code == "vm.killed" && state.order.power.want == PowerWish::Off {

@@ -180,6 +180,7 @@ async fn plan_one(store: &dyn Store, ask: &Ask, manifest: &Manifest, coming: &Co
             if ask.caller.role < Role::Admin {
                 return Err(Error::new(Code::Forbidden, "only admins may change networks"));
             }
+            network::refuse_overlap(store, ask, spec).await?;
             if let Some(old) = found(network::find(store, &ask.project, &spec.name).await)? {
                 changed(&mut result, change::spec_changes(&old.spec, spec));
             }

@@ -1,15 +1,16 @@
 //! Networks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use vmkeep_api::body::NetworkView;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
-use vmkeep_types::error::Error;
+use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::ids::{NetworkId, OperationId, Revision};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
-use vmkeep_types::network::{NetworkRecord, NetworkSpec};
+use vmkeep_types::network::{NetworkMode, NetworkRecord, NetworkSpec};
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::{NodeTask, Work};
 use vmkeep_types::record::VmRecord;
@@ -83,6 +84,7 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<(Net
     if old.as_ref().is_some_and(|old| old.value.leaving.is_some()) {
         return Err(Error::conflict(format!("network '{}' is being deleted", spec.name)));
     }
+    refuse_overlap(store, ask, &spec).await?;
     let guard = match &old {
         Some(old) => Compare::ModifiedAt(old.key.clone(), old.modified),
         None => Compare::Absent(name_key.clone()),
@@ -104,6 +106,31 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: NetworkSpec) -> Result<(Net
     let changed = || Error::conflict("somebody changed the network at the same time; try again");
     let revision = commit(store, txn).await?.ok_or_else(changed)?;
     Ok((view(store, record).await?, revision))
+}
+
+/// Two NAT networks with the same addresses: a host routes to one of them only. Those that are chosen by the hosts are chosen apart.
+pub async fn refuse_overlap(store: &dyn Store, ask: &Ask, spec: &NetworkSpec) -> Result<(), Error> {
+    let Some(wanted) = range(spec) else { return Ok(()) };
+    for other in super::list::<NetworkRecord>(store, "network/").await?.into_iter().map(|other| other.value) {
+        if (&other.project, &other.spec.name) == (&ask.project, &spec.name) {
+            continue;
+        }
+        if let Some(there) = range(&other.spec).filter(|there| there.0 & wanted.1 & there.1 == wanted.0 & wanted.1 & there.1) {
+            let of = if other.project == ask.project { String::new() } else { format!(" of project '{}'", other.project) };
+            let cidr = format!("{}/{}", Ipv4Addr::from(there.0), there.1.count_ones());
+            let message = format!("it overlaps network '{}'{of} ({cidr}): a host can route to one of them only", other.spec.name);
+            let problem = Problem { field: "ipv4".into(), message };
+            return Err(manifest::refused(&format!("network {}", spec.name), vec![problem]));
+        }
+    }
+    Ok(())
+}
+
+/// Gateway and mask of a NAT network that has them of its own.
+fn range(spec: &NetworkSpec) -> Option<(u32, u32)> {
+    let (gateway, prefix) = spec.ipv4.as_deref().filter(|_| spec.mode == NetworkMode::Nat)?.split_once('/')?;
+    let gateway: Ipv4Addr = gateway.parse().ok()?;
+    Some((gateway.into(), u32::MAX.checked_shl(32u32.checked_sub(prefix.parse().ok()?)?).unwrap_or(0)))
 }
 
 fn resource(ask: &Ask, record: &NetworkRecord) -> ResourceRef {

@@ -14,7 +14,7 @@ use vmkeep_types::units::Seconds;
 use vmkeep_types::vm::RunPolicy;
 
 use super::network::task;
-use super::vm_parts::{busy, record, resource};
+use super::vm_parts::{busy, parts, record, resource};
 use super::{Ask, TRIES_MAX, begin, get, operation};
 
 /// One of the verbs of `POST …/actions/{action}`.
@@ -160,6 +160,9 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         {
             return Ok(op);
         }
+        if leaving == Leaving::Delete {
+            refuse_conflict(store, ask, &value).await?;
+        }
         let op = operation(ask, kind, resource(&value), Wanted::Gone);
         let going = VmRecord { leaving: Some(leaving), ..value };
         let txn = Txn::default().when(Compare::ModifiedAt(key.clone(), modified)).then(typed::put(key, &going));
@@ -168,6 +171,16 @@ pub async fn leave(store: &dyn Store, ask: &Ask, name: &Name, kind: &str, leavin
         }
     }
     Err(busy(name))
+}
+
+/// An overlay that somebody laid over a disk has all writes since: it is not known here, and nothing without the file below it.
+async fn refuse_conflict(store: &dyn Store, ask: &Ask, vm: &VmRecord) -> Result<(), Error> {
+    let seen = parts(store, &ask.project, vm.id).await?.and_then(|parts| parts.seen);
+    let Some(first) = seen.as_ref().and_then(|seen| seen.conflicts.first()) else { return Ok(()) };
+    let name = &vm.spec.name;
+    let told = format!("{} of '{name}' was changed behind vmkeep's back: it is {}, not {}", first.field, first.from, first.to);
+    let hint = format!("`vmkeep vm adopt {name} --disks` first, so that all of it is deleted; or delete with --keep-disks");
+    Err(Error::conflict(told).hint(hint))
 }
 
 /// The operation that tells of the end already begun: a request repeated gets the same answer.

@@ -88,6 +88,8 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
         ..there.value.clone()
     };
     record.volumes.insert(disk, fresh.id);
+    // A first boot it is, with host keys of its own.
+    record.instance += 1;
     let op = operation(ask, "vm.rebuild", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     let power = keys::power(record.id);
     let stopped = get::<Power>(store, &power).await?.ok_or_else(|| Error::not_found("vm", name))?;

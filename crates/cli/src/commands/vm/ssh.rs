@@ -38,7 +38,9 @@ pub async fn run(ctx: &Ctx, args: SshArgs) -> Result<(), Failure> {
     })?;
     let known_hosts = known_hosts()?;
     let mut ssh = Command::new("ssh");
-    ssh.arg("-o").arg(format!("HostKeyAlias=vmkeep-{}", view.id));
+    // A guest that is initialised anew, or whose root disk is made anew, has new keys by right.
+    let instance = if view.instance == 0 { String::new() } else { format!("-{}", view.instance) };
+    ssh.arg("-o").arg(format!("HostKeyAlias=vmkeep-{}{instance}", view.id));
     ssh.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
     ssh.args(["-o", "StrictHostKeyChecking=accept-new", "-o", "CheckHostIP=no"]);
     if let Some(identity) = &args.identity {

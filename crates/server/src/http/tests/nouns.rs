@@ -123,6 +123,11 @@ async fn networks_and_pools() {
     .await;
     bed.call("POST /v1/vms", json!({"name": "web1", "nics": [{"name": "lan", "network": "lan"}]})).await;
     bed.check("DELETE /v1/networks/lan", Value::Null, expect!["409 conflict: network 'lan' is in use by 'web1'"]).await;
+    let nat = |name: &str, ipv4: &str| json!({"name": name, "ipv4": ipv4});
+    assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/24")).await.status, 200);
+    assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/25")).await.status, 200, "its own addresses are no others'");
+    bed.check("PUT /v1/networks/dup", nat("dup", "10.9.0.9/16"), expect![[""]]).await;
+    assert_eq!(bed.call("PUT /v1/networks/beside", nat("beside", "10.9.0.129/25")).await.status, 200);
     bed.check("GET /v1/networks", Value::Null, expect!["200 [default lan] next null"]).await;
     bed.check("GET /v1/pools", Value::Null, expect!["200 [default] next null"]).await;
     bed.check(
