@@ -28,6 +28,8 @@ fn check(domain: DomainState, doing: Option<Doing>) -> String {
         power_cycle: 0,
         ordered_cycle: 0,
         domain: Observed::Known(domain),
+        paused: None,
+        addresses: BTreeMap::new(),
         doing,
         held: None,
         error: None,
