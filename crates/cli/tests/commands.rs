@@ -62,7 +62,10 @@ fn lists() {
     );
     let wide = stub.run(&["vm", "list", "-A", "-o", "wide"], "");
     let columns: Vec<&str> = wide.lines().nth(2).unwrap_or_default().split_whitespace().collect();
-    assert_eq!(columns, ["NAME", "STATE", "CPUS", "MEMORY", "NODE", "AGE", "NOTES", "IMAGE", "ACCEL", "RESTARTS", "LABELS", "ID"]);
+    assert_eq!(
+        columns,
+        ["NAME", "STATE", "CPUS", "MEMORY", "ADDRESS", "NODE", "AGE", "NOTES", "IMAGE", "ACCEL", "RESTARTS", "LABELS", "ID"]
+    );
     assert!(wide.contains("stopped (held by alice)") && wide.contains("Old One") && wide.contains("off (not ours)"), "{wide}");
 }
 

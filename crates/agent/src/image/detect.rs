@@ -51,13 +51,6 @@ pub fn format(path: &Path) -> Result<Format, Error> {
         let why = "a VMDK descriptor names other files, which would be read with the daemon's rights";
         return Err(Error::invalid(why).hint("convert it first: qemu-img convert -O qcow2 DISK.vmdk DISK.qcow2"));
     }
-    let is_text = std::str::from_utf8(&head).is_ok_and(|text| text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()));
-    if is_text {
-        let what = if head.starts_with(b"<") { "an HTML or XML page" } else { "a text" };
-        return Err(
-            Error::invalid(format!("the file is {what}, not a disk image")).hint("look into it: a download may have brought an error page")
-        );
-    }
     let known = match () {
         () if starts(b"QFI\xfb") => Format::Qcow2,
         () if starts(b"KDMV") => Format::Vmdk,
@@ -68,6 +61,13 @@ pub fn format(path: &Path) -> Result<Format, Error> {
         () if bytes_at(path, 0x8001, 5)? == b"CD001" => Format::Iso,
         () => Format::Raw,
     };
+    let is_text = std::str::from_utf8(&head).is_ok_and(|text| text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()));
+    if known == Format::Raw && is_text {
+        let what = if head.starts_with(b"<") { "an HTML or XML page" } else { "a text" };
+        return Err(
+            Error::invalid(format!("the file is {what}, not a disk image")).hint("look into it: a download may have brought an error page")
+        );
+    }
     Ok(known)
 }
 

@@ -172,26 +172,63 @@ mod tests {
     #[test]
     fn a_new_nic_gets_an_address_and_keeps_it() {
         let wanted = wanted(Some("web"), None);
-        check("", &wanted, &[], expect![[""]]);
-        check("<host mac='52:54:00:00:00:01' name='web' ip='10.77.3.77'/>", &wanted, &[], expect![[""]]);
+        check(
+            "",
+            &wanted,
+            &[],
+            expect![[r#"
+            10.77.3.115
+            + <host mac='52:54:00:00:00:01' name='web' ip='10.77.3.115'/>"#]],
+        );
+        check("<host mac='52:54:00:00:00:01' name='web' ip='10.77.3.77'/>", &wanted, &[], expect!["10.77.3.77"]);
     }
 
     #[test]
     fn a_lease_is_taken_over_and_a_leased_address_left_alone() {
-        check("", &wanted(Some("web"), None), &[("52:54:00:00:00:01", "10.77.3.9")], expect![[""]]);
+        check(
+            "",
+            &wanted(Some("web"), None),
+            &[("52:54:00:00:00:01", "10.77.3.9")],
+            expect![[r#"
+            10.77.3.9
+            + <host mac='52:54:00:00:00:01' name='web' ip='10.77.3.9'/>"#]],
+        );
         let place = reserve(&network(""), &wanted(None, None), &[]).expect("XML").expect("room").address.to_string();
-        check("", &wanted(None, None), &[("52:54:00:00:00:02", &place)], expect![[""]]);
+        check(
+            "",
+            &wanted(None, None),
+            &[("52:54:00:00:00:02", &place)],
+            expect![[r#"
+            10.77.3.116
+            + <host mac='52:54:00:00:00:01' ip='10.77.3.116'/>"#]],
+        );
     }
 
     #[test]
     fn what_a_vm_left_behind_gives_way() {
         let left = "<host mac='52:54:00:00:00:07' name='web' ip='10.77.3.77'/><host mac='52:54:00:00:00:01' name='old' ip='10.77.3.8'/>";
-        check(left, &wanted(Some("web"), None), &[], expect![[""]]);
+        check(
+            left,
+            &wanted(Some("web"), None),
+            &[],
+            expect![[r#"
+            10.77.3.8
+            - <host mac='52:54:00:00:00:07' name='web' ip='10.77.3.77'/>
+            - <host mac='52:54:00:00:00:01' name='old' ip='10.77.3.8'/>
+            + <host mac='52:54:00:00:00:01' name='web' ip='10.77.3.8'/>"#]],
+        );
     }
 
     #[test]
     fn the_wishs_own_address_is_kept_for_it_where_the_network_has_it() {
-        check("", &wanted(Some("web"), Some("10.77.3.20")), &[], expect![[""]]);
+        check(
+            "",
+            &wanted(Some("web"), Some("10.77.3.20")),
+            &[],
+            expect![[r#"
+            10.77.3.20
+            + <host mac='52:54:00:00:00:01' name='web' ip='10.77.3.20'/>"#]],
+        );
         let elsewhere = reserve(&network(""), &wanted(None, Some("192.168.9.9")), &[]).expect("XML").expect("room");
         assert!(elsewhere.address.to_string().starts_with("10.77.3."), "{elsewhere:?}");
         let only_its_own = Wanted { dhcp: false, ..wanted(None, Some("192.168.9.9")) };
@@ -201,7 +238,7 @@ mod tests {
     #[test]
     fn a_full_network_has_none() {
         let host = |n: u8| format!("<host mac='52:54:00:00:01:{n:02x}' ip='10.77.3.{n}'/>");
-        check(&(2..=254).map(host).collect::<String>(), &wanted(Some("web"), None), &[], expect![[""]]);
+        check(&(2..=254).map(host).collect::<String>(), &wanted(Some("web"), None), &[], expect!["none is free"]);
         let but_one: String = (2..=253).map(host).collect();
         assert_eq!(reserve(&network(&but_one), &wanted(None, None), &[]).expect("XML").expect("room").address.to_string(), "10.77.3.254");
     }

@@ -377,7 +377,7 @@ async fn the_nodes_own_things_are_passed_to_it_by_uid() {
     bed.reply(Request::builder().uri("/v1/vms/web1/vnc").header("authorization", "Bearer x"), Body::empty()).await;
     let asked = bed.asked().join("\n").replace(&id.to_string(), "UID");
     expect![[r#"
-        node1 GET /n/domains
+        node1 GET /n/domains?named=web1
         node1 POST /n/wish web1
         node1 GET /n/vms/UID/xml
         node1 GET /n/vms/UID/console

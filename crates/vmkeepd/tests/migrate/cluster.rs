@@ -66,6 +66,7 @@ pub struct Cluster {
     pub wire: Wire,
     /// What each agent gets when it asks another for an image.
     pub library: Arc<Library>,
+    shared: bool,
     hosts: BTreeMap<&'static str, Host>,
     leader: Option<Part>,
     /// What the leader knows of the nodes, and the time by which it measures their silence, ms.
@@ -144,7 +145,7 @@ impl Cluster {
             Now { boottime_ms: ms, raw_ms: ms }
         };
         let desk = Desk::new(&Name::known("leader"), Arc::new(NoPower), Arc::new(now));
-        let mut cluster = Self { store, wire, library: Arc::default(), hosts, leader: None, desk, clock, two, watch };
+        let mut cluster = Self { store, wire, library: Arc::default(), shared, hosts, leader: None, desk, clock, two, watch };
         cluster.begin("a");
         cluster.begin("b");
         cluster.lead();
@@ -174,7 +175,8 @@ impl Cluster {
             kvm: KvmState::Unusable { why: "a test".into() },
             address: Some(uri(name)),
             migration: Some(host.machine.address.clone()),
-            peers: Some(self.library.clone()),
+            // In one pool there is nothing to fetch.
+            peers: if self.shared { None } else { Some(self.library.clone()) },
             reach: Reach::Others,
             guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
         })

@@ -107,7 +107,7 @@ impl Host {
                     {
                         return Err(HvError::Refused("there is an existing dhcp host entry in network that matches".into()));
                     }
-                    *xml = xml.replacen("</dhcp>", &format!("{}\n</dhcp>", entry.trim()), 1);
+                    *xml = xml.replacen("</dhcp>", &format!("\n{}\n</dhcp>", entry.trim()), 1);
                 }
             }
         }

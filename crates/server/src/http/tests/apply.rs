@@ -141,17 +141,19 @@ async fn what_waits_for_a_restart_is_restarted_when_asked() {
         &bed,
         json!({"manifests": manifests}),
         expect![[r#"
-        vm web1: unchanged
-    "#]],
+            vm web1: unchanged
+              firmware uefi -> bios (pending)
+        "#]],
     )
     .await;
     check(
         &bed,
         json!({"manifests": manifests, "restart": true}),
         expect![[r#"
-        vm web1: unchanged
-          operation vm.restart
-    "#]],
+            vm web1: unchanged
+              firmware uefi -> bios (pending)
+              operation vm.restart
+        "#]],
     )
     .await;
 }

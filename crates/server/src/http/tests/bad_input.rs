@@ -158,7 +158,14 @@ async fn what_another_vm_has() {
     .await;
     let chosen = bed.get("/v1/vms/web1").await;
     assert_eq!(chosen["choices"]["macs"], json!({}), "a written MAC is not chosen");
-    check(&bed, json!({"name": "web1"}), expect!["409 conflict: there is a VM 'web1' already"]).await;
+    check(
+        &bed,
+        json!({"name": "web1"}),
+        expect![[r#"
+        409 conflict: there is a VM 'web1' already
+          hint: change it with 'vmkeep vm set web1', or take another name"#]],
+    )
+    .await;
     bed.vm("web3").await;
     let auto = word(&bed.get("/v1/vms/web3").await["choices"]["macs"]["lan"]);
     let taken = json!({"name": "web4", "nics": [{"name": "lan", "mac": auto.to_uppercase()}]});

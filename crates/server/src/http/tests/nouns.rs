@@ -50,7 +50,14 @@ async fn a_cancelled_import_leaves_nothing() {
     let id = word(&begun["operation"]["id"]);
     let cancelled = bed.call(&format!("DELETE /v1/operations/{id}"), Value::Null).await.json();
     assert_eq!(cancelled["state"], json!("cancelled"));
-    bed.check("GET /v1/images/deb", Value::Null, expect!["404 not_found: there is no image 'deb'"]).await;
+    bed.check(
+        "GET /v1/images/deb",
+        Value::Null,
+        expect![[r#"
+        404 not_found: there is no image 'deb'
+          hint: `vmkeep image list` shows what there is"#]],
+    )
+    .await;
     assert!(bed.store.list(&keys::tasks(&Name::known("node1"))).await.expect("a list").items.is_empty());
     let again = bed.call(&format!("DELETE /v1/operations/{id}"), Value::Null).await;
     assert_eq!(again.status, 409, "{}", again.body);
@@ -67,7 +74,14 @@ async fn a_cancelled_import_leaves_nothing() {
     .await;
     let begun = bed.call("POST /v1/volumes", json!({"name": "v", "size": "1G"})).await.json();
     bed.call(&format!("DELETE /v1/operations/{}", word(&begun["operation"]["id"])), Value::Null).await;
-    bed.check("GET /v1/volumes/v", Value::Null, expect!["404 not_found: there is no volume 'v'"]).await;
+    bed.check(
+        "GET /v1/volumes/v",
+        Value::Null,
+        expect![[r#"
+        404 not_found: there is no volume 'v'
+          hint: `vmkeep volume list` shows what there is"#]],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -83,8 +97,14 @@ async fn volumes() {
           size: an empty volume needs a size, like 20G"#]],
     )
     .await;
-    bed.check("POST /v1/volumes", json!({"name": "copy", "image": "no-image"}), expect!["404 not_found: there is no image 'no-image'"])
-        .await;
+    bed.check(
+        "POST /v1/volumes",
+        json!({"name": "copy", "image": "no-image"}),
+        expect![[r#"
+        404 not_found: there is no image 'no-image'
+          hint: `vmkeep image list` shows what there is"#]],
+    )
+    .await;
     bed.check(
         "POST /v1/volumes",
         json!({"name": "copy", "image": "tiny", "pool": "fast"}),
@@ -126,9 +146,11 @@ async fn networks_and_pools() {
     let nat = |name: &str, ipv4: &str| json!({"name": name, "ipv4": ipv4});
     assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/24")).await.status, 200);
     assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/25")).await.status, 200, "its own addresses are no others'");
-    bed.check("PUT /v1/networks/dup", nat("dup", "10.9.0.9/16"), expect![[""]]).await;
+    bed.check("PUT /v1/networks/dup", nat("dup", "10.9.0.9/16"), expect![[r#"
+        422 invalid: network dup has 1 problem
+          ipv4: it overlaps network 'back' (10.9.0.1/25): a host can route to one of them only"#]]).await;
     assert_eq!(bed.call("PUT /v1/networks/beside", nat("beside", "10.9.0.129/25")).await.status, 200);
-    bed.check("GET /v1/networks", Value::Null, expect!["200 [default lan] next null"]).await;
+    bed.check("GET /v1/networks", Value::Null, expect!["200 [back beside default lan] next null"]).await;
     bed.check("GET /v1/pools", Value::Null, expect!["200 [default] next null"]).await;
     bed.check(
         "GET /v1/pools/fast",

@@ -262,7 +262,14 @@ async fn what_is_said_of_an_image_changes_and_what_it_is_made_of_does_not() {
     let moved = json!({"name": "tiny", "pool": "fast", "source": {"from": "build", "recipe": "debian-13"}});
     let refused = bed.call("PUT /v1/images/tiny", moved).await.words();
     assert!(refused.starts_with("422 invalid: image tiny has 2 problems\n  source: ") && refused.contains("\n  pool: "), "{refused}");
-    bed.check("PUT /v1/images/none", json!({"name": "none", "source": source}), expect!["404 not_found: there is no image 'none'"]).await;
+    bed.check(
+        "PUT /v1/images/none",
+        json!({"name": "none", "source": source}),
+        expect![[r#"
+        404 not_found: there is no image 'none'
+          hint: `vmkeep image list` shows what there is"#]],
+    )
+    .await;
     let mut manifest = said.clone();
     manifest["kind"] = json!("image");
     manifest["description"] = json!("");

@@ -73,7 +73,10 @@ async fn the_second_of_two_writers_learns_the_newer_revision() {
         )
     };
     assert_eq!(any("web1").await.status, 202);
-    expect!["404 not_found: there is no vm 'web2'"].assert_eq(&any("web2").await.words());
+    expect![[r#"
+        404 not_found: there is no vm 'web2'
+          hint: `vmkeep vm list -A` shows VMs, and libvirt's domains that `vmkeep vm adopt` takes over"#]]
+    .assert_eq(&any("web2").await.words());
 }
 
 #[tokio::test]
@@ -126,7 +129,10 @@ async fn a_repeated_post_is_one_vm() {
         409 conflict: this Idempotency-Key was used for vm.create of 'web1', and the request was another one
           hint: a new request takes a new key"#]]
     .assert_eq(&post("k1", "web2").await.words());
-    expect!["409 conflict: there is a VM 'web1' already"].assert_eq(&post("k2", "web1").await.words());
+    expect![[r#"
+        409 conflict: there is a VM 'web1' already
+          hint: change it with 'vmkeep vm set web1', or take another name"#]]
+    .assert_eq(&post("k2", "web1").await.words());
     expect!["422 invalid: Idempotency-Key is at most 64 characters of A-Z, a-z, 0-9 and '-'"].assert_eq(&post("a b", "web1").await.words());
     // The key is forgotten with its operation.
     let op = keys::op(&default(), word(&first.json()["operation"]["id"]).parse().expect("an id"));
@@ -298,7 +304,14 @@ async fn deletion_is_asked_once_and_refused_when_protected() {
     bed.check("DELETE /v1/vms/web1", Value::Null, expect!["409 conflict: 'web1' is being deleted already"]).await;
     bed.check("PUT /v1/vms/web1", json!({"name": "web1"}), expect!["409 conflict: 'web1' is being deleted"]).await;
     bed.check("POST /v1/vms/web1/actions/start", Value::Null, expect!["409 conflict: 'web1' is being deleted"]).await;
-    bed.check("DELETE /v1/vms/nobody", Value::Null, expect!["404 not_found: there is no vm 'nobody'"]).await;
+    bed.check(
+        "DELETE /v1/vms/nobody",
+        Value::Null,
+        expect![[r#"
+        404 not_found: there is no vm 'nobody'
+          hint: `vmkeep vm list -A` shows VMs, and libvirt's domains that `vmkeep vm adopt` takes over"#]],
+    )
+    .await;
     assert_eq!(bed.get("/v1/vms/web1").await["status"]["phase"], json!("deleting"));
 }
 
@@ -429,7 +442,14 @@ async fn a_root_disk_is_made_anew_from_another_image() {
     )
     .await;
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "image": "tiny", "run": "manual"})).await;
-    bed.check(path, json!({"image": "none"}), expect!["404 not_found: there is no image 'none'"]).await;
+    bed.check(
+        path,
+        json!({"image": "none"}),
+        expect![[r#"
+        404 not_found: there is no image 'none'
+          hint: `vmkeep image list` shows what there is"#]],
+    )
+    .await;
     bed.check("POST /v1/vms/web1/actions/start", json!({"image": "next"}), expect!["422 invalid: 'start' takes no `image`"]).await;
     bed.check(path, json!({"image": "next"}), expect!["202 vm.rebuild web1 pending"]).await;
     let new: VmRecord = bed.stored(&keys::vm(&default(), id)).await;
