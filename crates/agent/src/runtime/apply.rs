@@ -213,8 +213,11 @@ async fn fetch_images(node: &Node, state: &mut State) -> Result<(), Error> {
     Ok(())
 }
 
-/// An image of an order that is not here and can be fetched, and the pool that it belongs into.
-pub fn missing_image<'o>(node: &Node, order: &'o Order, id: ImageId) -> Result<Option<(&'o ImageBrief, Arc<dyn Pool>)>, Error> {
+/// An image, and the pool that it belongs into.
+type Placed<'o> = (&'o ImageBrief, Arc<dyn Pool>);
+
+/// An image of an order that is not here and can be fetched.
+pub fn missing_image<'o>(node: &Node, order: &'o Order, id: ImageId) -> Result<Option<Placed<'o>>, Error> {
     let Some(brief) = order.images.get(&id) else { return Ok(None) };
     let pool = node.pool(pool_of(order, &brief.pool)?)?;
     Ok((!pool.image_path(id).exists() && !brief.holders.is_empty()).then_some((brief, pool)))

@@ -146,9 +146,14 @@ async fn networks_and_pools() {
     let nat = |name: &str, ipv4: &str| json!({"name": name, "ipv4": ipv4});
     assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/24")).await.status, 200);
     assert_eq!(bed.call("PUT /v1/networks/back", nat("back", "10.9.0.1/25")).await.status, 200, "its own addresses are no others'");
-    bed.check("PUT /v1/networks/dup", nat("dup", "10.9.0.9/16"), expect![[r#"
+    bed.check(
+        "PUT /v1/networks/dup",
+        nat("dup", "10.9.0.9/16"),
+        expect![[r#"
         422 invalid: network dup has 1 problem
-          ipv4: it overlaps network 'back' (10.9.0.1/25): a host can route to one of them only"#]]).await;
+          ipv4: it overlaps network 'back' (10.9.0.1/25): a host can route to one of them only"#]],
+    )
+    .await;
     assert_eq!(bed.call("PUT /v1/networks/beside", nat("beside", "10.9.0.129/25")).await.status, 200);
     bed.check("GET /v1/networks", Value::Null, expect!["200 [back beside default lan] next null"]).await;
     bed.check("GET /v1/pools", Value::Null, expect!["200 [default] next null"]).await;
