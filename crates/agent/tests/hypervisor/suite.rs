@@ -62,7 +62,7 @@ async fn networks(stand: &dyn Stand) {
     let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
     assert!(stored.contains(&entry("0a", 20)), "{stored}");
     let twice = hv.change_hosts(NETWORK, vec![HostChange::Add(entry("0b", 21))]).await;
-    assert!(matches!(&twice, Err(HvError::Refused(why)) if why.contains("existing dhcp host entry")), "{twice:?}");
+    assert!(matches!(&twice, Err(HvError::WrongState(why)) if why.contains("existing dhcp host entry")), "{twice:?}");
     let instead = [HostChange::Remove(entry("0a", 20)), HostChange::Add(entry("0b", 21)), HostChange::Remove(entry("0c", 22))];
     hv.change_hosts(NETWORK, instead.to_vec()).await.expect("another; what is gone already is fine");
     let stored = hv.active_network_xml(NETWORK).await.expect("look").expect("it runs");

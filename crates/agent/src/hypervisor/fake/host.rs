@@ -105,7 +105,7 @@ impl Host {
                         .map(|part| part.trim_end_matches("/>"))
                         .any(|part| known(&part))
                     {
-                        return Err(HvError::Refused("there is an existing dhcp host entry in network that matches".into()));
+                        return Err(HvError::WrongState("there is an existing dhcp host entry in network that matches".into()));
                     }
                     *xml = xml.replacen("</dhcp>", &format!("\n{}\n</dhcp>", entry.trim()), 1);
                 }
