@@ -69,7 +69,6 @@ pub async fn adoption(
     Path(wanted): Path<String>,
     Query(purpose): Query<Purpose>,
 ) -> Answer<Json<AdoptionProposal>> {
-    // By name or by UUID.
     let domains = node.hv().list().await?;
     let is_it = |d: &&DomainBrief| d.name == wanted || d.uuid.to_string() == wanted.to_ascii_lowercase();
     let Some(brief) = domains.iter().find(is_it) else {

@@ -237,8 +237,7 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn named(&self, name: &str) -> Result<Option<DomainBrief>, HvError> {
-        let uuid = |host: &Host| host.domains.iter().find(|(_, domain)| domain.name == name).map(|(uuid, _)| *uuid);
-        self.look("named", |host| uuid(host).map(|uuid| host.brief(uuid)).transpose()).await
+        self.look("named", |host| host.named(name).map(|uuid| host.brief(uuid)).transpose()).await
     }
 
     async fn xml(&self, uuid: VmId, kind: XmlKind) -> Result<String, HvError> {

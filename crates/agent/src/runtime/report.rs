@@ -125,7 +125,6 @@ impl State {
         self.pending.clone_from(&seen.pending);
         self.qemu.clone_from(&seen.qemu);
         self.addresses.clone_from(&seen.addresses);
-        self.volumes.clone_from(&seen.volumes);
         self.restarts = seen.restarts.clone();
         self.warnings.clone_from(&seen.warnings);
         self.since = seen.since;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::http::Request;
 use futures_util::future::join_all;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vmkeep_api::body::{DomainView, NetworkFound, NetworkView, NodeView, PoolSpace, PoolView, WishCheck};
 use vmkeep_store::keys;
@@ -76,11 +77,7 @@ pub async fn look_again(call: &Call, names: &[Name]) -> Result<(), Error> {
         let Some(owner) = get::<Owner>(call.store(), &keys::owner(id.value)).await? else { continue };
         by_node.entry(owner.value.node).or_default().push(id.value);
     }
-    let looks = by_node.iter().map(|(node, vms)| async move {
-        let body = serde_json::to_vec(vms).expect("ids are JSON");
-        let request = Request::post("/n/look").header("content-type", "application/json").body(body.into()).expect("a fixed path");
-        tokio::time::timeout(PATIENCE, read::<()>(call.server.gate.call(node, request).await)).await
-    });
+    let looks = by_node.iter().map(|(node, vms)| tokio::time::timeout(PATIENCE, post_node(call, node, "/n/look", vms)));
     for look in join_all(looks).await {
         if let Ok(Err(error)) = look {
             tracing::debug!(%error, "a node did not look at its VMs");
@@ -129,14 +126,17 @@ pub async fn check_wish(call: &Call, spec: &VmSpec) -> Result<(), Error> {
 
 /// A node that cannot say now refuses nothing.
 async fn ask_about(call: &Call, node: &Name, check: &WishCheck) -> Result<(), Error> {
-    let body = serde_json::to_vec(check).map_err(|e| Error::internal(e.to_string()))?;
-    let request = Request::post("/n/wish").header("content-type", "application/json").body(body.into()).expect("a fixed path");
-    let answer = tokio::time::timeout(PATIENCE, read::<()>(call.server.gate.call(node, request).await)).await;
-    match answer {
+    match tokio::time::timeout(PATIENCE, post_node(call, node, "/n/wish", check)).await {
         Ok(Err(error)) if matches!(error.code, Code::Invalid | Code::Refused | Code::Conflict) => Err(error),
         Ok(Err(error)) if error.code == Code::NotFound && error.message.starts_with("nics[") => Err(error),
         _ => Ok(()),
     }
+}
+
+async fn post_node(call: &Call, node: &Name, path: &'static str, body: &impl Serialize) -> Result<(), Error> {
+    let body = serde_json::to_vec(body).map_err(|e| Error::internal(e.to_string()))?;
+    let request = Request::post(path).header("content-type", "application/json").body(body.into()).expect("a fixed path");
+    read(call.server.gate.call(node, request).await).await
 }
 
 async fn everywhere<T: DeserializeOwned>(call: &Call, path: &str) -> Result<Vec<(Name, T)>, Error> {

@@ -73,6 +73,10 @@ impl Host {
         self.domains.get_mut(&uuid).ok_or(HvError::NoDomain(uuid))
     }
 
+    pub fn named(&self, name: &str) -> Option<VmId> {
+        self.names.get(name).copied()
+    }
+
     /// The domain with its running description.
     pub fn running(&mut self, uuid: VmId) -> Result<(&mut Domain, Node), HvError> {
         let domain = self.get_mut(uuid)?;
