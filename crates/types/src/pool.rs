@@ -66,6 +66,10 @@ pub struct VolumeRecord {
     /// The operation that is writing its first data: until that ends nobody else makes it, opens it or attaches it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filling: Option<OperationId>,
+    /// A node said that its data is there. From then on a file that is missing is an error wherever the volume is opened: a
+    /// pool that is not mounted must not give a VM an empty disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
     /// The VM it is attached to, and as which disk.
     pub attached: Option<Attachment>,
     pub created_at: jiff::Timestamp,

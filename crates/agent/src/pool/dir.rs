@@ -439,6 +439,7 @@ mod tests {
             image,
             foreign_path: None,
             filling: None,
+            made: false,
             attached: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }

@@ -167,7 +167,7 @@ async fn prepare_volumes(node: &Node, state: &mut State) -> Result<(), Error> {
             // QEMU's own words tell what is wrong with somebody else's file.
             (Ok(None) | Err(_), Some(_)) if volume.size.is_none() => continue,
             (Ok(None), Some(path)) => return Err(Error::refused(format!("disk {disk}: its file {path} is missing"))),
-            (Ok(None), None) if state.volumes.contains_key(&volume.id) => {
+            (Ok(None), None) if volume.made || state.volumes.contains_key(&volume.id) => {
                 let path = pool.volume_path(&volume);
                 let hint = format!("is the file system of pool '{}' mounted? A new disk is made only by `vmkeep vm rebuild`", volume.pool);
                 return Err(Error::refused(format!("disk {disk}: its file {} is gone", path.display())).hint(hint));

@@ -145,6 +145,7 @@ mod tests {
             foreign_path: None,
             attached: None,
             filling: None,
+            made: true,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         };
         let owner = Owner { vm: id, project: project.clone(), node: n3(), epoch: Epoch(2), generation: Generation(7), to: None };

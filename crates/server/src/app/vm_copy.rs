@@ -168,6 +168,7 @@ async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &N
         image: None,
         foreign_path: None,
         filling: Some(op_id),
+        made: false,
         // A copy has no image to take its size from.
         size: size_now(store, &from).await?,
         format,

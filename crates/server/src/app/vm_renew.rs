@@ -84,6 +84,7 @@ pub async fn rebuild(store: &dyn Store, ask: &Ask, name: &Name, from: Option<Nam
         id: VolumeId(uuid::Uuid::new_v4()),
         image: Some(image.id),
         size: Some(size),
+        made: false,
         created_at: jiff::Timestamp::now(),
         ..there.value.clone()
     };

@@ -97,15 +97,11 @@ pub fn chosen_macs(choices: &VmChoices) -> BTreeSet<String> {
 
 /// `VM-DISK`; where that is too long for a name, its beginning and a number made from all of it.
 pub fn volume_name(vm: &Name, disk: &Name) -> Name {
-    /// FNV-1a: the same on every host and in every version.
-    fn number(text: &str) -> u32 {
-        text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-    }
     let whole = format!("{vm}-{disk}");
     let told = if whole.len() <= NAME_BYTES_MAX {
         whole
     } else {
-        let number = format!("-{:08x}", number(&whole));
+        let number = format!("-{:08x}", vmkeep_types::hash::fnv32(whole.bytes()));
         format!("{}{number}", whole[..NAME_BYTES_MAX - number.len()].trim_end_matches('-'))
     };
     told.parse().expect("two names and a hyphen make a name")
@@ -435,6 +431,7 @@ impl Look<'_> {
             image,
             foreign_path: None,
             filling: None,
+            made: false,
             attached: Some(Attachment { vm: VmId(uuid::Uuid::nil()), disk: wish.name.clone() }),
             created_at: jiff::Timestamp::now(),
         }

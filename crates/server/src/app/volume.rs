@@ -118,6 +118,7 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
         image: image.as_ref().map(|(image, ..)| image.id),
         foreign_path: None,
         filling: None,
+        made: false,
         attached: None,
         created_at: jiff::Timestamp::now(),
     };

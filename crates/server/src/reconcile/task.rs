@@ -106,7 +106,7 @@ fn settle(view: &ClusterView, node: &Name, op: &Operation, task: &NodeTask, resu
                 (Some(error), Work::CopyVolume { .. }) => drop_clone(view, kept, error, now, txn),
                 (Some(_), _) => drop_volume(kept, txn),
                 (None, _) => {
-                    let value = VolumeRecord { filling: None, ..kept.value.clone() };
+                    let value = VolumeRecord { filling: None, made: true, ..kept.value.clone() };
                     rewrite(keys::volume(&value.project, value.id), kept, &value, txn)
                 }
             }

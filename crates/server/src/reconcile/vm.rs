@@ -211,6 +211,9 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
     if let Some(txn) = seen.and_then(|seen| keep_choices(view, record, seen).or_else(|| follow_outside_start(view, vm.id, seen))) {
         return Some(txn);
     }
+    if let Some(txn) = seen.and_then(|seen| made(view, vm, seen)) {
+        return Some(txn);
+    }
     if let Some(txn) = seen.and_then(|seen| booted_once(record, seen)).or_else(|| free_dropped(view, record, owner)) {
         return Some(txn);
     }
@@ -233,6 +236,19 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
         txn = txn.then(typed::put(keys::owner(vm.id), &refreshed));
     }
     Some(txn)
+}
+
+/// What a node has made is noted at the volume, so that no other node makes it anew where it does not see the file.
+fn made(view: &ClusterView, vm: &VmRecord, seen: &Seen) -> Option<Txn> {
+    let volumes = vm.volumes.values().filter_map(|id| view.volumes.get(id));
+    let news = volumes.filter(|volume| !volume.value.made && seen.volumes.contains_key(&volume.value.id));
+    let note = |txn: Txn, volume: &Kept<VolumeRecord>| {
+        let key = keys::volume(&volume.value.project, volume.value.id);
+        let value = VolumeRecord { made: true, ..volume.value.clone() };
+        txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &value))
+    };
+    let txn = news.fold(Txn::default(), note);
+    (!txn.then.is_empty()).then_some(txn)
 }
 
 /// `boot_once` has been carried out and is taken out of the wish.
@@ -433,7 +449,9 @@ fn tell(op: &Kept<Operation>, seen: &Seen, now: jiff::Timestamp) -> Option<Opera
     // An operation that wrote the wish was created in the same transaction, so the wish has its revision.
     let wanted = if spec_revision == Revision(0) { op.created } else { spec_revision };
     let mut value = op.value.clone();
-    value.blocked = None;
+    // What a node does it says beside it; without that the domain is unknown because nobody tells.
+    let silent = matches!(seen.domain, Observed::Unknown) && seen.doing.is_none();
+    value.blocked = silent.then(|| "libvirt does not answer on its node".to_owned());
     let fresh = seen.spec_revision >= wanted && !matches!(seen.domain, Observed::Unknown);
     if seen.memory.tried() >= wanted && seen.memory.power_cycle >= power_cycle && fresh {
         value.steps = steps(&op.value, seen);

@@ -171,6 +171,7 @@ async fn what_comes_into_a_pool_and_its_end_see_each_other() {
         image: None,
         foreign_path: None,
         filling: None,
+        made: true,
         attached: None,
         created_at: jiff::Timestamp::UNIX_EPOCH,
     };

@@ -1,6 +1,7 @@
 //! Clones while their disks are copied, and disks that a wish let go of.
 
 use vmkeep_types::ids::{PoolId, VolumeId};
+use vmkeep_types::observed::VolumeSeen;
 use vmkeep_types::order::{NodeTask, TaskResult, TaskState, Work};
 use vmkeep_types::pool::{Attachment, PoolDriver, PoolRecord, PoolSpec, VolumeRecord};
 use vmkeep_types::vm::DiskFormat;
@@ -22,6 +23,7 @@ fn volume(filling: Option<OperationId>) -> VolumeRecord {
         image: None,
         foreign_path: None,
         filling,
+        made: false,
         attached: Some(Attachment { vm: VM, disk: Name::known("root") }),
         created_at: now(),
     }
@@ -124,10 +126,30 @@ async fn a_clone_gets_no_node_before_its_disks_are_there() {
     copied(&store, TaskState::Done).await;
     assert_eq!(copy(&store).await.state, OpState::Done);
     let order = order(&store).await.expect("placed");
-    assert_eq!(order.volumes[&Name::known("root")].filling, None);
+    let root = &order.volumes[&Name::known("root")];
+    assert_eq!((root.filling, root.made), (None, true));
     answer(&store, |seen| seen.domain = Observed::Known(DomainState::Off)).await;
     rest(&store).await;
     assert_eq!((op(&store).await.state, op(&store).await.blocked), (OpState::Done, None));
+}
+
+/// From then on no node makes it: a shared pool that is not mounted somewhere must not give the VM an empty disk.
+#[tokio::test]
+async fn what_a_node_made_is_noted_at_the_volume() {
+    let store = cloning().await;
+    put(&store, [typed::put(keys::volume(&project(), DISK), &volume(None))]).await;
+    rest(&store).await;
+    let made = || async { disk(&store).await.expect("a volume").made };
+    answer(&store, |_| ()).await;
+    rest(&store).await;
+    assert!(!made().await, "the node has not said so");
+    answer(&store, |seen| {
+        seen.volumes.insert(DISK, VolumeSeen { size_bytes: 1 << 30, allocated_bytes: 4096 });
+    })
+    .await;
+    rest(&store).await;
+    assert!(made().await);
+    assert!(order(&store).await.expect("placed").volumes[&Name::known("root")].made, "and its order says so");
 }
 
 #[tokio::test]
