@@ -239,6 +239,9 @@ pub struct DomainView {
     pub state: vmkeep_types::observed::DomainState,
     /// vmkeep made or adopted it.
     pub ours: bool,
+    /// It carries vmkeep's mark, but no VM of this store has its uuid: the store is older than it, or it is another vmkeep's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -563,6 +566,9 @@ pub struct AdoptionProposal {
     /// Disk name to its top image.
     pub disks: BTreeMap<Name, FoundDisk>,
     pub running: bool,
+    /// It carries vmkeep's mark.
+    #[serde(default)]
+    pub ours: bool,
     /// What the manifest cannot say and vmkeep will leave alone.
     pub warnings: Vec<String>,
 }

@@ -352,7 +352,9 @@ enum Wish {
 }
 
 fn wish(s: &Situation<'_>, memory: &VmMemory) -> Wish {
-    if memory.applied >= s.order.spec_revision {
+    // A network that has changed changes what is written of its NICs, as if the VM's own wish had.
+    let as_then = memory.networks.is_none_or(|then| then == s.order.networks_hash());
+    if memory.applied >= s.order.spec_revision && as_then {
         return Wish::Applied;
     }
     let failed_before = memory.apply_failed == Some(s.order.spec_revision);
@@ -494,6 +496,7 @@ pub fn applied(memory: &mut VmMemory, order: &Order) {
     memory.apply_failed = None;
     memory.next_apply_ms = None;
     memory.applied = memory.applied.max(order.spec_revision);
+    memory.networks = Some(order.networks_hash());
 }
 
 /// Somebody else asked the guest to power down: if it does, that is a hold and not the guest's own wish.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vmkeep_types::image::{Found, ImageFacts};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
-use vmkeep_types::vm::{DiskBus, Listen, OsFamily, RunPolicy, VmSpec};
+use vmkeep_types::vm::{DiskBus, Firmware, Listen, OsFamily, RunPolicy, VmSpec};
 
 /// Says when a VM is larger than what is free on every node now. `free` is what each node measured last; one that measured
 /// nothing has room for all we know.
@@ -27,6 +27,7 @@ pub fn warnings(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Opti
     let mut told = Vec::new();
     told.extend(windows_without_drivers(new, images));
     told.extend(no_cloud_init(new, images));
+    told.extend(small_for_uefi(new, old, images));
     for disk in old.iter().flat_map(|old| &old.disks) {
         if !new.disks.iter().any(|there| there.name == disk.name) {
             told.push(format!("disk '{}' is detached, and its data kept as an unused volume (vmkeep volume list)", disk.name));
@@ -69,12 +70,26 @@ fn no_cloud_init(new: &VmSpec, images: &BTreeMap<Name, Option<ImageFacts>>) -> O
     }
 }
 
+/// Less than this, and OVMF hands over to a Debian kernel that dies at once (tried with 128M; 256M boots).
+const UEFI_MEMORY_MIN: ByteCount = ByteCount::from_mib(256);
+
+fn small_for_uefi(new: &VmSpec, old: Option<&VmSpec>, images: &BTreeMap<Name, Option<ImageFacts>>) -> Option<String> {
+    let of_image = || new.disks.iter().find_map(|disk| images.get(disk.image.as_ref()?)?.as_ref()).map(|facts| facts.firmware);
+    let firmware = if new.firmware == Firmware::Auto { of_image().unwrap_or_default() } else { new.firmware };
+    let before = old.is_some_and(|old| (old.memory.size, old.firmware) == (new.memory.size, new.firmware));
+    (firmware != Firmware::Bios && new.memory.size < UEFI_MEMORY_MIN && !before).then(|| {
+        let (memory, least) = (new.memory.size.human(), UEFI_MEMORY_MIN.human());
+        format!(
+            "memory {memory} is little for UEFI firmware: many guests die before their first word. Give it {least}, or set firmware: bios"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
     use serde_json::{Value, json};
     use vmkeep_types::image::ImageKind;
-    use vmkeep_types::vm::Firmware;
 
     use super::*;
 
@@ -130,6 +145,17 @@ mod tests {
         let cds = json!({"os": "windows", "disks": [{"name": "c", "empty": true}], "cdroms": [{"name": "cd1", "image": "virtio-win"}]});
         check(cds, None, &BTreeMap::new(), expect![""]);
         check(json!({"os": "windows", "disks": [{"name": "c", "empty": true, "bus": "sata"}]}), None, &BTreeMap::new(), expect![""]);
+    }
+
+    #[test]
+    fn uefi_needs_memory() {
+        let none = BTreeMap::new();
+        let wanted =
+            "memory 128M is little for UEFI firmware: many guests die before their first word. Give it 256M, or set firmware: bios";
+        assert_eq!(warnings(&spec(json!({"memory": "128M"})), None, &none, 1), [wanted]);
+        check(json!({"memory": "128M", "firmware": "bios"}), None, &none, expect![""]);
+        check(json!({"memory": "256M", "firmware": "uefi"}), None, &none, expect![""]);
+        check(json!({"memory": "128M", "run": "manual"}), Some(json!({"memory": "128M"})), &none, expect![""]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod error;
 pub mod event;
 pub mod explain;
 pub mod ha;
+pub mod hash;
 pub mod host;
 pub mod ids;
 pub mod image;

@@ -197,6 +197,8 @@ pub struct VmMemory {
     pub power_cycle: u64,
     /// The wish that was applied, as far as it can be without a restart.
     pub applied: Revision,
+    /// What of its networks it was applied with, as [`crate::order::Order::networks_hash`] tells it; None where an older agent applied it.
+    pub networks: Option<u64>,
     /// The wish that could not be applied; tried again at `next_apply_ms`.
     pub apply_failed: Option<Revision>,
     pub next_apply_ms: Option<u64>,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::hash::fnv64;
 use crate::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
 use crate::image::{BuildRecipe, ImageFacts};
 use crate::migration::{Handed, Moving};
@@ -45,6 +46,13 @@ pub struct Order {
     /// What the node before remembered, for a worker that has no memory of this generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed: Option<Handed>,
+}
+
+impl Order {
+    /// A number that is another one when its networks are described otherwise: what is written of NICs comes from there.
+    pub fn networks_hash(&self) -> u64 {
+        fnv64(serde_json::to_vec(&self.networks).expect("plain data"))
+    }
 }
 
 /// What a node must know of an image to clone it.

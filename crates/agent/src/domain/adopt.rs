@@ -46,7 +46,7 @@ pub fn adopt(xml: &str, stored: &str) -> Result<AdoptionProposal, Error> {
     let running = domain.get("id").is_some();
     let Taken { mut spec, choices, disks, patches, warnings, .. } = taken;
     spec.libvirt_xml = patches;
-    Ok(AdoptionProposal { uuid, name, spec, choices, disks, running, warnings })
+    Ok(AdoptionProposal { uuid, name, spec, choices, disks, running, ours: false, warnings })
 }
 
 /// libvirt allows more in names than we do.

@@ -22,15 +22,17 @@ use super::{field, metadata};
 pub fn compare(wanted: &str, actual: &str) -> Result<Comparison, Error> {
     let (wanted, actual) = (tree::parse(wanted)?, tree::parse(actual)?);
     let foreign = diff::is_foreign(&actual);
+    let boots_alike = diff::boot_sequence_is_kept(&diff::pairs(&wanted, &actual));
     let mut comparison = Comparison::default();
     for difference in differences(&wanted, &actual, View::Stored) {
         let change = field::change(&difference);
         if is_conflict(&difference, &actual) {
             comparison.conflicts.push(change);
-        } else if !(foreign && is_detail(&change.field)) {
+        } else if !(foreign && is_detail(&change.field)) && !(boots_alike && change.field.starts_with("boot[")) {
             comparison.drift.push(change);
         }
     }
+    field::fold_machine(&mut comparison.drift);
     Ok(comparison)
 }
 

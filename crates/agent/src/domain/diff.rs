@@ -360,10 +360,28 @@ fn words(element: &Element, depth: usize) -> String {
 fn summary(device: &Element) -> String {
     let source = device.find("source").map(|s| ["file", "dev", "network", "bridge", "dir"].iter().find_map(|k| s.get(k)).unwrap_or("?"));
     match (device.name.as_str(), source) {
+        ("disk", None) if matches!(device.get("device"), Some("cdrom" | "floppy")) => {
+            format!("empty {} drive", device.attr_at("target", "bus").unwrap_or("CD"))
+        }
         ("disk", Some(source)) => format!("{} disk on {source}", device.attr_at("target", "bus").unwrap_or("a")),
         ("interface", Some(source)) => format!("{} NIC on {source}", device.attr_at("model", "type").unwrap_or("a")),
         _ => words(device, 1),
     }
+}
+
+/// Numbers may differ as long as the same devices come one after the other.
+pub fn boot_sequence_is_kept(pairs: &Pairs<'_>) -> bool {
+    let order = |d: &Element| d.attr_at("boot", "order").and_then(|n| n.parse::<u32>().ok());
+    let mut booted: Vec<(u32, u32)> = Vec::new();
+    for (wanted, actual) in &pairs.both {
+        match (order(wanted), order(actual)) {
+            (Some(w), Some(r)) => booted.push((w, r)),
+            (None, None) => {}
+            _ => return false,
+        }
+    }
+    booted.sort_unstable();
+    booted.is_sorted_by_key(|(_, actual)| *actual)
 }
 
 /// Pairs the devices of two descriptions.

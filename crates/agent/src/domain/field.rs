@@ -20,6 +20,14 @@ pub fn change(difference: &Difference<'_>) -> FieldChange {
     FieldChange { field, from: value(&difference.from), to: value(&difference.to) }
 }
 
+/// A machine of another kind has other buses and controllers: what follows from that is not told one by one.
+pub fn fold_machine(changes: &mut Vec<FieldChange>) {
+    let kind = |machine: &str| machine.split(' ').next().and_then(family);
+    if changes.iter().any(|change| change.field == "machine" && kind(&change.from) != kind(&change.to)) {
+        changes.retain(|change| !change.field.starts_with("xml:"));
+    }
+}
+
 /// How a value reads in the manifest.
 #[derive(Clone, Copy)]
 enum Kind {

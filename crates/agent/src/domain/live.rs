@@ -22,7 +22,7 @@ use crate::hypervisor::LiveChange;
 pub fn live_plan(wanted: &str, live: &str) -> Result<LivePlan, Error> {
     let (wanted, live) = (tree::parse(wanted)?, tree::parse(live)?);
     let mut planner = Planner { live: &live, pairs: diff::pairs(&wanted, &live), updated: BTreeMap::new(), changes: Vec::new() };
-    let (foreign, boots_alike) = (diff::is_foreign(&live), boot_sequence_is_kept(&planner.pairs));
+    let (foreign, boots_alike) = (diff::is_foreign(&live), diff::boot_sequence_is_kept(&planner.pairs));
     let mut pending: Vec<FieldChange> = Vec::new();
     for difference in differences(&wanted, &live, View::Running) {
         let change = field::change(&difference);
@@ -36,6 +36,7 @@ pub fn live_plan(wanted: &str, live: &str) -> Result<LivePlan, Error> {
             None => pending.push(change),
         }
     }
+    field::fold_machine(&mut pending);
     planner.changes.sort_by_key(|(rank, _, _)| *rank);
     Ok(LivePlan { changes: planner.changes.into_iter().map(|(_, change, how)| (change, how)).collect(), pending })
 }
@@ -172,19 +173,4 @@ fn detach(device: &Element) -> Option<(Rank, LiveChange)> {
     let alias = device.alias()?;
     let ours = (alias.starts_with("ua-disk-") && is_pluggable_disk(device)) || alias.starts_with("ua-nic-");
     ours.then(|| (Rank::Detach, LiveChange::DetachDevice(device.write())))
-}
-
-/// Numbers may differ as long as the same devices come one after the other.
-fn boot_sequence_is_kept(pairs: &diff::Pairs<'_>) -> bool {
-    let order = |d: &Element| d.attr_at("boot", "order").and_then(|n| n.parse::<u32>().ok());
-    let mut booted: Vec<(u32, u32)> = Vec::new();
-    for (wanted, running) in &pairs.both {
-        match (order(wanted), order(running)) {
-            (Some(w), Some(r)) => booted.push((w, r)),
-            (None, None) => {}
-            _ => return false,
-        }
-    }
-    booted.sort_unstable();
-    booted.is_sorted_by_key(|(_, running)| *running)
 }

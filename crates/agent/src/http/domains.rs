@@ -14,7 +14,7 @@ use super::NodeHttp;
 use super::answer::Answer;
 use super::xml as parts;
 use crate::domain;
-use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, METADATA_URI, XmlKind};
+use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, XmlKind};
 
 /// The kernel's neighbour table is read at once; a tool that hangs is left.
 const TOOL_PATIENCE: Duration = Duration::from_secs(2);
@@ -52,35 +52,16 @@ pub async fn list(State(node): State<Arc<NodeHttp>>, Query(which): Query<Which>)
         None => node.hv().list().await?,
     };
     domains.sort_by(|a, b| a.name.cmp(&b.name));
-    let view = |d: DomainBrief| DomainView { uuid: d.uuid, name: d.name, state: d.state, ours: d.metadata.is_some() };
+    let view = |d: DomainBrief| DomainView { uuid: d.uuid, name: d.name, state: d.state, ours: d.metadata.is_some(), lost: false };
     Ok(Json(domains.into_iter().map(view).collect()))
 }
 
-/// What is proposed for.
-#[derive(Debug, Default, serde::Deserialize)]
-pub struct Purpose {
-    /// A VM of vmkeep takes its own domain as it is now.
-    #[serde(default)]
-    of_ours: bool,
-}
-
-pub async fn adoption(
-    State(node): State<Arc<NodeHttp>>,
-    Path(wanted): Path<String>,
-    Query(purpose): Query<Purpose>,
-) -> Answer<Json<AdoptionProposal>> {
+pub async fn adoption(State(node): State<Arc<NodeHttp>>, Path(wanted): Path<String>) -> Answer<Json<AdoptionProposal>> {
     let domains = node.hv().list().await?;
     let is_it = |d: &&DomainBrief| d.name == wanted || d.uuid.to_string() == wanted.to_ascii_lowercase();
     let Some(brief) = domains.iter().find(is_it) else {
         return Err(Error::not_found("libvirt domain", &wanted).hint("`vmkeep vm list -A` shows all domains").into());
     };
-    if brief.metadata.is_some() && !purpose.of_ours {
-        let hint = format!(
-            "where it runs under another vmkeep: `vmkeep vm release` there; where that one is lost: virsh metadata {} {METADATA_URI} --remove --config",
-            brief.uuid
-        );
-        return Err(Error::conflict(format!("the domain '{}' is a VM of vmkeep already", brief.name)).hint(hint).into());
-    }
     if !brief.persistent {
         let words = format!("the domain '{}' is transient: libvirt forgets it when it stops", brief.name);
         return Err(Error::refused(words)
@@ -89,7 +70,7 @@ pub async fn adoption(
     }
     let xml = node.hv().xml(brief.uuid, current(brief)).await?;
     let stored = node.hv().xml(brief.uuid, XmlKind::Inactive).await?;
-    Ok(Json(domain::adopt(&xml, &stored)?))
+    Ok(Json(AdoptionProposal { ours: brief.metadata.is_some(), ..domain::adopt(&xml, &stored)? }))
 }
 
 pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> Answer<Json<Vec<AddressView>>> {

@@ -355,13 +355,13 @@ async fn domains_ours_and_foreign() {
     let (status, xml) = bed.call(Method::GET, &format!("/n/vms/{VM}/xml"), "").await;
     assert!(status.is_success() && xml.contains("<name>web</name>"), "{xml}");
     bed.check(Method::GET, "/n/domains/nobody/adoption", "", expect!["404 there is no libvirt domain 'nobody'"]).await;
-    bed.check(Method::GET, "/n/domains/web/adoption", "", expect!["409 the domain 'web' is a VM of vmkeep already"]).await;
-    let (status, _) = bed.call(Method::GET, "/n/domains/web/adoption?of_ours=true", "").await;
-    assert!(status.is_success(), "adopt --disks asks for it");
+    let (status, own) = bed.call(Method::GET, "/n/domains/web/adoption", "").await;
+    assert!(status.is_success(), "adopt --disks asks for it: {own}");
+    assert!(serde_json::from_str::<AdoptionProposal>(&own).expect("a proposal").ours);
     let (status, proposal) = bed.call(Method::GET, "/n/domains/other/adoption", "").await;
     assert!(status.is_success(), "{proposal}");
     let proposal: AdoptionProposal = serde_json::from_str(&proposal).expect("a proposal");
-    assert_eq!((proposal.name.as_str(), proposal.running), ("other", false));
+    assert_eq!((proposal.name.as_str(), proposal.running, proposal.ours), ("other", false, false));
 }
 
 #[tokio::test]

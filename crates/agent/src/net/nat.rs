@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 use vmkeep_api::body::NetworkFound;
 use vmkeep_types::error::Error;
+use vmkeep_types::hash::fnv32;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkSpec;
 
@@ -82,8 +83,7 @@ fn bridge_name(project: &Name, network: &Name) -> String {
     if first && plain.len() <= IFNAME_BYTES_MAX {
         return plain;
     }
-    // FNV-1a: the same each time.
-    let number = format!("{project}/{network}").bytes().fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let number = fnv32(format!("{project}/{network}").bytes());
     format!("vmk-{number:08x}")
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use vmkeep_types::error::Error;
+use vmkeep_types::hash::fnv32;
 use vmkeep_types::vm::Nic;
 
 use crate::domain::tree::{self, Element, el};
@@ -128,8 +129,7 @@ fn free(mac: &str, gateway: Ipv4Addr, mask: u32, taken: &BTreeSet<Ipv4Addr>) -> 
     let first = u32::from(gateway) & mask;
     // Neither the network's own address nor its broadcast.
     let room = (!mask).checked_sub(1).filter(|room| *room > 0)?;
-    // FNV-1a: the same each time, and spread.
-    let place = mac.bytes().fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b.to_ascii_lowercase())).wrapping_mul(0x0100_0193));
+    let place = fnv32(mac.bytes().map(|b| b.to_ascii_lowercase()));
     // A network has a few thousand VMs at the most; a search through all of a /8 would only cost time.
     (0..room.min(1 << 16)).map(|n| Ipv4Addr::from(first + 1 + (place % room + n) % room)).find(|ip| *ip != gateway && !taken.contains(ip))
 }

@@ -25,6 +25,7 @@ mod load;
 pub mod migrate;
 mod node;
 mod qemu;
+mod reboots;
 mod rejoin;
 pub mod remove;
 pub mod report;

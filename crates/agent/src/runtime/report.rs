@@ -17,6 +17,7 @@ use vmkeep_types::record::{PowerWish, VmChoices};
 
 use super::clock::boottime_ms;
 use super::node::Node;
+use super::reboots::Reboots;
 
 /// Events that wait for the store; more are dropped, oldest first.
 const EVENTS_MAX: usize = 100;
@@ -62,6 +63,7 @@ pub struct State {
     pub also_open: Option<BTreeSet<String>>,
     pub restarts: RestartCount,
     pub warnings: Vec<String>,
+    pub reboots: Reboots,
     since: jiff::Timestamp,
     events: Vec<Event>,
     written: Option<Seen>,
@@ -98,6 +100,7 @@ impl State {
             also_open: None,
             restarts: RestartCount::default(),
             warnings: Vec::new(),
+            reboots: Reboots::default(),
             since: now,
             events: Vec::new(),
             written: None,

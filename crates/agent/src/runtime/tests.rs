@@ -1,5 +1,6 @@
 //! The agent at work on the fake hypervisor: an order goes into the store, its word comes back, and libvirt changes behind it.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use vmkeep_store::{Store, Txn, keys};
 use vmkeep_types::host::KvmState;
 use vmkeep_types::ids::{Epoch, Generation, Revision};
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::{Doing, DomainState, FieldChange, Observed, Rest};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmOrigin};
@@ -267,14 +269,14 @@ async fn a_vm_that_gave_up_still_takes_wishes() {
     assert!(bed.hv.xml(VM, XmlKind::Inactive).await.expect("xml").contains("<description>changed</description>"));
 }
 
-#[tokio::test]
-async fn a_disk_that_was_made_once_is_not_made_again() {
+/// A VM with a disk in a pool of its own, whose folder this is.
+async fn with_a_disk(made: bool) -> (Bed, PathBuf) {
     let mut bed = Bed::new(json!({"run": "manual", "disks": [{"name": "root", "empty": true, "size": "1M"}]})).await;
     let folder = bed.node.config.seed_dir.join("pool");
     let pool: PoolSpec = serde_json::from_value(json!({"name": "default", "driver": "dir", "path": folder})).expect("a pool");
     let volume: VolumeRecord = serde_json::from_value(json!({
         "id": uuid::Uuid::from_u128(5), "project": "default", "name": "web-root", "pool": "default", "format": "raw", "size": "1M",
-        "attached": {"vm": VM, "disk": "root"}, "created_at": "2026-11-26T00:00:00Z",
+        "attached": {"vm": VM, "disk": "root"}, "created_at": "2026-11-26T00:00:00Z", "made": made,
     }))
     .expect("a volume");
     bed.give(|order| {
@@ -282,6 +284,12 @@ async fn a_disk_that_was_made_once_is_not_made_again() {
         order.volumes.insert(Name::known("root"), volume);
     })
     .await;
+    (bed, folder)
+}
+
+#[tokio::test]
+async fn a_disk_that_was_made_once_is_not_made_again() {
+    let (mut bed, folder) = with_a_disk(false).await;
     bed.until("it runs", |seen| seen.domain == Observed::Known(DomainState::Running) && !seen.volumes.is_empty()).await;
     bed.hv.destroy(VM).await.expect("it runs");
     bed.until("it is off", |seen| seen.domain == Observed::Known(DomainState::Off)).await;
@@ -290,6 +298,27 @@ async fn a_disk_that_was_made_once_is_not_made_again() {
     let seen = bed.until("it fails", |seen| seen.error.is_some()).await;
     assert!(seen.error.as_ref().is_some_and(|error| error.message.contains("is gone")), "{:?}", seen.error);
     assert!(!folder.exists(), "nothing is made in its place");
+}
+
+#[tokio::test]
+async fn a_disk_that_another_node_made_is_not_made_here() {
+    let (bed, folder) = with_a_disk(true).await;
+    let seen = bed.until("it fails", |seen| seen.error.is_some()).await;
+    assert!(seen.error.as_ref().is_some_and(|error| error.message.contains("is gone")), "{:?}", seen.error);
+    assert!(!folder.exists(), "nothing is made in its place");
+}
+
+#[tokio::test]
+async fn a_network_that_has_changed_is_no_drift_of_its_vms() {
+    let mut bed = Bed::new(json!({"nics": [{"name": "lan"}]})).await;
+    let network = |mtu: Option<u32>| -> NetworkSpec { serde_json::from_value(json!({"name": "default", "mtu": mtu})).expect("a network") };
+    bed.give(|order| drop(order.networks.insert(Name::known("default"), network(None)))).await;
+    let before = bed.until("it runs", |seen| seen.domain == Observed::Known(DomainState::Running) && seen.memory.networks.is_some()).await;
+    bed.give(|order| drop(order.networks.insert(Name::known("default"), network(Some(9000))))).await;
+    let seen = bed.until("it is taken in", |seen| seen.memory.networks != before.memory.networks && !seen.pending.is_empty()).await;
+    let told = |changes: &[FieldChange]| changes.iter().map(|c| format!("{} {}", c.field, c.to)).collect::<Vec<_>>();
+    assert_eq!((told(&seen.drift), told(&seen.pending)), (vec![], vec!["nics[lan].mtu 9000".to_owned()]));
+    assert!(bed.hv.xml(VM, XmlKind::Inactive).await.expect("xml").contains("9000"));
 }
 
 #[tokio::test]

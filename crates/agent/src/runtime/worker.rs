@@ -23,6 +23,7 @@ use super::apply;
 use super::clock::boottime_ms;
 use super::guest_clock;
 use super::node::Node;
+use super::reboots::Reboots;
 use super::remove;
 use super::report::State;
 use crate::hypervisor::{BY_HOST, HvError, HvEvent, Lifecycle};
@@ -418,7 +419,9 @@ fn take_events(node: &Node, state: &mut State, events: Vec<HvEvent>) -> bool {
             HvEvent::Rebooted(_) => {
                 // libvirt asks for a power-down on the way to a reboot: that was no stop.
                 state.memory.asked_outside_ms = None;
-                state.event(Level::Info, "vm.rebooted", "the guest rebooted");
+                if let Some(count) = state.reboots.another(boottime_ms()) {
+                    state.event(Reboots::level(count), "vm.rebooted", Reboots::words(count));
+                }
             }
             HvEvent::Watchdog(_, action) => state.event(Level::Warn, "vm.watchdog", format!("the guest's watchdog fired: {action}")),
             HvEvent::IoError { device, reason, .. } => {

@@ -30,6 +30,7 @@ use vmkeep_api::body::Page;
 use vmkeep_api::client::Call;
 use vmkeep_types::ids::Revision;
 use vmkeep_types::manifest::{Manifest, to_yaml_minimal};
+use vmkeep_types::name::Name;
 
 use crate::cli::Command;
 use crate::context::Ctx;
@@ -109,6 +110,24 @@ pub fn show_wish<T: Row + Serialize>(ctx: &Ctx, object: &T, wish: Manifest, card
         return Ok(());
     }
     show(ctx, object, card)
+}
+
+/// Makes a change to each of these, past those where it fails; the last failure ends the command, those before it are said here.
+pub async fn each_of(ctx: &Ctx, names: &[Name], change: impl AsyncFn(&Name) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut last: Option<Failure> = None;
+    for name in names {
+        match change(name).await {
+            Ok(()) => {}
+            // Ctrl-C is meant for all of them.
+            Err(Failure::Code(code)) => return Err(Failure::Code(code)),
+            Err(failure) => {
+                if let Some(before) = last.replace(failure) {
+                    before.report(&ctx.printer);
+                }
+            }
+        }
+    }
+    last.map_or(Ok(()), Err)
 }
 
 /// A list of words for a card or a cell.

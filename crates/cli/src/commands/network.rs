@@ -7,7 +7,7 @@ use vmkeep_types::manifest::{Manifest, to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkMode, NetworkSpec};
 
-use super::{joined, pages, show_wish, word};
+use super::{each_of, joined, pages, show_wish, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -120,16 +120,16 @@ pub async fn run(ctx: &Ctx, command: NetworkCommand) -> Result<(), Failure> {
         NetworkCommand::Create(args) => create(ctx, args).await,
         NetworkCommand::Set { name, fields } => {
             let view = get(ctx, &name).await?;
-            put(ctx, &name, &assign_all(&view.spec, &fields, vmkeep_types::manifest::network_from_json)?).await
+            put(ctx, &name, &assign_all(&view.spec, &fields, vmkeep_types::manifest::network_from_json)?, "updated").await
         }
         NetworkCommand::Edit { name } => edit(ctx, &name).await,
         NetworkCommand::Delete { names } => {
             ctx.confirm(&format!("Delete network {}?", joined(&names)))?;
-            for name in &names {
+            each_of(ctx, &names, async |name| {
                 let call = ctx.call("network.delete")?.field("name", name);
-                ctx.change(&format!("delete network '{name}'"), call).await?;
-            }
-            Ok(())
+                ctx.change(&format!("delete network '{name}'"), call).await
+            })
+            .await
         }
     }
 }
@@ -138,12 +138,16 @@ async fn get(ctx: &Ctx, name: &Name) -> Result<NetworkView, Failure> {
     Ok(ctx.call("network.get")?.field("name", name).answer().await?)
 }
 
-async fn put(ctx: &Ctx, name: &Name, spec: &NetworkSpec) -> Result<(), Failure> {
+async fn put(ctx: &Ctx, name: &Name, spec: &NetworkSpec, done: &str) -> Result<(), Failure> {
     if ctx.is_rehearsal(&format!("change network '{name}'")) {
         return Ok(());
     }
-    let _: NetworkView = ctx.call("network.put")?.field("name", name).json(spec).answer().await?;
-    ctx.printer.say(&format!("network '{name}' is written"));
+    let view: NetworkView = ctx.call("network.put")?.field("name", name).json(spec).answer().await?;
+    ctx.printer.say(&format!("network '{name}' {done}"));
+    if !view.used_by.is_empty() {
+        let users = joined(&view.used_by);
+        ctx.printer.hint(&format!("what runs on it takes the rest of the change at its next cold start (vmkeep vm restart): {users}"));
+    }
     Ok(())
 }
 
@@ -160,7 +164,7 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     let smallest = serde_json::json!({ "name": args.name, "mode": mode });
     let mut spec: NetworkSpec = serde_json::from_value(smallest).expect("a name and a mode are a whole network");
     (spec.bridge, spec.ipv4, spec.ipv6, spec.mtu) = (args.bridge, args.ipv4, args.ipv6, args.mtu);
-    put(ctx, &args.name, &spec).await
+    put(ctx, &args.name, &spec, "created").await
 }
 
 async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
@@ -168,7 +172,7 @@ async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
     let text = to_yaml_minimal(&Manifest::Network(view.spec.clone()));
     crate::commands::vm::edit::edit_text(ctx, &format!("network-{name}"), &text, async |file, text| {
         let spec = crate::files::read_network(file, text)?;
-        put(ctx, name, &spec).await
+        put(ctx, name, &spec, "updated").await
     })
     .await
 }

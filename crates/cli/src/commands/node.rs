@@ -11,7 +11,7 @@ use vmkeep_types::node::{Averages, Closure, Cordon, NodeSpec, Ratio, Taint};
 use vmkeep_types::operation::OpState;
 use vmkeep_types::units::Seconds;
 
-use super::{fence, joined, or_dash, pages, show, word};
+use super::{each_of, fence, joined, or_dash, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -123,7 +123,7 @@ impl Row for NodeView {
             _ if closure == Some(Closure::Maintenance) => Cell("maintenance".into(), Tone::Warn),
             _ if closure.is_some() => Cell("cordoned".into(), Tone::Warn),
             Some(NodeHealth::Online) => Cell("online".into(), Tone::Good),
-            None => Cell("up".into(), Tone::Good),
+            None => Cell("online".into(), Tone::Good),
         };
         let kvm = match &facts.kvm {
             KvmState::Usable => Cell("yes".into(), Tone::Good),
@@ -203,19 +203,20 @@ async fn set(ctx: &Ctx, name: &Name, fields: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     let _: NodeView = ctx.call("node.put")?.field("name", name).json(&spec).answer().await?;
-    ctx.printer.say(&format!("node '{name}' is written"));
+    ctx.printer.say(&format!("node '{name}' updated"));
     Ok(())
 }
 
 async fn act(ctx: &Ctx, names: &[Name], action: &str, request: &NodeActionRequest) -> Result<(), Failure> {
-    for name in names {
+    each_of(ctx, names, async |name| {
         if ctx.is_rehearsal(&format!("{action} node '{name}'")) {
-            continue;
+            return Ok(());
         }
         let _: NodeView = ctx.call("node.action")?.field("name", name).field("action", action).json(request).answer().await?;
         ctx.printer.say(&format!("node '{name}' is {action}ed"));
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 fn taint(taint: &Taint) -> String {

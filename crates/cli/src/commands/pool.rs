@@ -9,7 +9,7 @@ use vmkeep_types::pool::{PoolDriver, PoolSpec};
 use vmkeep_types::units::ByteCount;
 
 use super::vm::edit::edit_text;
-use super::{joined, pages, show_wish};
+use super::{each_of, joined, pages, show_wish};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -102,15 +102,12 @@ pub async fn run(ctx: &Ctx, command: PoolCommand) -> Result<(), Failure> {
         PoolCommand::Create(args) => create(ctx, args).await,
         PoolCommand::Set { name, fields } => {
             let view = get(ctx, &name).await?;
-            put(ctx, &name, &assign_all(&view.spec, &fields, pool_from_json)?).await
+            put(ctx, &name, &assign_all(&view.spec, &fields, pool_from_json)?, "updated").await
         }
         PoolCommand::Edit { name } => edit(ctx, &name).await,
         PoolCommand::Delete { names } => {
             ctx.confirm(&format!("Delete pool {}? Folders and what lies in them stay.", joined(&names)))?;
-            for name in &names {
-                delete(ctx, name).await?;
-            }
-            Ok(())
+            each_of(ctx, &names, async |name| delete(ctx, name).await).await
         }
     }
 }
@@ -119,12 +116,12 @@ async fn get(ctx: &Ctx, name: &Name) -> Result<PoolView, Failure> {
     Ok(ctx.call("pool.get")?.field("name", name).answer().await?)
 }
 
-async fn put(ctx: &Ctx, name: &Name, spec: &PoolSpec) -> Result<(), Failure> {
+async fn put(ctx: &Ctx, name: &Name, spec: &PoolSpec, done: &str) -> Result<(), Failure> {
     if ctx.is_rehearsal(&format!("write pool '{name}'")) {
         return Ok(());
     }
     let _: PoolView = ctx.call("pool.put")?.field("name", name).json(spec).answer().await?;
-    ctx.printer.say(&format!("pool '{name}' is written"));
+    ctx.printer.say(&format!("pool '{name}' {done}"));
     Ok(())
 }
 
@@ -138,7 +135,7 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
         Err(e) => return Err(e),
     }
     let driver = PoolDriver::Dir { path: args.path, shared: args.shared };
-    put(ctx, &args.name, &PoolSpec { name: args.name.clone(), description: args.description, driver }).await
+    put(ctx, &args.name, &PoolSpec { name: args.name.clone(), description: args.description, driver }, "created").await
 }
 
 async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
@@ -146,7 +143,7 @@ async fn edit(ctx: &Ctx, name: &Name) -> Result<(), Failure> {
     let text = to_yaml_minimal(&Manifest::Pool(view.spec.clone()));
     edit_text(ctx, &format!("pool-{name}"), &text, async |file, text| {
         let spec = crate::files::read_pool(file, text)?;
-        put(ctx, name, &spec).await
+        put(ctx, name, &spec, "updated").await
     })
     .await
 }

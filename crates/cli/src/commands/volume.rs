@@ -6,7 +6,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::DiskFormat;
 
-use super::{or_dash, pages, show, word};
+use super::{each_of, or_dash, pages, show, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Row, Tone};
@@ -142,9 +142,9 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
 
 async fn delete(ctx: &Ctx, names: &[Name]) -> Result<(), Failure> {
     ctx.confirm(&format!("Delete {} with all data?", super::joined(names)))?;
-    for name in names {
+    each_of(ctx, names, async |name| {
         let call = ctx.call("volume.delete")?.field("name", name);
-        ctx.change(&format!("delete volume '{name}' and its data"), call).await?;
-    }
-    Ok(())
+        ctx.change(&format!("delete volume '{name}' and its data"), call).await
+    })
+    .await
 }

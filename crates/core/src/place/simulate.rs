@@ -53,6 +53,6 @@ fn numbered(name: &Name, n: u32) -> Name {
 
 /// An id that no VM has: version and variant of a UUID are not set in it.
 fn planned_id(name: &Name, n: u32) -> VmId {
-    let stem = name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let stem = vmkeep_types::hash::fnv64(name.as_str().bytes());
     VmId(uuid::Uuid::from_u64_pair(stem & 0x0fff, u64::from(n)))
 }

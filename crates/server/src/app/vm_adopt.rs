@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use vmkeep_api::body::{AdoptionProposal, FoundDisk};
+use vmkeep_api::body::{AdoptionProposal, DomainView, FoundDisk, PoolView};
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{Revision, VolumeId};
+use vmkeep_types::ids::{Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{Operation, Wanted};
 use vmkeep_types::pool::{Attachment, PoolDriver, PoolSpec, VolumeRecord};
@@ -14,7 +14,7 @@ use vmkeep_types::vm::DiskFormat;
 
 use super::vm_parts::{busy, record, resource};
 use super::vm_resolve::{chosen_macs, fixed_macs, free_name, volume_name};
-use super::{Ask, begin, get, operation, pool};
+use super::{Ask, begin, get, operation, pool, store_error, volume};
 
 /// Takes over a domain that a node proposes.
 ///
@@ -45,8 +45,9 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
     for mac in fixed_macs(&record.spec).union(&chosen_macs(&proposal.choices)) {
         txn = txn.when(Compare::Absent(keys::mac(mac))).then(typed::put(keys::mac(mac), &record.id));
     }
+    let pools = pool::list(store).await?;
     for (disk, found) in proposal.disks {
-        let volume = foreign_volume(ask, &record, node, &disk, found);
+        let volume = found_volume(store, &pools, (ask, &record), node, &disk, found).await?;
         let volume_name = keys::name("volume", &ask.project, &volume.name);
         if let Some(wish) = record.spec.disks.iter_mut().find(|d| d.name == disk) {
             wish.volume = Some(volume.name.clone());
@@ -54,6 +55,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
         record.volumes.insert(disk, volume.id);
         txn = txn
             .when(Compare::Absent(volume_name.clone()))
+            .when(Compare::Absent(keys::volume(&ask.project, volume.id)))
             .then(typed::put(volume_name, &volume.id))
             .then(typed::put(keys::volume(&ask.project, volume.id), &volume));
     }
@@ -73,6 +75,67 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
     begin(store, ask, free.take(proposal.uuid, txn), op).await?.ok_or_else(taken)
 }
 
+/// Domains that carry vmkeep's mark and that no VM of this store is.
+///
+/// # Errors
+/// The store's.
+pub async fn mark_lost(store: &dyn Store, domains: &mut [DomainView]) -> Result<(), Error> {
+    for domain in domains.iter_mut().filter(|domain| domain.ours) {
+        domain.lost = !is_kept(store, domain.uuid).await?;
+        domain.ours = !domain.lost;
+    }
+    Ok(())
+}
+
+/// Every VM of every project has its power from its first moment to its last.
+async fn is_kept(store: &dyn Store, vm: VmId) -> Result<bool, Error> {
+    Ok(store.get(&keys::power(vm)).await.map_err(store_error)?.is_some())
+}
+
+/// A domain of vmkeep's is taken over only where this store has lost it; that is worth a warning.
+///
+/// # Errors
+/// It is a VM of this store; the store's.
+pub async fn refuse_kept(store: &dyn Store, proposal: &mut AdoptionProposal) -> Result<(), Error> {
+    if !proposal.ours {
+        return Ok(());
+    }
+    if is_kept(store, proposal.uuid).await? {
+        let message = format!("the domain '{}' is a VM of vmkeep already", proposal.name);
+        return Err(Error::conflict(message).hint("`vmkeep vm list` shows it, where it is of another project with --project NAME"));
+    }
+    let words = "the domain carries vmkeep's mark, and this store does not know it: it is taken over, as after the restore of an older store. \
+                 Another vmkeep that still keeps it must release it";
+    proposal.warnings.push(words.into());
+    Ok(())
+}
+
+/// The volume that a found disk becomes. A file that a pool of vmkeep made is that volume again, kept and deleted with its VM; of any
+/// other file vmkeep deletes nothing.
+async fn found_volume(
+    store: &dyn Store,
+    pools: &[PoolView],
+    vm: (&Ask, &VmRecord),
+    node: &Name,
+    disk: &Name,
+    found: FoundDisk,
+) -> Result<VolumeRecord, Error> {
+    let (ask, record) = vm;
+    let fresh = foreign_volume(ask, record, node, disk, found);
+    let path = fresh.foreign_path.clone().unwrap_or_default();
+    let stem = std::path::Path::new(&path).file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<VolumeId>().ok());
+    let Some(id) = stem else { return Ok(fresh) };
+    let Some((pool, format)) = pools.iter().find_map(|pool| Some((&pool.spec, own_format(&pool.spec, &path, id)?))) else {
+        return Ok(fresh);
+    };
+    // Volumes of other projects have the same folder.
+    let known = super::list_readable::<VolumeRecord>(store, "volume/").await?.into_iter().find(|volume| volume.value.id == id);
+    match known {
+        Some(volume) => Err(volume::whose(store, &volume.value).await?),
+        None => Ok(VolumeRecord { id, pool: pool.name.clone(), format, foreign_path: None, ..fresh }),
+    }
+}
+
 fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: FoundDisk) -> VolumeRecord {
     VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
@@ -85,6 +148,7 @@ fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: Fou
         image: None,
         foreign_path: Some(found.path),
         filling: None,
+        made: true,
         attached: Some(Attachment { vm: vm.id, disk: disk.clone() }),
         created_at: vm.created_at,
     }
@@ -119,7 +183,7 @@ pub async fn adopt_disks(store: &dyn Store, ask: &Ask, name: &Name, proposal: &A
         let format = own.unwrap_or(there.format);
         let wish = accepted.spec.disks.iter_mut().find(|wish| wish.name == *disk && wish.format != DiskFormat::Auto);
         wish.into_iter().for_each(|wish| wish.format = format);
-        let taken = VolumeRecord { foreign_path, format, ..volume.value.clone() };
+        let taken = VolumeRecord { foreign_path, format, made: true, ..volume.value.clone() };
         if taken != volume.value {
             txn = txn.when(Compare::ModifiedAt(key.clone(), volume.modified)).then(typed::put(key, &taken));
         }

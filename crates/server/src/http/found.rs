@@ -19,8 +19,8 @@ use vmkeep_types::record::{Owner, VmChoices};
 use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
-use super::handlers::{ask_node, read};
-use crate::app::{get, network, node, store_error, vm_parts};
+use super::relay::{ask_node, read};
+use crate::app::{get, network, node, store_error, vm_adopt, vm_parts};
 
 /// More are not asked: a listing would wait for the slowest of them.
 const NODES_MAX: usize = 16;
@@ -63,7 +63,8 @@ pub async fn foreign_domains(call: &mut Call, wished: &[Name]) -> Result<(), Err
     let path = if new.len() > NAMED_MAX { "/n/domains".to_owned() } else { format!("/n/domains?named={}", new.join(",")) };
     let domains = tokio::time::timeout(PATIENCE, ask_node::<Vec<DomainView>>(call, only, &path)).await;
     // libvirt that does not answer says so when the VM is defined.
-    let domains = domains.ok().and_then(Result::ok).unwrap_or_default();
+    let mut domains = domains.ok().and_then(Result::ok).unwrap_or_default();
+    vm_adopt::mark_lost(call.store(), &mut domains).await?;
     call.ask.foreign = domains.into_iter().filter(|domain| !domain.ours).map(|domain| domain.name).collect();
     Ok(())
 }

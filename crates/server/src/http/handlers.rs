@@ -1,6 +1,5 @@
 //! One function per group of routes: read, ask `app`, answer.
 
-use axum::http::Uri;
 use axum::response::Response;
 use vmkeep_api::body::{AdoptRequest, AdoptionProposal, ApplyRequest, TokenCreate, VolumeCreate};
 use vmkeep_store::keys;
@@ -9,10 +8,11 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::manifest::{self, Manifest};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::Operation;
-use vmkeep_types::record::{Leaving, Owner};
+use vmkeep_types::record::Leaving;
 use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
+use super::relay::{ask_node, read, to_node, to_node_at, to_vm};
 use super::{found, respond, watch};
 use crate::app::{
     self, apply, drain, event, image, network, node, op, placement, pool, upload, vm, vm_adopt, vm_migrate, vm_parts, vm_write, volume,
@@ -155,64 +155,18 @@ async fn adopt(mut call: Call) -> Answer {
             Error::invalid(format!("'{}' is no libvirt domain name that can be taken over", wish.domain)).hint("give its UUID instead")
         );
     }
-    let of_ours = if wish.disks { "?of_ours=true" } else { "" };
     let node = wish.node.clone().unwrap_or_else(|| call.server.node.clone());
-    let proposal: AdoptionProposal = ask_node(&call, &node, &format!("/n/domains/{}/adoption{of_ours}", wish.domain)).await?;
+    // An older node proposes nothing for a domain of ours without that word.
+    let mut proposal: AdoptionProposal = ask_node(&call, &node, &format!("/n/domains/{}/adoption?of_ours=true", wish.domain)).await?;
     if wish.disks {
         let name = wish.name.unwrap_or(proposal.spec.name.clone());
         return Ok(respond::accepted(vm_adopt::adopt_disks(call.store(), &call.ask, &name, &proposal).await?));
     }
+    vm_adopt::refuse_kept(call.store(), &mut proposal).await?;
     let warnings = proposal.warnings.clone();
     let op = vm_adopt::adopt(call.store(), &call.ask, &node, proposal, wish.name).await?;
     call.server.metrics.operation(&op.kind);
     Ok(respond::accepted_with(op, warnings))
-}
-
-/// Something of the node's, as JSON.
-pub(super) async fn ask_node<T: serde::de::DeserializeOwned>(call: &Call, node: &Name, path: &str) -> Result<T, Error> {
-    let request = axum::extract::Request::builder().uri(path).body(axum::body::Body::empty()).expect("a checked path");
-    read(call.server.gate.call(node, request).await).await
-}
-
-/// A node's whole answer.
-pub(super) async fn read<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, Error> {
-    use http_body_util::{BodyExt, Limited};
-    /// The largest that is read whole.
-    const ANSWER_BYTES_MAX: usize = 16 << 20;
-    let status = response.status();
-    let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|e| Error::internal(format!("the node's answer broke: {e}")))?
-        .to_bytes();
-    if !status.is_success() {
-        return Err(vmkeep_api::problem::read(status.as_u16(), &bytes));
-    }
-    serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("the node's answer does not parse: {e}")))
-}
-
-/// The whole request, handed to the VM's node.
-async fn to_vm(call: Call) -> Answer {
-    let name = call.name()?;
-    let record = vm_parts::record(call.store(), &call.ask.project, &name).await?.value;
-    let owner = app::get::<Owner>(call.store(), &keys::owner(record.id))
-        .await?
-        .ok_or_else(|| Error::conflict(format!("'{name}' has no node yet")))?;
-    let what = call.route.path.rsplit('/').next().unwrap_or_default();
-    let path = format!("/n/vms/{}/{what}", record.id);
-    to_node(call, &owner.value.node, &path).await
-}
-
-pub(super) async fn to_node(call: Call, node: &Name, path: &str) -> Answer {
-    let query = call.raw_query();
-    to_node_at(call, node, &format!("{path}{query}")).await
-}
-
-async fn to_node_at(call: Call, node: &Name, uri: &str) -> Answer {
-    let server = call.server.clone();
-    let mut request = call.into_request();
-    *request.uri_mut() = uri.parse::<Uri>().map_err(|e| Error::invalid(format!("the query does not read: {e}")))?;
-    Ok(server.gate.call(node, request).await)
 }
 
 async fn images(mut call: Call) -> Answer {

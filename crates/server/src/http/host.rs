@@ -8,7 +8,8 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use super::call::Call;
-use super::handlers::{Answer, ask_node, no_handler, revision, to_node};
+use super::handlers::{Answer, no_handler, revision};
+use super::relay::{ask_node, to_node};
 use super::respond;
 use crate::app;
 use crate::cache::Wanted;
@@ -21,6 +22,7 @@ pub async fn host(call: Call) -> Answer {
             let revision = revision(&call).await?;
             let mut rows: Vec<DomainView> = ask_node(&call, &node, "/n/domains").await?;
             rows.sort_by(|a, b| a.name.cmp(&b.name));
+            app::vm_adopt::mark_lost(call.store(), &mut rows).await?;
             respond::page(&call, rows, revision, |domain| domain.name.clone()).await
         }
         "host.check" => {

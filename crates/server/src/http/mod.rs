@@ -13,6 +13,7 @@ mod found;
 mod ha;
 mod handlers;
 mod host;
+mod relay;
 mod respond;
 mod watch;
 

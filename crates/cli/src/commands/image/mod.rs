@@ -13,7 +13,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
 use super::vm::edit::edit_text;
-use super::{joined, pages, show_wish, word};
+use super::{each_of, joined, pages, show_wish, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::fields::assign_all;
@@ -149,11 +149,11 @@ pub async fn run(ctx: &Ctx, command: ImageCommand) -> Result<(), Failure> {
         ImageCommand::Export(args) => export::run(ctx, args).await,
         ImageCommand::Delete { names } => {
             ctx.confirm(&format!("Delete image {}?", joined(&names)))?;
-            for name in &names {
+            each_of(ctx, &names, async |name| {
                 let call = ctx.call("image.delete")?.field("name", name);
-                ctx.change(&format!("delete image '{name}'"), call).await?;
-            }
-            Ok(())
+                ctx.change(&format!("delete image '{name}'"), call).await
+            })
+            .await
         }
     }
 }
@@ -167,7 +167,7 @@ async fn put(ctx: &Ctx, name: &Name, spec: &ImageSpec) -> Result<(), Failure> {
         return Ok(());
     }
     let _: ImageView = ctx.call("image.put")?.field("name", name).json(spec).answer().await?;
-    ctx.printer.say(&format!("image '{name}' is written"));
+    ctx.printer.say(&format!("image '{name}' updated"));
     Ok(())
 }
 

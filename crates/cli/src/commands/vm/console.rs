@@ -156,7 +156,10 @@ async fn session(ctx: &Ctx, socket: &mut Socket, mut keys: Keys) -> Result<End, 
                     }
                 },
                 // A script's input has ended: what the guest says to it is still of interest.
-                None => keys_open = false,
+                None => {
+                    keys_open = false;
+                    ctx.printer.hint("no more input; this goes on until the VM is off. What it has said so far: vmkeep vm logs NAME");
+                }
             },
             message = socket.next() => match message {
                 Some(Ok(Message::Binary(bytes))) => ctx.printer.out_bytes(&bytes),

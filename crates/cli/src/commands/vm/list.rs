@@ -132,7 +132,8 @@ impl Row for Any {
             Self::Vm(vm) => vm.cells(),
             Self::Foreign(domain) => {
                 let dash = || Cell("-".into(), Tone::Plain);
-                let state = Cell(format!("{} (not ours)", word(&domain.state)), Tone::Dim);
+                let whose = if domain.lost { "ours, but not in the store" } else { "not ours" };
+                let state = Cell(format!("{} ({whose})", word(&domain.state)), if domain.lost { Tone::Warn } else { Tone::Dim });
                 vec![domain.name.clone().into(), state, dash(), dash(), dash(), dash(), dash(), "".into()]
             }
         }

@@ -223,6 +223,49 @@ async fn an_adopted_domain_keeps_its_uuid_and_its_files() {
         .await;
 }
 
+/// As after the restore of an older store.
+#[tokio::test]
+async fn a_domain_of_ours_that_the_store_has_lost_is_shown_and_taken_back() {
+    let bed = Bed::new().await;
+    bed.vm("web1").await;
+    let (kept, lost, disk) = (bed.vm_id("web1").await, uuid::Uuid::from_u128(7), uuid::Uuid::from_u128(8));
+    let domains = json!([{"name": "web1", "uuid": kept, "state": "off", "ours": true}, {"name": "db", "uuid": lost, "state": "running", "ours": true}]);
+    let spec = |name: &str, disks: Value| {
+        let mut spec = serde_json::to_value(vmkeep_types::vm::VmSpec::named(Name::known("x"))).expect("plain data");
+        (spec["name"], spec["disks"]) = (json!(name), disks);
+        spec
+    };
+    let proposal = |name: &str, uuid: Value, path: &str| {
+        json!({"uuid": uuid, "name": name, "spec": spec(name, json!([{"name": "root", "volume": "root"}])), "choices": {"macs": {}, "serials": {}},
+            "disks": {"root": {"path": path, "format": "qcow2"}}, "running": true, "ours": true, "warnings": []})
+    };
+    {
+        let mut answers = bed.node.answers.lock().expect("lock");
+        answers.push(("/n/domains/db/adoption", proposal("db", json!(lost), &format!("/pool/{disk}.qcow2"))));
+        answers.push(("/n/domains/web1/adoption", proposal("web1", json!(kept), "/pool/x.qcow2")));
+        answers.push(("/n/domains", domains));
+    }
+    let told = bed.get("/v1/domains").await;
+    let whose = |n: usize| {
+        (word(&told["items"][n]["name"]).to_owned(), told["items"][n]["ours"] == json!(true), told["items"][n]["lost"] == json!(true))
+    };
+    assert_eq!([whose(0), whose(1)], [("db".into(), false, true), ("web1".into(), true, false)]);
+    bed.check(
+        "POST /v1/adopt",
+        json!({"domain": "web1"}),
+        expect![[r#"
+            409 conflict: the domain 'web1' is a VM of vmkeep already
+              hint: `vmkeep vm list` shows it, where it is of another project with --project NAME"#]],
+    )
+    .await;
+    let answer = bed.call("POST /v1/adopt", json!({"domain": "db"})).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    assert!(answer.body.contains("carries vmkeep's mark"), "{}", answer.body);
+    let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(lost))).await;
+    let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known("root")])).await;
+    assert_eq!((volume.id.0, volume.foreign_path, volume.made), (disk, None, true), "a file of the pool's own is that volume again");
+}
+
 #[tokio::test]
 async fn an_accepted_overlay_has_its_own_format_and_is_left_again() {
     let bed = Bed::new().await;
