@@ -60,3 +60,25 @@ fn a_foreign_domain_is_never_touched() {
     host.vmkeep(["vm", "delete", "web1", "--yes"]);
     assert!(!host.qemu_pids("web1").is_empty(), "deleting ours does not touch theirs");
 }
+
+#[test]
+fn what_a_lost_store_knew_is_taken_back_as_it_runs() {
+    let mut host = host_with_tiny("lost");
+    host.apply(&manifest("a", "cloud_init: null\n"));
+    let pids = host.qemu_pids("a");
+    let volume = host.json(["volume", "show", "a-root", "-o", "json"])["id"].as_str().expect("an id").to_owned();
+    host.kill_daemon();
+    let gone = host.exec(["find", "/var/lib/vmkeep", "-name", "vmkeep.db*", "-print", "-delete"]);
+    assert!(!gone.stdout.is_empty(), "there was a store");
+    host.start_daemon();
+    let listed = host.ok(["vm", "list", "-A"]);
+    assert!(listed.contains("running (ours, but not in the store)"), "{listed}");
+    host.ok(["vm", "adopt", "a"]);
+    let vm = host.vm("a");
+    assert_eq!((&vm["status"]["phase"], host.qemu_pids("a")), (&serde_json::json!("running"), pids), "{vm}");
+    assert_eq!(vm["status"]["drift"], serde_json::json!([]), "a VM that was taken back is as wished");
+    assert_eq!(host.json(["volume", "show", "a-root", "-o", "json"])["id"], volume.as_str(), "its disk is that volume again");
+    host.ok(["vm", "delete", "a", "--yes"]);
+    let left = host.exec(["find", "/var/lib/libvirt/images", "-name", &format!("{volume}*")]);
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "and it leaves with its VM");
+}
