@@ -156,6 +156,8 @@ pub struct Fleet {
     /// VMs of nodes that have no seat.
     waiting: BTreeMap<Name, BTreeSet<VmId>>,
     rules: RuleIndex,
+    /// What a node had of a VM that another one owns by now, and has not taken away yet.
+    leftovers: BTreeSet<(VmId, Name)>,
     /// Nodes that a trial took away.
     hidden: usize,
 }
@@ -314,6 +316,20 @@ impl Fleet {
             self.rules.add(guest, node);
             self.heirs.insert(id, node.clone());
         }
+    }
+
+    /// `node` is to take away what it had of a VM.
+    pub fn leave_behind(&mut self, id: VmId, node: &Name) {
+        self.leftovers.insert((id, node.clone()));
+    }
+
+    /// It has.
+    pub fn tidy_up(&mut self, id: VmId, node: &Name) {
+        self.leftovers.remove(&(id, node.clone()));
+    }
+
+    pub fn has_leftovers(&self, id: VmId, node: &Name) -> bool {
+        self.leftovers.contains(&(id, node.clone()))
     }
 
     fn leave(&mut self, id: VmId, node: &Name) {

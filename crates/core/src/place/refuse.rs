@@ -48,6 +48,8 @@ pub enum Refusal {
     },
     VolumesElsewhere,
     VolumesScattered,
+    /// What it had of the VM is still to go: what comes now would go with it.
+    Leftovers,
     NoBridge {
         network: Name,
         bridge: String,
@@ -115,6 +117,7 @@ impl fmt::Display for Refusal {
             Self::NoKvm { why } => write!(f, "the VM runs with hardware virtualisation, and it has none ({why})"),
             Self::VolumesElsewhere => f.write_str("its volumes are on another node"),
             Self::VolumesScattered => f.write_str("its volumes are on several nodes"),
+            Self::Leftovers => f.write_str("it still takes away what it had of the VM"),
             Self::NoBridge { network, bridge } => write!(f, "network '{network}' is not reachable: there is no bridge {bridge}"),
             Self::NoDevice { address } => write!(f, "it has no PCI device {address}"),
             Self::DeviceTaken { address, by: Some(by) } => write!(f, "PCI device {address} is VM '{by}''s"),
@@ -192,6 +195,9 @@ fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     if need.home.seen_from(&seat.name) == HoldsVolumes::Elsewhere {
         let scattered = need.home == super::need::Home::Scattered;
         return Some(if scattered { Refusal::VolumesScattered } else { Refusal::VolumesElsewhere });
+    }
+    if !seat.has(guest.id) && fleet.has_leftovers(guest.id, &seat.name) {
+        return Some(Refusal::Leftovers);
     }
     if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| !offers.bridges.is_empty() && !offers.bridges.contains(bridge))
     {

@@ -1,6 +1,7 @@
 //! Volumes.
 
 use vmkeep_api::body::{VolumeCreate, VolumeView};
+use vmkeep_core::migrate::check::is_shared;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
@@ -11,12 +12,12 @@ use vmkeep_types::name::Name;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::{Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Work;
-use vmkeep_types::pool::{Attachment, VolumeRecord};
+use vmkeep_types::pool::{Attachment, PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmRecord;
 use vmkeep_types::units::ByteCount;
 
 use super::network::task;
-use super::{Ask, begin, done, get, image, nodes, operation, pool, uid_of};
+use super::{Ask, any_node, begin, done, get, image, node, nodes, operation, pool, uid_of};
 
 /// The disk name under which a volume that is being deleted is attached to nobody: no VM can take it meanwhile, and a deletion
 /// that failed can be asked for again.
@@ -180,10 +181,12 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     let pool = pool::find(store, &volume.pool).await?;
     let resource = ResourceRef { kind: "volume".into(), project: ask.project.clone(), name: name.clone(), uid: volume.id.0 };
     let op = operation(ask, "volume.delete", resource, Wanted::Task);
+    let (node, stays_so) = who_deletes(store, &volume, &pool.spec).await?;
     let work = Work::DeleteVolume { volume: volume.id, pool: pool.spec };
     let changed = || Error::conflict("the volume changed at the same time; try again");
-    let Some(node) = volume.node.clone() else {
-        let gone = Txn::default().when(Compare::ModifiedAt(seen.key.clone(), seen.modified)).then(Op::Delete(seen.key));
+    let Some(node) = node else {
+        let gone = Txn { compare: stays_so.into_iter().collect(), ..Txn::default() };
+        let gone = gone.when(Compare::ModifiedAt(seen.key.clone(), seen.modified)).then(Op::Delete(seen.key));
         let gone = gone.then(Op::Delete(keys::name("volume", &ask.project, name)));
         return begin(store, ask, gone, done(op)).await?.ok_or_else(changed);
     };
@@ -195,4 +198,17 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
         work,
     ));
     begin(store, ask, txn, op).await?.ok_or_else(changed)
+}
+
+/// The node that deletes a volume's data. None: it has none, or only a node had them that was taken out of the cluster, and did not
+/// come back as the compare says.
+async fn who_deletes(store: &dyn Store, volume: &VolumeRecord, pool: &PoolSpec) -> Result<(Option<Name>, Option<Compare>), Error> {
+    let Some(node) = &volume.node else { return Ok((None, None)) };
+    if node::names(store).await?.contains(node) {
+        return Ok((Some(node.clone()), None));
+    }
+    match is_shared(pool) {
+        true => Ok((Some(any_node(store, None).await?), None)),
+        false => Ok((None, Some(Compare::Absent(keys::joined(node))))),
+    }
 }

@@ -254,7 +254,7 @@ impl ClusterView {
             ["rejoined"] => keys.rejoined = decode(kv),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| self.touch_move(&name, id, touched)),
             ["moved", id] => keep(&mut keys.moved, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => touched.tasks.extend(keep(&mut keys.tasks, id, kv).map(|id| (name, id))),
             ["result", id] => {
@@ -329,7 +329,7 @@ impl ClusterView {
             ["rejoined"] => keys.rejoined = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["move", id] => drop_key(&mut keys.moves, id).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["move", id] => drop_key(&mut keys.moves, id).into_iter().for_each(|id| self.touch_move(&name, id, touched)),
             ["moved", id] => drop(drop_key(&mut keys.moved, id)),
             ["task", id] => drop(drop_key(&mut keys.tasks, id)),
             ["result", id] => {

@@ -2,7 +2,7 @@
 
 use vmkeep_types::ids::OperationId;
 use vmkeep_types::operation::{OpState, Operation};
-use vmkeep_types::pool::VolumeRecord;
+use vmkeep_types::pool::{PoolDriver, PoolRecord, VolumeRecord};
 use vmkeep_types::record::{VmOrigin, VmRecord};
 use vmkeep_types::vm::DiskFormat;
 
@@ -126,6 +126,31 @@ async fn volumes() {
     .await;
     bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data pending"]).await;
     assert_eq!(bed.get("/v1/volumes/data").await["attached"], Value::Null);
+}
+
+/// Its node was dead and is removed: nobody has its data any more, or everybody who reaches the pool.
+#[tokio::test]
+async fn a_volume_of_a_node_that_is_gone_can_be_deleted() {
+    let bed = Bed::new().await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G"})).await;
+    made(&bed, "data").await;
+    let mut volume = typed::list_json::<VolumeRecord>(bed.store.as_ref(), keys::ALL_VOLUMES).await.expect("volumes").remove(0);
+    volume.value.node = Some(Name::known("gone"));
+    bed.store.txn(Txn::default().then(typed::put(volume.key, &volume.value))).await.expect("written");
+    bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data done"]).await;
+    assert_eq!(bed.call("GET /v1/volumes/data", Value::Null).await.status, 404);
+    assert_eq!(bed.store.list("n/gone/").await.expect("a list").items.len(), 0, "nobody is asked");
+
+    bed.call("POST /v1/volumes", json!({"name": "shared", "size": "1G"})).await;
+    made(&bed, "shared").await;
+    let mut volume = typed::list_json::<VolumeRecord>(bed.store.as_ref(), keys::ALL_VOLUMES).await.expect("volumes").remove(0);
+    volume.value.node = Some(Name::known("gone"));
+    let mut pool = typed::list_json::<PoolRecord>(bed.store.as_ref(), keys::ALL_POOLS).await.expect("pools").remove(0);
+    let PoolDriver::Dir { shared, .. } = &mut pool.value.spec.driver;
+    *shared = true;
+    let both = Txn::default().then(typed::put(volume.key, &volume.value)).then(typed::put(pool.key, &pool.value));
+    bed.store.txn(both).await.expect("written");
+    bed.check("DELETE /v1/volumes/shared", Value::Null, expect!["202 volume.delete shared pending"]).await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
+use vmkeep_types::migration::PartKind;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
 use vmkeep_types::node::NodeRecord;
@@ -55,6 +56,16 @@ impl ClusterView {
     pub(super) fn touch_owner(&mut self, id: VmId, touched: &mut Touched) {
         touch_vm(touched, id);
         self.give_back(id);
+    }
+
+    /// A node was told to do something with a VM on its way, or has it behind it.
+    pub(super) fn touch_move(&mut self, node: &Name, id: VmId, touched: &mut Touched) {
+        let order = self.nodes.get(node).and_then(|keys| keys.moves.get(&id));
+        match order.map(|order| order.value.part.kind()) {
+            Some(PartKind::Forget) => self.fleet.leave_behind(id, node),
+            _ => self.fleet.tidy_up(id, node),
+        }
+        touch_vm(touched, id);
     }
 
     pub(super) fn put_record(&mut self, node: &str, record: Option<Kept<NodeRecord>>, touched: &mut Touched) {
