@@ -1,7 +1,7 @@
 //! How many nodes may fail with everything still fitting on the others, and the largest VM that there is room for.
 //!
 //! It is about room: where the disks of a VM can be reached from is left aside, and told apart as how many VMs have them on
-//! one node only.
+//! one node only. Where the lost VMs find roomy places at once, the best place of each is not looked for.
 
 use std::cmp::Reverse;
 
@@ -12,6 +12,9 @@ use vmkeep_types::units::ByteCount;
 
 use super::fleet::{Fleet, Seat};
 use super::need::{Counts, Guest, Home};
+use super::refuse::refuse;
+use super::rules::Neighbours;
+use super::score::score;
 use super::{Choice, choose};
 
 /// Failures at once that are tried.
@@ -112,7 +115,32 @@ fn first_break(fleet: &Fleet, failures: usize, sets_max: usize) -> (Option<Break
     }
     let tried = if sets.len() > sets_max { Tried::TheFullest } else { Tried::All };
     let mut work = fleet.clone();
-    (sets.iter().take(sets_max).find_map(|failed| fails(&mut work, failed)), tried)
+    let mut emptiest = Emptiest { names: names.into_iter().rev().collect(), at: 0 };
+    (sets.iter().take(sets_max).find_map(|failed| fails(&mut work, failed, &mut emptiest)), tried)
+}
+
+/// Nodes by turns, those with the most room first: in a cluster with room enough each VM finds a place at the first or second,
+/// where the best place of a thousand is a thousand looks away.
+struct Emptiest {
+    names: Vec<Name>,
+    at: usize,
+}
+
+/// A node that is used no more than that afterwards has room to spare, whichever VM would be placed there first, 1/1000.
+const ROOMY_PERMILLE: u64 = 900;
+
+impl Emptiest {
+    fn next_for(&mut self, fleet: &Fleet, guest: &Guest) -> Option<Name> {
+        let neighbours = Neighbours::of(fleet, guest);
+        let roomy = |seat: &Seat| {
+            refuse(fleet, seat, guest, &neighbours).is_none() && score(fleet, seat, guest, &neighbours).used_permille <= ROOMY_PERMILLE
+        };
+        let count = self.names.len();
+        let step = (0..count).find(|step| fleet.seat(&self.names[(self.at + step) % count]).is_some_and(roomy))?;
+        let found = (self.at + step) % count;
+        self.at = (found + 1) % count;
+        Some(self.names[found].clone())
+    }
 }
 
 /// The set with each node that comes after its last one.
@@ -122,7 +150,7 @@ fn larger<'a>(set: &'a [Name], names: &'a [Name]) -> impl Iterator<Item = Vec<Na
 }
 
 /// Takes the nodes away, finds places for their VMs, and puts everything back.
-fn fails(fleet: &mut Fleet, failed: &[Name]) -> Option<Break> {
+fn fails(fleet: &mut Fleet, failed: &[Name], emptiest: &mut Emptiest) -> Option<Break> {
     let seats: Vec<Seat> = failed.iter().filter_map(|name| fleet.seat(name).cloned()).collect();
     let was: Vec<(VmId, Name)> = seats.iter().flat_map(|seat| seat.owned.iter().map(|id| (*id, seat.name.clone()))).collect();
     let mut lost: Vec<Guest> = was.iter().filter_map(|(id, _)| fleet.guest(*id)).filter(|g| g.counts == Counts::Yes).cloned().collect();
@@ -130,17 +158,31 @@ fn fails(fleet: &mut Fleet, failed: &[Name]) -> Option<Break> {
     lost.sort_by_key(|g| (g.need.priority, Reverse(g.need.memory), Reverse(g.need.vcpus), g.id));
     was.iter().for_each(|(id, _)| fleet.set_owner(*id, None));
     failed.iter().for_each(|name| fleet.hide_node(name));
+    let spread = lost.iter().all(|guest| match emptiest.next_for(fleet, guest) {
+        Some(node) => {
+            fleet.set_owner(guest.id, Some(&node));
+            true
+        }
+        None => false,
+    });
+    lost.iter().for_each(|guest| fleet.set_owner(guest.id, None));
+    let left_over = if spread { Vec::new() } else { without_place(fleet, &lost) };
+    seats.into_iter().for_each(|seat| fleet.show_node(seat));
+    was.iter().for_each(|(id, node)| fleet.set_owner(*id, Some(node)));
+    (!left_over.is_empty()).then(|| Break { failed: failed.to_vec(), left_over })
+}
+
+/// Those that get no place when each gets the best that is left.
+fn without_place(fleet: &mut Fleet, lost: &[Guest]) -> Vec<Name> {
     let mut left_over = Vec::new();
-    for guest in &lost {
+    for guest in lost {
         match choose(fleet, guest) {
             Choice::Node(node) => fleet.set_owner(guest.id, Some(&node)),
             Choice::Blocked(_) => left_over.push(guest.name.clone()),
         }
     }
     lost.iter().for_each(|guest| fleet.set_owner(guest.id, None));
-    seats.into_iter().for_each(|seat| fleet.show_node(seat));
-    was.iter().for_each(|(id, node)| fleet.set_owner(*id, Some(node)));
-    (!left_over.is_empty()).then(|| Break { failed: failed.to_vec(), left_over })
+    left_over
 }
 
 /// The node with the most free memory that takes new VMs.
