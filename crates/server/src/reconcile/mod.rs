@@ -22,6 +22,7 @@ pub mod vm;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use vmkeep_core::ha::vigil::PowerIs;
@@ -38,6 +39,8 @@ const LEAD_TTL: Duration = Duration::from_secs(9);
 const LEAD_RENEW: Duration = Duration::from_secs(3);
 /// Between looks at the nodes' heartbeats.
 const PULSE: Duration = Duration::from_secs(1);
+/// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
+const WRITES_AT_ONCE: usize = 16;
 /// Wait before another try when the store refuses or somebody else leads.
 const REST: Duration = Duration::from_secs(1);
 /// Housekeeping of old operations and events.
@@ -178,10 +181,14 @@ fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, wat
     Ok(())
 }
 
-/// Everything that what was touched asks for. What is written comes back by the watch and is looked at again.
+/// Everything that what was touched asks for. What is written comes back by the watch and is looked at again. Each write compares
+/// what it was decided from, so it does not matter which of them comes first.
 async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
-    for (vm, txn) in plan(view, touched, jiff::Timestamp::now()) {
-        match (store.txn(txn.when(still_leading(lead))).await, vm) {
+    let planned = plan(view, touched, jiff::Timestamp::now());
+    let writes = planned.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
+    let mut written = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
+    while let Some((vm, outcome)) = written.next().await {
+        match (outcome, vm) {
             (Ok(outcome), Some(vm)) if outcome.held == Held::No => view.give_back(vm),
             (Ok(_), _) => {}
             // It would fail again after a new listing, and the other objects must not wait for it.
@@ -222,3 +229,5 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod together;
