@@ -87,17 +87,17 @@ async fn round(connection: &mut Connection, virsh: &Virsh, args: &Args, name: &s
 }
 
 /// A call that answers an operation, until that is done.
-async fn call(connection: &mut Connection, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<()> {
+pub async fn call(connection: &mut Connection, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<()> {
     let answer = connection.json(method, path, body).await?;
     finish(connection, &answer, Instant::now() + PATIENCE).await
 }
 
-fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
+pub fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
     text.split_once(from)?.1.split_once(to).map(|(inside, _)| inside)
 }
 
 /// The same machine under another name and UUID, without our mark: vmkeep leaves it alone.
-fn twin_of(xml: &str, name: &str, twin: &str, uuid: &str) -> String {
+pub fn twin_of(xml: &str, name: &str, twin: &str, uuid: &str) -> String {
     // The first bytes differ, so that it cannot be the VM's own; the SMBIOS table must say the same as the domain.
     let other = if uuid.starts_with("00000000") { "11111111" } else { "00000000" };
     let twin_uuid = format!("{other}{}", uuid.get(8..).unwrap_or_default());

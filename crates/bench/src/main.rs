@@ -10,6 +10,7 @@
 //! vmkeep-bench place  --nodes 1000 --vms 20000          the planner alone, in memory; needs nothing
 //! vmkeep-bench cluster --nodes 1000 --vms 20000         real etcd and control plane, fake hypervisors; needs Debian's etcd-server
 //! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
+//! vmkeep-bench migrate --vm NAME --to NODE …            a live migration, against `virsh migrate --live --p2p` of the same guest
 //! ```
 //! Each prints what it measured, and what was wanted of it where something was; `--check` makes a missed wish exit code 1.
 //! It measures from outside: sockets, `/proc`, `virsh`. Build it, and what it measures, with `--release`.
@@ -21,6 +22,7 @@ mod daemon;
 mod fill;
 mod http;
 mod launch;
+mod migrate;
 mod place;
 mod report;
 mod rss;
@@ -69,6 +71,8 @@ enum Command {
     Cluster(cluster::Args),
     /// From a launch to a running domain, against `virsh create`.
     Launch(launch::Args),
+    /// A live migration, against `virsh migrate --live --p2p`.
+    Migrate(migrate::Args),
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -100,5 +104,6 @@ async fn run(command: Command) -> anyhow::Result<Report> {
         Command::Place(args) => place::run(&args),
         Command::Cluster(args) => cluster::run(&args).await,
         Command::Launch(args) => launch::run(&args).await,
+        Command::Migrate(args) => migrate::run(&args).await,
     }
 }
