@@ -52,11 +52,12 @@
 //! | `cluster/vip` | `Vip`: the API's one address | server |
 //! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
 //! | `cluster/member/NODE` | `MemberRecord` | server |
+//! | `cluster/word/NODE` | `MemberWord`: what the member says of itself | that member |
 //! | `join/ID` | a join token's hash and its use | server |
 //! | `cluster/level` | format level that writers emit | server |
 //!
-//! An agent writes under `n/NODE/` of its own node and nowhere else; of the rest it reads what it must compare. So an etcd role
-//! per node can hold it to that. Stores of level 1 had the agent's keys elsewhere: see [`crate::layout`].
+//! An agent writes under `n/NODE/` of its own node and nowhere else; of the rest it reads what it must compare. An etcd role
+//! per node holds it to that: [`crate::etcd::rights`]. Stores of level 1 had the agent's keys elsewhere: see [`crate::layout`].
 
 use std::fmt::Display;
 
@@ -75,18 +76,25 @@ pub const ALL_INCIDENTS: &str = "cluster/ha/incident/";
 pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
 pub const CLUSTER_VIP: &str = "cluster/vip";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
+/// Everything that a member reads of its cluster, also one that was taken out.
+pub const ALL_CLUSTER: &str = "cluster/";
 pub const ALL_MEMBERS: &str = "cluster/member/";
+pub const ALL_WORDS: &str = "cluster/word/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
 
 pub const SEAL_RING: &str = "seal/ring";
 pub const ALL_CONTROL: &str = "control/";
 
 /// The newest format level this code writes: a store that has it holds records of that level.
-pub const LEVEL_NOW: u64 = 3;
+pub const LEVEL_NOW: u64 = 4;
 /// The oldest it works with: members of the version before are still there.
 pub const LEVEL_OLDEST: u64 = 2;
 /// From which on nodes may be drained: older leaders know no `drain/` and take its operation for another.
 pub const LEVEL_DRAINS: u64 = 3;
+/// From which on a dead node's VMs may be let go of: older leaders know no `released/` and begin their generations anew.
+pub const LEVEL_RELEASES: u64 = 4;
+/// From which on etcd holds each node to its own keys: older members write their own records and forget themselves.
+pub const LEVEL_RIGHTS: u64 = 4;
 
 pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";
@@ -116,6 +124,10 @@ pub const ALL_TOKENS: &str = "token/";
 
 pub fn member(node: &Name) -> String {
     format!("{ALL_MEMBERS}{node}")
+}
+
+pub fn word(node: &Name) -> String {
+    format!("{ALL_WORDS}{node}")
 }
 
 pub fn join_token(id: &str) -> String {

@@ -59,6 +59,25 @@ impl MemberRecord {
     pub fn has_etcd(&self) -> bool {
         self.roles.iter().any(|role| role.has_etcd())
     }
+
+    /// With what the member says of itself: it has started.
+    #[must_use]
+    pub fn saying(self, word: MemberWord) -> Self {
+        let MemberWord { version, level, certificate_until, problems } = word;
+        Self { version, level, certificate_until, problems, state: MemberState::Member, ..self }
+    }
+}
+
+/// What a member says of itself, at `cluster/word/NODE`, which only it and control nodes write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberWord {
+    pub version: String,
+    /// The newest format level of the store that it can write.
+    pub level: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_until: Option<jiff::Timestamp>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ClusterProblem>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

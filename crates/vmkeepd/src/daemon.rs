@@ -27,7 +27,7 @@ use vmkeep_types::name::Name;
 
 use crate::cluster::desk::{Desk, Standing};
 use crate::cluster::etcd::Etcd;
-use crate::cluster::{self, Cluster, Opened, Restart};
+use crate::cluster::{self, Cluster, Opened, Restart, apart};
 use crate::config::{Config, NodeRole};
 use crate::listen::Serve;
 use crate::log;
@@ -97,9 +97,14 @@ async fn until_signal(config: Config) -> anyhow::Result<Ended> {
 
 /// Serves until `shutdown`.
 pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<Ended> {
-    cluster::resume(&config, &shutdown).await.context("the cluster that was being formed")?;
+    let turn = cluster::resume(&config, &shutdown).await.context("what this host is a member of")?;
+    let Some(_turn) = turn else { return Ok(Ended::Stopped) };
     let member = Member::load(&config.store)?;
+    apart::run_as_it_belongs(&config, member.as_ref(), &notify, &shutdown).await;
     let restart = Restart::new(shutdown.clone());
+    if config.only == Some(NodeRole::Compute) {
+        tokio::spawn(apart::watch(config.clone(), restart.clone()));
+    }
     let Some(opened) = open_store(&config, member.as_ref(), &notify, &restart).await? else { return Ok(restart.ended()) };
     if let Some(member) = member.as_ref().filter(|member| member.has(MemberRole::Witness)) {
         return witness(config, member, opened, &notify, &restart).await;
@@ -122,7 +127,7 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
         if roles.contains(&NodeRole::Control) { Some(control::begin(&mut part, compute.as_ref(), &cluster, hangup).await?) } else { None };
     if let Some(compute) = compute {
         let apart = if server.is_some() { Apart::No } else { Apart::Yes };
-        compute.begin(&mut part, apart).await?;
+        compute.begin(&mut part, apart, &cluster).await?;
     }
     if let Some(member) = part.member.as_ref().filter(|member| !member.has(MemberRole::Control)) {
         part.tasks
@@ -274,10 +279,13 @@ async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, r
         Some(false) => {
             tracing::error!(node = %member.node, "this host is no member of its cluster any more; VMs go on");
             notify.ready("no member any more");
-            let desk = tokio::spawn(at_the_desk(Desk::new(config, member, Standing::Removed, restart.clone()), restart.shutdown().clone()));
+            let desk = Desk::new(config, member, Standing::Removed, restart.clone());
+            let desk = answers(&member).then(|| tokio::spawn(at_the_desk(desk, restart.shutdown().clone())));
             notify.keep_alive(restart.shutdown()).await;
             notify.stopping();
-            let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
+            if let Some(desk) = desk {
+                let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
+            }
             Ok(None)
         }
     }

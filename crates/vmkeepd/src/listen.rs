@@ -178,14 +178,14 @@ impl Who {
     }
 }
 
-/// Control nodes speak for people, who were asked who they are there; other nodes fetch images and renew their certificates.
+/// Control nodes speak for people, who were asked who they are there; other nodes fetch images, renew their certificates and leave.
 async fn may_ask(node: &Name, controls: &Controls, method: &http::Method, path: &str) -> Result<(), Error> {
     if path.starts_with("/n/guests/") {
         return Err(Error::new(Code::Forbidden, "only the host itself shuts all its VMs down"));
     }
     let an_image = path.starts_with("/n/images/") && method == http::Method::GET;
-    let renewal = path == crate::cluster::renew::PATH && method == http::Method::POST;
-    if an_image || renewal || controls.has(node).await {
+    let of_its_own = [crate::cluster::renew::PATH, crate::cluster::farewell::PATH].contains(&path) && method == http::Method::POST;
+    if an_image || of_its_own || controls.has(node).await {
         return Ok(());
     }
     Err(Error::new(Code::Forbidden, format!("'{node}' is no control node")))

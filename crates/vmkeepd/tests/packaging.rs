@@ -42,7 +42,9 @@ fn no_unit_ties_a_vm_to_us_or_us_to_libvirt() {
         let text = read(&format!("packaging/systemd/{unit}"));
         for line in text.lines() {
             for tie in ["Requires=", "Requisite=", "BindsTo=", "PartOf=", "Conflicts="] {
-                assert!(!line.starts_with(tie), "{unit}: {line}");
+                // The daemon in one process and in two exclude each other.
+                let of_ours = unit == "vmkeepd@.service" && line == "Conflicts=vmkeepd.service";
+                assert!(of_ours || !line.starts_with(tie), "{unit}: {line}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The real programs on real hosts.
 
 mod adopt;
+mod apart;
 mod bad_input;
 mod bench;
 mod cluster;
@@ -17,6 +18,8 @@ mod many;
 mod on_etcd;
 mod recover;
 mod remote;
+mod rights;
 mod three_hosts;
 mod tidy;
+mod upgrade;
 mod vip;

@@ -6,19 +6,21 @@
 //! ```
 //! A host whose answer was lost asks again with the same token and gets the same answer, as long as it is still joining.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vmkeep_store::typed::Stored;
-use vmkeep_store::{Compare, Op, Store, StoreError, Txn, keys, typed};
-use vmkeep_types::cluster::{Admission, ClusterProblem, MemberRecord, MemberRole, MemberState};
+use vmkeep_store::{Compare, KeyValue, Op, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::cluster::{Admission, MemberRecord, MemberRole, MemberState, MemberWord};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
 
-use super::{TRIES_MAX, commit, get, list, store_error};
+use super::{TRIES_MAX, commit, get, store_error};
 
 /// A token lasts so long when nobody says otherwise, and no longer than a day.
 const TOKEN_LASTS: u64 = 3600;
@@ -99,10 +101,24 @@ async fn expire_tokens(store: &dyn Store, now: Timestamp) -> Result<(), StoreErr
     Ok(())
 }
 
+/// Each with what it says of itself.
+///
 /// # Errors
 /// The store's.
 pub async fn members(store: &dyn Store) -> Result<Vec<MemberRecord>, Error> {
-    Ok(list::<MemberRecord>(store, keys::ALL_MEMBERS).await?.into_iter().map(|stored| stored.value).collect())
+    let all = store.list_many(&[keys::ALL_MEMBERS, keys::ALL_WORDS]).await.map_err(store_error)?.items;
+    let (records, words): (Vec<_>, Vec<_>) = all.into_iter().partition(|kv| kv.key.starts_with(keys::ALL_MEMBERS));
+    let said: Result<BTreeMap<String, MemberWord>, StoreError> =
+        words.into_iter().map(|kv| Ok((kv.key.clone(), typed::decode(&kv)?))).collect();
+    let mut said = said.map_err(store_error)?;
+    let with_word = |kv: KeyValue| {
+        let record: MemberRecord = typed::decode(&kv).map_err(store_error)?;
+        Ok(match said.remove(&keys::word(&record.node)) {
+            Some(word) => record.saying(word),
+            None => record,
+        })
+    };
+    records.into_iter().map(with_word).collect()
 }
 
 /// The roles this host would have, or why it is not let in. Changes nothing.
@@ -209,34 +225,30 @@ fn roles(members: &[MemberRecord], wish: &Admission) -> Result<Vec<MemberRole>, 
     }
 }
 
-/// What a member says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Word<'a> {
-    pub version: &'a str,
-    pub certificate_until: Option<Timestamp>,
-    pub problems: Vec<ClusterProblem>,
-}
-
-/// The member has started with the cluster's store, and says this.
+/// The member has started with the cluster's store, and says this. As long as members of an older version are there, which look
+/// for it there, it stands in the member's record.
 ///
 /// # Errors
 /// The store's; it is no member any more.
-pub async fn arrived(store: &dyn Store, node: &Name, word: Word<'_>) -> Result<(), Error> {
-    let key = keys::member(node);
-    let stored = store.get(&key).await.map_err(store_error)?;
-    let Some(kv) = stored else {
+pub async fn arrived(store: &dyn Store, node: &Name, word: MemberWord) -> Result<(), Error> {
+    let (key, own) = (keys::member(node), keys::word(node));
+    let ask = [keys::LEVEL, &key, &own].into_iter().fold(Txn::default(), |txn, key| txn.then(Op::Get(key.into())));
+    let gets = store.txn(ask).await.map_err(store_error)?.gets;
+    let [level, Some(kv), said] = &gets[..] else {
         return Err(
             Error::refused(format!("'{node}' is no member of this cluster any more")).hint("it was removed: see docs/guide/cluster.md")
         );
     };
-    let old: MemberRecord = typed::decode(&kv).map_err(store_error)?;
-    let Word { version, certificate_until, problems } = word;
-    let (state, level) = (MemberState::Member, keys::LEVEL_NOW);
-    let record = MemberRecord { state, level, version: version.into(), certificate_until, problems, ..old.clone() };
-    if record == old {
-        return Ok(());
-    }
-    let put = typed::rewrite(&kv, &record).map_err(store_error)?;
+    let level: u64 = level.as_ref().map(typed::decode).transpose().map_err(store_error)?.unwrap_or(keys::LEVEL_NOW);
+    let put = if level >= keys::LEVEL_RIGHTS {
+        let same = said.as_ref().is_some_and(|kv| typed::decode::<MemberWord>(kv).is_ok_and(|said| said == word));
+        if same { None } else { Some(typed::put(own, &word)) }
+    } else {
+        let old: MemberRecord = typed::decode(kv).map_err(store_error)?;
+        let record = old.clone().saying(word);
+        if record == old { None } else { Some(typed::rewrite(kv, &record).map_err(store_error)?) }
+    };
+    let Some(put) = put else { return Ok(()) };
     commit(store, Txn::default().when(Compare::ModifiedAt(key, kv.modified)).then(put)).await.map(drop)
 }
 
@@ -277,8 +289,8 @@ mod tests {
         }
     }
 
-    fn word() -> Word<'static> {
-        Word { version: "1", certificate_until: None, problems: Vec::new() }
+    fn word() -> MemberWord {
+        MemberWord { version: "1".into(), level: keys::LEVEL_NOW, certificate_until: None, problems: Vec::new() }
     }
 
     async fn token(store: &EmbeddedStore) -> String {

@@ -68,6 +68,7 @@ pub async fn forget(store: &dyn Store, node: &Name) -> Result<(), Error> {
         .when(Compare::Present(key.clone()))
         .when(Compare::PrefixEmpty(keys::owned(node)))
         .then(Op::Delete(key))
+        .then(Op::Delete(keys::word(node)))
         .then(Op::DeletePrefix(keys::all_of_node(node)))
         // Nothing is owned in any of its lives: no owner record names a seal of theirs.
         .then(Op::DeletePrefix(keys::fences(node)))

@@ -46,7 +46,7 @@ pub async fn begin_life(store: &dyn Store, survivor: &Name, number: u64, lost: &
     }
     for member in list::<MemberRecord>(store, keys::ALL_MEMBERS).await?.iter().map(|member| &member.value) {
         if member.node != *survivor && member.has_etcd() {
-            let gone = Txn::default().then(Op::Delete(keys::member(&member.node)));
+            let gone = Txn::default().then(Op::Delete(keys::member(&member.node))).then(Op::Delete(keys::word(&member.node)));
             commit(store, gone.then(Op::Delete(keys::control(&member.node)))).await?;
         }
     }

@@ -23,7 +23,7 @@ use vmkeep_types::record::{Owner, Released, VmRecord};
 
 use super::leaving::refused_to_forget;
 use super::vm_parts::resource;
-use super::{commit, get, list, store_error};
+use super::{commit, get, list, store_error, upgrade};
 
 /// Lets go of every VM that a dead node owns. Nothing to do where it owns none.
 ///
@@ -35,6 +35,7 @@ pub async fn release(store: &dyn Store, node: &Name, now: jiff::Timestamp) -> Re
         return Ok(());
     }
     let Some(death) = death(store, node).await? else { return Err(refused_to_forget(store, node).await?) };
+    upgrade::needs(store, keys::LEVEL_RELEASES, "removing a dead node that owns VMs").await?;
     let pools = list::<PoolRecord>(store, keys::ALL_POOLS).await?;
     let shared: BTreeSet<Name> = pools.into_iter().filter(|pool| is_shared(&pool.value.spec)).map(|pool| pool.value.spec.name).collect();
     for id in owned.iter().filter_map(|kv| kv.key[keys::owned(node).len()..].parse::<VmId>().ok()) {
@@ -102,9 +103,10 @@ mod tests {
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_types::ha::Proof;
     use vmkeep_types::host::{KvmState, NodeFacts};
-    use vmkeep_types::ids::{Epoch, Generation, PoolId, VolumeId};
+    use vmkeep_types::ids::{Epoch, Generation, OperationId, PoolId, VolumeId};
+    use vmkeep_types::migration::{MoveOrder, MovePart, Travel};
     use vmkeep_types::pool::{PoolDriver, PoolSpec};
-    use vmkeep_types::record::VmOrigin;
+    use vmkeep_types::record::{Power, PowerWish, VmOrigin};
     use vmkeep_types::units::ByteCount;
     use vmkeep_types::vm::{DiskFormat, VmSpec};
 
@@ -249,14 +251,61 @@ mod tests {
         let homes: Vec<_> = disk.iter().map(|disk| disk.value.node.clone()).collect();
         assert_eq!(homes, [None, Some(n3())], "what every node reaches is bound to none");
         write(&store, typed::put(keys::facts(&Name::known("n1")), &facts("n1"))).await;
+        assert_eq!((placed(&store, 1).await.as_deref(), placed(&store, 2).await), (Some("n1 by generation 8"), None));
+    }
+
+    async fn view(store: &EmbeddedStore) -> ClusterView {
         let listing = store.list_many(&PREFIXES).await.expect("a listing");
-        let view = ClusterView::new(listing.revision, &listing.items).0;
-        let placed = |n: u128| {
-            let id = VmId(uuid::Uuid::from_u128(n));
-            let owners = vm::next(&view, id, jiff::Timestamp::UNIX_EPOCH).iter().find_map(|txn| vm::owner_written(id, txn));
-            owners.map(|owner| format!("{} by generation {}", owner.node, owner.generation))
+        ClusterView::new(listing.revision, &listing.items).0
+    }
+
+    async fn placed(store: &EmbeddedStore, n: u128) -> Option<String> {
+        let (view, id) = (view(store).await, VmId(uuid::Uuid::from_u128(n)));
+        let owner = vm::next(&view, id, jiff::Timestamp::UNIX_EPOCH).iter().find_map(|txn| vm::owner_written(id, txn))?;
+        Some(format!("{} by generation {}", owner.node, owner.generation))
+    }
+
+    #[tokio::test]
+    async fn no_vm_comes_to_a_node_that_still_takes_away_what_it_had_of_it() {
+        let store = store().await;
+        let id = owned(&store, 1, "nfs").await;
+        confirm(&store, 2).await;
+        release(&store, &n3(), jiff::Timestamp::UNIX_EPOCH).await.expect("released");
+        let n1 = Name::known("n1");
+        let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
+        write(&store, typed::put(keys::power(id), &power)).await;
+        write(&store, typed::put(keys::facts(&n1), &facts("n1"))).await;
+        let now = view(&store).await;
+        let record = &now.vms[&id];
+        let had = Owner { vm: id, project: Name::known("default"), node: n1.clone(), epoch: Epoch(1), generation: Generation(6), to: None };
+        let forget = MoveOrder {
+            op: OperationId(uuid::Uuid::from_u128(9)),
+            vm: id,
+            part: MovePart::Forget { volumes: [].into() },
+            order: vm::order_for(&now, &record.value, record.modified, &had).expect("all is there"),
+            travel: Travel::Off,
         };
-        assert_eq!((placed(1).as_deref(), placed(2)), (Some("n1 by generation 8"), None));
+        write(&store, typed::put(keys::move_order(&n1, id), &forget)).await;
+        assert_eq!(placed(&store, 1).await, None);
+        write(&store, typed::put(keys::facts(&Name::known("n2")), &facts("n2"))).await;
+        assert_eq!(placed(&store, 1).await.as_deref(), Some("n2 by generation 8"));
+        write(&store, Op::Delete(keys::facts(&Name::known("n2")))).await;
+        write(&store, Op::Delete(keys::move_order(&n1, id))).await;
+        assert_eq!(placed(&store, 1).await.as_deref(), Some("n1 by generation 8"));
+    }
+
+    /// An older leader would place a VM that was let go of by a right that is none.
+    #[tokio::test]
+    async fn nothing_is_let_go_of_beside_members_of_an_older_version() {
+        let store = store().await;
+        owned(&store, 1, "nfs").await;
+        confirm(&store, 2).await;
+        write(&store, typed::put(keys::LEVEL, &3_u64)).await;
+        let error = release(&store, &n3(), jiff::Timestamp::UNIX_EPOCH).await.expect_err("refused");
+        assert!(error.message.starts_with("removing a dead node that owns VMs needs a store of level 4, this one has level 3"), "{error}");
+        assert!(store.list(keys::ALL_RELEASED).await.expect("a list").items.is_empty());
+        write(&store, typed::put(keys::LEVEL, &4_u64)).await;
+        release(&store, &n3(), jiff::Timestamp::UNIX_EPOCH).await.expect("released");
     }
 
     #[tokio::test]

@@ -53,9 +53,12 @@ where
     }
 }
 
-/// The connection to a member did not come about.
+/// The connection to a member did not come about, or etcd's users changed while it was on its way: it was not carried out.
 fn never_left(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };
+    if status.message().contains("revision of auth store is old") {
+        return true;
+    }
     let connecting = status.message() == "tcp connect error";
     // The connector's own patience; a time-out of the system (with its number) may be one of a connection that was used.
     let mut cause = std::error::Error::source(status);

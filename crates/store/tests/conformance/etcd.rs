@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vmkeep_store::etcd::rights::{Right, user_of};
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
-use vmkeep_store::{Op, Store, StoreError, Txn, Watch};
+use vmkeep_store::{Compare, Op, Store, StoreError, Txn, Watch};
 use vmkeep_types::ids::Revision;
+use vmkeep_types::name::Name;
 
 use crate::{Shared, get, put, write};
 
@@ -270,18 +272,26 @@ fn certificates(dir: &Path, authority: &str, names: &[&str]) {
     }
 }
 
+/// An etcd that wants certificates, made in `dir`: `server`'s, and one for each of `names`.
+fn secured(dir: &Path, names: &[&str]) -> Etcd {
+    certificates(dir, "ours", &[&["server"], names].concat());
+    let [ca, cert, key] = ["ours.crt", "server.crt", "server.key"].map(|name| dir.join(name).display().to_string());
+    let secured = ["--client-cert-auth", "--trusted-ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
+    let peers = ["--peer-client-cert-auth", "--peer-trusted-ca-file", &ca, "--peer-cert-file", &cert, "--peer-key-file", &key];
+    Etcd::start_in(tempfile::tempdir().expect("a folder"), "https", &[&secured[..], &peers].concat())
+}
+
+fn pair(dir: &Path, name: &str) -> EtcdTls {
+    EtcdTls { ca: dir.join("ours.crt"), cert: dir.join(format!("{name}.crt")), key: dir.join(format!("{name}.key")) }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_certificates_of_its_authority_get_in() {
     let dir = tempfile::tempdir().expect("a folder");
-    certificates(dir.path(), "ours", &["server", "node1"]);
+    let etcd = secured(dir.path(), &["node1"]);
     certificates(dir.path(), "theirs", &["mallory"]);
     let file = |name: &str| dir.path().join(name);
-    let [ca, cert, key] = ["ours.crt", "server.crt", "server.key"].map(|name| file(name).display().to_string());
-    let secured = ["--client-cert-auth", "--trusted-ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
-    let peers = ["--peer-client-cert-auth", "--peer-trusted-ca-file", &ca, "--peer-cert-file", &cert, "--peer-key-file", &key];
-    let etcd = Etcd::start_in(tempfile::tempdir().expect("a folder"), "https", &[&secured[..], &peers].concat());
-    let store: Shared =
-        Arc::new(etcd.connect_as(Some(EtcdTls { ca: file("ours.crt"), cert: file("node1.crt"), key: file("node1.key") })).await);
+    let store: Shared = Arc::new(etcd.connect_as(Some(pair(dir.path(), "node1"))).await);
     write(&store, [put("k", "v")]).await;
     assert_eq!(get(&store, "k").await.expect("written").value, b"v");
 
@@ -293,4 +303,110 @@ async fn only_certificates_of_its_authority_get_in() {
     let missing = EtcdTls { ca: file("nosuch.crt"), cert: file("node1.crt"), key: file("node1.key") };
     let refused = EtcdStore::connect(&EtcdConfig { endpoints: vec![etcd.endpoint()], tls: Some(missing) }).await.err();
     assert!(matches!(&refused, Some(StoreError::Invalid(words)) if words.contains("nosuch.crt")), "{refused:?}");
+}
+
+/// What an etcd that holds nodes to their own keys says to a write, or to a read.
+async fn told(store: &EtcdStore, txn: Txn) -> &'static str {
+    match store.txn(txn).await {
+        Ok(_) => "yes",
+        Err(StoreError::Unavailable(words)) if words.contains("permission denied") => "no",
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_writes_its_own_keys_and_no_others() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let etcd = secured(dir.path(), &["node:c1", "node:n1", "node:n2", "node:nobody"]);
+    let [c1, n1, n2, nobody] = ["c1", "n1", "n2", "nobody"].map(Name::known);
+    let connect = |node: &Name| etcd.connect_as(Some(pair(dir.path(), &user_of(node))));
+    let control = connect(&c1).await;
+    let before = connect(&n1).await;
+    let mut watch = before.watch("n/n1/order/", Revision(1)).await.expect("a watch");
+    assert_eq!(told(&before, Txn::default().then(put("n/n2/hb", "1"))).await, "yes", "nobody asks yet");
+
+    // Twice: over a crash, and by another control node.
+    for _ in 0..2 {
+        let mut rights = control.rights().await.expect("users");
+        rights.give(&c1, Right::All).await.expect("given");
+        rights.give(&n1, Right::Own).await.expect("given");
+        rights.give(&n2, Right::Own).await.expect("given");
+        rights.enforce().await.expect("in force");
+    }
+    assert_eq!(control.rights().await.expect("users").nodes().collect::<Vec<_>>(), [c1.clone(), n1.clone(), n2.clone()]);
+
+    let node = connect(&n1).await;
+    let write = |key: &str| told(&node, Txn::default().then(put(key, "1")));
+    for own in ["n/n1/hb", "n/n1/run/vm", "n/n1/stopped/vm/3", "cluster/word/n1"] {
+        assert_eq!(write(own).await, "yes", "{own}");
+    }
+    let others = ["n/n2/hb", "n/n11/hb", "owner/vm", "own/n1/vm", "fence/n1/1", "confirmed/n1/1", "cluster/member/n1", "cluster/word/n2"];
+    for other in
+        others.into_iter().chain(["cluster/level", "cluster/recovery", "leader", "vm/default/vm", "control/n1", "token/1", "join/1"])
+    {
+        assert_eq!(write(other).await, "no", "{other}");
+    }
+    assert_eq!(told(&node, Txn::default().then(put("n/n1/hb", "2")).then(put("owner/vm", "1"))).await, "no", "not one in a transaction");
+    assert_eq!(told(&node, Txn::default().then(Op::DeletePrefix("n/".into()))).await, "no");
+    let claim = Txn::default()
+        .when(Compare::Absent("owner/vm".into()))
+        .when(Compare::Absent("fence/n1/1".into()))
+        .when(Compare::PrefixEmpty("own/n1/".into()))
+        .when(Compare::Absent(vmkeep_store::keys::CLUSTER_RECOVERY.into()));
+    assert_eq!(told(&node, claim.then(put("n/n1/run/vm", "2"))).await, "yes");
+    for secret in ["n/n2/order/vm", "vm/default/vm", "seal/ring", "token/1", "stonith/n1", "own/n2/vm"] {
+        assert!(node.get(secret).await.is_err(), "{secret}");
+    }
+    assert!(node.lead("n1", Duration::from_secs(5)).await.is_err(), "it leads nobody");
+    assert_eq!(node.list("n/n1/").await.expect("its own").items.len(), 3);
+    assert!(connect_refused(&etcd, pair(dir.path(), &user_of(&nobody))).await, "who has no rights reads nothing");
+
+    // A control node may do everything, and what a node had opened before goes on.
+    assert_eq!(told(&control, Txn::default().then(put("n/n1/order/vm", "1")).then(put("owner/vm", "1"))).await, "yes");
+    assert_eq!(next(&mut watch).await.expect("no break"), r#"["n/n1/order/vm=1"]"#);
+    assert!(control.lead("c1", Duration::from_secs(5)).await.expect("an answer").is_some());
+
+    // Taken out, it reads that it was; let in again, it is as before.
+    let mut rights = control.rights().await.expect("users");
+    rights.give(&n1, Right::None).await.expect("taken");
+    assert_eq!(told(&node, Txn::default().then(put("n/n1/hb", "3"))).await, "no");
+    assert_eq!(node.get("cluster/member/n1").await.expect("a read"), None);
+    rights.give(&n1, Right::Own).await.expect("given");
+    assert_eq!(told(&node, Txn::default().then(put("n/n1/hb", "4"))).await, "yes");
+}
+
+async fn connect_refused(etcd: &Etcd, tls: EtcdTls) -> bool {
+    let refused = EtcdStore::connect(&EtcdConfig { endpoints: vec![etcd.endpoint()], tls: Some(tls) }).await.err();
+    matches!(refused, Some(StoreError::Unavailable(words)) if words.contains("permission denied"))
+}
+
+/// Users and roles change while others write: what etcd refuses for that alone is sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_while_rights_change() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let etcd = secured(dir.path(), &["node:c1", "node:n1"]);
+    let [c1, n1, n2] = ["c1", "n1", "n2"].map(Name::known);
+    let control = etcd.connect_as(Some(pair(dir.path(), &user_of(&c1)))).await;
+    let mut rights = control.rights().await.expect("users");
+    rights.give(&c1, Right::All).await.expect("given");
+    rights.give(&n1, Right::Own).await.expect("given");
+    rights.enforce().await.expect("in force");
+    let node = etcd.connect_as(Some(pair(dir.path(), &user_of(&n1)))).await;
+    let changes = async {
+        let mut rights = control.rights().await.expect("users");
+        for _ in 0..20 {
+            rights.give(&n2, Right::Own).await.expect("given");
+            rights.give(&n2, Right::None).await.expect("taken");
+        }
+    };
+    tokio::pin!(changes);
+    let mut writes = 0;
+    loop {
+        tokio::select! {
+            () = &mut changes => break,
+            written = node.txn(Txn::default().then(put("n/n1/hb", "1"))) => drop(written.expect("written")),
+        }
+        writes += 1;
+    }
+    assert!(writes > 0);
 }

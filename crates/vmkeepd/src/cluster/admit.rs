@@ -6,6 +6,7 @@
 //! A crash in between leaves a learner without a vote and without a member: the next attempt of the same host uses it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -21,10 +22,12 @@ use vmkeep_types::name::Name;
 
 use super::etcd::peer_url;
 use super::pki::{Authority, Purpose};
-use super::{Cluster, internal, when_settled};
+use super::{Cluster, LOOK_AGAIN, internal, when_settled};
 use crate::listen::refuse;
 
 pub const PATH: &str = "/join/v1";
+/// For a learner to catch up: somewhat longer than its host waits for it.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// For the TLS listener.
 pub fn router(cluster: Arc<Cluster>) -> Router {
@@ -71,6 +74,10 @@ impl Cluster {
             }
         };
         point("admit: a member");
+        self.keep_rights().await?;
+        if etcd.is_some() {
+            tokio::spawn(promote(store.clone(), peer.clone()));
+        }
         let all = store.members().await.map_err(app::store_error)?;
         let control = record.roles.contains(&MemberRole::Control);
         let ca_key = if control { Some(std::fs::read_to_string(paths.ca_key()).map_err(|e| internal(e.into()))?) } else { None };
@@ -108,6 +115,22 @@ async fn learner(store: &EtcdStore, peer: &str) -> Result<Learner, Error> {
             .hint("try again when it is through; if it never will be: vmkeep cluster remove NODE"));
     }
     when_settled(|| store.add_learner(peer)).await.map(|()| Learner::Made).map_err(app::store_error)
+}
+
+/// Gives a learner its vote when it has what the others have: a witness may not do it itself. A crash in between leaves it to the
+/// next attempt of the same host, which is told that it has no vote.
+async fn promote(store: Arc<EtcdStore>, peer: String) {
+    let begin = Instant::now();
+    while begin.elapsed() < PROMOTE_PATIENCE {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let Ok(all) = store.members().await else { continue };
+        match all.iter().find(|m| m.peer_urls.contains(&peer)) {
+            // It is named when it has started.
+            Some(own) if own.learner && !own.name.is_empty() => drop(store.promote(own.id).await),
+            Some(own) if own.learner => {}
+            _ => return,
+        }
+    }
 }
 
 async fn take_back(store: &EtcdStore, peer: &str, learner: Option<&Learner>) {

@@ -137,7 +137,7 @@ async fn leave(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 
 async fn recover(State(desk): State<Arc<Desk>>, request: Request) -> Response {
     let begun = match (wish(request).await, &desk.standing) {
-        (Ok(wish), Standing::Waiting) => recover::begin(&desk.config, &desk.member, &wish, &desk.restart),
+        (Ok(wish), Standing::Waiting) => recover::begin(&desk.member, &wish, &desk.restart),
         (Ok(_), Standing::Member(_) | Standing::Removed) => Err(Error::conflict("etcd answers: nothing is lost")),
         (Err(error), _) => Err(error),
     };
@@ -151,9 +151,7 @@ impl Desk {
             Standing::Member(cluster) => cluster.leave_it(wish).await,
             Standing::Waiting if !wish.forget => Err(Error::new(Code::Unavailable, self.problem().message)
                 .hint("leave --forget does not ask the cluster; its other members must then be told: vmkeep cluster remove NODE")),
-            Standing::Waiting | Standing::Removed => {
-                leave::begin(&self.config, &self.member, &ClusterLeave { forget: true }, &self.restart)
-            }
+            Standing::Waiting | Standing::Removed => leave::begin(&self.member, &ClusterLeave { forget: true }, &self.restart),
         }
     }
 }

@@ -6,8 +6,9 @@
 //!                 nobody; forgotten by      until it succeeds         and this file removed
 //!                 the store in one txn
 //! ```
-//! The agent does not run meanwhile, so nothing writes the node's keys again. Until the store has forgotten the node a refusal
-//! leaves everything as it was; after that it goes on to the end, over crashes too.
+//! A host that is no control node asks one to forget it: [`super::farewell`]. The agent does not run meanwhile, so nothing writes
+//! the node's keys again. Until the store has forgotten the node a refusal leaves everything as it was; after that it goes on to
+//! the end, over crashes too.
 //!
 //! `forget` begins at the end: for a host that was taken out by others, or whose cluster is no more. Domains that run are
 //! libvirt's and run on in every case.
@@ -23,15 +24,16 @@ use vmkeep_server::app::{self, leaving};
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::admin;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
-use vmkeep_types::cluster::{ClusterLeave, ClusterLeft};
+use vmkeep_types::cluster::{ClusterLeave, ClusterLeft, MemberRole};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use super::etcd::{Etcd, client_url, peer_url};
+use super::farewell::{self, Farewell};
 use super::form::failure_file;
 use super::libvirt::Libvirt;
 use super::status::MEMBER_PATIENCE;
-use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused, vip};
+use super::{Cluster, ETCD_PATIENCE, LOOK_AGAIN, Restart, erase, refused, rights, vip};
 use crate::config::Config;
 use crate::member::{Member, Paths, read_toml, write_toml, write_whole};
 
@@ -41,6 +43,9 @@ struct Leaving {
     node: Name,
     address: String,
     endpoints: Vec<String>,
+    /// It may write the cluster's records itself.
+    #[serde(default)]
+    control: bool,
     step: Step,
 }
 
@@ -76,16 +81,17 @@ impl Leaving {
 /// Notes the intent and lets the daemon begin anew with it.
 ///
 /// # Errors
-/// The disk's; the host's daemon runs as one process for each role.
-pub(super) fn begin(config: &Config, member: &Member, wish: &ClusterLeave, restart: &Restart) -> Result<ClusterLeft, Error> {
-    if config.only.is_some() {
-        return Err(Error::conflict("control and compute run apart on this host, and the other one would go on")
-            .hint("systemctl disable --now vmkeepd@control vmkeepd@compute; systemctl enable --now vmkeepd; then leave"));
-    }
+/// The disk's.
+pub(super) fn begin(member: &Member, wish: &ClusterLeave, restart: &Restart) -> Result<ClusterLeft, Error> {
     let paths = member.paths();
     let step = if wish.forget { Step::Erase } else { Step::Ask };
-    let mut leaving =
-        Leaving { node: member.node.clone(), address: member.address.clone(), endpoints: member.etcd.endpoints.clone(), step };
+    let mut leaving = Leaving {
+        node: member.node.clone(),
+        address: member.address.clone(),
+        endpoints: member.etcd.endpoints.clone(),
+        control: member.has(MemberRole::Control),
+        step,
+    };
     let _ = fs::remove_file(failure_file(&paths));
     leaving.save(&paths, step).map_err(refused)?;
     point("leave: begun");
@@ -99,11 +105,16 @@ impl Cluster {
         if wish.forget {
             return Err(Error::conflict(format!("'{}' is a member and its cluster answers", self.node)).hint("leave without --forget"));
         }
-        leaving::may_leave(self.store.as_ref(), &self.node).await?;
+        // Others read only what is their own.
+        if member.has(MemberRole::Control) || !rights::in_force(self.store.as_ref()).await? {
+            leaving::may_leave(self.store.as_ref(), &self.node).await?;
+        } else {
+            farewell::say(self.store.as_ref(), &member.paths(), &self.node, Farewell::MayI).await?;
+        }
         if member.has_etcd() {
             self.etcd_goes_on().await?;
         }
-        begin(&self.config, member, wish, &self.restart)
+        begin(member, wish, &self.restart)
     }
 
     /// Without this member a majority of etcd's others must be there.
@@ -122,6 +133,14 @@ impl Cluster {
         Err(Error::conflict(format!("of etcd's {} other members {there} answer: without this one it would stand still", others.len()))
             .hint("mend or remove the silent ones first: vmkeep cluster status"))
     }
+}
+
+/// A control node leaves, which its process with the control plane carries out.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn is_begun_by_control(paths: &Paths) -> anyhow::Result<bool> {
+    Ok(Leaving::load(paths)?.is_some_and(|leaving| leaving.control))
 }
 
 /// Before anything is served: goes on with what was begun.
@@ -165,7 +184,8 @@ async fn ask(leaving: &Leaving, paths: &Paths) -> Result<(), Error> {
     loop {
         let tried = match EtcdStore::connect(&client).await.map_err(app::store_error) {
             Ok(store) if app::cluster::is_removed(&store, &leaving.node).await.map_err(app::store_error)? => return Ok(()),
-            Ok(store) => leaving::forget(&store, &leaving.node).await,
+            Ok(store) if leaving.control || !rights::in_force(&store).await? => leaving::forget(&store, &leaving.node).await,
+            Ok(store) => farewell::say(&store, paths, &leaving.node, Farewell::Forget).await,
             Err(error) => Err(error),
         };
         match tried {

@@ -5,15 +5,19 @@
 //!  vmkeep cluster join ─► join ══ pinned TLS ══► admit (a control node): token, member, certificates, learner of etcd
 //!                          └► etcd started, promoted ─► member.toml ─► daemon anew
 //!  vmkeep cluster leave ─► daemon anew ─► leave: forgotten, out of etcd, files erased; a single host again
+//!                                          └══ mutual TLS ══► farewell (a control node): where only it may forget
 //!  vmkeep cluster recover ─► daemon anew ─► recover: etcd from a backup, alone; a new incarnation
-//!  20 s after 20 s     ─► tend: who has etcd, certificates that age (renew, libvirt), copies of etcd
+//!  20 s after 20 s     ─► tend: who has etcd, certificates that age (renew, libvirt), rights in etcd, copies of it
 //! ```
 //! `member.toml` comes last: before it this host is alone and goes on from its own store, whatever was prepared.
 
 pub mod admit;
+pub mod apart;
+mod ask;
 mod backup;
 pub mod desk;
 pub mod etcd;
+pub mod farewell;
 mod form;
 mod join;
 mod leave;
@@ -22,6 +26,7 @@ mod moving;
 pub mod pki;
 mod recover;
 pub mod renew;
+mod rights;
 mod status;
 pub mod tend;
 pub mod vip;
@@ -47,19 +52,24 @@ use vmkeep_types::cluster::{
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
-use crate::config::Config;
+use crate::config::{Config, NodeRole};
 use crate::daemon::Ended;
 use crate::member::{AGENT_PORT, API_PORT, ETCD_CLIENT_PORT, ETCD_PEER_PORT, Member, Paths};
+use apart::Turn;
 use etcd::Etcd;
 
-/// Before anything is served: goes on with what a crash or the daemon's planned restart left.
+/// Before anything is served: goes on with what a crash or the daemon's planned restart left. None when it is told to stop before
+/// it is this process's turn; it is its turn as long as it keeps what is returned.
 ///
 /// # Errors
 /// The disk's.
-pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<()> {
+pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Turn>> {
+    let Some(turn) = apart::take(config, shutdown).await? else { return Ok(None) };
     leave::resume(config, shutdown).await?;
     recover::resume(config, shutdown).await?;
-    form::resume(config, shutdown).await
+    form::resume(config, shutdown).await?;
+    // The agent's process goes on from here, beside the control plane.
+    Ok(Some(if config.only == Some(NodeRole::Control) { Turn::default() } else { turn }))
 }
 
 /// For etcd's first start or a learner's catching up; well within the API's time for an answer.
@@ -118,12 +128,22 @@ pub struct Cluster {
     restart: Restart,
     /// One change of the cluster at a time on this host.
     turn: tokio::sync::Mutex<()>,
+    rights: tokio::sync::Mutex<rights::Kept>,
 }
 
 impl Cluster {
     pub fn new(config: Config, node: Name, member: Option<Member>, store: Opened, restart: Restart) -> Arc<Self> {
         let Opened { store, etcd } = store;
-        Arc::new(Self { config, node, member, store, etcd_store: etcd, restart, turn: tokio::sync::Mutex::new(()) })
+        Arc::new(Self {
+            config,
+            node,
+            member,
+            store,
+            etcd_store: etcd,
+            restart,
+            turn: tokio::sync::Mutex::default(),
+            rights: tokio::sync::Mutex::default(),
+        })
     }
 
     fn paths(&self) -> Paths {
@@ -211,7 +231,8 @@ impl HostCluster for Cluster {
 
     async fn remove(&self, node: &Name) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
-        self.take_out(node).await
+        self.take_out(node).await?;
+        self.keep_rights().await
     }
 
     async fn backup(&self) -> Result<ClusterBackup, Error> {

@@ -78,11 +78,7 @@ impl Recovering {
 ///
 /// # Errors
 /// This host has no etcd, a tool or the backup is missing; the disk's.
-pub(super) fn begin(config: &Config, member: &Member, wish: &ClusterRecover, restart: &Restart) -> Result<ClusterRecovering, Error> {
-    if config.only.is_some() {
-        return Err(Error::conflict("control and compute run apart on this host, and the other one would go on")
-            .hint("systemctl stop vmkeepd@control vmkeepd@compute; systemctl start vmkeepd; then recover"));
-    }
+pub(super) fn begin(member: &Member, wish: &ClusterRecover, restart: &Restart) -> Result<ClusterRecovering, Error> {
     if !member.roles.iter().any(|role| role.has_etcd()) || !member.paths().ca_key().exists() {
         return Err(Error::conflict(format!("'{}' is no control node", member.node)).hint("recover on one that is left"));
     }
@@ -117,7 +113,7 @@ impl Cluster {
             return Err(Error::conflict("etcd has a majority: nothing is lost")
                 .hint("a single member that is gone: vmkeep cluster remove NODE, and join another host"));
         }
-        begin(&self.config, member, wish, &self.restart)
+        begin(member, wish, &self.restart)
     }
 }
 
@@ -136,6 +132,10 @@ fn run<'a>(tool: &str, args: impl IntoIterator<Item = &'a std::ffi::OsStr>) -> a
         bail!("{tool}: {}", String::from_utf8_lossy(&out.stderr).trim().lines().last().unwrap_or("it failed"));
     }
     Ok(())
+}
+
+pub(super) fn is_begun(paths: &Paths) -> bool {
+    Recovering::file(paths).exists()
 }
 
 /// Before anything is served: goes on with what was begun.

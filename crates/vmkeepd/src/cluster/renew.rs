@@ -16,22 +16,19 @@ use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use http_body_util::{BodyExt, Limited};
-use vmkeep_api::body::ProblemBody;
 use vmkeep_server::app::cluster as members;
 use vmkeep_store::Store;
-use vmkeep_types::cluster::{MemberRecord, MemberRole};
+use vmkeep_types::cluster::MemberRecord;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
-use super::pki::{self, Authority, Purpose, in_url};
-use super::{internal, refused};
+use super::pki::{self, Authority, Purpose};
+use super::{ask, internal, refused};
 use crate::listen::{Peer, refuse};
-use crate::member::{AGENT_PORT, Paths, write_whole};
+use crate::member::{Paths, write_whole};
 use crate::mtls::Mtls;
 
 pub const PATH: &str = "/n/cluster/renew";
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A PEM request for each certificate.
 type Wish = BTreeMap<Purpose, String>;
@@ -85,10 +82,9 @@ async fn issue(office: &Office, node: &Name, wish: &Wish) -> Result<Renewed, Err
 /// None of them gave new ones.
 pub async fn fetch(paths: &Paths, node: &Name, records: &[MemberRecord], purposes: &[Purpose]) -> Result<(), Error> {
     let mtls = Mtls::open(paths.clone()).map_err(refused)?;
-    let mut last = Error::new(Code::Unavailable, "the cluster has no control node");
-    for record in records.iter().filter(|record| record.roles.contains(&MemberRole::Control) && record.node != *node) {
-        let address = format!("{}:{AGENT_PORT}", in_url(&record.address));
-        match ask(&mtls, &record.node, &address, paths, purposes).await {
+    let mut last = ask::no_control();
+    for control in ask::controls(records, node) {
+        match renew(&mtls, control, paths, purposes).await {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
         }
@@ -96,23 +92,13 @@ pub async fn fetch(paths: &Paths, node: &Name, records: &[MemberRecord], purpose
     Err(last)
 }
 
-async fn ask(mtls: &Mtls, control: &Name, address: &str, paths: &Paths, purposes: &[Purpose]) -> Result<(), Error> {
+async fn renew(mtls: &Mtls, (control, address): (&Name, String), paths: &Paths, purposes: &[Purpose]) -> Result<(), Error> {
     let request = |purpose: &Purpose| Ok((*purpose, pki::request(&purpose.key(paths)).map_err(internal)?));
     let wish: Wish = purposes.iter().map(request).collect::<Result<_, Error>>()?;
-    let body = serde_json::to_vec(&wish).map_err(|e| Error::internal(e.to_string()))?;
-    let request = http::Request::post(PATH).header("content-type", "application/json").body(body.into());
-    let request = request.map_err(|e| Error::internal(e.to_string()))?;
-    let silent = |why: String| Error::new(Code::Unavailable, format!("'{control}' at {address}: {why}"));
-    let answer = mtls.send(control, address, request).await.map_err(|e| silent(format!("{e:#}")))?;
-    let (status, body) = (answer.status(), Limited::new(answer.into_body(), ANSWER_BYTES_MAX));
-    let bytes = body.collect().await.map_err(|e| silent(e.to_string()))?.to_bytes();
-    if !status.is_success() {
-        let told: Result<ProblemBody, _> = serde_json::from_slice(&bytes);
-        return Err(told.map_or_else(|_| silent(format!("it answers {status}")), Error::from));
-    }
-    let renewed: Renewed = serde_json::from_slice(&bytes).map_err(|e| silent(format!("it answers something else: {e}")))?;
+    let renewed: Renewed = ask::post(mtls, control, &address, PATH, &wish).await?;
     for purpose in purposes {
-        let issued = renewed.get(purpose).ok_or_else(|| silent("it answers without a certificate".into()))?;
+        let issued = renewed.get(purpose);
+        let issued = issued.ok_or_else(|| Error::new(Code::Unavailable, format!("'{control}' answers without a certificate")))?;
         write_whole(&purpose.cert(paths), 0o644, issued.as_bytes()).map_err(refused)?;
     }
     Ok(())
@@ -126,7 +112,7 @@ mod tests {
     use uuid::Uuid;
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_store::{Op, Txn, keys, typed};
-    use vmkeep_types::cluster::MemberState;
+    use vmkeep_types::cluster::{MemberRole, MemberState};
 
     use super::*;
     use crate::listen::{self, Controls, Serve};
@@ -189,20 +175,20 @@ mod tests {
         let bed = bed(Duration::from_secs(600)).await;
         let mtls = Mtls::open(bed.compute.clone()).expect("a pair");
         let (before, key) = (until(&bed.compute), std::fs::read(bed.compute.node_key()).expect("a key"));
-        ask(&mtls, &name("a"), &bed.address, &bed.compute, &BOTH).await.expect("renewed");
+        renew(&mtls, (&name("a"), bed.address.clone()), &bed.compute, &BOTH).await.expect("renewed");
         assert!(until(&bed.compute) > before + 86_400, "another term");
         assert_eq!(std::fs::read(bed.compute.node_key()).expect("a key"), key, "over the same key");
         // One that it did not have before, too.
-        ask(&mtls, &name("a"), &bed.address, &bed.compute, &[Purpose::Qemu]).await.expect("made");
+        renew(&mtls, (&name("a"), bed.address.clone()), &bed.compute, &[Purpose::Qemu]).await.expect("made");
         assert!(Purpose::Qemu.cert(&bed.compute).exists());
         // With the new one, and nothing else than that is open to it.
-        ask(&mtls, &name("a"), &bed.address, &bed.compute, &BOTH).await.expect("once more");
+        renew(&mtls, (&name("a"), bed.address.clone()), &bed.compute, &BOTH).await.expect("once more");
         let other = http::Request::get("/n/other").body(axum::body::Body::empty()).expect("a request");
         let answer = mtls.send(&name("a"), &bed.address, other).await.expect("an answer");
         assert_eq!(answer.status(), http::StatusCode::FORBIDDEN);
         // Taken out: none any more.
         bed.store.txn(Txn::default().then(Op::Delete(keys::member(&name("b"))))).await.expect("written");
-        let error = ask(&mtls, &name("a"), &bed.address, &bed.compute, &BOTH).await.expect_err("refused");
+        let error = renew(&mtls, (&name("a"), bed.address.clone()), &bed.compute, &BOTH).await.expect_err("refused");
         assert_eq!(error.message, "'b' is no member of this cluster");
         bed.stop.cancel();
     }
@@ -214,7 +200,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let mtls = Mtls::open(bed.compute.clone()).expect("a pair");
         let before = until(&bed.compute);
-        ask(&mtls, &name("a"), &bed.address, &bed.compute, &BOTH).await.expect_err("refused");
+        renew(&mtls, (&name("a"), bed.address.clone()), &bed.compute, &BOTH).await.expect_err("refused");
         assert_eq!(until(&bed.compute), before);
         bed.stop.cancel();
     }

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use vmkeep_server::app::{self, cluster as members, leaving, recovery, releasing};
 use vmkeep_store::StoreError;
 use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
-use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberState};
+use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberRole, MemberState};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
@@ -43,7 +43,10 @@ impl Cluster {
         if !full.is_empty() {
             problems.push(problem("etcd is over its quota: nothing can be changed until there is room", "vmkeep cluster defrag"));
         }
-        if let Some(silent) = recovery::waits_for(self.store.as_ref()).await? {
+        // What other nodes have said of themselves is control nodes' to read.
+        if member.has(MemberRole::Control)
+            && let Some(silent) = recovery::waits_for(self.store.as_ref()).await?
+        {
             problems.extend(recovering(&silent));
         }
         if let Ok(why) = std::fs::read_to_string(failure_file(&member.paths())) {

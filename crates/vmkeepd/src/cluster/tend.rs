@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vmkeep_server::app::cluster::Word;
 use vmkeep_server::app::{cluster as members, recovery, store_error, vip};
-use vmkeep_types::cluster::MemberRole;
+use vmkeep_store::keys;
+use vmkeep_types::cluster::{MemberRole, MemberWord};
 use vmkeep_types::error::Error;
 
 use super::etcd::client_url;
@@ -98,9 +98,10 @@ impl Cluster {
                 .push(problem(format!("the API's address is not kept here: {}", error.message), "mend that; see vmkeep cluster vip show"));
         }
         let certificate_until = pki::validity(&known.paths().node_cert()).ok().map(|(_, until)| until);
-        let word = Word { version: env!("CARGO_PKG_VERSION"), certificate_until, problems };
+        let word = MemberWord { version: env!("CARGO_PKG_VERSION").into(), level: keys::LEVEL_NOW, certificate_until, problems };
         members::arrived(self.store.as_ref(), &self.node, word).await?;
         if known.has(MemberRole::Control) {
+            self.keep_rights().await?;
             self.back_up_when_due().await?;
         }
         let records = members::members(self.store.as_ref()).await?;

@@ -26,7 +26,7 @@ use vmkeep_types::pool::PoolDriver;
 
 use super::{Part, control, make_folder};
 use crate::cluster::libvirt::TLS_PORT;
-use crate::cluster::{pki, renew};
+use crate::cluster::{Cluster, farewell, pki, renew};
 use crate::config::{Config, HypervisorKind};
 use crate::listen::{self, Controls};
 use crate::member::AGENT_PORT;
@@ -122,14 +122,14 @@ impl Compute {
     }
 
     /// Begins to serve the members of the cluster, and to run VMs.
-    pub async fn begin(self, part: &mut Part, apart: Apart) -> anyhow::Result<()> {
+    pub async fn begin(self, part: &mut Part, apart: Apart, cluster: &Arc<Cluster>) -> anyhow::Result<()> {
         if let (Some(member), Some(mtls)) = (&part.member, part.mtls.clone()) {
             // A host's name is not resolved here: what it leads to from elsewhere need not be an address of this host.
             let ip = member.address.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
             let listener = listen::bind_tls(SocketAddr::new(ip, AGENT_PORT)).await?;
             let controls = Arc::new(Controls::new(part.store.clone()));
             let renewals = renew::router(part.store.clone(), member.paths(), part.config.certificate_life());
-            let serve = part.serve(self.router.clone().merge(renewals));
+            let serve = part.serve(self.router.clone().merge(renewals).merge(farewell::router(cluster.clone())));
             part.tasks.spawn(async move {
                 listen::agent(serve, listener, mtls, controls).await;
                 "the agent's listener"
