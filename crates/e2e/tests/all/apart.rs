@@ -60,12 +60,15 @@ fn both_processes_of_a_member_leave_together() {
     let (one, mut two) = two_members(&switch);
     let mut roles = Roles::of(&mut two);
     until_healthy(&two, "node1:member:follower node2:member:follower");
-    two.ok(["cluster", "leave", "--yes"]);
+    let mut asked = two.cli();
+    asked.args(["cluster", "leave", "--yes"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut asked = asked.spawn().expect("vmkeep runs");
     // A host alone has one process: systemd begins that one.
     ends(&mut roles.control, &two, "the control plane has ended");
     ends(&mut roles.compute, &two, "the agent has ended");
     assert!(!two.exec(["test", "-e", "/var/lib/vmkeep/cluster"]).status.success(), "no key stays\n{}", logs(&two));
     two.start_daemon();
+    assert!(asked.wait().expect("a child").success(), "who asked waits for the host to be back");
     assert!(two.json(["vm", "list", "-o", "json"]).as_array().is_some_and(Vec::is_empty));
     until_healthy(&one, "node1:member:follower");
 }

@@ -137,7 +137,7 @@ async fn a_volume_of_a_node_that_is_gone_can_be_deleted() {
     let mut volume = typed::list_json::<VolumeRecord>(bed.store.as_ref(), keys::ALL_VOLUMES).await.expect("volumes").remove(0);
     volume.value.node = Some(Name::known("gone"));
     bed.store.txn(Txn::default().then(typed::put(volume.key, &volume.value))).await.expect("written");
-    bed.check("DELETE /v1/volumes/data", Value::Null, expect!["202 volume.delete data done"]).await;
+    bed.check("DELETE /v1/volumes/data", Value::Null, expect!["200 volume.delete data done"]).await;
     assert_eq!(bed.call("GET /v1/volumes/data", Value::Null).await.status, 404);
     assert_eq!(bed.store.list("n/gone/").await.expect("a list").items.len(), 0, "nobody is asked");
 
