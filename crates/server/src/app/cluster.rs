@@ -348,7 +348,7 @@ mod tests {
         let same = Admission { address: "10.0.0.1".into(), ..wish(&good, "h2", 2) };
         refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
-        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 3), the cluster 0.1.0 (level 3)"]).await;
+        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 4), the cluster 0.1.0 (level 4)"]).await;
         admit(&store, &wish(&good, "h2", 2), now()).await.expect("the token is still good");
     }
 }

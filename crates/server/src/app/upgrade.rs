@@ -125,11 +125,11 @@ mod tests {
         // One that an even older version let in has not said anything.
         assert!(raise(&store(&[("a", 3), ("b", 0)]).await).await.is_err());
 
-        let all = store(&[("a", 3), ("b", 3)]).await;
-        assert_eq!(check(&all, &[]).await.expect("a view").next, "every member can write level 3: vmkeep cluster raise-level");
-        assert_eq!(raise(&all).await, Ok(3));
-        needs(&all, 3, "it").await.expect("it may");
-        assert_eq!(raise(&all).await.expect_err("again").message, "the store has level 3 already, the newest that is known");
+        let all = store(&[("a", 4), ("b", 4)]).await;
+        assert_eq!(check(&all, &[]).await.expect("a view").next, "every member can write level 4: vmkeep cluster raise-level");
+        assert_eq!(raise(&all).await, Ok(4));
+        needs(&all, 4, "it").await.expect("it may");
+        assert_eq!(raise(&all).await.expect_err("again").message, "the store has level 4 already, the newest that is known");
     }
 
     #[tokio::test]
