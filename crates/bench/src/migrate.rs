@@ -38,6 +38,12 @@ pub struct Args {
     /// libvirt of this host, as the other one reaches it.
     #[arg(long)]
     back: String,
+    /// Where the other host takes memory in, when its name does not resolve: `tcp://10.0.0.2`.
+    #[arg(long)]
+    there_data: Option<String>,
+    /// The same of this host, on the way back.
+    #[arg(long)]
+    back_data: Option<String>,
     /// More for `virsh migrate`: `--with=--tls` where ours is encrypted too.
     #[arg(long, value_name = "FLAG")]
     with: Vec<String>,
@@ -87,8 +93,10 @@ async fn by_virsh(args: &Args, xml: &str) -> anyhow::Result<Samples> {
     let (mut taken, begin) = (Vec::new(), Instant::now());
     let went = async {
         for _ in 0..args.rounds.max(1) {
-            for (at, to) in [(&here, &args.there), (&there, &args.back)] {
-                taken.push(moved(at, &twin, to, &args.with).await?);
+            for (at, to, data) in [(&here, &args.there, &args.there_data), (&there, &args.back, &args.back_data)] {
+                let data = data.as_ref().map(|data| ["--migrateuri", data]);
+                let more: Vec<&str> = data.into_iter().flatten().chain(args.with.iter().map(String::as_str)).collect();
+                taken.push(moved(at, &twin, to, &more).await?);
             }
         }
         anyhow::Ok(())
@@ -100,9 +108,8 @@ async fn by_virsh(args: &Args, xml: &str) -> anyhow::Result<Samples> {
     Ok(Samples::new(taken, begin.elapsed()))
 }
 
-async fn moved(at: &Virsh, twin: &str, to: &str, with: &[String]) -> anyhow::Result<Duration> {
-    let more: Vec<&str> = with.iter().map(String::as_str).collect();
+async fn moved(at: &Virsh, twin: &str, to: &str, more: &[&str]) -> anyhow::Result<Duration> {
     let begin = Instant::now();
-    at.run(&[&["migrate", "--live", "--p2p", twin, to], &more[..]].concat()).await?;
+    at.run(&[&["migrate", "--live", "--p2p", twin, to], more].concat()).await?;
     Ok(begin.elapsed())
 }

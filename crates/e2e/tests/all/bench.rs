@@ -37,8 +37,11 @@ fn a_migration_is_measured_beside_virsh() {
     let host = cluster.host(from - 1);
     let (program, socket) = (bin("vmkeep-bench").display().to_string(), host.socket().display().to_string());
     let (to_node, there, back) = (format!("node{to}"), uri(to), uri(from));
+    let data = |n: usize| format!("tcp://10.77.0.{n}");
+    let (there_data, back_data) = (data(to), data(from));
     let words = [&program, "migrate", "--socket", &socket, "--vm", "m", "--to", &to_node, "--there", &there, "--back", &back];
-    let out = host.exec(words.into_iter().chain(["--rounds", "1", "-o", "json"]));
+    let more = ["--there-data", &there_data, "--back-data", &back_data, "--rounds", "1", "-o", "json"];
+    let out = host.exec(words.into_iter().chain(more));
     assert!(out.status.success(), "{}\n{}", text(&out.stderr), cluster.logs());
     let told = text(&out.stdout);
     for what in ["virsh migrate --live --p2p, p50", "migrate, p50", "migrate, times virsh"] {
