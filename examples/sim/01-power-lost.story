@@ -5,30 +5,30 @@
     2.8  db is placed on node3
     2.8  web is placed on node3
     2.8  batch is placed on node3
-    4.8  other runs on node1 (generation 1)
-    5.4  db runs on node3 (generation 1)
-    5.9  batch runs on node3 (generation 1)
-    6.1  web runs on node3 (generation 1)
+    3.3  other runs on node1 (generation 1)
+    4.7  batch runs on node3 (generation 1)
+    4.7  db runs on node3 (generation 1)
+    5.6  web runs on node3 (generation 1)
    60.0  > power node3 off
    66.2  node2 leads
-   72.2  node2 seals node3: silent for 15 s
-   95.2  node3 is dead for certain (by watchdog)
-   95.2  web waits: VMs of a higher priority come first
-   95.2  batch waits: VMs of a higher priority come first
-   96.2  node2 arms its watchdog
-   96.2  db is placed on node2
-   98.7  db runs on node2 (generation 2)
-   98.7  web is placed on node1
-   99.5  web runs on node1 (generation 2)
-   99.5  batch is placed on node2
-  102.0  batch runs on node2 (generation 2)
+   75.2  node2 seals node3: silent for 15 s
+   98.2  node3 is dead for certain (by watchdog)
+   98.2  web waits: VMs of a higher priority come first
+   98.2  batch waits: VMs of a higher priority come first
+   98.2  node2 arms its watchdog
+   98.2  db is placed on node2
+  100.6  db runs on node2 (generation 2)
+  100.6  web is placed on node1
+  101.4  web runs on node1 (generation 2)
+  101.4  batch is placed on node2
+  103.7  batch runs on node2 (generation 2)
 
 at 200 s:
   batch: started on node2
   db: started on node2
   other: started on node1
   web: started on node1
-  db ran again on node2 42.0 s after the last sign of life of node3
-  web ran again on node1 42.7 s after the last sign of life of node3
-  batch ran again on node2 45.2 s after the last sign of life of node3
+  db ran again on node2 40.8 s after the last sign of life of node3
+  web ran again on node1 41.6 s after the last sign of life of node3
+  batch ran again on node2 43.9 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

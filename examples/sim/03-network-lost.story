@@ -2,8 +2,8 @@
     2.8  node3 arms its watchdog
     2.8  db is placed on node3
     2.8  web is placed on node3
-    5.1  db runs on node3 (generation 1)
-    5.4  web runs on node3 (generation 1)
+    5.7  web runs on node3 (generation 1)
+    6.2  db runs on node3 (generation 1)
    60.0  > network node3 off
    66.2  node2 leads
    75.2  node2 seals node3: silent for 15 s
@@ -13,19 +13,19 @@
    98.2  web waits: VMs of a higher priority come first
    98.2  node1 arms its watchdog
    98.2  db is placed on node1
-  100.7  db runs on node1 (generation 2)
-  100.8  node2 arms its watchdog
-  100.8  web is placed on node2
-  102.9  web runs on node2 (generation 2)
+   99.5  db runs on node1 (generation 2)
+   99.5  node2 arms its watchdog
+   99.5  web is placed on node2
+  101.4  web runs on node2 (generation 2)
   200.0  > network node3 on
-  202.6  node3 arms its watchdog
-  202.6  db moves from node1 to node3
-  206.8  db runs on node3 (generation 3)
-  217.5  node1 disarms its watchdog
+  203.7  node3 arms its watchdog
+  203.7  db moves from node1 to node3
+  209.4  db runs on node3 (generation 3)
+  219.5  node1 disarms its watchdog
 
 at 350 s:
   db: started on node3
   web: started on node2
-  db ran again on node1 41.0 s after the last sign of life of node3
-  web ran again on node2 43.1 s after the last sign of life of node3
+  db ran again on node1 39.7 s after the last sign of life of node3
+  web ran again on node2 41.6 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

@@ -3,8 +3,8 @@
     1.8  node2 arms its watchdog
     1.8  web is placed on node1
     1.8  db is placed on node2
-    2.9  db runs on node2 (generation 1)
-    4.9  web runs on node1 (generation 1)
+    4.1  db runs on node2 (generation 1)
+    4.6  web runs on node1 (generation 1)
    60.0  > candidate node1 stop
    90.0  > candidate node1 start
    90.0  > candidate node2 stop
@@ -13,7 +13,7 @@
   126.0  node1 leads
   150.0  > candidate node3 start
   150.0  > etcd elect
-  150.0  etcd elects a new leader and answers nobody for 2004 ms
+  150.0  etcd elects a new leader and answers nobody for 1645 ms
 
 at 240 s:
   db: started on node2

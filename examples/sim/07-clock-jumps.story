@@ -1,7 +1,7 @@
     0.8  node3 leads
     1.8  node2 arms its watchdog
     1.8  web is placed on node2
-    2.8  web runs on node2 (generation 1)
+    3.6  web runs on node2 (generation 1)
    60.0  > clock node2 step 3600
    90.0  > clock node1 step -3600
 

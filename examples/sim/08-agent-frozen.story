@@ -1,7 +1,7 @@
     0.8  node3 leads
     1.8  node2 arms its watchdog
     1.8  web is placed on node2
-    2.8  web runs on node2 (generation 1)
+    3.6  web runs on node2 (generation 1)
    60.0  > pause node2 agent 100
    74.2  node2 kills web: the store has not heard of it for too long
    74.8  node3 seals node2: silent for 15 s

@@ -1,7 +1,7 @@
     0.8  node3 leads
     1.8  node2 arms its watchdog
     1.8  web is placed on node2
-    2.8  web runs on node2 (generation 1)
+    3.6  web runs on node2 (generation 1)
    60.0  > pause node2 host 5
   100.0  > pause node2 host 120
   107.2  the watchdog resets node2

@@ -1,7 +1,11 @@
     0.8  node3 leads
     1.8  node2 arms its watchdog
-    1.8  web is placed on node2
-    2.8  web runs on node2 (generation 1)
+    1.8  node1 arms its watchdog
+    2.8  node3 arms its watchdog
+    2.8  web is placed on node2
+    5.2  web runs on node2 (generation 1)
+   13.5  node1 disarms its watchdog
+   14.8  node3 disarms its watchdog
    60.0  > pause node2 host 120
    74.8  node3 seals node2: silent for 15 s
    74.8  node2 has a software watchdog, which proves nothing while the whole host stands still: only STONITH or a person can say that it is dead
@@ -11,10 +15,12 @@
   260.0  > confirm-dead node2
   260.0  node2 is dead for certain (by operator)
   260.0  node1 arms its watchdog
+  260.0  node3 arms its watchdog
   260.0  web is placed on node1
-  262.5  web runs on node1 (generation 2)
+  262.9  web runs on node1 (generation 2)
+  271.8  node3 disarms its watchdog
 
 at 330 s:
   web: started on node1
-  web ran again on node1 203.3 s after the last sign of life of node2
+  web ran again on node1 203.7 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

@@ -1,12 +1,12 @@
     0.8  node3 leads
     1.8  node2 arms its watchdog
     1.8  web is placed on node2
-    2.8  web runs on node2 (generation 1)
+    3.6  web runs on node2 (generation 1)
    60.0  > libvirt node2 hang 60
    90.0  > vm late add node2
    90.0  node1 arms its watchdog
    90.0  late is placed on node1
-   92.0  late runs on node1 (generation 1)
+   92.9  late runs on node1 (generation 1)
 
 at 260 s:
   late: started on node1

@@ -5,44 +5,43 @@
     1.8  a is placed on node1
     2.8  node3 arms its watchdog
     2.8  c is placed on node3
+    3.2  a runs on node1 (generation 1)
     3.8  b runs on node2 (generation 1)
-    4.8  a runs on node1 (generation 1)
-    5.3  c runs on node3 (generation 1)
+    4.4  c runs on node3 (generation 1)
    60.0  > etcd off
-   72.8  node3 kills c: the store has not heard of it for too long
    73.5  node1 kills a: the store has not heard of it for too long
    74.2  node2 kills b: the store has not heard of it for too long
-   83.8  the watchdog resets node3
+   75.8  node3 kills c: the store has not heard of it for too long
    84.5  the watchdog resets node1
    85.2  the watchdog resets node2
+   86.8  the watchdog resets node3
   120.0  > etcd on
-  120.2  node3 leads
-  127.2  node3 seals node1: silent for 6 s
-  127.2  node3 seals node2: silent for 6 s
-  127.2  node3 seals node3: silent for 6 s
-  159.2  node1 is dead for certain (by watchdog)
-  159.2  node3 is dead for certain (by watchdog)
-  159.2  node2 is dead for certain (by watchdog)
-  159.2  c waits: no node can take it (node1: it is being fenced; node2: it is being fenced; node3: it is dead)
-  159.2  a waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is dead)
-  159.2  b waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is dead)
-  159.2  1 of 1 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
-  159.2  2 of 3 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
-  160.2  node1 arms its watchdog
-  160.2  a is placed on node1
-  160.2  node2 arms its watchdog
-  160.2  b is placed on node2
-  161.2  node3 arms its watchdog
-  161.2  c is placed on node3
-  162.4  b runs on node2 (generation 2)
-  163.1  a runs on node1 (generation 2)
-  164.1  c runs on node3 (generation 2)
+  122.5  node1 leads
+  128.4  node1 seals node1: silent for 6 s
+  128.4  node1 seals node2: silent for 6 s
+  128.4  node1 seals node3: silent for 6 s
+  160.4  node1 is dead for certain (by watchdog)
+  160.4  node3 is dead for certain (by watchdog)
+  160.4  node2 is dead for certain (by watchdog)
+  160.4  a waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is being fenced)
+  160.4  c waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is dead)
+  160.4  b waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is dead)
+  160.5  2 of 3 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
+  161.4  node1 arms its watchdog
+  161.5  a is placed on node1
+  161.5  node2 arms its watchdog
+  161.5  b is placed on node2
+  161.5  node3 arms its watchdog
+  161.5  c is placed on node3
+  163.0  c runs on node3 (generation 2)
+  163.6  a runs on node1 (generation 2)
+  164.3  b runs on node2 (generation 2)
 
 at 300 s:
   a: started on node1
   b: started on node2
   c: started on node3
-  b ran again on node2 103.2 s after the last sign of life of node2
-  a ran again on node1 104.6 s after the last sign of life of node1
-  c ran again on node3 107.4 s after the last sign of life of node3
+  c ran again on node3 103.3 s after the last sign of life of node3
+  a ran again on node1 105.1 s after the last sign of life of node1
+  b ran again on node2 105.1 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

@@ -3,8 +3,8 @@
     1.8  node1 arms its watchdog
     1.8  b is placed on node2
     1.8  a is placed on node1
-    2.9  b runs on node2 (generation 1)
-    4.9  a runs on node1 (generation 1)
+    4.1  b runs on node2 (generation 1)
+    4.6  a runs on node1 (generation 1)
    60.0  > upgrade node1
    75.0  > upgrade node2
    90.0  > upgrade node3

@@ -14,6 +14,7 @@
 //! | [`fenced`] | the watchdog's guard: fixed-size, allocation-free |
 //! | [`candidate`] | the leader's part, and what every candidate hears |
 //! | [`life`] | of an agent: may it live on, or begin anew |
+//! | [`ready`] | of a node: may it be given VMs, or must it arm first |
 //! | [`vigil`] | of a candidate: silence, seals, proofs, the brake |
 //! | [`turns`] | whose turn it is when many VMs have lost their nodes |
 //! | [`timers`] | profiles, and the inequality that carries the promise |
@@ -29,6 +30,7 @@ pub mod candidate;
 pub mod clock;
 pub mod fenced;
 pub mod life;
+pub mod ready;
 pub mod record;
 pub mod timers;
 pub mod turns;

@@ -92,10 +92,6 @@ impl Checks {
         of.valid = of.sent;
     }
 
-    pub fn reset(&mut self, _n: NodeNo) {
-        self.resets += 1;
-    }
-
     pub fn powered_off(&mut self, n: NodeNo) {
         self.lied_about.retain(|lied| *lied != n);
     }
@@ -245,6 +241,14 @@ impl World {
         self.checks.fenced.push(Fenced { node, silent_at, sealed_at: At(self.now), confirmed_at: None, by: None });
     }
 
+    /// L3: a watchdog that bites again and again has no cause that is over.
+    pub fn was_reset(&mut self, n: NodeNo) {
+        self.checks.resets += 1;
+        if self.healed_at.is_some_and(|at| self.now > at + SETTLED_MS) {
+            self.violated("L3", format!("{} is reset by its watchdog long after all faults were over", self.roster.node(n)));
+        }
+    }
+
     /// I9: while more than half are silent, as far as the leader has heard, nobody is sealed.
     fn check_brake(&mut self, n: NodeNo, by: NodeNo) {
         let host = &self.hosts[usize::from(by.0)];
@@ -255,7 +259,8 @@ impl World {
         let (mut live, mut silent) = (0, 0);
         for of in self.hosts.iter().map(|host| host.node) {
             let Some(Value::Epoch(EpochRecord { epoch, closed: false, .. })) = self.store.get(Key::Epoch(of)) else { continue };
-            if self.store.get(Key::Confirmed(of, *epoch)).is_some() {
+            let waits = self.store.get(Key::Waiting(of)).is_some();
+            if self.store.get(Key::Confirmed(of, *epoch)).is_some() && !waits {
                 continue;
             }
             live += 1;
@@ -263,7 +268,7 @@ impl World {
             let renewed = matches!(self.store.get(Key::Beat(of)), Some(Value::Beat(beat)) if beat.epoch == *epoch);
             let quiet_ms =
                 leader.silent_ms(reading, of).filter(|_| renewed).unwrap_or(0).min(self.now - self.checks.renewed_at(usize::from(of.0)));
-            silent += usize::from(quiet_ms > self.timers.suspect_ms + ELECTION_MS && self.store.get(Key::Waiting(of)).is_none());
+            silent += usize::from(quiet_ms > self.timers.suspect_ms + ELECTION_MS && !waits);
         }
         if silent * 2 > live {
             self.violated("I9", format!("{} is sealed while {silent} of {live} nodes are silent", self.roster.node(n)));
@@ -302,8 +307,9 @@ impl World {
         self.note_lost(vm, before, after);
         let target = if before.seat == after.seat { after.to } else { after.seat };
         let Some(target) = target else { return };
-        if self.store.get(Key::Armed(target.node, target.epoch)).is_none() && client != Client::Operator {
-            self.violated("I8", format!("{name} goes to {}, which is not armed", self.roster.node(target.node)));
+        let said = [Key::Armed(target.node, target.epoch), Key::Unusable(target.node, target.epoch)];
+        if said.iter().all(|key| self.store.get(*key).is_none()) && client != Client::Operator {
+            self.violated("I8", format!("{name} goes to {}, which has not said how it would die", self.roster.node(target.node)));
         }
         let handed = before.to == after.seat && before.to.is_some();
         if handed {
@@ -352,7 +358,7 @@ impl World {
         }
         let settings = self.settings.clone();
         for rule in settings.rules.iter().filter(|rule| rule.vms().contains(&vm)) {
-            let others: Vec<NodeNo> = rule.vms().iter().filter(|other| **other != vm).filter_map(|other| self.lives_at(*other)).collect();
+            let others: Vec<NodeNo> = rule.vms().iter().filter(|other| **other != vm).flat_map(|other| self.lives_at(*other)).collect();
             let broken = match rule {
                 Rule::Nodes { nodes, how: Strictness::Strict, .. } => !nodes.iter().any(|(node, _)| *node == n),
                 Rule::Together { how: Strictness::Strict, .. } => !others.is_empty() && !others.contains(&n),
@@ -365,10 +371,14 @@ impl World {
         }
     }
 
-    fn lives_at(&self, vm: VmNo) -> Option<NodeNo> {
-        let Some(Value::Owner(owner)) = self.store.get(Key::Owner(vm)) else { return None };
-        let seat = owner.to.or(owner.seat)?;
-        (!self.has_ended(seat, vm, owner.generation)).then_some(seat.node)
+    /// One on its way is at both ends: it may still stay.
+    fn lives_at(&self, vm: VmNo) -> impl Iterator<Item = NodeNo> {
+        let owner = match self.store.get(Key::Owner(vm)) {
+            Some(Value::Owner(owner)) => Some(owner),
+            _ => None,
+        };
+        let ends = owner.into_iter().flat_map(|owner| [owner.seat, owner.to].into_iter().flatten().map(|seat| (seat, owner.generation)));
+        ends.filter(move |(seat, generation)| !self.has_ended(*seat, vm, *generation)).map(|(seat, _)| seat.node)
     }
 
     /// I5, and what the world does once a second.
@@ -377,7 +387,7 @@ impl World {
         let bound = with_drift(self.timers.pet_ms + 2 * self.timers.watchdog_ms) + 1_000;
         for i in 0..self.hosts.len() {
             let host = &self.hosts[i];
-            let armed = host.powered && host.watchdog.petted.is_some() && host.watchdog.kind == WatchdogKind::Hardware;
+            let armed = host.powered && host.watchdog.petted.is_some() && host.watchdog.kind == Some(WatchdogKind::Hardware);
             let age = self.now - self.checks.nodes[i].valid;
             let (node, boot) = (host.node, host.boot);
             let open = host.powered && host.watchdog.petted.is_none() && self.wears_armor(node, boot);

@@ -69,7 +69,8 @@ impl<T> Process<T> {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Watchdog {
-    pub kind: WatchdogKind,
+    /// None: there is none that could be opened.
+    pub kind: Option<WatchdogKind>,
     /// True time of the last pet; None: closed.
     pub petted: Option<u64>,
 }
@@ -137,7 +138,7 @@ pub enum Stonith {
 }
 
 impl Host {
-    pub fn new(node: NodeNo, is_control: bool, raw_ppm: i64, watchdog: WatchdogKind) -> Self {
+    pub fn new(node: NodeNo, is_control: bool, raw_ppm: i64, watchdog: Option<WatchdogKind>) -> Self {
         Self {
             node,
             clocks: Clocks::new(raw_ppm),

@@ -21,6 +21,14 @@ const STONITH_GIVES_UP_MS: u64 = 10_000;
 /// The power comes back so long after it was cut by a fence agent, ms.
 const POWER_BACK_MS: u64 = 10_000;
 
+/// What became of opening a watchdog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    Yes,
+    /// There is none.
+    Refused,
+}
+
 impl World {
     pub fn power_on(&mut self, n: NodeNo) {
         let boot_ms = self.dice.between(BOOT_MS.0, BOOT_MS.1);
@@ -60,16 +68,22 @@ impl World {
         self.power_on(n);
     }
 
-    pub fn watchdog_opens(&mut self, n: NodeNo) {
+    pub fn watchdog_opens(&mut self, n: NodeNo) -> Opened {
         let (now, watchdog_ms) = (self.now, self.timers.watchdog_ms);
         let host = self.host(n);
+        let (boot, life) = (host.boot, host.agent.life);
+        let Some(kind) = host.watchdog.kind else {
+            self.log.tell(self.now, || format!("{} has no watchdog to arm", self.roster.node(n)));
+            self.after(5, Event::ToAgent(n, life, agent::Event::WatchdogUnusable));
+            return Opened::Refused;
+        };
         host.watchdog.petted = Some(now);
-        let (boot, life, kind) = (host.boot, host.agent.life, host.watchdog.kind);
         if !std::mem::replace(&mut host.watchdog_checked, true) {
             self.after(watchdog_ms, Event::WatchdogCheck(n, boot));
         }
         self.log.tell(self.now, || format!("{} arms its watchdog", self.roster.node(n)));
         self.after(5, Event::ToAgent(n, life, agent::Event::WatchdogOpen(kind)));
+        Opened::Yes
     }
 
     pub fn pet(&mut self, n: NodeNo, boot: u64) {
@@ -91,7 +105,7 @@ impl World {
             return;
         };
         let due = petted + watchdog_ms;
-        if host.watchdog.kind == WatchdogKind::Software && host.paused_until > now {
+        if host.watchdog.kind == Some(WatchdogKind::Software) && host.paused_until > now {
             let until = host.paused_until + 1;
             return self.at(until, Event::WatchdogCheck(n, boot));
         }
@@ -100,7 +114,7 @@ impl World {
         }
         host.watchdog_checked = false;
         self.log.tell(now, || format!("the watchdog resets {}", self.roster.node(n)));
-        self.checks.reset(n);
+        self.was_reset(n);
         self.power_off(n);
         // Even out of an orderly shutdown: a reset is no switch.
         self.host(n).power_wanted = true;
@@ -112,7 +126,7 @@ impl World {
         let host = self.host(n);
         host.paused_until = host.paused_until.max(until);
         // Part of a kernel that stands still: it counts no time.
-        if host.watchdog.kind == WatchdogKind::Software {
+        if host.watchdog.kind == Some(WatchdogKind::Software) {
             host.watchdog.petted = host.watchdog.petted.map(|at| at + ms);
         }
     }
@@ -150,7 +164,7 @@ impl World {
         }
         if self.host(node).powered {
             self.log.tell(self.now, || format!("the power of {} is cut", self.roster.node(node)));
-            self.checks.reset(node);
+            self.checks.resets += 1;
             self.power_off(node);
         }
         self.after(POWER_BACK_MS, Event::PowerOn(node));

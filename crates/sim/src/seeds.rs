@@ -29,11 +29,13 @@ pub fn run(seed: u64, class: Class, weak: Option<Weakness>) -> Outcome {
     play::play(&Plan::of(seed, class), weak, Telling::Silent).0
 }
 
-/// The story of a failing seed, with all faults left out that it does not need.
+/// The story of a failing seed, with all faults left out that it does not need; of one that holds, all of it.
 pub fn shrunk_story(seed: u64, class: Class, weak: Option<Weakness>) -> String {
     let mut plan = Plan::of(seed, class);
     let fails = |plan: &Plan| play::play(plan, weak, Telling::Silent).0.violations.first().map(|v| v.invariant);
-    let Some(wanted) = fails(&plan) else { return "nothing is broken\n".into() };
+    let Some(wanted) = fails(&plan) else {
+        return format!("nothing is broken\n{}", story(&play::play(&plan, weak, Telling::Story).1));
+    };
     let mut n = 0;
     while n < plan.faults.len() {
         let mut fewer = plan.clone();

@@ -24,6 +24,7 @@ use crate::check::Checks;
 use crate::dice::Dice;
 use crate::host::Host;
 use crate::log::{Log, Telling};
+use crate::power::Opened;
 use crate::store::Store;
 
 /// Who asks the store.
@@ -329,8 +330,12 @@ impl World {
 
     fn fenced_does(&mut self, n: NodeNo, reading: Now, actions: fenced::Actions) {
         let boot = self.host(n).boot;
-        if actions.open {
-            self.watchdog_opens(n);
+        if actions.open && self.watchdog_opens(n) == Opened::Refused {
+            // As the real one: it is as idle as before.
+            if let Some(fenced) = &mut self.host(n).fenced.is {
+                fenced.step(reading, fenced::Event::Disarm);
+            }
+            return;
         }
         if actions.kill {
             self.kill_vms(n, reading);

@@ -4,9 +4,17 @@ use vmkeep_core::ha::timers::Profile;
 use vmkeep_core::ha::weakness::Weakness;
 use vmkeep_sim::seeds::{self, Class};
 
-/// `./test` runs so many of every fault, in two parts.
-const SEEDS: u64 = 4_000;
-const PARTS: u64 = 2;
+/// `./test` runs so many of every fault, and [`SHARP`] of those that come close to the edge of a guard, in parts: 20 000 in all.
+const SEEDS: u64 = 19_000;
+const PARTS: u64 = 8;
+const SHARP: u64 = 1_000;
+
+/// What seeds found once, by the name of what was wrong.
+const FOUND: &[(&str, u64, Class)] = &[
+    ("a VM that had set out already counted as gone, and one that must not be beside it came before it had left", 4277, Class::Any),
+    ("an end that was told while the watchdog was being opened left it open and unpetted", 8208, Class::Any),
+    ("a host that has booted anew and waits for its proof was no host when the silent ones were counted", 2109, Class::Any),
+];
 
 /// A weakened guard must be caught within so many seeds, or the simulator is what is broken.
 const MUTATION_SEEDS_MAX: u64 = 10_000;
@@ -36,19 +44,37 @@ fn part_holds(part: u64) {
     all_hold((SEEDS / PARTS * part)..(SEEDS / PARTS * (part + 1)), Class::Any);
 }
 
-#[test]
-fn seeds_hold_first_half() {
-    part_holds(0);
+macro_rules! parts {
+    ($($name:ident = $part:literal,)*) => {
+        $(#[test]
+        fn $name() {
+            part_holds($part);
+        })*
+    };
 }
 
-#[test]
-fn seeds_hold_second_half() {
-    part_holds(1);
+parts! {
+    seeds_hold_1 = 0,
+    seeds_hold_2 = 1,
+    seeds_hold_3 = 2,
+    seeds_hold_4 = 3,
+    seeds_hold_5 = 4,
+    seeds_hold_6 = 5,
+    seeds_hold_7 = 6,
+    seeds_hold_8 = 7,
 }
 
 #[test]
 fn seeds_close_to_the_edge_hold() {
-    all_hold(0..1_000, Class::Sharp);
+    all_hold(0..SHARP, Class::Sharp);
+}
+
+#[test]
+fn what_seeds_found_once_stays_mended() {
+    for (what, seed, class) in FOUND {
+        let broken = seeds::run(*seed, *class, None).violations;
+        assert!(broken.is_empty(), "{what}: seed {seed} {class:?}: {broken:?}");
+    }
 }
 
 /// With a fence agent that lies two copies may run, and the story names the liar; nothing else may break.

@@ -69,9 +69,9 @@ fn facts_have_the_fields_that_are_documented() {
           "fenced": [
             {
               "node": "node3",
-              "silent_at": 59.827,
-              "sealed_at": 75.245,
-              "confirmed_at": 98.246,
+              "silent_at": 59.824,
+              "sealed_at": 75.243,
+              "confirmed_at": 98.244,
               "by": "watchdog"
             }
           ],
@@ -79,14 +79,14 @@ fn facts_have_the_fields_that_are_documented() {
             {
               "vm": "web",
               "node": "node3",
-              "from": 4.652,
+              "from": 4.535,
               "to": 60.0,
               "generation": 1
             },
             {
               "vm": "web",
               "node": "node1",
-              "from": 99.461,
+              "from": 99.728,
               "to": 200.0,
               "generation": 2
             }
@@ -96,8 +96,8 @@ fn facts_have_the_fields_that_are_documented() {
               "vm": "web",
               "from": "node3",
               "to": "node1",
-              "silent_at": 59.827,
-              "running_at": 99.461
+              "silent_at": 59.824,
+              "running_at": 99.728
             }
           ],
           "final": {

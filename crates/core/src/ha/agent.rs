@@ -97,6 +97,8 @@ pub enum Event {
     },
     /// The watchdog is open and its time-out is as wanted.
     WatchdogOpen(WatchdogKind),
+    /// There is none, or none that would do.
+    WatchdogUnusable,
     Storage(Health),
     /// Somebody shuts the host down in order.
     HostLeaves(Farewell),
@@ -143,6 +145,10 @@ enum Arming {
     Writing(WatchdogKind, TxnId, Now),
     Yes(WatchdogKind),
     Erasing(WatchdogKind, TxnId, Now),
+    /// There is no watchdog; whoever asked does not know yet.
+    Excusing(TxnId, Now),
+    /// That is known.
+    Never,
 }
 
 /// What the store said of this node, as far as it was read.
@@ -152,6 +158,7 @@ struct Known {
     fenced: BTreeSet<Epoch>,
     confirmed: BTreeSet<Epoch>,
     armed: BTreeMap<Epoch, Armed>,
+    unusable: BTreeSet<Epoch>,
     arm_wanted: bool,
     disarm: Option<DisarmMode>,
     /// The leader was told that this boot waits.
@@ -239,6 +246,7 @@ impl Agent {
             Event::Domain { vm, is } => self.domain(vm, is, now),
             Event::Called { id, vm, end } => self.called(now, id, vm, end, &mut out),
             Event::WatchdogOpen(kind) => self.opened(kind),
+            Event::WatchdogUnusable => self.excuse(now, &mut out),
             Event::Storage(health) => self.storage = health,
             Event::HostLeaves(farewell) => self.farewell = self.farewell.or(Some((farewell, now, None))),
         }
@@ -287,6 +295,7 @@ impl Agent {
         match self.arming {
             Arming::Writing(_, id, _) if id == answer.id => return self.armed(),
             Arming::Erasing(_, id, _) if id == answer.id => return self.disarmed(&answer, out),
+            Arming::Excusing(id, _) if id == answer.id => return self.excused(),
             _ => {}
         }
         if let Some((_, _, goodbye)) = &mut self.farewell
@@ -369,6 +378,7 @@ impl Agent {
                 (Key::Fence(_, epoch), _) => drop(known.fenced.insert(*epoch)),
                 (Key::Confirmed(_, epoch), _) => drop(known.confirmed.insert(*epoch)),
                 (Key::Armed(_, epoch), Value::Armed(armed)) => drop(known.armed.insert(*epoch, *armed)),
+                (Key::Unusable(_, epoch), _) => drop(known.unusable.insert(*epoch)),
                 (Key::ArmWanted(_), _) => known.arm_wanted = true,
                 (Key::Disarm, Value::Disarm(mode)) => known.disarm = Some(*mode),
                 (Key::Order(_, vm), Value::Order(order)) => {

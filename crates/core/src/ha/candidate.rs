@@ -10,6 +10,7 @@
 
 pub mod place;
 mod recover;
+mod scene;
 pub mod view;
 mod vms;
 mod write;
@@ -433,6 +434,10 @@ impl Ledger for Known<'_> {
         self.view.armed(node, epoch).map(|(armed, revision)| (*armed, revision))
     }
 
+    fn cannot_arm(&self, node: NodeNo, epoch: Epoch) -> bool {
+        self.view.has(Key::Unusable(node, epoch))
+    }
+
     fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool {
         self.view.has(Key::Confirmed(node, epoch))
     }
@@ -455,6 +460,10 @@ impl Ledger for Known<'_> {
 
     fn can_cut(&self, node: NodeNo) -> bool {
         self.view.settings().is_some_and(|settings| settings.stonith.contains(&node))
+    }
+
+    fn cut_is_tested(&self, node: NodeNo) -> bool {
+        self.can_cut(node)
     }
 
     /// Of this epoch; what is left of one before is cleared by the recovery.

@@ -8,6 +8,7 @@
 //! | `Fence(N, E)` | [`Fence`]: after it no renewal of E succeeds | leader |
 //! | `Confirmed(N, E)` | [`Proof`]: E is dead; create-only | leader, operator |
 //! | `Armed(N, E)` | [`Armed`]: how E would die; written before the first claim | agent |
+//! | `Unusable(N, E)` | mark: it was asked to arm and cannot | agent |
 //! | `ArmWanted(N)` | mark: VMs are about to be placed there | leader |
 //! | `Owner(V)`, `Own(N, V)`, `Order(N, V)` | who may run it; always written in one transaction, so that all have one revision | leader |
 //! | `Run(N, V)`, `Stopped(N, V, G)`, `Seen(N, V)` | claim, promise, what it sees | agent |
@@ -45,6 +46,7 @@ pub enum Key {
     Fence(NodeNo, Epoch),
     Confirmed(NodeNo, Epoch),
     Armed(NodeNo, Epoch),
+    Unusable(NodeNo, Epoch),
     ArmWanted(NodeNo),
     Policy(NodeNo),
     Leaving(NodeNo),
@@ -69,6 +71,7 @@ impl Key {
             | Self::Fence(n, _)
             | Self::Confirmed(n, _)
             | Self::Armed(n, _)
+            | Self::Unusable(n, _)
             | Self::ArmWanted(n)
             | Self::Waiting(n)
             | Self::Order(n, _) => n == node,

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use vmkeep_types::ids::{Epoch, Revision};
 
 use super::clock::Now;
+use super::ready::{self, Ready};
 use super::record::{
     Armed, Beat, Compare, EpochRecord, Farewell, Fence, Health, Key, NodeNo, Proof, Seat, Txn, TxnId, Value, WatchdogKind,
 };
@@ -59,6 +60,8 @@ pub struct NodeNow {
     pub maintenance: bool,
     pub leaving: Option<Farewell>,
     pub armed: bool,
+    /// May it be given VMs?
+    pub ready: Ready,
     /// A new boot of it has the store and waits for the end of this epoch.
     pub waiting: bool,
 }
@@ -98,6 +101,8 @@ pub trait Ledger {
     fn fence(&self, node: NodeNo, epoch: Epoch) -> Option<(Fence, Revision)>;
     /// None: it has no watchdog that would end it.
     fn armed(&self, node: NodeNo, epoch: Epoch) -> Option<(Armed, Revision)>;
+    /// It was asked to arm its watchdog in this epoch, and cannot.
+    fn cannot_arm(&self, node: NodeNo, epoch: Epoch) -> bool;
     fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool;
     fn is_waiting(&self, node: NodeNo) -> bool;
     fn in_maintenance(&self, node: NodeNo) -> bool;
@@ -105,6 +110,8 @@ pub trait Ledger {
     fn is_disarmed(&self) -> bool;
     /// Its power can be cut from elsewhere.
     fn can_cut(&self, node: NodeNo) -> bool;
+    /// And the last test of it did not fail.
+    fn cut_is_tested(&self, node: NodeNo) -> bool;
     fn stake(&self, seat: Seat) -> Stake;
     /// Owns it a VM, in whatever epoch?
     fn owns_any(&self, node: NodeNo) -> bool;
@@ -269,8 +276,9 @@ impl Vigil {
     /// All nodes as they are now; the leader's first half of a look.
     pub fn look(&mut self, now: Now, ledger: &impl Ledger, out: &mut Vec<Step>) -> Vec<NodeNow> {
         let nodes: Vec<NodeNow> = numbers(ledger).map(|node| self.look_at(now, ledger, node)).collect();
-        let live = nodes.iter().filter(|n| matches!(n.state, NodeState::Online | NodeState::Suspect | NodeState::Sealed)).count();
         // One that has booted anew and waits is not silent: its network is well.
+        let lives = |n: &&NodeNow| n.waiting || matches!(n.state, NodeState::Online | NodeState::Suspect | NodeState::Sealed);
+        let live = nodes.iter().filter(lives).count();
         let silent = nodes.iter().filter(|n| matches!(n.state, NodeState::Suspect | NodeState::Sealed) && !n.waiting).count();
         let brake = if self.weak == Some(Weakness::NoBrake) {
             Brake::Off
@@ -304,10 +312,12 @@ impl Vigil {
             maintenance: ledger.in_maintenance(node),
             leaving: ledger.leaving(node),
             armed: false,
+            ready: Ready::ArmsFirst,
             waiting: ledger.is_waiting(node),
         };
         let Some((record, revision)) = ledger.epoch(node) else { return is };
         (is.epoch, is.epoch_revision, is.armed) = (record.epoch, revision, ledger.armed(node, record.epoch).is_some());
+        is.ready = ready::of_epoch(ledger, Seat { node, epoch: record.epoch }, self.weak);
         is.state = if record.closed {
             NodeState::Away
         } else if ledger.is_confirmed(node, record.epoch) {

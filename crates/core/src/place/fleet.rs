@@ -79,6 +79,8 @@ pub struct Seat {
     pub facts: NodeFacts,
     pub health: NodeHealth,
     pub record: NodeRecord,
+    /// Why nobody could prove that it is dead; None: somebody could, or it was not asked.
+    pub unprovable: Option<String>,
     pub taken: Taken,
     /// VMs that it owns, those too that take no room now.
     pub owned: BTreeSet<VmId>,
@@ -223,8 +225,8 @@ impl Fleet {
         }
         let name = facts.name.clone();
         let (taken, owned, coming, pci_taken) = Default::default();
-        let health = NodeHealth::Online;
-        let mut seat = Seat { name: name.clone(), facts, health, record, taken, owned, coming, pci_taken };
+        let (health, unprovable) = (NodeHealth::Online, None);
+        let mut seat = Seat { name: name.clone(), facts, health, record, unprovable, taken, owned, coming, pci_taken };
         for id in self.waiting.remove(&name).unwrap_or_default() {
             self.guests.get(&id).into_iter().for_each(|guest| seat.add(guest));
         }
@@ -237,6 +239,13 @@ impl Fleet {
     pub fn set_health(&mut self, node: &Name, health: NodeHealth) {
         if let Some(seat) = self.seats.get_mut(node) {
             seat.health = health;
+        }
+    }
+
+    /// Why its death could not be proved, if that is so: highly available VMs go elsewhere if they can.
+    pub fn set_unprovable(&mut self, node: &Name, why: Option<String>) {
+        if let Some(seat) = self.seats.get_mut(node) {
+            seat.unprovable = why;
         }
     }
 
@@ -256,6 +265,7 @@ impl Fleet {
         self.hidden -= 1;
         self.set_node(seat.facts, seat.record);
         self.set_health(&seat.name, seat.health);
+        self.set_unprovable(&seat.name, seat.unprovable);
     }
 
     /// A new VM, or what an old one asks for now.

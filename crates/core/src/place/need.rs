@@ -104,6 +104,11 @@ impl Need {
             priority: spec.ha.as_ref().map_or(PRIORITY_LAST, |ha| ha.priority),
         }
     }
+
+    /// Does it run again elsewhere when its node dies?
+    pub fn is_highly_available(&self) -> bool {
+        self.priority < PRIORITY_LAST
+    }
 }
 
 impl Home {

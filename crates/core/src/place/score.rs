@@ -14,6 +14,7 @@ use super::rules::Neighbours;
 /// Smaller is better; the order of the fields is the policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
+    pub safety: Safety,
     pub speed: Speed,
     /// Wishes that are not strict: VMs of a rule on the wrong side, taints to be avoided.
     pub preferred_broken: u32,
@@ -27,6 +28,14 @@ pub struct Score {
     pub used_permille: u64,
     pub vms: u32,
     pub node: Name,
+}
+
+/// Of a highly available VM: can the node's death be proved? All others stay with their node anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Safety {
+    Provable,
+    /// It would wait for a person's word.
+    Unprovable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +55,9 @@ pub enum NumaFit {
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{} % used then", self.used_permille / 10, self.used_permille % 10)?;
+        if self.safety == Safety::Unprovable {
+            f.write_str(", its death could not be proved")?;
+        }
         match self.preferred_broken {
             0 => {}
             1 => f.write_str(", against 1 preference")?,
@@ -70,7 +82,9 @@ impl fmt::Display for Score {
 pub fn score(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours) -> Score {
     let need = &guest.need;
     let used_permille = used_permille(fleet, seat, guest);
+    let unprovable = need.is_highly_available() && seat.unprovable.is_some();
     Score {
+        safety: if unprovable { Safety::Unprovable } else { Safety::Provable },
         speed: if seat.facts.kvm == KvmState::Usable { Speed::Kvm } else { Speed::Emulated },
         preferred_broken: preferred_broken(seat, need, neighbours),
         crowd_in_domain: neighbours.never_with.iter().chain(&neighbours.rather_without).map(|spots| spots.in_domain(seat)).sum(),

@@ -61,6 +61,8 @@ enum WatchdogFile {
     #[default]
     Hardware,
     Software,
+    /// There is none that could be armed.
+    None,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -187,7 +189,8 @@ pub struct NodeStart {
     pub power: Switch,
     pub network: Switch,
     pub stonith: Switch,
-    pub watchdog: WatchdogKind,
+    /// None: there is none that could be armed.
+    pub watchdog: Option<WatchdogKind>,
 }
 
 #[derive(Clone, Debug)]
@@ -367,8 +370,9 @@ fn node_start(name: &Name, node: Option<&NodeFile>) -> NodeStart {
         network: on(node.map(|n| n.network)),
         stonith: node.and_then(|n| n.stonith).unwrap_or(SwitchFile::Off).into(),
         watchdog: match node.map(|n| n.watchdog).unwrap_or_default() {
-            WatchdogFile::Hardware => WatchdogKind::Hardware,
-            WatchdogFile::Software => WatchdogKind::Software,
+            WatchdogFile::Hardware => Some(WatchdogKind::Hardware),
+            WatchdogFile::Software => Some(WatchdogKind::Software),
+            WatchdogFile::None => None,
         },
     }
 }

@@ -71,7 +71,8 @@ pub struct Plan {
     pub vms: usize,
     pub shutdown: ShutdownPolicy,
     pub stonith: Vec<StonithPlan>,
-    pub watchdogs: Vec<WatchdogKind>,
+    /// None: there is none that could be armed.
+    pub watchdogs: Vec<Option<WatchdogKind>>,
     /// VMs 0 and 1 must not be together.
     pub apart: bool,
     /// Start, length (both ms), what.
@@ -116,7 +117,7 @@ impl Plan {
             vms,
             shutdown: ShutdownPolicy::Conditional,
             stonith: vec![StonithPlan::None; nodes],
-            watchdogs: vec![WatchdogKind::Hardware; nodes],
+            watchdogs: vec![Some(WatchdogKind::Hardware); nodes],
             apart: false,
             faults: Vec::new(),
             watch_loss_permille: 0,
@@ -175,7 +176,7 @@ impl Plan {
                 plan.stonith[n] = if class == Class::Lies { StonithPlan::Lies } else { StonithPlan::Works };
             }
             if dice.permille(150) {
-                plan.watchdogs[n] = WatchdogKind::Software;
+                plan.watchdogs[n] = Some(WatchdogKind::Software);
             }
         }
         plan.apart = nodes > 2 && dice.permille(300);
@@ -259,7 +260,7 @@ impl Plan {
 
     /// A whole host stands still for longer than T_safe, with a watchdog that stands still with it.
     fn stands_still(&mut self, dice: &mut Dice, at: u64, n: NodeNo) {
-        self.watchdogs[usize::from(n.0)] = WatchdogKind::Software;
+        self.watchdogs[usize::from(n.0)] = Some(WatchdogKind::Software);
         self.stonith[usize::from(n.0)] = StonithPlan::None;
         self.faults.push((at, dice.between(50_000, 90_000), Fault::Pause(n, Part::Host)));
     }

@@ -60,7 +60,8 @@ pub fn play(plan: &Plan, weak: Option<Weakness>, telling: Telling) -> (Outcome, 
         Event::Next(n) => {
             let (at, ms, fault) = &plan.faults[n];
             world.log.tell(world.now, || format!("> {fault:?} for {:.1} s", *ms as f64 / 1000.0));
-            if world.begins(fault, *ms) == Did::Later && world.now < at + ms {
+            // One that could not begin before its end does not begin.
+            if world.now < at + ms && world.begins(fault, *ms) == Did::Later {
                 world.after(1_000, Event::Next(n));
             }
         }

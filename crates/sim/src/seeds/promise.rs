@@ -31,10 +31,11 @@ pub fn recovery_ms_max(profile: Profile, stonith: bool) -> u64 {
     }
 }
 
-/// The longest outage that nobody is fenced for: with the renewal that it just hinders it is as long as a seal takes, ms.
+/// The longest outage that nobody is fenced for: with the renewal that it just hinders, and the attempt that just failed when it
+/// ends, it is as long as a seal takes, ms.
 pub fn ridden_out_ms(profile: Profile) -> u64 {
     let timers = profile.timers();
-    timers.seal_ms - timers.renew_ms
+    timers.seal_ms - 2 * timers.renew_ms - timers.tick_ms
 }
 
 impl World {

@@ -43,6 +43,8 @@ impl Agent {
                 if let Some(armed) = armed {
                     // fenced lives on beside us and is armed: only a renewal tells it anything.
                     self.arming = Arming::Yes(armed.kind);
+                } else if self.known.unusable.contains(&epoch) {
+                    self.arming = Arming::Never;
                 }
             }
             Join::Ended => self.end(out),
@@ -110,7 +112,7 @@ impl Agent {
                 let sent = if self.weak == Some(Weakness::CountFromAnswer) { now } else { sent };
                 self.renewed = self.renewed.max(Some(sent));
                 self.beat = Some((self.beat.map_or(0, |(seq, _)| seq) + 1, answer.revision));
-                if self.arming != Arming::No {
+                if self.may_be_open() {
                     out.push(Action::Fenced(fenced::Event::Renewed { sent }));
                 }
                 return;
@@ -132,7 +134,12 @@ impl Agent {
 
     /// This epoch is over. Armed, it ends in a reset and in nothing else.
     fn end(&mut self, out: &mut Vec<Action>) {
-        if self.arming != Arming::No || self.known.armed.contains_key(&self.epoch) {
+        // Nobody counts on a watchdog that no transaction has told of, and nothing was claimed under it.
+        if matches!(self.arming, Arming::Opening(_) | Arming::Open(_)) && !self.known.armed.contains_key(&self.epoch) {
+            self.arming = Arming::No;
+            out.push(Action::Fenced(fenced::Event::Disarm));
+        }
+        if self.may_be_open() || self.known.armed.contains_key(&self.epoch) {
             out.push(Action::Fenced(fenced::Event::Sealed));
             self.stage = Stage::Ended;
         } else if self.has_domains() {
@@ -140,6 +147,7 @@ impl Agent {
             self.stage = Stage::Ended;
         } else {
             self.forget_vms();
+            self.arming = Arming::No;
             (self.stage, self.renewed, self.renewing, self.beat) = (Stage::Reading, None, None, None);
         }
     }
@@ -158,7 +166,14 @@ impl Agent {
             // It was erased by a transaction whose answer was lost, or never written.
             Arming::Yes(kind) if wanted && !self.stale && !self.known.armed.contains_key(&self.epoch) => self.write_armed(now, kind, out),
             Arming::Erasing(kind, _, sent) if self.age_ms(now, sent) > ANSWER_MS => self.erase_armed(now, kind, out),
-            Arming::No | Arming::Opening(_) | Arming::Writing(..) | Arming::Yes(_) | Arming::Erasing(..) => {}
+            Arming::Excusing(_, sent) if self.age_ms(now, sent) > ANSWER_MS => self.excuse(now, out),
+            Arming::No
+            | Arming::Opening(_)
+            | Arming::Writing(..)
+            | Arming::Yes(_)
+            | Arming::Erasing(..)
+            | Arming::Excusing(..)
+            | Arming::Never => {}
         }
     }
 
@@ -173,6 +188,25 @@ impl Agent {
         if matches!(self.arming, Arming::Opening(_)) {
             self.arming = Arming::Open(kind);
         }
+    }
+
+    /// Is the watchdog open, or may it be?
+    fn may_be_open(&self) -> bool {
+        !matches!(self.arming, Arming::No | Arming::Excusing(..) | Arming::Never)
+    }
+
+    /// It cannot arm: whoever asked gives its VMs to another node, if one will do.
+    pub(super) fn excuse(&mut self, now: Now, out: &mut Vec<Action>) {
+        if matches!(self.arming, Arming::Opening(_) | Arming::Excusing(..)) {
+            let id = self.id();
+            self.arming = Arming::Excusing(id, now);
+            out.push(Action::Txn(self.own_epoch(Txn::new(id)).put(Key::Unusable(self.me, self.epoch), Value::Mark)));
+        }
+    }
+
+    /// Written, or refused: sealed, and the next renewal tells.
+    pub(super) fn excused(&mut self) {
+        (self.arming, self.stale) = (Arming::Never, true);
     }
 
     fn write_armed(&mut self, now: Now, kind: super::WatchdogKind, out: &mut Vec<Action>) {
@@ -256,7 +290,7 @@ impl Agent {
         self.stale = true;
         self.stage = match answer.outcome {
             Outcome::Done => {
-                if self.arming != Arming::No {
+                if self.may_be_open() {
                     out.push(Action::Fenced(fenced::Event::Disarm));
                 }
                 out.extend(self.farewell.map(|(farewell, ..)| Action::Power(farewell)));

@@ -284,7 +284,9 @@ impl Agent {
         let id = self.id();
         // The order was written with the owner record: both have one revision.
         let txn = self.own_epoch(Txn::new(id)).when(Compare::Revision(Key::Owner(vm), revision));
-        let txn = txn.when(Compare::Absent(Key::Stopped(self.me, vm, generation))).when(Compare::Present(Key::Armed(self.me, self.epoch)));
+        let txn = txn.when(Compare::Absent(Key::Stopped(self.me, vm, generation)));
+        let said = if self.arming == Arming::Never { Key::Unusable(self.me, self.epoch) } else { Key::Armed(self.me, self.epoch) };
+        let txn = txn.when(Compare::Present(said));
         let claim = Claim { generation, epoch: self.epoch, start: id.0 };
         self.ask_txn(now, vm, Asked::Claim(generation), txn.put(Key::Run(self.me, vm), Value::Claim(claim)), out);
     }
@@ -310,7 +312,9 @@ impl Agent {
             (Want::Run, Is::Absent) if local.tries > order.max_restart => Next::Report(Phase::StartFailed),
             (Want::Run, Is::There(Domain::Running(generation))) if generation == order.generation => Next::Report(Phase::Running),
             (Want::Run, Is::There(Domain::Incoming(_))) => Next::Call(Call::Kill),
-            (Want::Run, _) if waits || !matches!(self.arming, Arming::Yes(_)) || !self.fresh(now, self.renewed) => Next::Nothing,
+            (Want::Run, _) if waits || !matches!(self.arming, Arming::Yes(_) | Arming::Never) || !self.fresh(now, self.renewed) => {
+                Next::Nothing
+            }
             (Want::Run, _) => Next::Claim(order.generation),
             (Want::Off | Want::Leave, Is::There(_)) if local.stops >= STOPS_MAX => Next::Report(Phase::StopFailed),
             (Want::Off | Want::Leave, Is::There(_)) if waits => Next::Nothing,

@@ -11,11 +11,13 @@ use vmkeep_types::node::NodeRecord;
 use vmkeep_types::placement::{PlacementWish, VmRule, Within};
 use vmkeep_types::units::ByteCount;
 
+use super::super::ready::Ready;
 use super::super::record::{NodeNo, Rule, RunWish, Settings, Strictness, VmNo, Wish};
 use super::super::vigil::NodeNow;
 use super::Roster;
 use super::view::View;
 use crate::place::need::{Accel, Counts, Home};
+use crate::place::score::Safety;
 use crate::place::{Fleet, Guest, Need, Refusal, explain};
 
 /// All nodes and VMs at one look; changed as VMs are given places.
@@ -26,11 +28,20 @@ pub struct Board {
     nodes: Vec<NodeNow>,
 }
 
+/// The nodes on which a VM takes room and has neighbours: on its way it does at both ends, for it may still stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Whereabouts {
+    pub here: Option<NodeNo>,
+    pub heir: Option<NodeNo>,
+}
+
 /// One node for one VM.
 struct Spot {
     node: NodeNo,
     /// By rules about nodes: the larger the better.
     preference: u32,
+    /// If the node dies somebody can prove it.
+    safety: Safety,
     /// Why it cannot be there.
     refused: Option<String>,
     /// A strict rule is what refuses.
@@ -42,13 +53,13 @@ pub(super) fn id_of(vm: VmNo) -> VmId {
 }
 
 impl Board {
-    /// `at`: the node that counts as a VM's, None while it has none.
+    /// `at`: the nodes that count as a VM's.
     pub(super) fn new(
         view: &View,
         settings: Arc<Settings>,
         roster: Arc<Roster>,
         nodes: Vec<NodeNow>,
-        at: impl Fn(VmNo) -> Option<NodeNo>,
+        at: impl Fn(VmNo) -> Whereabouts,
     ) -> Self {
         let mut fleet = Fleet::default();
         for (n, is) in nodes.iter().enumerate() {
@@ -58,12 +69,14 @@ impl Board {
             if !is.takes_vms() {
                 fleet.set_health(&name, NodeHealth::Offline);
             }
+            fleet.set_unprovable(&name, (is.ready == Ready::Unprovable).then(|| "only a person can say that it is dead".to_owned()));
         }
         for (vm, wish) in view.vms().filter(|(_, wish)| wish.run != RunWish::Deleted) {
             fleet.set_guest(guest(vm, wish, &settings, &roster));
-            if let Some(node) = at(vm) {
-                fleet.set_owner(id_of(vm), roster.nodes.get(usize::from(node.0)));
-            }
+            let Whereabouts { here, heir } = at(vm);
+            let name = |node: NodeNo| roster.nodes.get(usize::from(node.0));
+            fleet.set_owner(id_of(vm), here.and_then(name));
+            fleet.set_heir(id_of(vm), heir.and_then(name));
         }
         Self { fleet, settings, roster, nodes }
     }
@@ -72,17 +85,18 @@ impl Board {
         self.fleet.set_owner(id_of(vm), self.roster.nodes.get(usize::from(node.0)));
     }
 
+    /// It sets out for another node, and is still where it was.
+    pub(super) fn set_heir(&mut self, vm: VmNo, node: NodeNo) {
+        self.fleet.set_heir(id_of(vm), self.roster.nodes.get(usize::from(node.0)));
+    }
+
     /// The best node for a VM, or why there is none. `prefer` goes before every preference but no strict rule.
     pub(super) fn choose(&self, vm: VmNo, avoid: &[NodeNo], prefer: Option<NodeNo>) -> Result<NodeNo, String> {
         let spots = self.spots(vm);
         let open = spots.iter().filter(|spot| spot.refused.is_none() && !avoid.contains(&spot.node));
-        let best =
-            open.max_by_key(|spot| (prefer == Some(spot.node), spot.preference)).map(|best| (best.preference, prefer == Some(best.node)));
-        let Some((preference, preferred)) = best else { return Err(self.words(&spots, avoid)) };
         // The first of equals: placement has put the better ones first.
-        let fits = |spot: &&Spot| spot.refused.is_none() && !avoid.contains(&spot.node) && spot.preference == preference;
-        let found = spots.iter().filter(fits).find(|spot| !preferred || prefer == Some(spot.node));
-        Ok(found.expect("the best one is among them").node)
+        let best = open.min_by_key(|spot| (prefer != Some(spot.node), spot.safety, Reverse(spot.preference)));
+        best.map(|spot| spot.node).ok_or_else(|| self.words(&spots, avoid))
     }
 
     /// May it be on this node at all?
@@ -92,6 +106,13 @@ impl Board {
             Some(why) => Err(why),
             None => Ok(()),
         }
+    }
+
+    /// Is it a node whose death could not be proved, while another one would do?
+    pub(super) fn is_last_resort(&self, vm: VmNo, node: NodeNo) -> bool {
+        let spots = self.spots(vm);
+        let better = |spot: &Spot| spot.refused.is_none() && spot.safety == Safety::Provable;
+        spots.iter().any(|spot| spot.node == node && spot.safety == Safety::Unprovable) && spots.iter().any(better)
     }
 
     /// A strict rule that a VM breaks where it is, in words.
@@ -120,7 +141,8 @@ impl Board {
                 (None, Err(refusal)) => Some(refusal.to_string()),
                 (None, Ok(_)) => None,
             };
-            spots.push(Spot { node, preference, refused, by_rule });
+            let safety = if is.ready == Ready::Unprovable { Safety::Unprovable } else { Safety::Provable };
+            spots.push(Spot { node, preference, safety, refused, by_rule });
         }
         spots.sort_by_key(|spot| Reverse(spot.preference));
         spots

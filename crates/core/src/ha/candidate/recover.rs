@@ -1,10 +1,11 @@
 //! The queue of VMs that have no node: by priority, a few at a time, where rules and room allow.
 
 use super::super::clock::Now;
+use super::super::ready::Ready;
 use super::super::record::{Key, NodeNo, RunWish, Want};
 use super::super::turns::{STARTS_MAX, STARTS_PER_NODE};
 use super::super::vigil::NodeNow;
-use super::vms::Scene;
+use super::scene::Scene;
 use super::write::Case;
 use super::{Action, Candidate, Subject};
 
@@ -45,7 +46,7 @@ impl Candidate {
         if let Some(node) = moved {
             // It runs there already, by somebody's hand: that node becomes its owner and no other one starts it.
             if scene.node(node).is_some_and(NodeNow::takes_vms) {
-                if scene.node(node).is_some_and(|is| is.armed) {
+                if scene.node(node).is_some_and(|is| is.ready != Ready::ArmsFirst) {
                     let (vm, node) = (self.roster.vm(case.vm), self.roster.node(node));
                     self.say(out, format!("{vm} was moved to {node} by hand: that is where it belongs now"));
                 }
@@ -93,16 +94,30 @@ impl Candidate {
         }
     }
 
+    /// A node that has answered and got nothing is not to stay armed: nobody waits for it any more.
+    pub(super) fn take_back_asks(&mut self, now: Now, scene: &Scene, out: &mut Vec<Action>) {
+        if scene.moves > 0 || !scene.queue.is_empty() {
+            return;
+        }
+        for (node, is) in (0u16..).map(NodeNo).zip(&scene.nodes) {
+            let asked = self.view.has(Key::ArmWanted(node)) && !self.busy.contains(&Subject::Arm(node));
+            if asked && is.ready != Ready::ArmsFirst {
+                let txn = self.as_leader().delete(Key::ArmWanted(node));
+                self.send(now, Subject::Arm(node), txn, out);
+            }
+        }
+    }
+
     fn slow_to_arm(&mut self, now: Now, scene: &Scene) -> Vec<NodeNo> {
-        let armed = |node: NodeNo| scene.node(node).is_some_and(|is| is.armed);
-        self.vms.asked_to_arm.retain(|node, at| !armed(*node) && now.longest_since(*at) < ARMS_AGAIN_MS);
+        let waits = |node: NodeNo| scene.node(node).is_none_or(|is| is.ready == Ready::ArmsFirst);
+        self.vms.asked_to_arm.retain(|node, at| waits(*node) && now.longest_since(*at) < ARMS_AGAIN_MS);
         self.vms.asked_to_arm.iter().filter(|(_, at)| now.longest_since(**at) >= ARMS_MS).map(|(node, _)| *node).collect()
     }
 
     /// A node for a VM that has none; it is armed first.
     pub(super) fn place(&mut self, now: Now, case: &Case, node: NodeNo, scene: &mut Scene, out: &mut Vec<Action>) {
         let Some(is) = scene.node(node).copied() else { return };
-        if !is.armed {
+        if is.ready == Ready::ArmsFirst {
             self.vms.asked_to_arm.entry(node).or_insert(now);
             self.vms.why.insert(case.vm, format!("{} arms its watchdog first", self.roster.node(node)));
             return self.ask_to_arm(now, node, out);

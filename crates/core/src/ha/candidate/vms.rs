@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::clock::Now;
+use super::super::ready::Ready;
 use super::super::record::{
     Farewell, Key, MoveHow, NodeNo, Owner, Parked, ParkedWhy, Phase, RunWish, Seat, ShutdownPolicy, Trouble, Value, VmNo, Want,
 };
 use super::super::turns::{STARTS_PER_NODE, Turns};
 use super::super::vigil::{NodeNow, NodeState};
 use super::super::weakness::Weakness;
-use super::place::Board;
+use super::place::{Board, Whereabouts};
+use super::scene::Scene;
 use super::write::Case;
 use super::{Action, Candidate, Subject, record_memory};
 
@@ -62,29 +64,6 @@ impl Memory {
     }
 }
 
-/// What one look at all VMs shares.
-pub(super) struct Scene {
-    pub nodes: Vec<NodeNow>,
-    pub board: Board,
-    /// VMs that are being started, and moved away, by node.
-    pub starting: BTreeMap<NodeNo, usize>,
-    pub leaving: BTreeMap<NodeNo, usize>,
-    pub moves: usize,
-    pub queue: Vec<Case>,
-}
-
-impl Scene {
-    pub(super) fn node(&self, node: NodeNo) -> Option<&NodeNow> {
-        self.nodes.get(usize::from(node.0))
-    }
-
-    /// Does the epoch still hold its VMs, as far as is known?
-    fn lives(&self, seat: Seat) -> bool {
-        let is = self.node(seat.node);
-        is.is_some_and(|is| is.epoch == seat.epoch && matches!(is.state, NodeState::Online | NodeState::Suspect))
-    }
-}
-
 impl Candidate {
     pub(super) fn look_at_vms(&mut self, now: Now, nodes: Vec<NodeNow>, out: &mut Vec<Action>) {
         let Some(settings) = self.view.settings().cloned() else { return };
@@ -108,6 +87,7 @@ impl Candidate {
             }
         }
         self.recover(now, &mut scene, out);
+        self.take_back_asks(now, &scene, out);
         self.vms.waits |= !scene.queue.is_empty() || !self.vms.recovering.is_empty() || !self.vms.why.is_empty() || scene.moves > 0;
     }
 
@@ -115,13 +95,16 @@ impl Candidate {
         self.view.owner(vm).map(|(owner, revision)| Case { vm, wish, owner: *owner, revision })
     }
 
-    /// The node whose room a VM takes, and whose neighbours it has; None while it is homeless.
-    fn counts_at(&self, vm: VmNo) -> Option<NodeNo> {
-        let (owner, _) = self.view.owner(vm)?;
-        let seat = owner.to.or(owner.seat)?;
-        let gone = self.view.has(Key::Confirmed(seat.node, seat.epoch))
-            || owner.to.is_none() && self.view.has(Key::Stopped(seat.node, vm, owner.generation));
-        (!gone).then_some(seat.node)
+    /// Nowhere while it is homeless.
+    fn counts_at(&self, vm: VmNo) -> Whereabouts {
+        let Some((owner, _)) = self.view.owner(vm) else { return Whereabouts::default() };
+        let holds = |seat: &Seat| {
+            let left = self.view.has(Key::Stopped(seat.node, vm, owner.generation));
+            !left && !self.view.has(Key::Confirmed(seat.node, seat.epoch))
+        };
+        let (seat, to) = (owner.seat.filter(holds), owner.to.filter(holds));
+        let node = |seat: Seat| seat.node;
+        Whereabouts { here: seat.or(to).map(node), heir: seat.and(to).map(node) }
     }
 
     fn count(&mut self, case: &Case, scene: &mut Scene) {
@@ -216,7 +199,7 @@ impl Candidate {
         let asked = self.view.move_wish(case.vm).is_some();
         match case.owner.parked {
             Some(Parked { node, .. }) if !asked && scene.node(node).is_some_and(NodeNow::takes_vms) => {
-                if scene.board.may(case.vm, node).is_err() {
+                if scene.board.may(case.vm, node).is_err() || scene.board.is_last_resort(case.vm, node) {
                     scene.queue.push(*case);
                 } else if case.wish.run == RunWish::Started && scene.starting.get(&node).is_some_and(|count| *count >= STARTS_PER_NODE) {
                     self.because(now, case.vm, format!("{STARTS_PER_NODE} VMs are being started on {}", self.roster.node(node)), out);
@@ -482,12 +465,12 @@ impl Candidate {
             return;
         }
         scene.moves += 1;
-        if !is.armed {
+        if is.ready == Ready::ArmsFirst {
             self.vms.waits = true;
             return self.ask_to_arm(now, to, out);
         }
         *at_once += 1;
-        scene.board.set_owner(case.vm, to);
+        scene.board.set_heir(case.vm, to);
         self.vms.why.remove(&case.vm);
         let (vm, from) = (self.roster.vm(case.vm), self.roster.node(seat.node));
         self.say(out, format!("{vm} moves from {from} to {}", self.roster.node(to)));

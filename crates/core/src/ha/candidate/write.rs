@@ -74,7 +74,8 @@ impl Candidate {
 
     fn at_target(mut txn: Txn, node: NodeNo, is: &NodeNow) -> Txn {
         txn = txn.when(Compare::Revision(Key::Epoch(node), is.epoch_revision)).when(Compare::Absent(Key::Fence(node, is.epoch)));
-        txn.when(Compare::Present(Key::Armed(node, is.epoch)))
+        // As it said how it would die.
+        txn.when(Compare::Present(if is.armed { Key::Armed(node, is.epoch) } else { Key::Unusable(node, is.epoch) }))
     }
 
     /// Where the VMs of its strict rules are must still be true when it is written.
