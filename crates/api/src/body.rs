@@ -368,6 +368,9 @@ pub struct NodeView {
     /// What it measured last.
     #[serde(default)]
     pub load: Option<NodeLoad>,
+    /// When its watchdog reset it last, and why; told of one node, not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reset: Option<Event>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

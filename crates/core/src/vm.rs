@@ -275,7 +275,7 @@ fn note_failure(s: &Situation<'_>, memory: &mut VmMemory, reason: &str) {
     memory.failures_ms.push(s.now_ms);
     memory.last_failure = Some(reason.to_owned());
     let count = u32::try_from(memory.failures_ms.len()).unwrap_or(u32::MAX);
-    memory.gave_up = count > limit.max;
+    memory.gave_up = count > s.order.spec.restarts_max();
     memory.next_try_ms = Some(s.now_ms + backoff_ms(count));
 }
 
@@ -382,13 +382,13 @@ fn settle(s: &Situation<'_>, mut memory: VmMemory) -> Decision {
 }
 
 fn start(s: &Situation<'_>, memory: VmMemory) -> Decision {
-    let limit = &s.order.spec.restart;
+    let max = s.order.spec.restarts_max();
     if memory.gave_up {
-        return not_now(s, memory, Why::GaveUp { max: limit.max }, None);
+        return not_now(s, memory, Why::GaveUp { max }, None);
     }
     if let Some(at_ms) = memory.next_try_ms.filter(|at| *at > s.now_ms) {
         let attempt = u32::try_from(memory.failures_ms.len()).unwrap_or(u32::MAX);
-        return not_now(s, memory, Why::Backoff { at_ms, attempt, max: limit.max }, Some(at_ms));
+        return not_now(s, memory, Why::Backoff { at_ms, attempt, max }, Some(at_ms));
     }
     let commanded = s.order.power.cycle > memory.power_cycle;
     if s.turn == Turn::Wait && !commanded {

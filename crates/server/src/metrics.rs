@@ -27,6 +27,11 @@ pub struct KindLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PhaseLabels {
     phase: String,
 }
@@ -40,6 +45,26 @@ pub struct Metrics {
     operations: Counts<KindLabels>,
     vms: Family<PhaseLabels, Gauge>,
     revision: Gauge,
+    disarmed: Gauge,
+    watchdogs: Family<StateLabels, Gauge>,
+    incidents: Family<StateLabels, Gauge>,
+    recoveries: Family<StateLabels, Gauge>,
+}
+
+/// High availability in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HaNumbers {
+    pub disarmed: bool,
+    /// Nodes by what they say of their watchdog.
+    pub armed: u32,
+    pub idle: u32,
+    pub unusable: u32,
+    /// Deaths of nodes in the history.
+    pub proved: u32,
+    pub open: u32,
+    /// VMs that had to go elsewhere in them.
+    pub placed: u32,
+    pub running: u32,
 }
 
 impl Default for Metrics {
@@ -52,11 +77,37 @@ impl Default for Metrics {
         registry.register("operations", "Operations begun, by kind", operations.clone());
         registry.register("vms", "VMs of project default by phase", vms.clone());
         registry.register("store_revision", "Newest revision of the store", revision.clone());
-        Self { registry, requests, seconds, operations, vms, revision }
+        let (disarmed, watchdogs, incidents, recoveries) = Default::default();
+        let metrics = Self { registry, requests, seconds, operations, vms, revision, disarmed, watchdogs, incidents, recoveries };
+        metrics.with_ha()
     }
 }
 
 impl Metrics {
+    fn with_ha(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register("ha_disarmed", "High availability is switched off", self.disarmed.clone());
+        registry.register("ha_nodes", "Nodes by what they say of their watchdog", self.watchdogs.clone());
+        registry.register("ha_incidents", "Deaths of nodes in the history, proved or open", self.incidents.clone());
+        registry.register("ha_recoveries", "VMs that had to go elsewhere in them, placed or running", self.recoveries.clone());
+        self
+    }
+
+    /// High availability as it is now.
+    pub fn note_ha(&self, is: &HaNumbers) {
+        self.disarmed.set(i64::from(is.disarmed));
+        let set = |of: &Family<StateLabels, Gauge>, state: &'static str, count: u32| {
+            of.get_or_create(&StateLabels { state }).set(i64::from(count));
+        };
+        set(&self.watchdogs, "armed", is.armed);
+        set(&self.watchdogs, "idle", is.idle);
+        set(&self.watchdogs, "unusable", is.unusable);
+        set(&self.incidents, "proved", is.proved);
+        set(&self.incidents, "open", is.open);
+        set(&self.recoveries, "placed", is.placed);
+        set(&self.recoveries, "running", is.running);
+    }
+
     pub fn note(&self, route: &'static str, status: u16, elapsed: std::time::Duration) {
         self.requests.get_or_create(&RouteLabels { route, status }).inc();
         self.seconds.observe(elapsed.as_secs_f64());

@@ -21,6 +21,7 @@
 //! | `canary/NODE` | empty: a control node's proof to itself that the store takes its writes | control node |
 //! | `state/NODE` | `NodeState`: online, suspect, offline | leader |
 //! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; `Armed`: how the node would die | agent |
+//! | `n/NODE/arm-wanted` | `ArmWanted`: VMs are about to be placed there; a minute | leader |
 //! | `n/NODE/waiting` | empty: a new boot waits for the proof that the one before has ended | agent |
 //! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
@@ -46,6 +47,7 @@
 //! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
 //! | `cluster/recovery` | `Recovery`: there while it is not known what runs where after a restore; nothing is started or placed | whoever restores it, leader |
 //! | `cluster/ha/disarm` | `Disarm`: there while nothing is fenced or recovered | server |
+//! | `cluster/ha/memory/UID` | `HaMemory`: nodes on which it did not start, and the one that it goes back to | leader |
 //! | `cluster/ha/incident/NODE/EPOCH` | `Incident`: a death as people are told it; capped | leader |
 //! | `cluster/ha/rescue/NODE/EPOCH/UID` | `Rescue`: a VM that had to go elsewhere then | leader |
 //! | `n/NODE/rejoined` | `Rejoined`: the node's domains, for that | agent |
@@ -271,8 +273,16 @@ pub fn waiting(node: &Name) -> String {
     format!("n/{node}/waiting")
 }
 
+pub fn arm_wanted(node: &Name) -> String {
+    format!("n/{node}/arm-wanted")
+}
+
 pub fn canary(node: &Name) -> String {
     format!("canary/{node}")
+}
+
+pub fn ha_memory(vm: VmId) -> String {
+    format!("{ALL_HA}memory/{vm}")
 }
 
 pub fn incident(node: &Name, epoch: Epoch) -> String {

@@ -10,7 +10,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, Revision, VmId};
+use crate::ids::{Epoch, Generation, Revision, VmId};
 use crate::name::Name;
 
 /// How an epoch is known to have ended.
@@ -75,13 +75,29 @@ pub enum WatchdogKind {
 }
 
 /// `n/NODE/armed/EPOCH`, written by the agent: how this epoch would die. What others wait for is computed from nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "mode", rename_all = "lowercase")]
 pub enum Armed {
     /// It would not: nobody waits for its death.
     None,
+    /// It was asked to arm its watchdog and cannot; `why` is for people.
+    Unusable { why: String },
     /// A watchdog resets the host `pet_ms` + 2 × `watchdog_ms` after its last renewal was sent, at the latest.
     Watchdog { pet_ms: u64, watchdog_ms: u64, kind: WatchdogKind },
+}
+
+impl Armed {
+    /// Does a watchdog end this epoch?
+    pub fn is_watchdog(&self) -> bool {
+        matches!(self, Self::Watchdog { .. })
+    }
+}
+
+/// `n/NODE/arm-wanted`: highly available VMs are about to be placed there, so it arms its watchdog or says why it cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArmWanted {
+    /// By the leader's clock; it takes the wish back a while after.
+    pub at: jiff::Timestamp,
 }
 
 /// What is done about a node while high availability is disarmed.
@@ -101,6 +117,33 @@ pub struct Disarm {
     /// As whoever did it explains it.
     #[serde(default)]
     pub why: String,
+}
+
+/// `cluster/ha/memory/UID`: what the leader must not forget about a highly available VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct HaMemory {
+    /// Nodes on which it did not start, in order.
+    pub tried: Vec<Name>,
+    /// The power cycle that this is true of: a person's command begins the counting anew.
+    pub cycle: u64,
+    /// The node on which it was told to start anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Name>,
+    /// No node is left, and that was told.
+    pub told: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub home: Option<GoesHome>,
+}
+
+/// It left a node for its maintenance, and goes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GoesHome {
+    pub node: Name,
+    /// Its own since then; another one says that somebody else has moved it.
+    pub generation: Generation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<jiff::Timestamp>,
 }
 
 /// One death of a node as a timeline, at `cluster/ha/incident/NODE/EPOCH`. For people: nothing is decided from it.

@@ -702,11 +702,46 @@ pub struct Ha {
     /// 1 (first) to 5.
     #[serde(default = "Ha::default_priority")]
     pub priority: u8,
+    /// Further attempts to start it on one node; default: as many as `restart.max` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_restart: Option<u32>,
+    /// Further nodes that are tried when it does not start on one; then it is failed, and a person is needed.
+    #[serde(default = "Ha::default_relocate", skip_serializing_if = "Ha::is_default_relocate")]
+    pub max_relocate: u32,
+    /// Back to the node that it left for a maintenance, when that is over.
+    #[serde(default = "Ha::default_failback", skip_serializing_if = "Clone::clone")]
+    pub failback: bool,
 }
 
 impl Ha {
     fn default_priority() -> u8 {
         3
+    }
+
+    fn default_relocate() -> u32 {
+        1
+    }
+
+    fn is_default_relocate(count: &u32) -> bool {
+        *count == Self::default_relocate()
+    }
+
+    fn default_failback() -> bool {
+        true
+    }
+}
+
+impl Default for Ha {
+    fn default() -> Self {
+        let priority = Self::default_priority();
+        Self { priority, max_restart: None, max_relocate: Self::default_relocate(), failback: Self::default_failback() }
+    }
+}
+
+impl VmSpec {
+    /// Failures that are followed by another attempt on the same node.
+    pub fn restarts_max(&self) -> u32 {
+        self.ha.as_ref().and_then(|ha| ha.max_restart).unwrap_or(self.restart.max)
     }
 }
 

@@ -10,6 +10,7 @@ use vmkeep_types::error::Error;
 use super::NodeHttp;
 use super::answer::Answer;
 use crate::runtime;
+use crate::runtime::standing::Stand;
 
 /// What the runtime does for a host that goes down.
 #[async_trait]
@@ -18,6 +19,8 @@ pub trait Guests: Send + Sync + 'static {
     async fn shutdown(&self) -> Result<(), Error>;
     /// A shutdown that was called off.
     async fn resume(&self) -> Result<(), Error>;
+    /// How this life of the node stands.
+    fn stand(&self) -> Stand;
 }
 
 #[async_trait]
@@ -28,6 +31,9 @@ impl Guests for runtime::Handle {
     async fn resume(&self) -> Result<(), Error> {
         self.resume_guests();
         Ok(())
+    }
+    fn stand(&self) -> Stand {
+        self.0.standing.now()
     }
 }
 

@@ -16,6 +16,8 @@ use super::NodeHttp;
 use super::answer::Answer;
 use crate::domain::parse_metadata;
 use crate::hypervisor::{DomainBrief, DomainStats, HvError};
+use crate::runtime::clock;
+use crate::runtime::standing::{Stand, Watchdog};
 
 /// OpenMetrics: what the control plane adds its own to.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -59,6 +61,7 @@ pub async fn metrics(State(node): State<Arc<NodeHttp>>) -> Response {
     let mut text = String::new();
     let gathered = gather(&node).await;
     family(&mut text, "vmkeep_node_libvirt_up", "gauge", "libvirt answers", [(node_label(&node), u8::from(gathered.is_ok()).to_string())]);
+    write_life(&mut text, &node_label(&node), &node.config.guests.stand());
     if let Ok((ours, stats)) = gathered {
         write_vms(&mut text, &ours, &stats);
     }
@@ -68,6 +71,20 @@ pub async fn metrics(State(node): State<Arc<NodeHttp>>) -> Response {
 
 fn node_label(node: &NodeHttp) -> String {
     format!("node=\"{}\"", node.config.node)
+}
+
+/// How the host would die, and how long ago the store heard of it. A host alone renews nothing.
+fn write_life(text: &mut String, node: &str, stand: &Stand) {
+    let is = match &stand.watchdog {
+        Watchdog::Idle => "idle",
+        Watchdog::Armed(_) => "armed",
+        Watchdog::Unusable(_) => "unusable",
+    };
+    let states = ["idle", "armed", "unusable"].map(|state| (format!("{node},state=\"{state}\""), u8::from(state == is).to_string()));
+    family(text, "vmkeep_node_watchdog", "gauge", "What would reset this host: 1 for the state that it is in", states);
+    let age = stand.renewed.map(|sent| clock::now().longest_since(sent));
+    let age = age.map(|ms| (node.to_owned(), format!("{}.{:03}", ms / 1000, ms % 1000)));
+    family(text, "vmkeep_node_renewal_age_seconds", "gauge", "Since the last renewal that the store took was sent", age);
 }
 
 /// A family's name, type, help, and how its value is read.

@@ -14,11 +14,15 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
 use vmkeep_api::body::{AdoptionProposal, WishCheck};
+use vmkeep_types::ha::WatchdogKind;
 use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 use super::*;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::hypervisor::{AddressSource, AgentLink, GuestAddress, METADATA_URI, Words};
+use crate::runtime::clock;
+use crate::runtime::guard::Opened;
+use crate::runtime::standing::{Stand, Watchdog};
 
 const VM: &str = "00000000-0000-4000-8000-000000000001";
 const FOREIGN: &str = "00000000-0000-4000-8000-000000000002";
@@ -35,6 +39,10 @@ impl Guests for Shutdowns {
     }
     async fn resume(&self) -> Result<(), Error> {
         Err(Error::conflict("nothing was shut down"))
+    }
+    fn stand(&self) -> Stand {
+        let opened = Opened { kind: WatchdogKind::Hardware, pet_ms: 19_000, watchdog_ms: 8_000 };
+        Stand { renewed: Some(clock::now()), watchdog: Watchdog::Armed(opened), ..Stand::default() }
     }
 }
 
@@ -236,11 +244,19 @@ async fn what_is_not_there_is_told_in_our_own_form() {
         "/n/metrics",
         "",
         expect![[r#"
-        200 # HELP vmkeep_node_libvirt_up libvirt answers
-        # TYPE vmkeep_node_libvirt_up gauge
-        vmkeep_node_libvirt_up{node="node1"} 0
-        # EOF
-    "#]],
+            200 # HELP vmkeep_node_libvirt_up libvirt answers
+            # TYPE vmkeep_node_libvirt_up gauge
+            vmkeep_node_libvirt_up{node="node1"} 0
+            # HELP vmkeep_node_watchdog What would reset this host: 1 for the state that it is in
+            # TYPE vmkeep_node_watchdog gauge
+            vmkeep_node_watchdog{node="node1",state="idle"} 0
+            vmkeep_node_watchdog{node="node1",state="armed"} 1
+            vmkeep_node_watchdog{node="node1",state="unusable"} 0
+            # HELP vmkeep_node_renewal_age_seconds Since the last renewal that the store took was sent
+            # TYPE vmkeep_node_renewal_age_seconds gauge
+            vmkeep_node_renewal_age_seconds{node="node1"} 0.000
+            # EOF
+        "#]],
     )
     .await;
 }
@@ -376,6 +392,8 @@ async fn counters_as_json_and_for_prometheus() {
     assert!(text.contains(&format!("vmkeep_vm_running{labels} 1\n")), "{text}");
     assert!(text.contains(&format!("vmkeep_vm_memory_bytes{labels} 134217728\n")), "{text}");
     assert!(text.contains("vmkeep_node_libvirt_up{node=\"node1\"} 1\n"), "{text}");
+    assert!(text.contains("vmkeep_node_watchdog{node=\"node1\",state=\"armed\"} 1\n"), "{text}");
+    assert!(text.contains("vmkeep_node_renewal_age_seconds{node=\"node1\"} "), "{text}");
     assert!(!text.contains("other"), "foreign domains are not ours to count:\n{text}");
     for line in text.lines().filter(|l| !l.starts_with('#')) {
         let (_, value) = line.rsplit_once(' ').expect("a value");

@@ -1,10 +1,10 @@
-//! The watchdog is armed exactly while the node has orders for highly available VMs, and what others may count on is written first
-//! when it goes off, last when it goes on.
+//! The watchdog is armed exactly while the node has orders for highly available VMs, or is asked to be ready for them; what others may
+//! count on is written first when it goes off, last when it goes on.
 //!
 //! ```text
-//!  idle ── first order ─► guard opens it ─► armed/E = watchdog ─► claims        no order for a while, disarmed, host leaves
-//!   ▲                                                                              │
-//!   └────────────────── guard closes it ◄── armed/E = none, in one transaction ◄──┘
+//!  idle ── asked, or an order ─► guard opens it ─► armed/E = watchdog ─► orders, claims     nothing for a while, disarmed, host leaves
+//!   ▲                                 └─ it cannot ─► armed/E = unusable, and why              │
+//!   └────────────────── guard closes it ◄── armed/E = none, in one transaction ◄───────────────┘
 //! ```
 //! Each step is taken after a renewal that succeeded and is taken again when it was cut off.
 
@@ -24,10 +24,16 @@ const IDLE_BEFORE_DISARM: Duration = Duration::from_secs(10);
 /// Between two looks for a watchdog that was not usable.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Does the cluster want watchdogs at all?
+/// What is to become of a word that it cannot arm: it may be asked anew, for somebody may have set the watchdog up.
+const EXCUSED_FOR: Duration = Duration::from_secs(300);
+
+/// Does the cluster want this host's watchdog?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    Yes,
+    /// For highly available VMs that it has orders for.
+    ForOrders,
+    /// The leader is about to give it one.
+    Asked,
     /// High availability is disarmed.
     Disarmed,
 }
@@ -54,7 +60,11 @@ impl Arming {
     /// # Errors
     /// The store's; the next renewal goes on from there.
     pub async fn step(&mut self, store: &dyn Store, node: &Node, life: &Compare, sent: Now, wanted: Wanted) -> Result<(), StoreError> {
-        let wants = wanted == Wanted::Yes && node.standing.owns_protected();
+        let wants = match wanted {
+            Wanted::ForOrders => node.standing.owns_protected(),
+            Wanted::Asked => true,
+            Wanted::Disarmed => false,
+        };
         let now = Instant::now();
         self.idle_since = if wants { None } else { self.idle_since.or(Some(now)) };
         let idle = self.idle_since.is_some_and(|since| now.duration_since(since) >= IDLE_BEFORE_DISARM) || wanted == Wanted::Disarmed;
@@ -63,8 +73,10 @@ impl Arming {
             Watchdog::Unusable(_) if wants && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK_AGAIN) => {
                 self.arm(store, node, life, sent).await
             }
-            Watchdog::Unusable(_) if !wants => {
-                node.standing.set_watchdog(Watchdog::Idle);
+            Watchdog::Unusable(_) if !wants && self.looked.is_none_or(|at| now.duration_since(at) >= EXCUSED_FOR) => {
+                if write(store, node, life, &Armed::None).await? == Held::Yes {
+                    node.standing.set_watchdog(Watchdog::Idle);
+                }
                 Ok(())
             }
             Watchdog::Armed(_) if idle => self.disarm(store, node, life, wanted).await,
@@ -79,8 +91,10 @@ impl Arming {
             Ok(opened) => opened,
             Err(why) => {
                 tracing::warn!(node = %node.name, why, "no watchdog: its highly available VMs are recovered only by STONITH or a person's word");
+                // Who asked waits for this word.
+                let told = write(store, node, life, &Armed::Unusable { why: why.clone() }).await;
                 node.standing.set_watchdog(Watchdog::Unusable(why));
-                return Ok(());
+                return told.map(drop);
             }
         };
         self.tell(store, node, life, opened).await?;
@@ -91,20 +105,20 @@ impl Arming {
 
     async fn tell(&mut self, store: &dyn Store, node: &Node, life: &Compare, opened: Opened) -> Result<(), StoreError> {
         let armed = Armed::Watchdog { pet_ms: opened.pet_ms, watchdog_ms: opened.watchdog_ms, kind: opened.kind };
-        let txn = in_this_life(node, life).when(Compare::Absent(keys::HA_DISARM.into()));
-        let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &armed))).await?;
-        if outcome.held == Held::Yes {
+        if write(store, node, life, &armed).await? == Held::Yes {
             tracing::info!(node = %node.name, ?opened, "the watchdog is armed: this host is reset when it loses the cluster");
             self.told = Told::Watchdog;
         }
         Ok(())
     }
 
-    async fn disarm(&mut self, store: &dyn Store, node: &Node, life: &Compare, wanted: Wanted) -> Result<(), StoreError> {
+    pub(super) async fn disarm(&mut self, store: &dyn Store, node: &Node, life: &Compare, wanted: Wanted) -> Result<(), StoreError> {
         let mut txn = in_this_life(node, life);
-        if wanted == Wanted::Disarmed {
-            txn = txn.when(Compare::Present(keys::HA_DISARM.into()));
-        }
+        txn = match wanted {
+            Wanted::Disarmed => txn.when(Compare::Present(keys::HA_DISARM.into())),
+            // A VM that is placed in this moment is placed with this wish.
+            Wanted::ForOrders | Wanted::Asked => txn.when(Compare::Absent(keys::arm_wanted(&node.name))),
+        };
         // Its answer may be lost.
         self.told = Told::Unknown;
         let outcome = store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), &Armed::None))).await?;
@@ -113,6 +127,12 @@ impl Arming {
         }
         Ok(())
     }
+}
+
+/// While high availability is not switched off.
+async fn write(store: &dyn Store, node: &Node, life: &Compare, armed: &Armed) -> Result<Held, StoreError> {
+    let txn = in_this_life(node, life).when(Compare::Absent(keys::HA_DISARM.into()));
+    Ok(store.txn(txn.then(typed::put(keys::armed(&node.name, node.epoch()), armed))).await?.held)
 }
 
 fn in_this_life(node: &Node, life: &Compare) -> Txn {

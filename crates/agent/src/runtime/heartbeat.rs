@@ -132,13 +132,18 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
         .when(Compare::Absent(fence.clone()))
         .then(typed::put(key, &next))
         .then(Op::Get(keys::HA_DISARM.into()))
+        .then(Op::Get(keys::arm_wanted(&node.name)))
         .otherwise(Op::Get(fence));
     let sent = clock::now();
     let outcome = store.txn(txn).await?;
-    let found = outcome.gets.into_iter().flatten().next();
-    match (outcome.held, found) {
+    let mut found = outcome.gets.into_iter();
+    match (outcome.held, found.next().flatten()) {
         (Held::Yes, disarm) => {
-            let wanted = if disarm.is_some() { Wanted::Disarmed } else { Wanted::Yes };
+            let wanted = match (disarm, found.next().flatten()) {
+                (Some(_), _) => Wanted::Disarmed,
+                (None, Some(_)) => Wanted::Asked,
+                (None, None) => Wanted::ForOrders,
+            };
             Ok(Beat { last: Last { at: Some(outcome.revision), seq: next.seq, ..last }, sent, wanted })
         }
         (Held::No, Some(_)) => Err(Missed::Sealed),
@@ -153,6 +158,7 @@ mod tests {
     use vmkeep_types::name::Name;
 
     use super::super::claim::tests::{joined, member, order};
+    use super::super::guard::NoGuard;
     use super::super::guard::fake::FakeGuard;
     use super::super::node::Handle;
     use super::*;
@@ -197,14 +203,14 @@ mod tests {
         node.standing.note(&wish);
         last = turn(store.as_ref(), &node, last, &mut arming).await;
         let watchdog = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind: WatchdogKind::Hardware };
-        assert_eq!(armed(&store, &node).await, Some(watchdog));
+        assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
         assert_eq!(node.standing.may_claim(&wish).await, Ok(()));
 
         // The transaction of a disarming whose answer was lost: what it wrote is put right.
         put(&store, typed::put(keys::armed(&node.name, node.epoch()), &Armed::None)).await;
         arming = Arming::default();
         last = turn(store.as_ref(), &node, last, &mut arming).await;
-        assert_eq!(armed(&store, &node).await, Some(watchdog));
+        assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
 
         put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
         last = turn(store.as_ref(), &node, last, &mut arming).await;
@@ -217,6 +223,41 @@ mod tests {
         assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_none());
         assert!(node.standing.may_claim(&wish).await.is_err(), "it is over");
         assert_eq!(guard.told(), ["arm", "renewed", "renewed", "disarm", "arm", "sealed"]);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_asked_arms_before_it_has_an_order_or_says_why_it_cannot() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let guard = Arc::new(FakeGuard::default());
+        let asked = Op::Put(keys::arm_wanted(&Name::known("node1")), Vec::new());
+        let node = member(&store, dir.path(), "one", guard.clone());
+        node.join().await.expect("joined");
+        let mut arming = Arming::default();
+        let last = turn(store.as_ref(), &node, None, &mut arming).await;
+        assert_eq!(armed(&store, &node).await, Some(Armed::None));
+        put(&store, asked).await;
+        turn(store.as_ref(), &node, last.clone(), &mut arming).await;
+        let watchdog = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind: WatchdogKind::Hardware };
+        assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
+        // Whoever places a VM writes the wish with it: an agent that believes that nobody wants it does not disarm then.
+        let life = last.expect("it beats").life;
+        arming.disarm(store.as_ref(), &node, &life, Wanted::ForOrders).await.expect("a write");
+        assert_eq!(armed(&store, &node).await, Some(watchdog));
+        put(&store, Op::Delete(keys::arm_wanted(&node.name))).await;
+        arming.disarm(store.as_ref(), &node, &life, Wanted::ForOrders).await.expect("a write");
+        assert_eq!((armed(&store, &node).await, guard.told()), (Some(Armed::None), vec!["arm".to_owned(), "disarm".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_watchdog_says_so_when_it_is_asked() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let node = member(&store, dir.path(), "one", Arc::new(NoGuard));
+        node.join().await.expect("joined");
+        put(&store, Op::Put(keys::arm_wanted(&node.name), Vec::new())).await;
+        turn(store.as_ref(), &node, None, &mut Arming::default()).await;
+        assert_eq!(armed(&store, &node).await, Some(Armed::Unusable { why: "vmkeep-fenced is not set up on this host".into() }));
     }
 
     #[tokio::test]

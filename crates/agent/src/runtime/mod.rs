@@ -184,6 +184,8 @@ impl Dispatcher {
                     Some(("order", _)) => self.readable(&kv).into_iter().for_each(|order| self.hand_over(order)),
                     Some(("task", _)) => self.readable(&kv).into_iter().for_each(|task| self.begin_task(task)),
                     Some(("move", _)) => self.readable(&kv).into_iter().for_each(|order| self.begin_move(order, None)),
+                    // The heartbeat reads it, and need not wait for its time.
+                    Some(("arm-wanted", _)) => self.node.standing.stirred.notify_one(),
                     _ => {}
                 },
                 Change::Deleted { key, .. } => match kind_of(&key) {

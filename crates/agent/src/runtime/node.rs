@@ -198,6 +198,7 @@ impl Node {
         // The guard lives on beside us and is armed: only a renewal tells it anything.
         self.standing.begin(match known.map(|known| known.value) {
             Some(Armed::Watchdog { pet_ms, watchdog_ms, kind }) => Watchdog::Armed(Opened { kind, pet_ms, watchdog_ms }),
+            Some(Armed::Unusable { why }) => Watchdog::Unusable(why),
             Some(Armed::None) | None => Watchdog::Idle,
         });
         self.refresh_facts().await
@@ -222,7 +223,7 @@ impl Node {
             closed: record.closed,
             sealed: store.get(&keys::fence(&self.name, epoch)).await?.is_some(),
             confirmed: store.get(&keys::confirmed(&self.name, epoch)).await?.is_some(),
-            armed: armed.is_some_and(|armed| armed.value != Armed::None),
+            armed: armed.is_some_and(|armed| armed.value.is_watchdog()),
         })
     }
 

@@ -279,5 +279,8 @@ fn show_one(ctx: &Ctx, node: &NodeView) -> Result<(), Failure> {
         ("Boot id", facts.boot_id.clone()),
         ("Epoch", facts.epoch.to_string()),
     ]);
+    if let Some(reset) = &node.last_reset {
+        card.push(("Last reset", format!("{}, {}", time::local(reset.at), reset.message)));
+    }
     show(ctx, node, &card)
 }

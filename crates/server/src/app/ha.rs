@@ -16,13 +16,14 @@ use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::place::Fleet;
 use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, Incident, Proof, WatchdogKind};
+use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, Incident, Proof, Rescue, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, NodeHealth, NodeState};
 use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
 use super::{Ask, commit, get, node, store_error, uid_of};
+use crate::metrics::HaNumbers;
 use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
 
@@ -129,21 +130,22 @@ fn shown(view: &ClusterView, name: &Name, keys: &NodeKeys) -> HaNode {
 /// Silence after which this node would be called dead, ms, and how, in words.
 fn provable(view: &ClusterView, keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
     let (after_ms, words) = by_watchdog(keys, name);
-    let by_power = if view.fenceable.contains(name) { "its power is cut after 15 s; else " } else { "" };
+    let by_power = if view.fenceable.contains_key(name) { "its power is cut after 15 s; else " } else { "" };
     (after_ms, format!("{by_power}{words}"))
 }
 
 fn by_watchdog(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
-    let armed = keys.life.as_ref().and_then(|life| keys.armed.get(&life.value.epoch)).map(|armed| armed.value);
+    let armed = keys.life.as_ref().and_then(|life| keys.armed.get(&life.value.epoch)).map(|armed| &armed.value);
     let person = format!("only a person can say that it is dead: vmkeep ha confirm-dead {name}");
     match armed {
         Some(Armed::Watchdog { kind: WatchdogKind::Software, .. }) => {
             (None, format!("its watchdog is a software one, which proves nothing while the whole host stands still; {person}"))
         }
-        Some(Armed::Watchdog { pet_ms, watchdog_ms, kind }) => {
+        Some(&Armed::Watchdog { pet_ms, watchdog_ms, kind }) => {
             let safe_ms = record::Armed { pet_ms, watchdog_ms, kind }.safe_ms();
             (safe_ms, format!("its watchdog resets it; dead {} s after its last sign of life", safe_ms.unwrap_or_default() / 1000))
         }
+        Some(Armed::Unusable { why }) => (None, format!("its watchdog cannot be armed ({why}); {person}")),
         Some(Armed::None) | None => (None, format!("no watchdog is armed; {person}")),
     }
 }
@@ -171,7 +173,9 @@ fn forecast(view: &ClusterView, fleet: &Fleet, vm: &VmRecord) -> HaForecast {
         Ok(to) => {
             let after_ms = after_ms.map(|ms| ms + PLACED_MS);
             let when = after_ms.map_or_else(|| "as soon as that is known".into(), |ms| format!("after at most {} s", ms / 1000));
-            let text = format!("runs again on {to}, {when} ({from}: {proof})");
+            let there = fleet.seat(&to).and_then(|seat| seat.unprovable.as_ref());
+            let there = there.map_or_else(String::new, |why| format!("; if {to} died then, only a person could say so: {why}"));
+            let text = format!("runs again on {to}, {when} ({from}: {proof}){there}");
             told(Some(to), after_ms, text)
         }
     }
@@ -200,6 +204,43 @@ pub async fn check_vm(store: &dyn Store, project: &Name, name: &Name) -> Result<
     let vm = view.vms.get(&id).ok_or_else(|| Error::not_found("vm", name))?;
     let fleet = view.owners.get(&id).map_or_else(|| view.fleet().clone(), |owner| rescue::without(&view, &owner.value.node));
     Ok(forecast(&view, &fleet, &vm.value))
+}
+
+/// For Prometheus: what is cheap to count.
+///
+/// # Errors
+/// The store's.
+pub async fn numbers(store: &dyn Store) -> Result<HaNumbers, Error> {
+    let ha = store.list(keys::ALL_HA).await.map_err(store_error)?.items;
+    let mut numbers = HaNumbers { disarmed: ha.iter().any(|kv| kv.key == keys::HA_DISARM), ..HaNumbers::default() };
+    for kv in &ha {
+        if let Some(rescue) = kv.key.starts_with(keys::ALL_RESCUES).then(|| typed::decode::<Rescue>(kv).ok()).flatten() {
+            *(if rescue.running_at.is_some() { &mut numbers.running } else { &mut numbers.placed }) += 1;
+        } else if let Some(of) = kv.key.strip_prefix(keys::ALL_INCIDENTS) {
+            let proved = store.get(&format!("{}{of}", keys::ALL_CONFIRMED)).await.map_err(store_error)?.is_some();
+            *(if proved { &mut numbers.proved } else { &mut numbers.open }) += 1;
+        }
+    }
+    for armed in armed_of_each(store).await? {
+        *(match armed {
+            Armed::Watchdog { .. } => &mut numbers.armed,
+            Armed::Unusable { .. } => &mut numbers.unusable,
+            Armed::None => &mut numbers.idle,
+        }) += 1;
+    }
+    Ok(numbers)
+}
+
+/// What the nodes say of their watchdogs in the lives that they live now.
+async fn armed_of_each(store: &dyn Store) -> Result<Vec<Armed>, Error> {
+    let nodes = node::names(store).await?;
+    let lives = node::key_of_each(store, &nodes, keys::epoch).await?;
+    let mut said = Vec::new();
+    for (node, life) in nodes.iter().zip(lives) {
+        let Some(life) = life.and_then(|kv| typed::decode::<EpochRecord>(&kv).ok()).filter(|life| !life.closed) else { continue };
+        said.extend(get::<Armed>(store, &keys::armed(node, life.epoch)).await?.map(|kept| kept.value));
+    }
+    Ok(said)
 }
 
 pub async fn history(store: &dyn Store) -> Result<HaHistory, Error> {

@@ -7,6 +7,7 @@ use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::drain::Drain;
 use vmkeep_types::error::{Code, Error};
+use vmkeep_types::event::Event;
 use vmkeep_types::host::{NodeFacts, NodeState};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::manifest;
@@ -20,6 +21,8 @@ use super::{Ask, TRIES_MAX, commit, drain, get, store_error};
 
 /// Nodes asked about in one transaction.
 const NODES_PER_TXN: usize = 100;
+/// The code of the event that tells of a reset by the watchdog.
+const WAS_RESET: &str = "node.was-reset";
 /// Longest reason of a cordon.
 const WHY_CHARS_MAX: usize = 200;
 
@@ -60,7 +63,7 @@ fn view(name: &Name, facts: Option<KeyValue>, others: [Option<&KeyValue>; 3]) ->
     let load: Option<NodeLoad> = load.and_then(|kv| typed::readable(typed::decode(kv)));
     let NodeRecord { spec, cordon } = record.unwrap_or_else(|| NodeRecord::named(name.clone()));
     let state: Option<NodeState> = state.and_then(|kv| typed::readable(typed::decode(kv)));
-    Some(NodeView { facts, state, spec: Some(spec), cordon, load })
+    Some(NodeView { facts, state, spec: Some(spec), cordon, load, last_reset: None })
 }
 
 /// What each node has free now, as it measured last: for a warning, not for placement, which counts what is promised.
@@ -77,7 +80,15 @@ pub async fn free_memory(store: &dyn Store, nodes: &[NodeFacts]) -> Result<Vec<(
 
 /// A node and the revision of what people say of it.
 pub async fn show(store: &dyn Store, name: &Name) -> Result<(NodeView, Revision), Error> {
-    find(store, name).await?.ok_or_else(|| Error::not_found("node", name).hint("see 'vmkeep node list'"))
+    let (node, revision) = find(store, name).await?.ok_or_else(|| Error::not_found("node", name).hint("see 'vmkeep node list'"))?;
+    Ok((NodeView { last_reset: last_reset(store, name).await?, ..node }, revision))
+}
+
+/// Among its newest events.
+async fn last_reset(store: &dyn Store, name: &Name) -> Result<Option<Event>, Error> {
+    let ring = keys::events_of(&Name::known("default"), "node", uid(name));
+    let events = super::list_readable::<Event>(store, &ring).await?;
+    Ok(events.into_iter().map(|stored| stored.value).rfind(|event| event.code == WAS_RESET))
 }
 
 async fn find(store: &dyn Store, name: &Name) -> Result<Option<(NodeView, Revision)>, Error> {

@@ -72,6 +72,7 @@ async fn metrics(call: Call, node: &Name) -> Answer {
     for row in &server.cache.list(call.store(), &call.ask.project, &everything).await?.rows {
         *phases.entry(phase_word(row.phase)).or_default() += 1;
     }
+    server.metrics.note_ha(&app::ha::numbers(call.store()).await?);
     let own = server.metrics.text(revision(&call).await?, phases);
     let request = axum::extract::Request::builder().uri("/n/metrics").body(axum::body::Body::empty()).expect("a fixed path");
     let theirs = server.gate.call(node, request).await;

@@ -9,23 +9,23 @@
 //! A VM that did not go does not stop the others; what may pass is tried again when all others are through. New VMs stay away
 //! because the node is cordoned.
 
-use vmkeep_core::migrate::TIMEOUT_SECONDS;
 use vmkeep_core::place::leave;
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::drain::{Drain, Told};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::NodeHealth;
 use vmkeep_types::ids::{OperationId, VmId};
-use vmkeep_types::migration::{MigrateOptions, Migration, MovePhase, Stop};
+use vmkeep_types::migration::{MigrateOptions, Stop};
 use vmkeep_types::name::Name;
-use vmkeep_types::operation::{OpState, Operation, Wanted};
+use vmkeep_types::node::Closure;
+use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::order::Progress;
 
+use super::ha::policy;
+use super::migrate::send::{Sent, send};
 use super::migrate::{self, Guest};
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key, replace_op};
-use crate::app::vm_migrate;
-use crate::app::vm_parts::resource;
 
 /// A VM is told to go so often: the third failure of what may pass is taken for lasting.
 const TRIES_MAX: u32 = 3;
@@ -70,7 +70,7 @@ pub fn next(view: &ClusterView, node: &Name, now: jiff::Timestamp) -> Option<Txn
     let stop = drain.stop.clone().or_else(late);
     if stop.is_none() && standing.under_way.len() < drain.at_once as usize {
         let retry = || standing.again.first().filter(|_| standing.under_way.is_empty() && standing.busy.is_empty());
-        if let Some(txn) = standing.ready.first().or_else(retry).and_then(|vm| send(view, kept, *vm, now)) {
+        if let Some(txn) = standing.ready.first().or_else(retry).and_then(|vm| tell(view, kept, *vm, now)) {
             return Some(txn);
         }
     }
@@ -225,45 +225,20 @@ fn over(view: &ClusterView, op: &Operation, drain: &Drain, standing: Standing, s
 }
 
 /// One VM is told to go, by an operation of its own.
-fn send(view: &ClusterView, kept: &Kept<Drain>, id: VmId, now: jiff::Timestamp) -> Option<Txn> {
+fn tell(view: &ClusterView, kept: &Kept<Drain>, id: VmId, now: jiff::Timestamp) -> Option<Txn> {
     let (drain, vm) = (&kept.value, view.vms.get(&id)?);
-    let op = Operation {
-        id: OperationId(uuid::Uuid::now_v7()),
-        project: vm.value.project.clone(),
-        kind: vm_migrate::KIND.into(),
-        resource: resource(&vm.value),
-        state: OpState::Pending,
-        steps: vec![format!("{} is emptied", drain.node)],
-        progress: None,
-        blocked: None,
-        error: None,
-        wanted: Wanted::Moved,
-        by: drain.by.clone(),
-        created_at: now,
-        ended_at: None,
-    };
-    let migration = Migration {
-        op: op.id,
-        vm: id,
-        project: vm.value.project.clone(),
-        // A guest that writes faster than it can be copied would keep the node from ever being empty.
-        options: MigrateOptions { manner: drain.manner, auto_converge: true, ..MigrateOptions::default() },
-        phase: MovePhase::Asked,
-        way: None,
-        stop: None,
-        broke: None,
-        deadline: now.checked_add(jiff::SignedDuration::from_secs(TIMEOUT_SECONDS)).unwrap_or(jiff::Timestamp::MAX),
-    };
+    // A guest that writes faster than it can be copied would keep the node from ever being empty.
+    let options = MigrateOptions { manner: drain.manner, auto_converge: true, ..MigrateOptions::default() };
+    let sent = Sent { options, by: &drain.by, step: format!("{} is emptied", drain.node) };
+    let same = Txn::default().when(Compare::ModifiedAt(keys::drain(&drain.node), kept.modified));
+    let (mut txn, op) = send(same, &vm.value, vm.modified, sent, now);
     let mut next = drain.clone();
     let tries = drain.told.get(&id).map_or(0, |told| told.tries) + 1;
-    next.told.insert(id, Told { op: op.id, tries });
-    Some(
-        Txn::default()
-            .when(Compare::ModifiedAt(keys::drain(&drain.node), kept.modified))
-            .when(Compare::ModifiedAt(keys::vm(&vm.value.project, id), vm.modified))
-            .when(Compare::Absent(keys::migration(id)))
-            .then(typed::put(keys::drain(&drain.node), &next))
-            .then(typed::put(keys::migration(id), &migration))
-            .then(typed::put(op_key(&op), &op)),
-    )
+    next.told.insert(id, Told { op, tries });
+    let maintenance = view.nodes.get(&drain.node).and_then(|keys| keys.record.as_ref()?.value.cordon.as_ref());
+    if maintenance.is_some_and(|cordon| cordon.closure == Closure::Maintenance) {
+        let generation = view.owners.get(&id)?.value.generation;
+        txn.then.extend(policy::leaves_home(view, &vm.value, &drain.node, generation));
+    }
+    Some(txn.then(typed::put(keys::drain(&drain.node), &next)))
 }

@@ -26,9 +26,11 @@ use vmkeep_types::record::{Heir, Owner, PowerWish, VmRecord};
 use vmkeep_types::units::ByteCount;
 
 use super::brought::used_by;
+use super::ha::arm::{self, Turn};
 use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key, order_for, replace_op};
 
+pub mod send;
 #[cfg(test)]
 mod tests;
 
@@ -215,12 +217,17 @@ impl Going<'_> {
         if let Some(why) = self.in_the_way(&to) {
             return self.blocked(&why);
         }
+        let clear = match arm::turn(self.view, vm, &to, self.now) {
+            Turn::Go(clear) => clear,
+            Turn::Ask(txn) => return Some(txn),
+            Turn::Wait(why) => return self.blocked(&why),
+        };
         // Just after it has come its node has not looked at them yet.
         let unknown = |disk: &Name| vm.volumes.get(disk).is_none_or(|volume| self.size(&self.owner.value.node, *volume).is_none());
         if travel != Travel::Off && check::local_disks(&baggage).iter().any(unknown) {
             return self.blocked("its node has not said yet how large its disks are");
         }
-        Some(self.set_out(&baggage, travel, &to))
+        Some(clear.under(self.set_out(&baggage, travel, &to)))
     }
 
     fn target(&self, baggage: &Baggage<'_>, travel: Travel) -> Result<Name, Error> {

@@ -104,7 +104,10 @@ async fn lead_until_it_ends(
                     return Ok(());
                 }
                 // Deadlines, and turns that have come.
-                touched.vms.extend(view.moves.keys());
+                touched.vms.extend(view.moves.keys().chain(view.memories.keys()));
+                for txn in ha::arm::look(&mut view, &mut touched, jiff::Timestamp::now()) {
+                    store.txn(txn.when(still_leading(lead))).await?;
+                }
                 if Instant::now() >= housekeeping_at {
                     housekeeping_at = Instant::now() + HOUSEKEEPING;
                     crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
@@ -125,7 +128,8 @@ async fn lead_until_it_ends(
 async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Arc<Desk>) -> Result<(), StoreError> {
     let now = jiff::Timestamp::now();
     let todo = desk.look(view, now);
-    for txn in todo.txns.into_iter().chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view)) {
+    let ahead = ha::rescue::ahead(view, now);
+    for txn in todo.txns.into_iter().chain(ahead).chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view)) {
         store.txn(txn.when(still_leading(lead))).await?;
     }
     for node in todo.pings {

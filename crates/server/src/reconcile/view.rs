@@ -13,7 +13,7 @@ use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::drain::Drain;
 use vmkeep_types::event::Event;
-use vmkeep_types::ha::{Armed, Confirmed, Disarm, Fence, Incident, Rescue};
+use vmkeep_types::ha::{ArmWanted, Armed, Confirmed, Disarm, Fence, HaMemory, Incident, Rescue};
 use vmkeep_types::host::{EpochRecord, NodeFacts, NodeState};
 use vmkeep_types::ids::{Epoch, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
@@ -54,6 +54,8 @@ pub struct NodeKeys {
     pub life: Option<Kept<EpochRecord>>,
     /// How each of its epochs would die, or would have.
     pub armed: BTreeMap<Epoch, Kept<Armed>>,
+    /// It is to arm its watchdog: VMs are about to come.
+    pub arm_wanted: Option<Kept<ArmWanted>>,
     /// A new boot waits for the proof that the one before has ended.
     pub waiting: bool,
     /// What it told a store that was restored.
@@ -66,6 +68,14 @@ pub struct NodeKeys {
     pub results: BTreeMap<OperationId, Kept<TaskResult>>,
     /// Key to event, in order of time.
     pub events: BTreeMap<String, Kept<Event>>,
+}
+
+/// How a node's power can be cut, as far as somebody has tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceIs {
+    Set,
+    /// The last test did not fail.
+    Tested,
 }
 
 #[derive(Debug, Default)]
@@ -99,10 +109,14 @@ pub struct ClusterView {
     /// High availability is switched off.
     pub disarmed: Option<Kept<Disarm>>,
     /// Nodes whose power can be cut.
-    pub fenceable: BTreeSet<Name>,
+    pub fenceable: BTreeMap<Name, FenceIs>,
+    /// Nodes that were asked to arm their watchdog in this epoch and say nothing.
+    pub asked_in_vain: BTreeSet<Name>,
     /// Deaths of nodes, and VMs that had to go elsewhere then, by key; for the history.
     pub incidents: BTreeMap<String, Kept<Incident>>,
     pub rescues: BTreeMap<String, Kept<Rescue>>,
+    /// Highly available VMs that something must be remembered of.
+    pub memories: BTreeMap<VmId, Kept<HaMemory>>,
     /// There while it is not known what runs where.
     pub recovery: Option<Kept<Recovery>>,
     /// Which life of the cluster it is.
@@ -230,8 +244,8 @@ impl ClusterView {
                 self.confirmed.extend(life(node, epoch).zip(decode(kv)));
                 self.touch_owned(node, touched);
             }
-            ["cluster", "ha", ..] => self.put_ha(&parts[2..], kv),
-            ["stonith", node] => self.fenceable.extend(node.parse::<Name>()),
+            ["cluster", "ha", ..] => self.put_ha(&parts[2..], kv, touched),
+            ["stonith", node] => self.put_fence(node, Some(kv)),
             ["cluster", "recovery"] => self.recovery = decode(kv),
             ["cluster", "incarnation"] => self.incarnation = decode(kv).map_or(0, |kept: Kept<Incarnation>| kept.value.number),
             _ => {}
@@ -248,8 +262,18 @@ impl ClusterView {
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
             ["hb"] => keys.beat = Some(kv.modified),
-            ["epoch"] => keys.life = decode(kv),
-            ["armed", epoch] => keys.armed.extend(epoch.parse().ok().map(Epoch).zip(decode(kv))),
+            ["epoch"] => {
+                keys.life = decode(kv);
+                self.answered(&name, touched);
+            }
+            ["armed", epoch] => {
+                keys.armed.extend(epoch.parse().ok().map(Epoch).zip(decode(kv)));
+                self.answered(&name, touched);
+            }
+            ["arm-wanted"] => {
+                keys.arm_wanted = decode(kv);
+                self.touch_waiting(touched);
+            }
             ["waiting"] => keys.waiting = true,
             ["rejoined"] => keys.rejoined = decode(kv),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -303,7 +327,8 @@ impl ClusterView {
             ["fence", node, epoch] => drop(life(node, epoch).map(|of| self.fences.remove(&of))),
             ["confirmed", node, epoch] => drop(life(node, epoch).map(|of| self.confirmed.remove(&of))),
             ["cluster", "ha", "disarm"] => self.disarmed = None,
-            ["stonith", node] => drop(node.parse::<Name>().map(|node| self.fenceable.remove(&node))),
+            ["stonith", node] => self.put_fence(node, None),
+            ["cluster", "ha", "memory", id] => drop(drop_key(&mut self.memories, id)),
             ["cluster", "ha", "incident", ..] => drop(self.incidents.remove(key)),
             ["cluster", "ha", "rescue", ..] => drop(self.rescues.remove(key)),
             ["cluster", "recovery"] => {
@@ -325,6 +350,7 @@ impl ClusterView {
             ["hb"] => keys.beat = None,
             ["epoch"] => keys.life = None,
             ["armed", epoch] => drop(epoch.parse().ok().map(|epoch| keys.armed.remove(&Epoch(epoch)))),
+            ["arm-wanted"] => keys.arm_wanted = None,
             ["waiting"] => keys.waiting = false,
             ["rejoined"] => keys.rejoined = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -348,9 +374,10 @@ impl ClusterView {
         }
     }
 
-    fn put_ha(&mut self, rest: &[&str], kv: &KeyValue) {
+    fn put_ha(&mut self, rest: &[&str], kv: &KeyValue, touched: &mut Touched) {
         match rest {
             ["disarm"] => self.disarmed = decode(kv),
+            ["memory", id] => keep(&mut self.memories, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["incident", ..] => self.incidents.extend(decode(kv).map(|incident| (kv.key.clone(), incident))),
             ["rescue", ..] => self.rescues.extend(decode(kv).map(|rescue| (kv.key.clone(), rescue))),
             _ => {}

@@ -23,6 +23,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmRecord};
 
 use super::brought::{bring, images_of};
+use super::ha::arm::{self, Clearance, Turn};
 use super::view::{ClusterView, Kept};
 use crate::app;
 use crate::app::vm_copy::NOT_COPIED;
@@ -38,7 +39,10 @@ pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Vec<Txn> {
     }
     let Some(record) = view.vms.get(&id) else { return forgotten(view, id, now) };
     let owner = view.owners.get(&id);
-    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner)) {
+    if let Some(txn) = owner.map_or_else(|| place_or_block(view, record, now), |owner| follow(view, record, owner, now)) {
+        return vec![txn];
+    }
+    if let Some(txn) = super::ha::policy::next(view, id, now) {
         return vec![txn];
     }
     fold_operations(view, id, now)
@@ -64,7 +68,11 @@ fn place_or_block(view: &ClusterView, record: &Kept<VmRecord>, now: jiff::Timest
     }
     let choice = view.fleet().guest(vm.id).map_or_else(|| Choice::Blocked(Vec::new()), |guest| place::choose(view.fleet(), guest));
     match choice {
-        Choice::Node(node) => Some(place(view, vm, &node, record.modified)),
+        Choice::Node(node) => match arm::turn(view, vm, &node, now) {
+            Turn::Go(clear) => Some(clear.under(place(view, vm, &node, record.modified))),
+            Turn::Ask(txn) => Some(txn),
+            Turn::Wait(why) => block(view, vm.id, &why),
+        },
         Choice::Blocked(refusals) => block(view, vm.id, &place::words(&refusals)),
     }
 }
@@ -202,7 +210,7 @@ fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {
 }
 
 /// The owner's order mirrors the wish; what the node found out is kept; a VM that is gone is forgotten.
-fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> Option<Txn> {
+fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now: jiff::Timestamp) -> Option<Txn> {
     let vm = &record.value;
     let seen = view.seen(vm.id).filter(|seen| seen.generation == owner.value.generation);
     if vm.leaving.is_some() && seen.is_some_and(|seen| seen.memory.removed) {
@@ -223,8 +231,15 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
         return Some(brought.into_iter().fold(Txn::default(), |txn, (guard, op)| txn.when(guard).then(op)));
     }
     let old = view.nodes.get(node).and_then(|keys| keys.orders.get(&vm.id));
-    let order = refreshed_epoch(view, owner)
-        .map_or_else(|| order_for(view, vm, record.modified, &owner.value), |o| order_for(view, vm, record.modified, &o))?;
+    let refreshed = refreshed_epoch(view, owner);
+    // In its new life, too, the node says first how it would die.
+    let clear = match refreshed.as_ref().map(|_| arm::turn(view, vm, node, now)) {
+        Some(Turn::Go(clear)) => clear,
+        Some(Turn::Ask(txn)) => return Some(txn),
+        Some(Turn::Wait(_)) => return None,
+        None => Clearance::default(),
+    };
+    let order = order_for(view, vm, record.modified, refreshed.as_ref().unwrap_or(&owner.value))?;
     if old.is_some_and(|old| old.value == order) {
         return None;
     }
@@ -232,10 +247,10 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>) -> O
         .when(Compare::ModifiedAt(keys::vm(&vm.project, vm.id), record.modified))
         .when(Compare::ModifiedAt(keys::owner(vm.id), owner.modified))
         .then(typed::put(keys::order(node, vm.id), &order));
-    if let Some(refreshed) = refreshed_epoch(view, owner) {
+    if let Some(refreshed) = refreshed {
         txn = txn.then(typed::put(keys::owner(vm.id), &refreshed));
     }
-    Some(txn)
+    Some(clear.under(txn))
 }
 
 /// What a node has made is noted at the volume, so that no other node makes it anew where it does not see the file.
@@ -398,6 +413,7 @@ fn forget(view: &ClusterView, record: &Kept<VmRecord>) -> Txn {
         .then(Op::Delete(keys::choices(vm.id)))
         .then(Op::Delete(keys::power(vm.id)))
         .then(Op::Delete(keys::released(vm.id)))
+        .then(Op::Delete(keys::ha_memory(vm.id)))
         .then(Op::Delete(keys::owner(vm.id)));
     let chosen = view.choices.get(&vm.id).map(|kept| chosen_macs(&kept.value)).unwrap_or_default();
     txn.then.extend(fixed_macs(&vm.spec).union(&chosen).map(|mac| Op::Delete(keys::mac(mac))));

@@ -218,7 +218,7 @@ fn firmware_and_devices_that_need_a_machine() {
 #[test]
 fn policy() {
     check(
-        json!({"start": {"order": 10000, "delay": "2h", "wait_for": "agent"}, "agent": false, "stop_timeout": "2d", "restart": {"max": 101, "within": "0s"}, "ha": {"priority": 6}}),
+        json!({"start": {"order": 10000, "delay": "2h", "wait_for": "agent"}, "agent": false, "stop_timeout": "2d", "restart": {"max": 101, "within": "0s"}, "ha": {"priority": 6, "max_restart": 101, "max_relocate": 101}}),
         expect![[r#"
             start.order: 10000 is out of range; 0 to 9999
             start.delay: 2h is too long; at most 1h
@@ -227,6 +227,8 @@ fn policy() {
             restart.within: 0s counts nothing; write a time like 10m
             start.wait_for: it waits for the guest agent, and agent is false
             ha.priority: 6 is out of range; 1 (first) to 5
+            ha.max_restart: 101 is out of range; at most 100
+            ha.max_relocate: 101 is out of range; at most 100
         "#]],
     );
 }

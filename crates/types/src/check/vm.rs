@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Found, description, devices, forms, placement};
 use crate::units::{ByteCount, Seconds};
-use crate::vm::{CloudInit, CpuModel, Cpus, Display, Firmware, Listen, MachineFamily, Memory, VmSpec, WatchdogModel};
+use crate::vm::{CloudInit, CpuModel, Cpus, Display, Firmware, Ha, Listen, MachineFamily, Memory, VmSpec, WatchdogModel};
 
 /// vCPUs of one VM: what QEMU's q35 machines are tested with.
 pub const CPUS_MAX: u32 = 512;
@@ -52,13 +52,23 @@ pub(super) fn look(spec: &VmSpec, found: &mut Found) {
     if log != ByteCount::ZERO && !(SERIAL_LOG_MIN..=SERIAL_LOG_MAX).contains(&log) {
         found.add("serial.log", format!("{log} is out of range; 0B for no log, or {SERIAL_LOG_MIN} to {SERIAL_LOG_MAX}"));
     }
-    if let Some(ha) = &spec.ha
-        && !(1..=5).contains(&ha.priority)
-    {
-        found.add("ha.priority", format!("{} is out of range; 1 (first) to 5", ha.priority));
+    if let Some(ha) = &spec.ha {
+        self::ha(ha, found);
     }
     if let Some(cloud_init) = &spec.cloud_init {
         found.under("cloud_init".into(), |f| self::cloud_init(cloud_init, f));
+    }
+}
+
+fn ha(ha: &Ha, found: &mut Found) {
+    if !(1..=5).contains(&ha.priority) {
+        found.add("ha.priority", format!("{} is out of range; 1 (first) to 5", ha.priority));
+    }
+    if let Some(max) = ha.max_restart.filter(|max| *max > RESTARTS_MAX) {
+        found.add("ha.max_restart", format!("{max} is out of range; at most {RESTARTS_MAX}"));
+    }
+    if ha.max_relocate > RESTARTS_MAX {
+        found.add("ha.max_relocate", format!("{} is out of range; at most {RESTARTS_MAX}", ha.max_relocate));
     }
 }
 

@@ -4,6 +4,7 @@ mod cluster;
 mod dead;
 mod drain;
 mod images;
+mod policy;
 mod real;
 
 use std::time::Duration;

@@ -7,7 +7,7 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::Closure;
 
-use crate::reconcile::view::{ClusterView, NodeKeys};
+use crate::reconcile::view::{ClusterView, FenceIs, NodeKeys};
 
 /// The view, with the numbers of its nodes.
 pub struct Known<'a> {
@@ -48,9 +48,13 @@ impl Ledger for Known<'_> {
     fn armed(&self, node: NodeNo, epoch: Epoch) -> Option<(record::Armed, Revision)> {
         let armed = self.keys(node)?.armed.get(&epoch)?;
         match armed.value {
-            Armed::None => None,
+            Armed::None | Armed::Unusable { .. } => None,
             Armed::Watchdog { pet_ms, watchdog_ms, kind } => Some((record::Armed { pet_ms, watchdog_ms, kind }, armed.modified)),
         }
+    }
+
+    fn cannot_arm(&self, node: NodeNo, epoch: Epoch) -> bool {
+        self.keys(node).and_then(|keys| keys.armed.get(&epoch)).is_some_and(|armed| matches!(armed.value, Armed::Unusable { .. }))
     }
 
     fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool {
@@ -76,7 +80,11 @@ impl Ledger for Known<'_> {
     }
 
     fn can_cut(&self, node: NodeNo) -> bool {
-        self.view.fenceable.contains(self.node(node))
+        self.view.fenceable.contains_key(self.node(node))
+    }
+
+    fn cut_is_tested(&self, node: NodeNo) -> bool {
+        self.view.fenceable.get(self.node(node)) == Some(&FenceIs::Tested)
     }
 
     fn stake(&self, seat: Seat) -> Stake {

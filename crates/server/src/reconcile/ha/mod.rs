@@ -11,8 +11,10 @@
 //! The [`Vigil`] is the code that the simulator runs. What it believes may be old: each of its transactions compares what it was
 //! decided from, and the leader's key. A control node that restarts or could not hear waits as long as if it had never heard.
 
+pub mod arm;
 pub mod ears;
 pub mod ledger;
+pub mod policy;
 pub mod power;
 pub mod rescue;
 #[cfg(test)]

@@ -25,6 +25,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Owner, PowerWish, VmRecord};
 use vmkeep_types::vm::RunPolicy;
 
+use super::arm::{self, Turn};
 use crate::app::vm_parts::resource;
 use crate::reconcile::migrate::baggage;
 use crate::reconcile::view::{ClusterView, Kept};
@@ -86,12 +87,44 @@ pub fn next(view: &ClusterView, turns: &mut Turns, now: Now, wall: jiff::Timesta
         }
         let free = |node: &Name| starting.get(node).is_none_or(|count| *count < STARTS_PER_NODE);
         let Ok(node) = choose(view, &fleet, &lost.vm.value, &lost.owner.value.node, free) else { continue };
-        let Some(txn) = moved(view, &lost, &node, wall) else { continue };
+        let clear = match arm::turn(view, &lost.vm.value, &node, wall) {
+            Turn::Go(clear) => clear,
+            Turn::Ask(txn) => {
+                txns.push((lost.id(), txn));
+                continue;
+            }
+            Turn::Wait(_) => continue,
+        };
+        let Some(txn) = moved(view, &lost, &node, wall).map(|txn| clear.under(txn)) else { continue };
         fleet.set_owner(lost.id(), Some(&node));
         *starting.entry(node).or_default() += usize::from(wanted_on(view, &lost.vm.value));
         txns.push((lost.id(), txn));
     }
     txns
+}
+
+/// While the death of a node is being proved, those nodes that its VMs will go to arm their watchdogs.
+pub fn ahead(view: &ClusterView, wall: jiff::Timestamp) -> Vec<Txn> {
+    if view.disarmed.is_some() || view.recovery.is_some() {
+        return Vec::new();
+    }
+    let mut asks: BTreeMap<Name, Txn> = BTreeMap::new();
+    for (node, keys) in &view.nodes {
+        let Some(of) = keys.life.as_ref().map(|life| (node.clone(), life.value.epoch)) else { continue };
+        if !view.fences.contains_key(&of) || view.confirmed.contains_key(&of) || !view.owns_protected(node) {
+            continue;
+        }
+        let mut fleet = without(view, node);
+        let owned = view.owners.iter().filter(|(_, owner)| owner.value.node == *node).filter_map(|(id, _)| view.vms.get(id));
+        for vm in owned.map(|vm| &vm.value).filter(|vm| vm.spec.ha.is_some()) {
+            let Ok(to) = elsewhere(view, &fleet, vm, node) else { continue };
+            fleet.set_owner(vm.id, Some(&to));
+            if let Turn::Ask(txn) = arm::turn(view, vm, &to, wall) {
+                asks.entry(to).or_insert(txn);
+            }
+        }
+    }
+    asks.into_values().collect()
 }
 
 /// Does it start as soon as a node has it?

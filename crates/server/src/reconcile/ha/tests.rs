@@ -79,7 +79,7 @@ impl Bed {
     /// A VM that runs on `node`.
     async fn owned(&self, n: u128, node: &'static str, priority: Option<u8>) {
         let (id, project) = (vm(n), name("default"));
-        let spec = VmSpec { nics: Vec::new(), ha: priority.map(|priority| Ha { priority }), ..VmSpec::named(name("web")) };
+        let spec = VmSpec { nics: Vec::new(), ha: priority.map(|priority| Ha { priority, ..Ha::default() }), ..VmSpec::named(name("web")) };
         let record = VmRecord {
             id,
             project: project.clone(),

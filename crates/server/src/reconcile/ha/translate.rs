@@ -3,7 +3,7 @@
 use vmkeep_core::ha::record::{self, Key, NodeNo, Value};
 use vmkeep_core::ha::vigil::Ledger;
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
-use vmkeep_types::ha::{Armed, Confirmed, Fence, Incident};
+use vmkeep_types::ha::{Confirmed, Fence, Incident};
 use vmkeep_types::ids::Epoch;
 
 use super::ledger::Known;
@@ -48,7 +48,7 @@ fn compare(known: &Known<'_>, compare: record::Compare) -> Compare {
 /// Here every epoch says how it would die, that of an unarmed node too.
 fn unarmed(known: &Known<'_>, of: Key, node: NodeNo, epoch: Epoch) -> Compare {
     let said = known.view.nodes.get(known.node(node)).and_then(|keys| keys.armed.get(&epoch));
-    match said.filter(|armed| armed.value == Armed::None) {
+    match said.filter(|armed| !armed.value.is_watchdog()) {
         Some(none) => Compare::ModifiedAt(key(known, of), none.modified),
         None => Compare::Absent(key(known, of)),
     }

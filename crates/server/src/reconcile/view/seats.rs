@@ -6,6 +6,7 @@ use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::baseline::{Baseline, baseline};
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
+use vmkeep_store::KeyValue;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
 use vmkeep_types::migration::PartKind;
@@ -14,9 +15,11 @@ use vmkeep_types::network::NetworkMode;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Owner, PowerWish, VmRecord};
+use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
 use vmkeep_types::vm::RunPolicy;
 
-use super::{ClusterView, Kept, Touched, touch_vm};
+use super::{ClusterView, FenceIs, Kept, Touched, decode, touch_vm};
+use crate::reconcile::ha::arm;
 
 impl ClusterView {
     pub fn fleet(&self) -> &Fleet {
@@ -97,6 +100,54 @@ impl ClusterView {
         self.touch_homeless(touched);
     }
 
+    pub(super) fn put_fence(&mut self, node: &str, record: Option<&KeyValue>) {
+        let Ok(name) = node.parse::<Name>() else { return };
+        match record {
+            Some(kv) => {
+                let tested = decode::<FenceRecord>(kv).and_then(|kept| kept.value.tested);
+                let failed = |tested: &FenceTested| matches!(tested.found, FenceFound::Unknown { .. });
+                let is = if tested.is_some_and(|tested| !failed(&tested)) { FenceIs::Tested } else { FenceIs::Set };
+                self.fenceable.insert(name.clone(), is);
+            }
+            None => drop(self.fenceable.remove(&name)),
+        }
+        self.set_node(&name);
+    }
+
+    /// Does any node renew its life? A host alone does not.
+    pub fn renews(&self) -> bool {
+        self.nodes.values().any(|keys| keys.beat.is_some())
+    }
+
+    /// It has said how it would die, or has begun another life.
+    pub(super) fn answered(&mut self, name: &Name, touched: &mut Touched) {
+        self.asked_in_vain.remove(name);
+        self.set_node(name);
+        self.touch_waiting(touched);
+        touched.vms.extend(self.fleet.seat(name).into_iter().flat_map(|seat| &seat.owned));
+    }
+
+    /// A node that was asked to arm its watchdog says nothing.
+    pub fn ask_in_vain(&mut self, name: &Name, touched: &mut Touched) {
+        if self.asked_in_vain.insert(name.clone()) {
+            self.set_node(name);
+            self.touch_waiting(touched);
+            touched.vms.extend(self.fleet.seat(name).into_iter().flat_map(|seat| &seat.owned));
+        }
+    }
+
+    /// A highly available VM is on its way there.
+    pub fn expects_protected(&self, node: &Name) -> bool {
+        let protected = |id: &VmId| self.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some());
+        self.fleet.seat(node).is_some_and(|seat| seat.coming.iter().any(protected))
+    }
+
+    /// VMs that may wait for a node's watchdog.
+    pub(super) fn touch_waiting(&self, touched: &mut Touched) {
+        self.touch_homeless(touched);
+        touched.vms.extend(self.moves.keys());
+    }
+
     fn set_node(&mut self, name: &Name) {
         self.baseline = OnceLock::new();
         let Some(keys) = self.nodes.get(name) else { return };
@@ -105,6 +156,8 @@ impl ClusterView {
                 let record = keys.record.as_ref().map_or_else(|| NodeRecord::named(name.clone()), |kept| kept.value.clone());
                 self.fleet.set_node(facts.value.clone(), record);
                 self.fleet.set_health(name, self.states.get(name).map_or(NodeHealth::Online, |kept| kept.value.state));
+                let unprovable = arm::unprovable(self, name);
+                self.fleet.set_unprovable(name, unprovable);
             }
             None => self.fleet.drop_node(name),
         }
