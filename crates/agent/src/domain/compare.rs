@@ -28,7 +28,7 @@ pub fn compare(wanted: &str, actual: &str) -> Result<Comparison, Error> {
         let change = field::change(&difference);
         if is_conflict(&difference, &actual) {
             comparison.conflicts.push(change);
-        } else if !(foreign && is_detail(&change.field)) && !(boots_alike && change.field.starts_with("boot[")) {
+        } else if !(foreign && is_detail(&change.field) || boots_alike && change.field.starts_with("boot[")) {
             comparison.drift.push(change);
         }
     }

@@ -45,7 +45,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     rename(node, state).await?;
     let wanted = wanted(node, state, Look::Fresh).await?;
     define(node, state, &wanted).await?;
-    addresses::keep(node, state).await;
+    state.addresses_due = true;
     if lives(state) {
         live::change_live(node, state, &wanted).await?;
     } else {
@@ -71,7 +71,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
         note_difference(node, state, &wanted).await?;
     }
     refuse_conflicts(state)?;
-    addresses::keep(node, state).await;
+    state.addresses_due = true;
     let unknown = state.unknown_op(node, Doing::Starting);
     let granted = claim::claim(node, &state.order, Some(unknown))
         .await
@@ -405,9 +405,7 @@ pub async fn inspect(node: &Node, state: &mut State) {
     }
     qemu::look(node, state).await;
     note_volumes(node, state).await;
-    if lives(state) {
-        addresses::complete(node, state).await;
-    }
+    addresses::complete(node, state).await;
     let _ = note_open_files(node, state).await;
     let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {

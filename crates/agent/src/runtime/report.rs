@@ -32,6 +32,9 @@ pub struct State {
     pub domain: Observed<DomainNow>,
     pub paused: Option<PauseCause>,
     /// Addresses that DHCP keeps for its NICs here.
+    /// DHCP is to be told of its NICs: a second or two, because libvirt loads all firewall rules of the network anew, so it is done
+    /// when the start has been reported. A guest that was faster keeps what DHCP gave it.
+    pub addresses_due: bool,
     pub addresses: BTreeMap<Name, IpAddr>,
     /// MACs of NICs that the wish let go of, until DHCP has forgotten them.
     pub gone_macs: BTreeSet<String>,
@@ -78,6 +81,7 @@ impl State {
             memory: VmMemory::default(),
             domain: Observed::Unknown,
             paused: None,
+            addresses_due: false,
             addresses: BTreeMap::new(),
             gone_macs: BTreeSet::new(),
             ours: true,

@@ -42,7 +42,10 @@ fn a_manifest_becomes_a_guest_that_speaks_and_leaves_nothing_behind() {
     let again = host.apply(&show);
     assert!(again.contains("unchanged"), "what show prints applies without change: {again}");
 
-    let kept = host.vm("hello")["status"]["addresses"]["lan"].as_str().expect("DHCP keeps an address for it").to_owned();
+    let kept = until("DHCP keeps an address for it", BOOT, || {
+        let vm = host.vm("hello");
+        vm["status"]["addresses"]["lan"].as_str().map(str::to_owned).ok_or_else(|| vm["status"].to_string())
+    });
     assert!(host.ok(["vm", "list"]).contains(&kept));
     until("the guest has taken it", BOOT, || {
         let out = text(&host.vmkeep(["vm", "ip", "hello"]).stdout);

@@ -13,7 +13,7 @@ use crate::net::libvirt_name;
 use crate::net::reserve::Wanted;
 
 /// Every NIC on a NAT network has its address, and NICs that are gone have none.
-pub async fn keep(node: &Node, state: &mut State) {
+async fn keep(node: &Node, state: &mut State) {
     let gone = std::mem::take(&mut state.gone_macs);
     release(node, state, gone).await;
     let mut kept = BTreeMap::new();
@@ -33,9 +33,11 @@ pub async fn keep(node: &Node, state: &mut State) {
     state.addresses = kept;
 }
 
-/// [`keep`], where something is missing: a VM that came here running, or from a version that kept none.
+/// [`keep`], where that is due or something is missing: a VM that came here running, or from a version that kept none.
 pub async fn complete(node: &Node, state: &mut State) {
-    if wishes(state).iter().any(|(nic, _, wanted)| wanted.dhcp && !state.addresses.contains_key(nic)) {
+    let due = std::mem::take(&mut state.addresses_due);
+    let missing = || wishes(state).iter().any(|(nic, _, wanted)| wanted.dhcp && !state.addresses.contains_key(nic));
+    if due || (super::lives(state) && missing()) {
         keep(node, state).await;
     }
 }
