@@ -64,6 +64,16 @@ fn a_manifest_becomes_a_guest_that_speaks_and_leaves_nothing_behind() {
     assert!(left.is_empty(), "files stay behind: {left:?}");
 }
 
+/// What `./demo` shows, without its release build: the same manifest, and the words that the demo waits for.
+#[test]
+fn the_vm_of_the_demo_says_what_the_demo_waits_for() {
+    let demo = std::fs::read_to_string(vmkeep_e2e::host::root().join("demo")).expect("the demo");
+    let words = demo.split_once("grep -a -m1 '").and_then(|(_, rest)| rest.split_once('\'')).expect("the demo waits for words").0;
+    let host = host_with_tiny("demo");
+    host.apply(&std::fs::read_to_string(vmkeep_e2e::host::root().join("examples/hello.yaml")).expect("its manifest"));
+    serial_says(&host, "hello", words);
+}
+
 #[test]
 fn a_volume_kept_at_deletion_can_be_used_again() {
     let host = host_with_tiny("keep");
