@@ -38,6 +38,25 @@ fn vm(n: u128) -> VmId {
     VmId(uuid::Uuid::from_u128(n))
 }
 
+/// A node that has joined, with room for a few VMs.
+pub fn facts(node: &'static str) -> NodeFacts {
+    NodeFacts {
+        name: name(node),
+        epoch: Epoch(1),
+        boot_id: "b".into(),
+        cpus: 8,
+        memory: ByteCount::from_gib(8),
+        kvm: KvmState::Usable,
+        libvirt_version: None,
+        qemu_version: None,
+        vmkeep_version: "0".into(),
+        hypervisor_up: true,
+        address: None,
+        offers: Default::default(),
+        migration: None,
+    }
+}
+
 impl Bed {
     /// Nodes that have joined, in epoch 1 and armed.
     async fn of(nodes: &[&'static str]) -> Self {
@@ -45,22 +64,7 @@ impl Bed {
         let desk = desk(&ms);
         let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0, last: BTreeMap::new() };
         for node in nodes {
-            let facts = NodeFacts {
-                name: name(node),
-                epoch: Epoch(1),
-                boot_id: "b".into(),
-                cpus: 8,
-                memory: ByteCount::from_gib(8),
-                kvm: KvmState::Usable,
-                libvirt_version: None,
-                qemu_version: None,
-                vmkeep_version: "0".into(),
-                hypervisor_up: true,
-                address: None,
-                offers: Default::default(),
-                migration: None,
-            };
-            bed.put(typed::put(keys::facts(&name(node)), &facts)).await;
+            bed.put(typed::put(keys::facts(&name(node)), &facts(node))).await;
             bed.put(typed::put(keys::epoch(&name(node)), &EpochRecord { epoch: Epoch(1), boot_id: "b".into(), closed: false })).await;
             bed.armed(node, WatchdogKind::Hardware).await;
         }

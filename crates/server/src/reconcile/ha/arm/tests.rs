@@ -6,14 +6,14 @@ use expect_test::{Expect, expect};
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Held, Op, Store, Txn, keys, typed};
 use vmkeep_types::ha::{Armed, WatchdogKind};
-use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
+use vmkeep_types::host::{EpochRecord, Heartbeat};
 use vmkeep_types::ids::{Epoch, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
-use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Ha, VmSpec};
 
+use crate::reconcile::ha::tests::facts;
 use crate::reconcile::plan;
 use crate::reconcile::view::{ClusterView, PREFIXES, Touched};
 
@@ -35,23 +35,8 @@ impl Bed {
         let store = EmbeddedStore::in_memory().expect("memory");
         let bed = Self { store, view: ClusterView::default(), seconds: 0 };
         for node in ["a", "b"] {
-            let facts = NodeFacts {
-                name: name(node),
-                epoch: Epoch(1),
-                boot_id: "b".into(),
-                cpus: 8,
-                memory: ByteCount::from_gib(8),
-                kvm: KvmState::Usable,
-                libvirt_version: None,
-                qemu_version: None,
-                vmkeep_version: "0".into(),
-                hypervisor_up: true,
-                address: None,
-                offers: Default::default(),
-                migration: None,
-            };
             let life = EpochRecord { epoch: Epoch(1), boot_id: "b".into(), closed: false };
-            bed.put(typed::put(keys::facts(&name(node)), &facts)).await;
+            bed.put(typed::put(keys::facts(&name(node)), &facts(node))).await;
             bed.put(typed::put(keys::epoch(&name(node)), &life)).await;
             bed.put(typed::put(keys::heartbeat(&name(node)), &Heartbeat { epoch: Epoch(1), seq: 1 })).await;
             bed.says(node, Armed::None).await;
