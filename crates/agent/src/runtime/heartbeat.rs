@@ -3,7 +3,7 @@
 //!
 //! *If* the last heartbeat is ours, the epoch is this life's, and nobody sealed it, *then* the next heartbeat is written, and only that
 //! answer renews this life, counted from before the question. Sealed: nothing is claimed any more, and the watchdog's guard is told.
-//! Refused otherwise: another agent runs under this node's name; it says so and goes on trying. The store gone: it beats again when
+//! Refused otherwise, twice: another agent runs under this node's name; it says so and goes on trying. The store gone: it beats again when
 //! the store is back; an armed host that cannot is reset meanwhile.
 
 use std::sync::Arc;
@@ -66,10 +66,20 @@ pub async fn run(store: Arc<dyn Store>, node: Arc<Node>, stop: CancellationToken
     }
 }
 
+/// What the next heartbeat is compared with changes although nobody else lives: a heartbeat that was given up is written late, and the
+/// agent, when the store failed it, joins in the same life again. Once refused it is compared with what is there now.
+async fn beat_in_time(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat, Missed> {
+    let late = |_| Err(Missed::Store(StoreError::Unknown("no answer in time".into())));
+    let told = timeout(ANSWER, beat(store, node, last)).await.unwrap_or_else(late);
+    if matches!(told, Err(Missed::Refused)) {
+        return timeout(ANSWER, beat(store, node, None)).await.unwrap_or_else(late);
+    }
+    told
+}
+
 /// One renewal, and what follows from it.
 async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut Arming) -> Option<Last> {
-    let late = |_| Err(Missed::Store(StoreError::Unknown("no answer in time".into())));
-    match timeout(ANSWER, beat(store, node, last)).await.unwrap_or_else(late) {
+    match beat_in_time(store, node, last).await {
         Ok(beat) => {
             node.standing.renewed(beat.sent);
             if matches!(node.standing.now().watchdog, Watchdog::Armed(_)) {
@@ -178,6 +188,24 @@ mod tests {
         let seal = Op::Put(keys::fence(&Name::known("node1"), second.epoch()), Vec::new());
         store.txn(Txn::default().then(seal)).await.expect("sealed");
         assert!(matches!(beat(store.as_ref(), &second, None).await, Err(Missed::Sealed)), "it is sealed");
+    }
+
+    #[tokio::test]
+    async fn neither_a_late_heartbeat_nor_an_agent_that_joins_again_costs_a_renewal() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let node = joined(&store, dir.path(), "one").await;
+        let mut arming = Arming::default();
+        let last = turn(store.as_ref(), &node, None, &mut arming).await.expect("the first");
+        let late = Heartbeat { epoch: node.epoch(), seq: last.seq + 1 };
+        put(&store, typed::put(keys::heartbeat(&node.name), &late)).await;
+        let last = turn(store.as_ref(), &node, Some(last), &mut arming).await.expect("after what was thought lost");
+        assert_eq!(last.seq, 3);
+        node.join().await.expect("the same life");
+        let last = turn(store.as_ref(), &node, Some(last), &mut arming).await.expect("after it joined again");
+        let other = joined(&store, dir.path(), "two").await;
+        assert!(turn(store.as_ref(), &node, Some(last), &mut arming).await.is_none(), "its life is over");
+        turn(store.as_ref(), &other, None, &mut arming).await.expect("the living one");
     }
 
     async fn put(store: &EmbeddedStore, op: Op) {
