@@ -96,10 +96,15 @@ fn prefix_end(prefix: &str) -> String {
     char::MAX.to_string()
 }
 
-fn list_into(connection: &Connection, prefix: &str, items: &mut Vec<KeyValue>) -> rusqlite::Result<()> {
+/// No limit, in SQL.
+const ALL: i64 = -1;
+
+/// At most `count` of them; all with [`ALL`].
+fn list_into(connection: &Connection, prefix: &str, count: i64, items: &mut Vec<KeyValue>) -> rusqlite::Result<()> {
     let end = prefix_end(prefix);
-    let mut query = connection.prepare_cached("SELECT key, value, created, modified FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key")?;
-    let rows = query.query_map((prefix, end), row_to_kv)?;
+    let mut query =
+        connection.prepare_cached("SELECT key, value, created, modified FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3")?;
+    let rows = query.query_map((prefix, end, count), row_to_kv)?;
     for row in rows {
         items.push(row?);
     }
@@ -130,13 +135,21 @@ impl Store for EmbeddedStore {
         self.list_many(&[prefix]).await
     }
 
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
+        self.read(|c| {
+            let mut items = Vec::new();
+            list_into(c, prefix, i64::try_from(count).unwrap_or(i64::MAX), &mut items)?;
+            Ok(items)
+        })
+    }
+
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.read(|c| {
             let snapshot = c.unchecked_transaction()?;
             let revision = log::newest_row(&snapshot)?;
             let mut items = Vec::new();
             for prefix in prefixes {
-                list_into(&snapshot, prefix, &mut items)?;
+                list_into(&snapshot, prefix, ALL, &mut items)?;
             }
             Ok(Listing { revision, items })
         })

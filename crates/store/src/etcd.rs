@@ -206,6 +206,12 @@ impl Store for EtcdStore {
         self.list_many(&[prefix]).await
     }
 
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
+        let options = GetOptions::new().with_range(range_end(prefix)).with_limit(i64::try_from(count).unwrap_or(i64::MAX));
+        let mut answer = self.ask(range_start(prefix), Some(options)).await?;
+        answer.take_kvs().into_iter().map(key_value).collect()
+    }
+
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         let (mut items, mut at) = (Vec::new(), 0);
         for prefix in prefixes {

@@ -144,6 +144,9 @@ pub enum StoreError {
     Compacted { asked: Revision, oldest: Revision },
     #[error("the store does not answer: {0}")]
     Unavailable(String),
+    /// It answers, and lets this host do nothing: it does not know it, or knows it as another.
+    #[error("the store refuses this host: {0}")]
+    Denied(String),
     #[error("the outcome of a write is unknown: {0}")]
     Unknown(String),
     #[error("the transaction is over a limit: {0}")]
@@ -169,6 +172,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// All keys with this prefix at one revision.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// The first keys with this prefix, in order, `count` at most: to ask whether there are few costs no more where there are many.
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError>;
 
     /// Several prefixes at one revision: the view of a planner.
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError>;

@@ -181,6 +181,10 @@ impl Store for Sealing {
         self.store.list(prefix).await.map(|listing| self.opened(listing))
     }
 
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
+        Ok(self.store.first(prefix, count).await?.into_iter().map(|kv| self.open(kv)).collect())
+    }
+
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.store.list_many(prefixes).await.map(|listing| self.opened(listing))
     }

@@ -37,6 +37,10 @@ impl Store for Timed {
         self.inner.list(prefix).await
     }
 
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
+        self.inner.first(prefix, count).await
+    }
+
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.inner.list_many(prefixes).await
     }

@@ -50,13 +50,16 @@ use ask::begin;
 /// Tries of a change that somebody else's write overtook.
 pub const TRIES_MAX: u32 = 5;
 
+/// Nodes whose facts are read to check one wish.
+const NODES_READ_MAX: usize = 16;
+
 /// A store's error at the border.
 pub fn store_error(error: StoreError) -> Error {
     match error {
         StoreError::TooLarge(_) => Error::new(Code::TooLarge, error.to_string()),
         StoreError::Newer(_) | StoreError::Full(_) => Error::refused(error.to_string()),
         StoreError::Corrupt(_) | StoreError::Invalid(_) => Error::internal(error.to_string()),
-        StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) => {
+        StoreError::Compacted { .. } | StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::Denied(_) => {
             Error::new(Code::Unavailable, error.to_string())
         }
     }
@@ -141,16 +144,33 @@ pub fn done(mut op: Operation) -> Operation {
 
 /// All nodes that have joined, in order of name.
 pub async fn nodes(store: &dyn Store) -> Result<Vec<NodeFacts>, Error> {
-    let found = node::key_of_each(store, &node::names(store).await?, keys::facts).await?;
+    facts_of(store, &node::names(store).await?).await
+}
+
+/// How many nodes there are, and all of them where they are few: where there are many, placement says what does not fit, and to read
+/// them all for each wish would cost more than the wish. Of many only one more is counted than is read.
+async fn few_nodes(store: &dyn Store) -> Result<(usize, Vec<NodeFacts>), Error> {
+    let names = node::first_names(store, NODES_READ_MAX + 1).await?;
+    let nodes = if names.len() <= NODES_READ_MAX { facts_of(store, &names).await? } else { Vec::new() };
+    Ok((names.len(), nodes))
+}
+
+async fn facts_of(store: &dyn Store, names: &[Name]) -> Result<Vec<NodeFacts>, Error> {
+    let found = node::key_of_each(store, names, keys::facts).await?;
     Ok(found.iter().flatten().filter_map(|kv| typed::readable(typed::decode(kv))).collect())
 }
 
 /// A node for work that any can do: the one that is near, else the first that is online and whose libvirt answers.
 pub async fn any_node(store: &dyn Store, near: Option<&Name>) -> Result<Name, Error> {
-    let nodes = node::list(store).await?;
     let fit = |node: &&NodeView| node.facts.hypervisor_up && node.state.as_ref().is_none_or(|state| state.state == NodeHealth::Online);
-    let found = nodes.iter().filter(fit).find(|node| Some(&node.facts.name) == near).or_else(|| nodes.iter().find(fit));
-    found.or(nodes.first()).map(|node| node.facts.name.clone()).ok_or_else(|| Error::conflict("no node has joined yet"))
+    if let Some(near) = near
+        && let Some((node, _)) = node::find(store, near).await?
+        && fit(&&node)
+    {
+        return Ok(node.facts.name);
+    }
+    let nodes = node::list(store).await?;
+    nodes.iter().find(fit).or(nodes.first()).map(|node| node.facts.name.clone()).ok_or_else(|| Error::conflict("no node has joined yet"))
 }
 
 /// Enters a node into the index of nodes, where the leader has not yet.

@@ -19,8 +19,8 @@ use vmkeep_types::units::ByteCount;
 use super::ask::IfMatch;
 use super::{Ask, TRIES_MAX, commit, drain, get, store_error};
 
-/// Nodes asked about in one transaction.
-const NODES_PER_TXN: usize = 100;
+/// Names asked about in one transaction.
+const NAMES_PER_TXN: usize = 100;
 /// The code of the event that tells of a reset by the watchdog.
 const WAS_RESET: &str = "node.was-reset";
 /// Longest reason of a cordon.
@@ -32,11 +32,27 @@ pub async fn names(store: &dyn Store) -> Result<Vec<Name>, Error> {
     Ok(joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect())
 }
 
-/// One key of each node, in the order of `nodes`; None where there is none.
-pub async fn key_of_each(store: &dyn Store, nodes: &[Name], key: fn(&Name) -> String) -> Result<Vec<Option<KeyValue>>, Error> {
-    let mut found = Vec::with_capacity(nodes.len());
-    for nodes in nodes.chunks(NODES_PER_TXN) {
-        let ask = Txn { then: nodes.iter().map(|node| Op::Get(key(node))).collect(), ..Txn::default() };
+/// The first of them, `count` at most: a request about one VM costs the same however many nodes there are.
+pub async fn first_names(store: &dyn Store, count: usize) -> Result<Vec<Name>, Error> {
+    let joined = store.first(keys::ALL_JOINED, count).await.map_err(store_error)?;
+    Ok(joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect())
+}
+
+pub async fn has_joined(store: &dyn Store, node: &Name) -> Result<bool, Error> {
+    Ok(store.get(&keys::joined(node)).await.map_err(store_error)?.is_some())
+}
+
+/// The node of a host alone; None where there are more, or none yet.
+pub async fn alone(store: &dyn Store) -> Result<Option<Name>, Error> {
+    let mut first = first_names(store, 2).await?;
+    Ok(first.pop().filter(|_| first.is_empty()))
+}
+
+/// One key of each name, in their order; None where there is none.
+pub async fn key_of_each(store: &dyn Store, names: &[Name], key: impl Fn(&Name) -> String) -> Result<Vec<Option<KeyValue>>, Error> {
+    let mut found = Vec::with_capacity(names.len());
+    for names in names.chunks(NAMES_PER_TXN) {
+        let ask = Txn { then: names.iter().map(|name| Op::Get(key(name))).collect(), ..Txn::default() };
         found.extend(store.txn(ask).await.map_err(store_error)?.gets);
     }
     Ok(found)
@@ -91,7 +107,7 @@ async fn last_reset(store: &dyn Store, name: &Name) -> Result<Option<Event>, Err
     Ok(events.into_iter().map(|stored| stored.value).rfind(|event| event.code == WAS_RESET))
 }
 
-async fn find(store: &dyn Store, name: &Name) -> Result<Option<(NodeView, Revision)>, Error> {
+pub(super) async fn find(store: &dyn Store, name: &Name) -> Result<Option<(NodeView, Revision)>, Error> {
     let ask = [keys::facts(name), keys::node(name), keys::load(name), keys::state(name)].map(Op::Get);
     let gets = store.txn(Txn { then: ask.into(), ..Txn::default() }).await.map_err(store_error)?.gets;
     let [facts, record, load, state]: [Option<KeyValue>; 4] = gets.try_into().map_err(|_| Error::internal("four keys were asked for"))?;

@@ -12,7 +12,7 @@ use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::operation::{OpState, Operation, Wanted};
 use vmkeep_types::pool::VolumeRecord;
 
-use super::{Ask, commit, get, nodes, put_op};
+use super::{Ask, commit, get, node, put_op};
 
 /// Ended operations are kept this long.
 const KEEP_DAYS: i64 = 7;
@@ -46,14 +46,23 @@ pub async fn cancel(store: &dyn Store, ask: &Ask, id: &str) -> Result<Operation,
     }
     let over = Operation { state: OpState::Cancelled, ended_at: Some(jiff::Timestamp::now()), ..op };
     let mut txn = Txn::default().when(Compare::ModifiedAt(key, stored.modified)).then(put_op(&over));
-    for node in nodes(store).await? {
-        txn = txn.then(Op::Delete(keys::task(&node.name, over.id))).then(Op::Delete(keys::result(&node.name, over.id)));
+    for key in tasks(store, over.id).await? {
+        txn = txn.then(Op::Delete(key));
     }
     txn = drop_half_made(store, &over, txn).await?;
     let clone = super::vm_copy::give_up(store, &over).await?;
     txn.compare.extend(clone.compare);
     txn.then.extend(clone.then);
     commit(store, txn).await?.map(|_| over).ok_or_else(|| Error::conflict("the operation moved on meanwhile; look again"))
+}
+
+/// Where nodes were told to do something for it, and where they say what came of it.
+async fn tasks(store: &dyn Store, op: OperationId) -> Result<Vec<String>, Error> {
+    let nodes = node::names(store).await?;
+    let tasks = node::key_of_each(store, &nodes, |name| keys::task(name, op)).await?;
+    let results = node::key_of_each(store, &nodes, |name| keys::result(name, op)).await?;
+    let told = nodes.iter().zip(tasks.iter().zip(&results)).filter(|(_, (task, result))| task.is_some() || result.is_some());
+    Ok(told.flat_map(|(node, _)| [keys::task(node, op), keys::result(node, op)]).collect())
 }
 
 /// A cancelled import or creation leaves no record behind. An image whose deletion was cancelled may have lost its file: it

@@ -164,7 +164,7 @@ async fn recently_moved(store: &dyn Store, now: jiff::Timestamp) -> Result<BTree
 
 /// What `specs` do to the room that is kept for a failed node; None: nothing, or there was none.
 pub async fn takes_reserve(store: &dyn Store, project: &Name, specs: &[&VmSpec]) -> Result<Option<String>, Error> {
-    if specs.is_empty() || node::names(store).await?.len() < 2 {
+    if specs.is_empty() || node::first_names(store, 2).await?.len() < 2 {
         return Ok(None);
     }
     let before = fleet(store).await?;

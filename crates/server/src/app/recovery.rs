@@ -58,10 +58,11 @@ pub async fn begin_life(store: &dyn Store, survivor: &Name, number: u64, lost: &
 async fn end_moves(store: &dyn Store, nodes: &[Name], now: Timestamp) -> Result<(), Error> {
     for stored in list::<Migration>(store, keys::ALL_MIGRATIONS).await? {
         let moving = &stored.value;
-        let mut txn = Txn::default().then(Op::Delete(stored.key));
-        for node in nodes {
-            txn.then.extend([keys::move_order(node, moving.vm), keys::move_seen(node, moving.vm)].map(Op::Delete));
+        for nodes in nodes.chunks(PER_TXN) {
+            let parts = nodes.iter().flat_map(|node| [keys::move_order(node, moving.vm), keys::move_seen(node, moving.vm)]);
+            commit(store, Txn { then: parts.map(Op::Delete).collect(), ..Txn::default() }).await?;
         }
+        let mut txn = Txn::default().then(Op::Delete(stored.key));
         if let Some(op) = get::<Operation>(store, &keys::op(&moving.project, moving.op)).await?.filter(|op| !op.value.state.is_over()) {
             let error = Some(Error::conflict("the cluster was recovered from a backup meanwhile"));
             let over = Operation { state: OpState::Failed, error, ended_at: Some(now), blocked: None, ..op.value };

@@ -120,8 +120,10 @@ pub async fn start_warnings(store: &dyn Store, project: &Name, name: &Name) -> R
     if parts.seen.as_ref().and_then(|seen| seen.domain.known()).is_some_and(|domain| domain.is_live()) {
         return Ok(Vec::new());
     }
-    let mut nodes = super::nodes(store).await?;
-    nodes.retain(|node| parts.owner.as_ref().is_none_or(|owner| owner.node == node.name));
+    let nodes = match parts.owner {
+        Some(owner) => super::facts_of(store, &[owner.node]).await?,
+        None => super::few_nodes(store).await?.1,
+    };
     Ok(warn::no_room(record.spec.memory.size, &super::node::free_memory(store, &nodes).await?).into_iter().collect())
 }
 

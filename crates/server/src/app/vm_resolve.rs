@@ -17,14 +17,11 @@ use vmkeep_types::record::{Role, VmChoices, VmRecord};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{Cdrom, Disk, DiskFormat, Nic, VmSpec};
 
-use super::{Ask, get, image, network, node, nodes, pool, volume};
+use super::{Ask, few_nodes, get, image, network, node, pool, volume};
 use crate::view::unrestored_secrets;
 
 /// A whole wish: it travels to its node in one value with all that the node needs for it, and a value holds 1 MiB.
 const SPEC_BYTES_MAX: usize = 768 << 10;
-
-/// Nodes whose facts are read to check one wish.
-const NODES_READ_MAX: usize = 16;
 
 /// What the same request makes before the VM is written.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +40,7 @@ pub(super) struct Resolved {
     pub images: BTreeMap<Name, Option<ImageFacts>>,
     /// Empty where there are many.
     pub nodes: Vec<NodeFacts>,
+    /// Where there are many: one more than are read.
     node_count: usize,
     /// Volumes to be written, and under which guard.
     writes: Vec<(Compare, VolumeRecord)>,
@@ -151,13 +149,11 @@ pub(super) async fn resolve(
         );
         problems.push(Problem { field: "name".into(), message });
     }
-    let names = node::names(store).await?;
-    // Where there are many, placement says what does not fit; to read them all for each wish would cost more than the wish.
-    let nodes = if names.len() <= NODES_READ_MAX { nodes(store).await? } else { Vec::new() };
+    let (node_count, nodes) = few_nodes(store).await?;
     if let [only] = &nodes[..] {
         problems.extend(check::vm_on_host(spec, only));
     }
-    let found = Resolved { node_count: names.len(), nodes, ..Resolved::default() };
+    let found = Resolved { node_count, nodes, ..Resolved::default() };
     let mut look = Look { store, ask, spec, old, coming, found, problems };
     look.macs().await?;
     for (n, nic) in spec.nics.iter().enumerate() {

@@ -17,7 +17,7 @@ use vmkeep_types::record::VmRecord;
 use vmkeep_types::units::ByteCount;
 
 use super::network::task;
-use super::{Ask, any_node, begin, done, get, image, node, nodes, operation, pool, uid_of};
+use super::{Ask, any_node, begin, done, get, image, node, operation, pool, uid_of};
 
 /// The disk name under which a volume that is being deleted is attached to nobody: no VM can take it meanwhile, and a deletion
 /// that failed can be asked for again.
@@ -153,13 +153,14 @@ pub async fn create(store: &dyn Store, ask: &Ask, wish: VolumeCreate) -> Result<
 
 /// The node that was asked for, or the only one there is; None: where its VM comes to run.
 async fn node_for(store: &dyn Store, wish: Option<Name>) -> Result<Option<Name>, Error> {
-    let nodes = nodes(store).await?;
-    match (wish, &nodes[..]) {
-        (Some(wish), nodes) if nodes.iter().all(|node| node.name != wish) => Err(Error::not_found("node", &wish)),
-        (Some(wish), _) => Ok(Some(wish)),
-        (None, []) => Err(Error::conflict("no node has joined yet")),
-        (None, [only]) => Ok(Some(only.name.clone())),
-        (None, _) => Ok(None),
+    match wish {
+        Some(wish) if !node::has_joined(store, &wish).await? => Err(Error::not_found("node", &wish)),
+        Some(wish) => Ok(Some(wish)),
+        None => match &node::first_names(store, 2).await?[..] {
+            [] => Err(Error::conflict("no node has joined yet")),
+            [only] => Ok(Some(only.clone())),
+            _ => Ok(None),
+        },
     }
 }
 
@@ -204,7 +205,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
 /// come back as the compare says.
 async fn who_deletes(store: &dyn Store, volume: &VolumeRecord, pool: &PoolSpec) -> Result<(Option<Name>, Option<Compare>), Error> {
     let Some(node) = &volume.node else { return Ok((None, None)) };
-    if node::names(store).await?.contains(node) {
+    if node::has_joined(store, node).await? {
         return Ok((Some(node.clone()), None));
     }
     match is_shared(pool) {

@@ -20,7 +20,7 @@ use vmkeep_types::vm::VmSpec;
 
 use super::call::Call;
 use super::relay::{ask_node, read};
-use crate::app::{get, network, node, store_error, vm_adopt, vm_parts};
+use crate::app::{get, network, node, vm_adopt, vm_parts};
 
 /// More are not asked: a listing would wait for the slowest of them.
 const NODES_MAX: usize = 16;
@@ -31,7 +31,8 @@ const LOOKS_MAX: usize = 50;
 const NAMED_MAX: usize = 16;
 
 pub async fn pools(call: &Call, views: &mut [PoolView]) -> Result<(), Error> {
-    for (node, mut spaces) in everywhere::<BTreeMap<Name, PoolSpace>>(call, "/n/pools").await? {
+    let nodes = online(call).await?;
+    for (node, mut spaces) in everywhere::<BTreeMap<Name, PoolSpace>>(call, &nodes, "/n/pools").await {
         for view in views.iter_mut() {
             view.found.extend(spaces.remove(&view.spec.name).map(|space| (node.clone(), space)));
         }
@@ -40,9 +41,11 @@ pub async fn pools(call: &Call, views: &mut [PoolView]) -> Result<(), Error> {
 }
 
 pub async fn networks(call: &Call, views: &mut [NetworkView]) -> Result<(), Error> {
-    for view in views.iter_mut().filter(|view| view.spec.mode == NetworkMode::Nat) {
+    let views: Vec<&mut NetworkView> = views.iter_mut().filter(|view| view.spec.mode == NetworkMode::Nat).collect();
+    let nodes = if views.is_empty() { Vec::new() } else { online(call).await? };
+    for view in views {
         let path = format!("/n/networks/{}/{}", view.project, view.spec.name);
-        view.found = everywhere::<NetworkFound>(call, &path).await?.into_iter().collect();
+        view.found = everywhere::<NetworkFound>(call, &nodes, &path).await.into_iter().collect();
     }
     Ok(())
 }
@@ -50,18 +53,15 @@ pub async fn networks(call: &Call, views: &mut [NetworkView]) -> Result<(), Erro
 /// Names of domains that are not vmkeep's, where one of `wished` is new here: libvirt knows a domain by its name only. On one host
 /// alone; where there are more, nobody knows yet where a VM will be.
 pub async fn foreign_domains(call: &mut Call, wished: &[Name]) -> Result<(), Error> {
-    let mut new = Vec::new();
-    for name in wished {
-        let key = keys::name("vm", &call.ask.project, name);
-        if call.store().get(&key).await.map_err(store_error)?.is_none() {
-            new.push(name.as_str());
-        }
+    let Some(only) = node::alone(call.store()).await? else { return Ok(()) };
+    let there = node::key_of_each(call.store(), wished, |name| keys::name("vm", &call.ask.project, name)).await?;
+    let new: Vec<&str> = wished.iter().zip(there).filter(|(_, there)| there.is_none()).map(|(name, _)| name.as_str()).collect();
+    if new.is_empty() {
+        return Ok(());
     }
-    let nodes = if new.is_empty() { Vec::new() } else { node::names(call.store()).await? };
-    let [only] = &nodes[..] else { return Ok(()) };
     // An address has its limits, and so many names are quickly found in the list of all.
     let path = if new.len() > NAMED_MAX { "/n/domains".to_owned() } else { format!("/n/domains?named={}", new.join(",")) };
-    let domains = tokio::time::timeout(PATIENCE, ask_node::<Vec<DomainView>>(call, only, &path)).await;
+    let domains = tokio::time::timeout(PATIENCE, ask_node::<Vec<DomainView>>(call, &only, &path)).await;
     // libvirt that does not answer says so when the VM is defined.
     let mut domains = domains.ok().and_then(Result::ok).unwrap_or_default();
     vm_adopt::mark_lost(call.store(), &mut domains).await?;
@@ -93,8 +93,7 @@ pub async fn look_again(call: &Call, names: &[Name]) -> Result<(), Error> {
 /// # Errors
 /// Why it could not.
 pub async fn check_wish(call: &Call, spec: &VmSpec) -> Result<(), Error> {
-    let nodes = node::names(call.store()).await?;
-    let [only] = &nodes[..] else { return Ok(()) };
+    let Some(only) = node::alone(call.store()).await? else { return Ok(()) };
     let old = match vm_parts::record(call.store(), &call.ask.project, &spec.name).await {
         Ok(old) => Some(old.value),
         Err(error) if error.code == Code::NotFound => None,
@@ -115,10 +114,10 @@ pub async fn check_wish(call: &Call, spec: &VmSpec) -> Result<(), Error> {
             check.networks.insert(nic.network.clone(), network.value.spec);
         }
     }
-    let Err(error) = ask_about(call, only, &check).await else { return Ok(()) };
+    let Err(error) = ask_about(call, &only, &check).await else { return Ok(()) };
     if let Some(old) = old {
         check.spec = old.spec;
-        if ask_about(call, only, &check).await.is_err_and(|before| before.message == error.message) {
+        if ask_about(call, &only, &check).await.is_err_and(|before| before.message == error.message) {
             return Ok(());
         }
     }
@@ -140,12 +139,17 @@ async fn post_node(call: &Call, node: &Name, path: &'static str, body: &impl Ser
     read(call.server.gate.call(node, request).await).await
 }
 
-async fn everywhere<T: DeserializeOwned>(call: &Call, path: &str) -> Result<Vec<(Name, T)>, Error> {
-    let nodes = node::list(call.store()).await?;
-    let answers = |node: &&NodeView| node.state.as_ref().is_none_or(|state| state.state == NodeHealth::Online);
-    let asked = nodes.iter().filter(answers).take(NODES_MAX).map(|node| async {
-        let answer = tokio::time::timeout(PATIENCE, ask_node::<T>(call, &node.facts.name, path)).await;
-        Some((node.facts.name.clone(), answer.ok()?.ok()?))
+/// Nodes that answer, as many as are asked.
+async fn online(call: &Call) -> Result<Vec<Name>, Error> {
+    let answers = |node: &NodeView| node.state.as_ref().is_none_or(|state| state.state == NodeHealth::Online);
+    let nodes = node::list(call.store()).await?.into_iter().filter(answers);
+    Ok(nodes.take(NODES_MAX).map(|node| node.facts.name).collect())
+}
+
+async fn everywhere<T: DeserializeOwned>(call: &Call, nodes: &[Name], path: &str) -> Vec<(Name, T)> {
+    let asked = nodes.iter().map(|node| async {
+        let answer = tokio::time::timeout(PATIENCE, ask_node::<T>(call, node, path)).await;
+        Some((node.clone(), answer.ok()?.ok()?))
     });
-    Ok(join_all(asked).await.into_iter().flatten().collect())
+    join_all(asked).await.into_iter().flatten().collect()
 }

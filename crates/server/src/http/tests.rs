@@ -4,6 +4,7 @@ mod apply;
 mod bad_input;
 mod conditions;
 mod lists;
+mod many_nodes;
 mod nouns;
 mod placement;
 mod pools;

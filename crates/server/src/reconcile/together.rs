@@ -39,6 +39,10 @@ impl Store for Gathering {
         self.store.list(prefix).await
     }
 
+    async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
+        self.store.first(prefix, count).await
+    }
+
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.store.list_many(prefixes).await
     }

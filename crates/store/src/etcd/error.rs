@@ -38,18 +38,24 @@ pub async fn outcome<T, F>(purpose: Purpose, mut call: impl FnMut() -> F) -> Res
 where
     F: Future<Output = Result<T, Error>>,
 {
+    let mut refusal = None;
     let answered = async {
         for _ in 1..TRIES_MAX {
             match call().await {
-                Err(error) if never_left(&error) || (purpose == Purpose::Read && is_silence(&error)) => sleep(REST).await,
+                Err(error) if never_left(&error) || (purpose == Purpose::Read && is_silence(&error)) => {
+                    refusal = refusal.take().or(Some(told(purpose, &error)).filter(|told| matches!(told, StoreError::Denied(_))));
+                    sleep(REST).await;
+                }
                 answer => return answer,
             }
         }
         call().await
     };
-    match timeout(CALL_DEADLINE, answered).await {
+    let answer = timeout(CALL_DEADLINE, answered).await;
+    match answer {
         Ok(answer) => answer.map_err(|error| told(purpose, &error)),
-        Err(_) => Err(silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}"))),
+        // Where one refused and the next was silent, the refusal says more.
+        Err(_) => Err(refusal.unwrap_or_else(|| silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}")))),
     }
 }
 
@@ -72,7 +78,8 @@ fn never_left(error: &Error) -> bool {
 }
 
 fn is_silence(error: &Error) -> bool {
-    matches!(told(Purpose::Read, error), StoreError::Unavailable(_))
+    // A member that is behind does not know yet whom the others know.
+    matches!(told(Purpose::Read, error), StoreError::Unavailable(_) | StoreError::Denied(_))
 }
 
 fn silent(purpose: Purpose, why: String) -> StoreError {
@@ -92,7 +99,8 @@ pub fn told(purpose: Purpose, error: &Error) -> StoreError {
         }
         code::INVALID_ARGUMENT if words.contains("too large") => StoreError::TooLarge(words.to_owned()),
         code::INVALID_ARGUMENT => StoreError::Invalid(words.to_owned()),
-        code::PERMISSION_DENIED | code::UNAUTHENTICATED => StoreError::Unavailable(format!("etcd refuses us: {words}")),
+        code::PERMISSION_DENIED => StoreError::Denied(words.to_owned()),
+        code::UNAUTHENTICATED => StoreError::Unavailable(format!("etcd refuses us: {words}")),
         _ => silent(purpose, format!("etcd: {words}")),
     }
 }

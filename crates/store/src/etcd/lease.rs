@@ -108,7 +108,7 @@ impl EtcdStore {
         let revoked = self.client().lease_revoke(held.id).await;
         revoked.map(drop).or_else(|error| match told(Purpose::Read, &error) {
             // It ran out meanwhile.
-            StoreError::Unavailable(_) => Ok(()),
+            StoreError::Unavailable(_) | StoreError::Denied(_) => Ok(()),
             error => Err(error),
         })
     }

@@ -125,7 +125,7 @@ impl Pump {
     /// A refusal is the last word; silence and breaks are not.
     async fn refused(&self, error: &etcd_client::Error) -> End {
         match told(Purpose::Read, error) {
-            StoreError::Unavailable(why) => {
+            StoreError::Unavailable(why) | StoreError::Denied(why) => {
                 tracing::debug!(%why, prefix = self.prefix, "a watch of etcd broke; it goes on");
                 End::Broken
             }

@@ -17,6 +17,13 @@ pub async fn order_and_prefixes(store: Shared) {
     let many = store.list_many(&["b", "a/"]).await.expect("a read");
     assert_eq!(many.items.iter().map(|kv| kv.key.as_str()).collect::<Vec<_>>(), ["b", "a/10", "a/9", "a/z", "a/é"], "prefix by prefix");
     assert_eq!(many.items[0].value, b"b");
+    let first = async |prefix, count| {
+        let found = store.first(prefix, count).await.expect("a read");
+        found.into_iter().map(|kv| kv.key).collect::<Vec<_>>()
+    };
+    assert_eq!(first("a/", 2).await, ["a/10", "a/9"]);
+    assert_eq!(first("a/", 9).await, ["a/10", "a/9", "a/z", "a/é"]);
+    assert_eq!(first("c", 1).await, [""; 0]);
 }
 
 /// Two keys are always written together; no view may show them apart, nor a revision that does not fit them.
