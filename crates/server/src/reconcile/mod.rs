@@ -41,6 +41,8 @@ const LEAD_RENEW: Duration = Duration::from_secs(3);
 const PULSE: Duration = Duration::from_secs(1);
 /// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
 const WRITES_AT_ONCE: usize = 16;
+/// VMs that are looked at between two looks at the clock: a leader that has 20 000 of them before it must not lose its lease over that.
+const VMS_PER_LOOK: usize = 256;
 /// Wait before another try when the store refuses or somebody else leads.
 const REST: Duration = Duration::from_secs(1);
 /// Housekeeping of old operations and events.
@@ -119,6 +121,7 @@ async fn lead_until_it_ends(
                 }
                 look_after_nodes(store, lead, &mut view, desk).await?;
             }
+            () = std::future::ready(()), if !touched.is_empty() => {}
             batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
         }
     }
@@ -206,8 +209,8 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView,
     Ok(())
 }
 
-/// The writes that what was touched asks for, each with the VM whose owner it writes. A node that was chosen counts as
-/// taken at once: else all VMs of one look would get the same one.
+/// The writes that what was touched asks for, each with the VM whose owner it writes; of VMs [`VMS_PER_LOOK`] at most, the others stay
+/// touched. A node that was chosen counts as taken at once: else all VMs of one look would get the same one.
 pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
     let mut txns = Vec::new();
     if let Some(recovery) = &view.recovery {
@@ -215,7 +218,7 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
         touched.vms.clear();
         txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
     }
-    for id in std::mem::take(&mut touched.vms) {
+    for id in touched.next_vms(VMS_PER_LOOK) {
         for txn in vm::next(view, id, now) {
             let owner = vm::owner_written(id, &txn);
             owner.iter().for_each(|owner| view.take_seat(owner));
@@ -227,7 +230,7 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((None, task::file_events(view, node)?))));
     let joiners = touched.joiners.iter().filter(|node| !view.joined.contains(*node));
     txns.extend(joiners.map(|node| (None, task::enter(node))));
-    touched.clear();
+    touched.clear_all_but_vms();
     txns
 }
 

@@ -31,8 +31,10 @@ mod names;
 mod seats;
 #[cfg(test)]
 mod tests;
+mod touched;
 
 use names::Names;
+pub use touched::Touched;
 
 /// A value and where it stands in the store's history.
 #[derive(Clone, Debug)]
@@ -130,26 +132,6 @@ pub struct ClusterView {
     fleet: Fleet,
     /// The CPU that all nodes can run, worked out when it is first asked for.
     baseline: OnceLock<Result<Baseline, String>>,
-}
-
-/// What changes asked the planner to look at.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    pub vms: BTreeSet<VmId>,
-    pub tasks: BTreeSet<(Name, OperationId)>,
-    pub nodes_with_events: BTreeSet<Name>,
-    /// Nodes that the index may not know yet.
-    pub joiners: BTreeSet<Name>,
-}
-
-impl Touched {
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.

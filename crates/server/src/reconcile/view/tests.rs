@@ -133,3 +133,19 @@ fn keys_come_and_go_in_any_order() {
     assert_eq!((view.fleet().seats().len(), view.fleet().guests().count()), (0, 0));
     assert_eq!(typed::decode::<Owner>(&owner(1, "n0")).expect("it parses").node, name("n0"));
 }
+
+#[test]
+fn every_touched_vm_has_its_turn_before_one_has_it_again() {
+    let vm = |n: u128| VmId(uuid::Uuid::from_u128(n));
+    let numbers = |vms: Vec<VmId>| vms.into_iter().map(|vm| vm.0.as_u128()).collect::<Vec<_>>();
+    let mut touched = Touched { vms: (1..=5).map(vm).collect(), ..Touched::default() };
+    assert_eq!(numbers(touched.next_vms(2)), [1, 2]);
+    // What was written for them comes back.
+    touched.vms.extend([vm(1), vm(2)]);
+    assert_eq!(numbers(touched.next_vms(2)), [3, 4]);
+    assert_eq!(numbers(touched.next_vms(2)), [5, 1]);
+    assert_eq!(numbers(touched.next_vms(2)), [2]);
+    assert!(touched.is_empty() && touched.next_vms(2).is_empty());
+    touched.vms.insert(vm(3));
+    assert_eq!(numbers(touched.next_vms(9)), [3]);
+}
