@@ -127,9 +127,6 @@ pub struct HaMemory {
     pub tried: Vec<Name>,
     /// The power cycle that this is true of: a person's command begins the counting anew.
     pub cycle: u64,
-    /// The node on which it was told to start anew.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub begun: Option<Name>,
     /// No node is left, and that was told.
     pub told: bool,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -27,7 +27,7 @@ use vmkeep_types::migration::{MigrateOptions, Migration, MigrationAddress, MoveP
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::DomainState;
 use vmkeep_types::operation::Operation;
-use vmkeep_types::record::{Caller, Owner, Role, Via};
+use vmkeep_types::record::{Caller, Owner, Power, Role, Via};
 use vmkeep_types::units::ByteCount;
 
 use super::images::Library;
@@ -275,6 +275,10 @@ impl Cluster {
 
     pub async fn owner(&self, vm: VmId) -> Owner {
         typed::get_json::<Owner>(self.store.as_ref(), &keys::owner(vm)).await.expect("a read").expect("it has one").value
+    }
+
+    pub async fn power_cycle(&self, vm: VmId) -> u64 {
+        typed::get_json::<Power>(self.store.as_ref(), &keys::power(vm)).await.expect("a read").expect("it has one").value.cycle
     }
 
     pub async fn runs_on(&self, vm: VmId) -> Vec<&'static str> {

@@ -2,7 +2,7 @@
 //! maintenance.
 //!
 //! ```text
-//!  gave up on N ── fewer than max_relocate nodes tried ──► migration (it is off) ──► owner M ──► a new power cycle: it starts
+//!  gave up on N ── fewer than max_relocate nodes tried ──► migration (it is off) ──► owner M: it counts from nothing, and starts
 //!               └─ else: told once, and left to a person
 //!  left N for its maintenance ── that is over, N takes it, nothing else moves ──► migration back
 //! ```
@@ -99,10 +99,6 @@ impl Case<'_> {
         if self.power.value.want != PowerWish::On || (self.memory.cycle == cycle && self.memory.told) {
             return None;
         }
-        let arrived = !tried.is_empty() && !tried.contains(here) && self.memory.begun.as_ref() != Some(here);
-        if arrived {
-            return Some(self.start_anew(tried));
-        }
         let tries_left = tried.len() < self.ha.max_relocate as usize && !tried.contains(here);
         let to = if tries_left { self.elsewhere(&tried) } else { Err("no other attempt is allowed".into()) };
         Some(match to {
@@ -111,18 +107,10 @@ impl Case<'_> {
         })
     }
 
-    /// It came here because it did not start where it was; its node remembers that it gave up.
-    fn start_anew(&self, tried: Vec<Name>) -> Txn {
-        let cycle = self.power.value.cycle + 1;
-        let power = Power { want: PowerWish::On, cycle, held: None, stop_timeout: None };
-        let memory = HaMemory { tried, cycle, begun: Some(self.owner.value.node.clone()), told: false, ..self.memory.clone() };
-        self.txn().then(typed::put(keys::power(self.id()), &power)).then(self.remembers(&memory))
-    }
-
     fn relocate(&self, mut tried: Vec<Name>, to: &Name) -> Txn {
         let here = &self.owner.value.node;
         tried.push(here.clone());
-        let memory = HaMemory { tried, cycle: self.power.value.cycle, begun: None, told: false, ..self.memory.clone() };
+        let memory = HaMemory { tried, cycle: self.power.value.cycle, told: false, ..self.memory.clone() };
         let step = format!("it does not start on {here}: it is tried on {to}");
         let options = MigrateOptions { to: Some(to.clone()), manner: MoveManner::Cold, ..MigrateOptions::default() };
         let sent = Sent { options, by: BY, step: step.clone() };
@@ -131,7 +119,10 @@ impl Case<'_> {
     }
 
     fn call_a_person(&self, mut tried: Vec<Name>, reason: &str, why: &str) -> Txn {
-        tried.push(self.owner.value.node.clone());
+        let here = &self.owner.value.node;
+        if !tried.contains(here) {
+            tried.push(here.clone());
+        }
         let nodes: Vec<&str> = tried.iter().map(Name::as_str).collect();
         let message = format!("it does not start on {} ({reason}): {why}", nodes.join(", "));
         let memory = HaMemory { tried: tried.clone(), cycle: self.power.value.cycle, told: true, ..self.memory.clone() };
