@@ -15,7 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::wire::{Ask, Limits, Outcome, Standing, Urgency, WORD_BYTES, Word};
-use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_core::ha::timers::Timers;
 use vmkeep_types::ha::WatchdogKind;
 
 use crate::runtime::guard::{Guard, Opened};
@@ -168,21 +168,20 @@ fn of(word: &Word) -> Result<Guarded, GuardError> {
     }
 }
 
-/// The guard as the heartbeat speaks to it: with the timers of its profile, on threads that may block.
+/// The guard as the heartbeat speaks to it: on threads that may block.
 #[derive(Clone, Debug)]
 pub struct Line {
     fenced: Arc<Fenced>,
-    profile: Profile,
 }
 
 impl Line {
-    pub fn new(socket: &Path, profile: Profile) -> Self {
-        Self { fenced: Arc::new(Fenced::new(socket)), profile }
+    pub fn new(socket: &Path) -> Self {
+        Self { fenced: Arc::new(Fenced::new(socket)) }
     }
 
-    /// To this host's guard, with the timers that all nodes work with.
+    /// To this host's guard.
     pub fn of_this_host() -> Self {
-        Self::new(Path::new(SOCKET), Profile::Standard)
+        Self::new(Path::new(SOCKET))
     }
 
     async fn ask(&self, ask: impl FnOnce(&Fenced) -> Result<Guarded, GuardError> + Send + 'static) -> Result<Guarded, String> {
@@ -194,8 +193,8 @@ impl Line {
 
 #[async_trait]
 impl Guard for Line {
-    async fn arm(&self, sent: Now) -> Result<Opened, String> {
-        let timers = self.profile.timers();
+    async fn arm(&self, sent: Now, timers: &Timers) -> Result<Opened, String> {
+        let timers = *timers;
         let guarded = self.ask(move |fenced| fenced.arm(sent, &timers)).await?;
         match guarded {
             Guarded { standing: Standing::Armed, watchdog: Some(kind), watchdog_ms: ms @ 1.., .. } => {

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vmkeep_types::ha::{Confirmed, Disarm, Incident, Rescue};
+use vmkeep_types::ha::{Confirmed, Disarm, HaSettings, Incident, Rescue, ShutdownPolicy, TimerProfile};
 use vmkeep_types::host::NodeState;
 use vmkeep_types::ids::Epoch;
 use vmkeep_types::name::Name;
@@ -14,10 +14,25 @@ pub struct HaStatus {
     pub leader: Option<String>,
     /// There while nothing is fenced or recovered.
     pub disarmed: Option<Disarm>,
+    pub settings: HaSettings,
     pub timers: HaTimers,
+    pub brake: HaBrake,
     pub nodes: Vec<HaNode>,
     /// VMs whose node is dead, first whose turn is first.
     pub queue: Vec<HaWaiting>,
+}
+
+/// Many nodes that fall silent at once are rather a broken network: then they are not fenced like one that dies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HaBrake {
+    /// Nodes that do not renew their lives.
+    pub silent: usize,
+    /// Nodes that are not proved dead, the silent ones among them.
+    pub live: usize,
+    /// So many may be silent at once before it is put on.
+    pub limit: usize,
+    /// Why nodes are not fenced now, in words; None: it is off.
+    pub why: Option<String>,
 }
 
 /// What all nodes work with, ms.
@@ -53,6 +68,8 @@ pub enum HaNodeState {
     /// It has not joined, or has said goodbye.
     Away,
     Online,
+    /// It is being shut down in order.
+    Leaving,
     /// It does not renew its life.
     Silent,
     /// It can renew no more; its end is not proved yet.
@@ -111,6 +128,14 @@ pub struct HaIncident {
 #[serde(default, deny_unknown_fields)]
 pub struct HaDisarm {
     pub why: Option<String>,
+}
+
+/// Changes how high availability is set; what is not named stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaChange {
+    pub shutdown_policy: Option<ShutdownPolicy>,
+    pub profile: Option<TimerProfile>,
 }
 
 /// A person says that a node is dead.

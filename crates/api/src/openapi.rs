@@ -9,6 +9,7 @@ use vmkeep_types::cluster::{
     ClusterBackup, ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterRecover, ClusterRecovering, ClusterView,
     JoinTokenCreate, JoinTokenCreated, UpgradeView, Vip,
 };
+use vmkeep_types::ha::HaSettings;
 use vmkeep_types::image::ImageSpec;
 use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::node::NodeSpec;
@@ -19,7 +20,7 @@ use vmkeep_types::stonith::{FenceSpec, FenceTest, FenceView};
 use vmkeep_types::vm::VmSpec;
 
 use crate::body::*;
-use crate::ha::{ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaStatus};
+use crate::ha::{ConfirmDead, HaChange, HaCheck, HaDisarm, HaForecast, HaHistory, HaStatus};
 use crate::place::{BalanceAnswer, CapacityAnswer, DrainRequest, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
 use crate::problem;
 use crate::routes::{Method, ROUTES, Route, Shape};
@@ -61,10 +62,12 @@ schemas! {
     "FenceSpec" FenceSpec,
     "FenceTest" FenceTest,
     "FenceView" FenceView,
+    "HaChange" HaChange,
     "HaCheck" HaCheck,
     "HaDisarm" HaDisarm,
     "HaForecast" HaForecast,
     "HaHistory" HaHistory,
+    "HaSettings" HaSettings,
     "HaStatus" HaStatus,
     "HostCheck" HostCheck,
     "ImageSpec" ImageSpec,

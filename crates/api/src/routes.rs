@@ -192,6 +192,7 @@ routes! {
     "ha.history" Get "/v1/ha/history" Cluster Viewer () ("HaHistory") Json "Hosts that died, and what became of their VMs";
     "ha.disarm" Post "/v1/ha/disarm" Cluster Admin ("HaDisarm") () Json "Fence and recover nothing for a while; VMs run on";
     "ha.arm" Post "/v1/ha/arm" Cluster Admin () () Json "Fence and recover again";
+    "ha.set" Post "/v1/ha/settings" Cluster Admin ("HaChange") ("HaSettings") Json "Change how high availability is set";
     "ha.confirm-dead" Post "/v1/ha/nodes/{name}/confirm-dead" Cluster Admin ("ConfirmDead") () Json "Say that a silent host is dead, so that its VMs run elsewhere";
     "version" Get "/v1/version" Cluster Viewer () ("VersionAnswer") Json "Versions";
     "schema" Get "/v1/schema" Cluster Viewer () () Json "JSON schema of the manifests";

@@ -15,7 +15,8 @@
 //! | [`candidate`] | the leader's part, and what every candidate hears |
 //! | [`life`] | of an agent: may it live on, or begin anew |
 //! | [`ready`] | of a node: may it be given VMs, or must it arm first |
-//! | [`vigil`] | of a candidate: silence, seals, proofs, the brake |
+//! | [`vigil`] | of a candidate: silence, seals, proofs |
+//! | [`brake`] | how many may be silent at once |
 //! | [`turns`] | whose turn it is when many VMs have lost their nodes |
 //! | [`timers`] | profiles, and the inequality that carries the promise |
 //! | [`record`] | keys, values and transactions |
@@ -26,6 +27,7 @@
 //! drive the same code. docs/concepts/ha.md tells the protocol.
 
 pub mod agent;
+pub mod brake;
 pub mod candidate;
 pub mod clock;
 pub mod fenced;

@@ -1,19 +1,20 @@
 //! What a node's silence means. The leader measures it on its own clock, from when it saw the last heartbeat.
 
+use vmkeep_types::ha::TimerProfile;
 use vmkeep_types::host::NodeHealth;
 
-/// Between two heartbeats.
-pub const BEAT_MS: u64 = 3_000;
-/// One heartbeat was missed, and its next is late.
-pub const SUSPECT_MS: u64 = 2 * BEAT_MS;
-/// etcd changes its leader in 1 to 3 s, a busy host stalls: none of that is an outage.
-pub const OFFLINE_MS: u64 = 15_000;
+use super::ha::timers::Timers;
 
-/// The health of a node that has been silent for so long.
-pub fn judge(silent_ms: u64) -> NodeHealth {
-    if silent_ms <= SUSPECT_MS {
+/// Between two heartbeats, by the timers of `standard`.
+pub const BEAT_MS: u64 = Timers::of(TimerProfile::Standard).renew_ms;
+/// One heartbeat was missed, and its next is late.
+pub const SUSPECT_MS: u64 = Timers::of(TimerProfile::Standard).suspect_ms;
+
+/// The health of a node that has been silent for so long, and lives by these timers.
+pub fn judge(silent_ms: u64, timers: &Timers) -> NodeHealth {
+    if silent_ms <= timers.suspect_ms {
         NodeHealth::Online
-    } else if silent_ms <= OFFLINE_MS {
+    } else if silent_ms <= timers.seal_ms {
         NodeHealth::Suspect
     } else {
         NodeHealth::Offline
@@ -26,8 +27,9 @@ mod tests {
 
     #[test]
     fn silence_is_judged() {
-        let told: Vec<_> = [0, 3_000, 6_000, 6_001, 15_000, 15_001, u64::MAX].map(judge).to_vec();
+        let told = |profile, silent_ms: [u64; 5]| silent_ms.map(|ms| judge(ms, &Timers::of(profile)));
         use NodeHealth::{Offline, Online, Suspect};
-        assert_eq!(told, [Online, Online, Online, Suspect, Suspect, Offline, Offline]);
+        assert_eq!(told(TimerProfile::Standard, [0, 6_000, 6_001, 15_000, 15_001]), [Online, Online, Suspect, Suspect, Offline]);
+        assert_eq!(told(TimerProfile::Fast, [0, 2_000, 2_001, 4_000, u64::MAX]), [Online, Online, Suspect, Suspect, Offline]);
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::wire::{Ask, IDENTITY_BYTES, Limits, Outcome, Standing, Urgency, Word};
 use vmkeep_core::ha::fenced::{Event, Fenced};
-use vmkeep_core::ha::timers::Profile;
+use vmkeep_core::ha::timers::{Profile, Timers};
 
 use crate::args::Args;
 use crate::cgroup::Cgroups;
@@ -124,7 +124,7 @@ impl Guard {
                 (fenced, limits, Desk::of(socket, &args.socket))
             }
             None => {
-                let timers = Profile::Standard.timers();
+                let timers = Timers::of(Profile::Standard);
                 (Fenced::new(&timers, None), Limits::of(&timers), Desk::open(&args.socket).map_err(StartError::Socket)?)
             }
         };

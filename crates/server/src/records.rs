@@ -7,6 +7,7 @@ use vmkeep_store::keep::Merge;
 use vmkeep_store::seal::fields::Path;
 use vmkeep_store::typed::merge;
 use vmkeep_types::cluster::{MemberRecord, MemberWord};
+use vmkeep_types::ha::HaSettings;
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::Migration;
 use vmkeep_types::network::NetworkRecord;
@@ -54,6 +55,7 @@ pub fn types(key: &str) -> Option<Merge> {
         ["stonith", _] => merge::<FenceRecord>,
         ["cluster", "member", _] => merge::<MemberRecord>,
         ["cluster", "word", _] => merge::<MemberWord>,
+        ["cluster", "ha", "settings"] => merge::<HaSettings>,
         ["n", _, "order", _] => merge::<Order>,
         ["n", _, "seen", _] => merge::<Seen>,
         _ => return None,

@@ -119,6 +119,7 @@ pub struct Setup {
 pub struct World {
     pub now: u64,
     pub dice: Dice,
+    profile: Profile,
     pub timers: Timers,
     pub weak: Option<Weakness>,
     pub roster: Arc<Roster>,
@@ -147,12 +148,12 @@ pub struct World {
 
 impl World {
     pub fn new(setup: Setup) -> Self {
-        let timers = setup.profile.timers();
         let settings = Arc::new(setup.settings);
         let mut world = Self {
             now: 0,
             dice: Dice::new(setup.seed),
-            timers,
+            profile: setup.profile,
+            timers: Timers::of(setup.profile),
             weak: setup.weak,
             roster: setup.roster,
             settings: settings.clone(),
@@ -410,13 +411,13 @@ impl World {
 
     pub fn start_agent(&mut self, n: NodeNo) {
         self.salt += 1_000_000;
-        let (salt, timers, weak) = (self.salt, self.timers, self.weak);
+        let (salt, profile, weak) = (self.salt, self.profile, self.weak);
         let host = self.host(n);
         if !host.powered || host.agent.is.is_some() || host.fenced.life == 0 {
             return;
         }
         let intents = !host.intents.is_empty();
-        host.agent.start(Agent::new(n, host.boot, salt, timers, intents, weak));
+        host.agent.start(Agent::new(n, host.boot, salt, profile, intents, weak));
         let life = host.agent.life;
         self.at(self.now, Event::AgentTick(n, life));
         self.tell_storage(n);

@@ -23,6 +23,7 @@
 //! | `n/NODE/epoch`, `n/NODE/armed/EPOCH` | epoch; `Armed`: how the node would die | agent |
 //! | `n/NODE/arm-wanted` | `ArmWanted`: VMs are about to be placed there; a minute | leader |
 //! | `n/NODE/waiting` | empty: a new boot waits for the proof that the one before has ended | agent |
+//! | `n/NODE/leaving` | `Departure`: the host goes down in order; the leader adds what becomes of its VMs | agent, leader |
 //! | `n/NODE/hb` | `Heartbeat`: the agent lives and has the store | agent |
 //! | `n/NODE/run/UID` | `Claim`, before every start | agent |
 //! | `n/NODE/stopped/UID/GENERATION` | promise never to claim a generation ≤ it | agent |
@@ -47,6 +48,7 @@
 //! | `cluster/id`, `cluster/incarnation` | which cluster, and which of its lives: a restored backup begins the next | whoever forms it |
 //! | `cluster/recovery` | `Recovery`: there while it is not known what runs where after a restore; nothing is started or placed | whoever restores it, leader |
 //! | `cluster/ha/disarm` | `Disarm`: there while nothing is fenced or recovered | server |
+//! | `cluster/ha/settings` | `HaSettings` | server |
 //! | `cluster/ha/memory/UID` | `HaMemory`: nodes on which it did not start, and the one that it goes back to | leader |
 //! | `cluster/ha/incident/NODE/EPOCH` | `Incident`: a death as people are told it; capped | leader |
 //! | `cluster/ha/rescue/NODE/EPOCH/UID` | `Rescue`: a VM that had to go elsewhere then | leader |
@@ -74,6 +76,7 @@ pub const CLUSTER_INCARNATION: &str = "cluster/incarnation";
 pub const CLUSTER_RECOVERY: &str = "cluster/recovery";
 pub const ALL_HA: &str = "cluster/ha/";
 pub const HA_DISARM: &str = "cluster/ha/disarm";
+pub const HA_SETTINGS: &str = "cluster/ha/settings";
 pub const ALL_INCIDENTS: &str = "cluster/ha/incident/";
 pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
 pub const CLUSTER_VIP: &str = "cluster/vip";
@@ -271,6 +274,10 @@ pub fn all_confirmed(node: &Name) -> String {
 
 pub fn waiting(node: &Name) -> String {
     format!("n/{node}/waiting")
+}
+
+pub fn leaving(node: &Name) -> String {
+    format!("n/{node}/leaving")
 }
 
 pub fn arm_wanted(node: &Name) -> String {

@@ -19,6 +19,8 @@ pub struct Drain {
     /// Migrations at once.
     pub at_once: u32,
     pub manner: MoveManner,
+    #[serde(default, skip_serializing_if = "Whom::is_all")]
+    pub whom: Whom,
     /// No VM is told to go any more from then on; None: no limit.
     pub deadline: Option<jiff::Timestamp>,
     /// Why it is to end before the node is empty.
@@ -33,4 +35,20 @@ pub struct Told {
     pub op: OperationId,
     /// How often it was told.
     pub tries: u32,
+}
+
+/// Which VMs of the node go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Whom {
+    #[default]
+    All,
+    /// Those that are highly available: their host is being shut down.
+    Protected,
+}
+
+impl Whom {
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }

@@ -25,6 +25,8 @@ pub enum Proof {
     Unarmed,
     /// A person says so.
     Operator,
+    /// Its host was shut down in order: its own last word is that nothing of it runs any more.
+    Goodbye,
 }
 
 impl Proof {
@@ -34,6 +36,7 @@ impl Proof {
             Self::Stonith => "stonith",
             Self::Unarmed => "unarmed",
             Self::Operator => "operator",
+            Self::Goodbye => "goodbye",
         }
     }
 }
@@ -48,7 +51,7 @@ impl fmt::Display for Proof {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Confirmed {
     pub proof: Proof,
-    /// The control node that saw the proof; of an operator's word, the person.
+    /// The control node that saw the proof; of an operator's word, the person; of a goodbye, the node itself.
     pub by: String,
     /// By the clock of whoever wrote it; for people.
     pub at: jiff::Timestamp,
@@ -117,6 +120,120 @@ pub struct Disarm {
     /// As whoever did it explains it.
     #[serde(default)]
     pub why: String,
+}
+
+/// Why a host goes down in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Farewell {
+    /// For longer, as far as anybody knows.
+    #[default]
+    Shutdown,
+    /// It comes back by itself.
+    Reboot,
+}
+
+impl Farewell {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shutdown => "shutdown",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// What becomes of a host's highly available VMs when it goes down in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShutdownPolicy {
+    /// They move away while they run, and the host waits for that; those that cannot go off and start elsewhere.
+    Migrate,
+    /// They go off and wait for their host.
+    Freeze,
+    /// They go off and start elsewhere.
+    Failover,
+    /// Freeze for a reboot, failover for a shutdown.
+    #[default]
+    Conditional,
+}
+
+impl ShutdownPolicy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Migrate => "migrate",
+            Self::Freeze => "freeze",
+            Self::Failover => "failover",
+            Self::Conditional => "conditional",
+        }
+    }
+}
+
+/// Which timers, by name; their values and what they promise are `core::ha::timers`'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TimerProfile {
+    /// To 1000 nodes.
+    #[default]
+    Standard,
+    /// To 64 nodes on a quiet network.
+    Fast,
+}
+
+impl TimerProfile {
+    pub const ALL: [Self; 2] = [Self::Standard, Self::Fast];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Fast => "fast",
+        }
+    }
+
+    /// As a renewal says it: nothing for the default, so that older versions read it.
+    pub fn is_standard(&self) -> bool {
+        *self == Self::Standard
+    }
+}
+
+/// What the policy comes to for one host that goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Parting {
+    /// Its highly available VMs are on their way; it waits until another word stands here.
+    Migrate,
+    Freeze,
+    Failover,
+}
+
+impl Parting {
+    /// What is true of its highly available VMs.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Migrate => "its highly available VMs move away first",
+            Self::Freeze => "its VMs wait for it",
+            Self::Failover => "its highly available VMs start elsewhere",
+        }
+    }
+}
+
+/// `n/NODE/leaving`, written by the agent of a host that goes down in order, and answered by the leader. It means nothing to another
+/// epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Departure {
+    pub epoch: Epoch,
+    pub farewell: Farewell,
+    pub at: jiff::Timestamp,
+    /// The leader's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<Parting>,
+}
+
+/// `cluster/ha/settings`: how the cluster's high availability is set; every default where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct HaSettings {
+    pub shutdown_policy: ShutdownPolicy,
+    pub profile: TimerProfile,
 }
 
 /// `cluster/ha/memory/UID`: what the leader must not forget about a highly available VM.

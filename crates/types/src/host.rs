@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ha::TimerProfile;
 use crate::ids::Epoch;
 use crate::migration::MigrationAddress;
 use crate::name::Name;
@@ -82,6 +83,9 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// + 1 with each.
     pub seq: u64,
+    /// What the node lives by; others wait for no less.
+    #[serde(default, skip_serializing_if = "TimerProfile::is_standard")]
+    pub profile: TimerProfile,
 }
 
 /// What the leader makes of a node's heartbeats, at `state/NODE`; written when it changes.

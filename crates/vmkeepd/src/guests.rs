@@ -7,11 +7,30 @@ use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use vmkeep_types::ha::Farewell;
 
 /// systemd is on its way down: not when a package stops the service.
 pub fn host_is_stopping() -> bool {
     let answer = Command::new("systemctl").arg("is-system-running").env("LC_ALL", "C.UTF-8").output();
     answer.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).trim() == "stopping")
+}
+
+/// Why the host goes down, as systemd's jobs tell it; for longer, where they do not.
+pub fn farewell() -> Farewell {
+    let answer = Command::new("systemctl").args(["--full", "--no-legend", "--no-pager", "list-jobs"]).env("LC_ALL", "C.UTF-8").output();
+    answer.map_or_else(|_| Farewell::default(), |out| told_by_jobs(&String::from_utf8_lossy(&out.stdout)))
+}
+
+/// A line is number, unit, type, state.
+fn told_by_jobs(jobs: &str) -> Farewell {
+    let comes_back = |unit: &str| matches!(unit, "reboot.target" | "kexec.target" | "soft-reboot.target");
+    let reboots = jobs.lines().any(|line| line.split_whitespace().nth(1).is_some_and(comes_back));
+    if reboots { Farewell::Reboot } else { Farewell::Shutdown }
+}
+
+/// The route that shuts all VMs down.
+pub fn shutdown_route(why: Farewell) -> String {
+    format!("/n/guests/shutdown?why={}", why.as_str())
 }
 
 /// Posts to a node-local route on the first socket that answers, and waits for its end, however long VMs take.
@@ -49,4 +68,20 @@ async fn request(sockets: &[PathBuf], request: http::request::Builder) -> anyhow
     }
     let body = response.into_body().collect().await?.to_bytes();
     bail!("{}", vmkeep_api::problem::read(status.as_u16(), &body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_tell_whether_the_host_comes_back() {
+        let shutdown =
+            " 1371 vmkeep-guests.service stop  running\n 1203 poweroff.target  start waiting\n 1290 shutdown.target start waiting\n";
+        let reboot = " 1203 reboot.target start waiting\n 1290 shutdown.target start waiting\n";
+        let named = "12 not-reboot.target start waiting\n13 reboot.target.wants start waiting\n";
+        let told = [shutdown, reboot, "1 kexec.target start waiting", "1 soft-reboot.target start waiting", named, "", "No jobs running."];
+        use Farewell::{Reboot, Shutdown};
+        assert_eq!(told.map(told_by_jobs), [Shutdown, Reboot, Reboot, Reboot, Shutdown, Shutdown, Shutdown]);
+    }
 }

@@ -30,7 +30,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use vmkeep_types::ha::Farewell;
 
 use config::{Config, NodeRole};
 use daemon::Ended;
@@ -58,11 +59,32 @@ enum Command {
         /// Only when systemd says that the host is going down: a removed or upgraded package must stop no VM
         #[arg(long)]
         if_host_stops: bool,
+        /// What the cluster is told, instead of what systemd's jobs say
+        #[arg(long, value_name = "WHY")]
+        why: Option<Why>,
     },
     /// Call a host shutdown off: VMs may start again
     GuestsResume,
     /// Does the API answer on this host's socket? For keepalived
     CheckApi,
+}
+
+/// Why the host goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Why {
+    /// For longer
+    Shutdown,
+    /// It comes back by itself
+    Reboot,
+}
+
+impl From<Why> for Farewell {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Shutdown => Self::Shutdown,
+            Why::Reboot => Self::Reboot,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -98,12 +120,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Ended::Stopped => Ok(()),
             Ended::Restart => Err(anew()),
         },
-        Some(Command::GuestsShutdown { if_host_stops }) => {
+        Some(Command::GuestsShutdown { if_host_stops, why }) => {
             if if_host_stops && !guests::host_is_stopping() {
                 println!("the host is not going down: VMs go on");
                 return Ok(());
             }
-            guests::ask(&[config.node_socket(), config.socket], "/n/guests/shutdown").context("VMs were not shut down")
+            let why = why.map_or_else(guests::farewell, Farewell::from);
+            guests::ask(&[config.node_socket(), config.socket], &guests::shutdown_route(why)).context("VMs were not shut down")
         }
         Some(Command::CheckApi) => guests::look(&config.socket, "/v1/version"),
         Some(Command::GuestsResume) => guests::ask(&[config.node_socket(), config.socket], "/n/guests/resume"),

@@ -14,7 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
 use vmkeep_api::body::{AdoptionProposal, WishCheck};
-use vmkeep_types::ha::WatchdogKind;
+use vmkeep_types::ha::{Farewell, WatchdogKind};
 use vmkeep_types::pool::{PoolDriver, PoolSpec};
 
 use super::*;
@@ -33,7 +33,7 @@ struct Shutdowns(AtomicU32);
 
 #[async_trait]
 impl Guests for Shutdowns {
-    async fn shutdown(&self) -> Result<(), Error> {
+    async fn shutdown(&self, _: Farewell) -> Result<(), Error> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -463,6 +463,8 @@ async fn the_host_is_checked_and_its_guests_shut_down() {
     let check: vmkeep_api::body::HostCheck = serde_json::from_str(&check).expect("a check");
     assert!(check.rows.len() > 15);
     bed.check(Method::POST, "/n/guests/shutdown", "", expect!["200 null"]).await;
-    assert_eq!(bed.guests.0.load(Ordering::SeqCst), 1);
+    bed.check(Method::POST, "/n/guests/shutdown?why=reboot", "", expect!["200 null"]).await;
+    bed.check(Method::POST, "/n/guests/shutdown?why=boredom", "", expect!["422 the query does not parse: Failed to deserialize query string: why: unknown variant `boredom`, expected `shutdown` or `reboot`"]).await;
+    assert_eq!(bed.guests.0.load(Ordering::SeqCst), 2);
     bed.check(Method::POST, "/n/guests/resume", "", expect!["409 nothing was shut down"]).await;
 }

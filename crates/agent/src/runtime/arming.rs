@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use vmkeep_core::ha::clock::Now;
+use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_store::{Compare, Held, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::ha::Armed;
 
@@ -87,7 +88,7 @@ impl Arming {
 
     async fn arm(&mut self, store: &dyn Store, node: &Node, life: &Compare, sent: Now) -> Result<(), StoreError> {
         self.looked = Some(Instant::now());
-        let opened = match node.config.guard.arm(sent).await {
+        let opened = match open(node, sent).await {
             Ok(opened) => opened,
             Err(why) => {
                 tracing::warn!(node = %node.name, why, "no watchdog: its highly available VMs are recovered only by STONITH or a person's word");
@@ -98,6 +99,7 @@ impl Arming {
             }
         };
         self.tell(store, node, life, opened).await?;
+        node.standing.set_profile(opened.profile());
         // Sealed (the next renewal tells) or disarmed: an open watchdog is closed by a transaction, as always.
         node.standing.set_watchdog(Watchdog::Armed(opened));
         Ok(())
@@ -126,6 +128,19 @@ impl Arming {
             close(node).await;
         }
         Ok(())
+    }
+}
+
+/// By the timers that the node lives by; where the watchdog cannot be so quick, by the usual ones.
+async fn open(node: &Node, sent: Now) -> Result<Opened, String> {
+    let profile = node.standing.now().profile;
+    let opened = node.config.guard.arm(sent, &Timers::of(profile)).await;
+    match (opened, profile) {
+        (Err(why), Profile::Fast) => {
+            tracing::warn!(node = %node.name, why, "the watchdog cannot keep up with the profile fast: this node stays with standard");
+            node.config.guard.arm(sent, &Timers::of(Profile::Standard)).await
+        }
+        (opened, Profile::Fast | Profile::Standard) => opened,
     }
 }
 

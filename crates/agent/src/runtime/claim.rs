@@ -2,7 +2,7 @@
 //!
 //! One transaction: *if* the owner record is the one this order came from and names this epoch, this epoch is current, not fenced and armed, and
 //! nothing promised never to run this generation again, and the store is not one that was just restored, *then* the claim is written. libvirt is called only if it
-//! succeeded and less than [`CLAIM_VALID_MS`] have passed since it was sent (docs/concepts/ownership.md).
+//! succeeded and less than the node's start window (10 s) has passed since it was sent (docs/concepts/ownership.md).
 
 use vmkeep_store::{Compare, Held, Op, StoreError, Txn, keys, typed};
 use vmkeep_types::order::Order;
@@ -10,9 +10,6 @@ use vmkeep_types::record::{Claim, Owner};
 
 use super::clock::boottime_ms;
 use super::node::Node;
-
-/// A claim older than this starts nothing.
-pub const CLAIM_VALID_MS: u64 = 10_000;
 
 /// Why a claim was not had.
 #[derive(Debug, thiserror::Error)]
@@ -27,20 +24,21 @@ pub enum ClaimError {
     Store(#[from] StoreError),
 }
 
-/// A granted claim; good for [`CLAIM_VALID_MS`] from when it was asked for.
+/// A granted claim; good for the node's start window from when it was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Granted {
     asked_ms: u64,
+    valid_ms: u64,
 }
 
 impl Granted {
     /// When it is over, ms of CLOCK_BOOTTIME.
     pub fn until_ms(self) -> u64 {
-        self.asked_ms + CLAIM_VALID_MS
+        self.asked_ms + self.valid_ms
     }
 
     pub fn is_fresh(self) -> bool {
-        boottime_ms().saturating_sub(self.asked_ms) < CLAIM_VALID_MS
+        boottime_ms().saturating_sub(self.asked_ms) < self.valid_ms
     }
 }
 
@@ -72,7 +70,7 @@ pub async fn claim(node: &Node, order: &Order, also: Option<Op>) -> Result<Grant
         .then(typed::put(keys::run(&node.name, order.vm), &claim));
     txn.then.extend(also);
     match node.store.txn(txn).await?.held {
-        Held::Yes => Ok(Granted { asked_ms }),
+        Held::Yes => Ok(Granted { asked_ms, valid_ms: node.standing.timers().start_window_ms }),
         Held::No => Err(ClaimError::NotGranted),
     }
 }

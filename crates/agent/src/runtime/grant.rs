@@ -6,7 +6,7 @@
 //! ```
 //! The hook (`/etc/libvirt/hooks/qemu.d/vmkeep`) is a script that reads these files and nothing else, so it works while vmkeepd is
 //! away. On a host alone nothing is required: `virsh start` is a person's right there. A grant that stays behind does no harm: a
-//! start's is over after [`super::claim::CLAIM_VALID_MS`], and that for a guest that arrives stands as long as its migration.
+//! start's is over with its claim, and that for a guest that arrives stands as long as its migration.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;

@@ -10,6 +10,7 @@
 
 use async_trait::async_trait;
 use vmkeep_core::ha::clock::Now;
+use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_types::ha::WatchdogKind;
 
 /// A watchdog that is open, with the values that were read back from it.
@@ -22,14 +23,22 @@ pub struct Opened {
     pub watchdog_ms: u64,
 }
 
+impl Opened {
+    /// The profile whose timers it was armed with.
+    pub fn profile(&self) -> Profile {
+        let fits = |profile: &Profile| Timers::of(*profile).pet_ms == self.pet_ms;
+        Profile::ALL.into_iter().find(fits).unwrap_or_default()
+    }
+}
+
 /// The watchdog's guard.
 #[async_trait]
 pub trait Guard: Send + Sync {
-    /// Opens the watchdog. `sent` is when the last renewal that succeeded was sent. Armed already: tells what is open.
+    /// Opens the watchdog by these timers. `sent` is when the last renewal that succeeded was sent. Armed already: tells what is open.
     ///
     /// # Errors
     /// There is no usable watchdog, and why, for people. Nothing is armed then.
-    async fn arm(&self, sent: Now) -> Result<Opened, String>;
+    async fn arm(&self, sent: Now, timers: &Timers) -> Result<Opened, String>;
 
     /// A renewal that was sent then has succeeded. A failure is the guard's to notice: it then hears nothing.
     async fn renewed(&self, sent: Now);
@@ -49,7 +58,7 @@ pub struct NoGuard;
 
 #[async_trait]
 impl Guard for NoGuard {
-    async fn arm(&self, _: Now) -> Result<Opened, String> {
+    async fn arm(&self, _: Now, _: &Timers) -> Result<Opened, String> {
         Err("vmkeep-fenced is not set up on this host".into())
     }
 
@@ -70,23 +79,35 @@ pub mod fake {
     use super::*;
 
     #[derive(Default)]
-    pub struct FakeGuard(Mutex<Vec<String>>);
+    pub struct FakeGuard {
+        told: Mutex<Vec<String>>,
+        /// The watchdog's time-out is no shorter, ms.
+        slow_ms: u64,
+    }
 
     impl FakeGuard {
+        /// Of a watchdog whose time-out is no shorter than that, ms.
+        pub fn slow(slow_ms: u64) -> Self {
+            Self { slow_ms, ..Self::default() }
+        }
+
         pub fn told(&self) -> Vec<String> {
-            self.0.lock().expect("no panic holds this lock").clone()
+            self.told.lock().expect("no panic holds this lock").clone()
         }
 
         fn note(&self, what: &str) {
-            self.0.lock().expect("no panic holds this lock").push(what.to_owned());
+            self.told.lock().expect("no panic holds this lock").push(what.to_owned());
         }
     }
 
     #[async_trait]
     impl Guard for FakeGuard {
-        async fn arm(&self, _: Now) -> Result<Opened, String> {
+        async fn arm(&self, _: Now, timers: &Timers) -> Result<Opened, String> {
             self.note("arm");
-            Ok(Opened { kind: WatchdogKind::Hardware, pet_ms: 19_000, watchdog_ms: 8_000 })
+            if timers.watchdog_ms < self.slow_ms {
+                return Err(format!("it bites after {} ms at the earliest", self.slow_ms));
+            }
+            Ok(Opened { kind: WatchdogKind::Hardware, pet_ms: timers.pet_ms, watchdog_ms: timers.watchdog_ms })
         }
 
         async fn renewed(&self, _: Now) {

@@ -1,4 +1,4 @@
-//! The agent's sign of life: one transaction every 3 s, on a thread and a connection of its own, so that neither a busy agent nor
+//! The agent's sign of life: one transaction every 3 s (1 s under the profile `fast`), on a thread and a connection of its own, so that neither a busy agent nor
 //! a long listing delays it.
 //!
 //! *If* the last heartbeat is ours, the epoch is this life's, and nobody sealed it, *then* the next heartbeat is written, and only that
@@ -9,11 +9,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use vmkeep_core::ha::clock::Now;
-use vmkeep_core::health::BEAT_MS;
+use vmkeep_core::ha::timers::Timers;
 use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::ha::{HaSettings, TimerProfile};
 use vmkeep_types::host::Heartbeat;
 use vmkeep_types::ids::{Epoch, Revision};
 
@@ -22,8 +23,8 @@ use super::clock;
 use super::node::Node;
 use super::standing::{Life, Watchdog};
 
-/// A renewal that was not answered in this time is tried again; its outcome is unknown.
-const ANSWER: Duration = Duration::from_millis(2_500);
+/// A renewal that was not answered in this time, or in that between two renewals, is tried again; its outcome is unknown.
+const ANSWER_MS: u64 = 2_500;
 
 /// What the next heartbeat is compared with.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ struct Last {
     /// That the epoch is this life's.
     life: Compare,
     seq: u64,
+    /// What it said that the node lives by.
+    profile: TimerProfile,
 }
 
 /// A heartbeat that was written.
@@ -41,38 +44,48 @@ struct Beat {
     last: Last,
     sent: Now,
     wanted: Wanted,
+    /// The cluster's.
+    profile: TimerProfile,
 }
 
 /// Beats until `stop`; once more then, because whoever is restarted has the whole of its time for that.
 pub async fn run(store: Arc<dyn Store>, node: Arc<Node>, stop: CancellationToken) {
-    let mut tick = interval(Duration::from_millis(BEAT_MS));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<Last> = None;
     let mut arming = Arming::default();
+    let mut due = Instant::now();
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
             () = node.standing.stirred.notified() => false,
-            _ = tick.tick() => false,
+            () = sleep_until(due) => false,
         };
         last = match node.standing.life() {
             // One that has not joined yet has no life to renew.
             Life::Open if node.epoch() > Epoch(0) => turn(store.as_ref(), &node, last.take(), &mut arming).await,
             Life::Open | Life::Sealed | Life::Closed | Life::Resumed => None,
         };
+        // Others expect the next one by what the last one said.
+        let said = last.as_ref().map_or_else(|| node.standing.now().profile, |last| last.profile);
+        due = Instant::now() + every(said).min(every(node.standing.now().profile));
         if stopped {
             return;
         }
     }
 }
 
+/// Between two renewals.
+fn every(profile: TimerProfile) -> Duration {
+    Duration::from_millis(Timers::of(profile).renew_ms)
+}
+
 /// What the next heartbeat is compared with changes although nobody else lives: a heartbeat that was given up is written late, and the
 /// agent, when the store failed it, joins in the same life again. Once refused it is compared with what is there now.
 async fn beat_in_time(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat, Missed> {
     let late = |_| Err(Missed::Store(StoreError::Unknown("no answer in time".into())));
-    let told = timeout(ANSWER, beat(store, node, last)).await.unwrap_or_else(late);
+    let answer = Duration::from_millis(node.standing.timers().renew_ms.min(ANSWER_MS));
+    let told = timeout(answer, beat(store, node, last)).await.unwrap_or_else(late);
     if matches!(told, Err(Missed::Refused)) {
-        return timeout(ANSWER, beat(store, node, None)).await.unwrap_or_else(late);
+        return timeout(answer, beat(store, node, None)).await.unwrap_or_else(late);
     }
     told
 }
@@ -82,10 +95,11 @@ async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut A
     match beat_in_time(store, node, last).await {
         Ok(beat) => {
             node.standing.renewed(beat.sent);
+            node.standing.set_profile(beat.profile);
             if matches!(node.standing.now().watchdog, Watchdog::Armed(_)) {
                 node.config.guard.renewed(beat.sent).await;
             }
-            let armed = timeout(ANSWER, arming.step(store, node, &beat.last.life, beat.sent, beat.wanted)).await;
+            let armed = timeout(Duration::from_millis(ANSWER_MS), arming.step(store, node, &beat.last.life, beat.sent, beat.wanted)).await;
             if let Ok(Err(error)) = armed {
                 tracing::warn!(%error, "the store does not take how this host would die; it is told again");
             }
@@ -130,11 +144,12 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
             let found = store.get(&key).await?;
             let seq = found.as_ref().and_then(|kv| typed::decode::<Heartbeat>(kv).ok()).map_or(0, |beat| beat.seq);
             let life = node.this_life_in(store).await?.ok_or(Missed::Refused)?;
-            Last { at: found.map(|kv| kv.modified), life, seq }
+            Last { at: found.map(|kv| kv.modified), life, seq, profile: TimerProfile::default() }
         }
     };
     let unchanged = last.at.map_or_else(|| Compare::Absent(key.clone()), |at| Compare::ModifiedAt(key.clone(), at));
-    let next = Heartbeat { epoch: node.epoch(), seq: last.seq + 1 };
+    let profile = node.standing.now().profile;
+    let next = Heartbeat { epoch: node.epoch(), seq: last.seq + 1, profile };
     let fence = keys::fence(&node.name, next.epoch);
     let txn = Txn::default()
         .when(unchanged)
@@ -143,6 +158,7 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
         .then(typed::put(key, &next))
         .then(Op::Get(keys::HA_DISARM.into()))
         .then(Op::Get(keys::arm_wanted(&node.name)))
+        .then(Op::Get(keys::HA_SETTINGS.into()))
         .otherwise(Op::Get(fence));
     let sent = clock::now();
     let outcome = store.txn(txn).await?;
@@ -154,7 +170,11 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
                 (None, Some(_)) => Wanted::Asked,
                 (None, None) => Wanted::ForOrders,
             };
-            Ok(Beat { last: Last { at: Some(outcome.revision), seq: next.seq, ..last }, sent, wanted })
+            // What does not parse is of a newer version: it goes on as it is.
+            let settings = found.next().flatten().map(|kv| typed::decode::<HaSettings>(&kv).map(|settings| settings.profile));
+            let wanted_profile = settings.map_or(TimerProfile::default(), |read| read.unwrap_or(profile));
+            let last = Last { at: Some(outcome.revision), seq: next.seq, profile, ..last };
+            Ok(Beat { last, sent, wanted, profile: wanted_profile })
         }
         (Held::No, Some(_)) => Err(Missed::Sealed),
         (Held::No, None) => Err(Missed::Refused),
@@ -164,7 +184,7 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
 #[cfg(test)]
 mod tests {
     use vmkeep_store::embedded::EmbeddedStore;
-    use vmkeep_types::ha::{Armed, WatchdogKind};
+    use vmkeep_types::ha::{Armed, Farewell, WatchdogKind};
     use vmkeep_types::name::Name;
 
     use super::super::claim::tests::{joined, member, order};
@@ -197,7 +217,7 @@ mod tests {
         let node = joined(&store, dir.path(), "one").await;
         let mut arming = Arming::default();
         let last = turn(store.as_ref(), &node, None, &mut arming).await.expect("the first");
-        let late = Heartbeat { epoch: node.epoch(), seq: last.seq + 1 };
+        let late = Heartbeat { epoch: node.epoch(), seq: last.seq + 1, profile: last.profile };
         put(&store, typed::put(keys::heartbeat(&node.name), &late)).await;
         let last = turn(store.as_ref(), &node, Some(last), &mut arming).await.expect("after what was thought lost");
         assert_eq!(last.seq, 3);
@@ -288,6 +308,36 @@ mod tests {
         assert_eq!(armed(&store, &node).await, Some(Armed::Unusable { why: "vmkeep-fenced is not set up on this host".into() }));
     }
 
+    async fn settle(store: &EmbeddedStore, profile: TimerProfile) {
+        put(store, typed::put(keys::HA_SETTINGS, &HaSettings { profile, ..HaSettings::default() })).await;
+    }
+
+    #[tokio::test]
+    async fn a_node_takes_the_clusters_profile_while_it_is_not_armed_and_its_watchdog_keeps_up() {
+        for (slow_ms, pet_ms, lives_by) in [(0, 6_000, TimerProfile::Fast), (5_000, 19_000, TimerProfile::Standard)] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+            let node = member(&store, dir.path(), "one", Arc::new(FakeGuard::slow(slow_ms)));
+            node.join().await.expect("joined");
+            settle(&store, TimerProfile::Fast).await;
+            let mut arming = Arming::default();
+            let first = turn(store.as_ref(), &node, None, &mut arming).await.expect("it beats");
+            assert_eq!((first.profile, node.standing.now().profile), (TimerProfile::Standard, TimerProfile::Fast), "said before it counts");
+            put(&store, Op::Put(keys::arm_wanted(&node.name), Vec::new())).await;
+            let second = turn(store.as_ref(), &node, Some(first), &mut arming).await.expect("it beats");
+            assert_eq!((second.profile, node.standing.now().profile), (TimerProfile::Fast, lives_by));
+            assert!(matches!(armed(&store, &node).await, Some(Armed::Watchdog { pet_ms: ms, .. }) if ms == pet_ms));
+            // Armed, it goes on with what it was armed with.
+            settle(&store, TimerProfile::Standard).await;
+            let third = turn(store.as_ref(), &node, Some(second), &mut arming).await.expect("it beats");
+            assert_eq!((third.profile, node.standing.now().profile), (lives_by, lives_by));
+            put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
+            let fourth = turn(store.as_ref(), &node, Some(third), &mut arming).await;
+            turn(store.as_ref(), &node, fourth, &mut arming).await;
+            assert_eq!((armed(&store, &node).await, node.standing.now().profile), (Some(Armed::None), TimerProfile::Standard));
+        }
+    }
+
     #[tokio::test]
     async fn a_life_that_was_armed_is_followed_by_the_next_one_only_when_it_is_proved_dead() {
         let dir = tempfile::tempdir().expect("a folder");
@@ -314,7 +364,7 @@ mod tests {
         assert_eq!(second.epoch(), first.epoch().next());
         assert!(store.get(&keys::waiting(&second.name)).await.expect("a read").is_none());
 
-        Handle(second.clone()).shutdown_guests().await.expect("nothing runs");
+        Handle(second.clone()).shutdown_guests(Farewell::Shutdown).await.expect("nothing runs");
         assert_eq!(second.standing.life(), Life::Closed);
         let third = begin("three");
         third.join().await.expect("the one before said goodbye");

@@ -16,6 +16,7 @@ mod arming;
 pub mod boot;
 pub mod claim;
 pub mod clock;
+mod farewell;
 mod grant;
 pub mod guard;
 pub mod guest_clock;

@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
 use vmkeep_core::ha::life::{Before, Boot};
 use vmkeep_core::health::SUSPECT_MS;
 use vmkeep_store::{Compare, Held, Op, Store, StoreError, Txn, keys, typed};
 use vmkeep_types::cluster::Incarnation;
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ha::Armed;
+use vmkeep_types::ha::{Armed, Farewell};
 use vmkeep_types::host::{EpochRecord, KvmState, NodeFacts, NodeOffers};
 use vmkeep_types::ids::{Epoch, Revision, VmId};
 use vmkeep_types::migration::MigrationAddress;
@@ -26,9 +25,9 @@ use super::boot::BootBoard;
 use super::clock::BootId;
 use super::grant::Grants;
 use super::guard::{Guard, Opened};
+use super::joining;
 use super::standing::{Life, Standing, Watchdog};
 use super::worker::Mailbox;
-use super::{arming, joining};
 use crate::domain::HostProfile;
 use crate::host::offers;
 use crate::http;
@@ -39,12 +38,9 @@ use crate::net::{self, Ensured, NetAttach};
 use crate::pool::{self, Pool};
 
 /// Domains that libvirt is asked to start at once: more only queue inside it.
-const STARTS_AT_ONCE: usize = 8;
+pub(super) const STARTS_AT_ONCE: u32 = 8;
 /// Image work (convert, build) at once: each of them can fill a disk's bandwidth.
 const IMAGE_TASKS_AT_ONCE: usize = 2;
-
-/// For the goodbye of a host that goes down.
-const GOODBYE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a node is set up.
 #[derive(Clone)]
@@ -128,7 +124,7 @@ impl Node {
             boot_id,
             board: BootBoard::default(),
             grants,
-            starts: Semaphore::new(STARTS_AT_ONCE),
+            starts: Semaphore::new(STARTS_AT_ONCE as usize),
             image_tasks: Semaphore::new(IMAGE_TASKS_AT_ONCE),
             going_down: watch::Sender::new(down),
             standing: Standing::default(),
@@ -179,6 +175,10 @@ impl Node {
         let record = EpochRecord { epoch, boot_id: self.boot_id.clone(), closed: false };
         let mut txn = Txn::default().when(guard).when(incarnation).then(typed::put(key, &record));
         txn = txn.then(Op::Delete(keys::waiting(&self.name)));
+        // Of the life before, or called off.
+        if self.going_down.borrow().is_none() {
+            txn = txn.then(Op::Delete(keys::leaving(&self.name)));
+        }
         txn.compare.extend(proof);
         // Others may count on it from the first claim on.
         let known = typed::get_json::<Armed>(self.store.as_ref(), &armed).await?;
@@ -238,37 +238,6 @@ impl Node {
             return Err(StoreError::Unavailable(format!("another host runs as {} and lives: its heartbeat goes on", self.name)));
         }
         Ok(())
-    }
-
-    /// The host goes down and runs nothing any more: this life ends in order, so that nobody takes it for a death, and the watchdog
-    /// closes. What cannot be told is taken for a death, which is safe.
-    async fn say_goodbye(&self) {
-        let shared = self.config.peers.is_some();
-        if !shared || self.standing.life() != Life::Open {
-            return;
-        }
-        match timeout(GOODBYE, self.close_life()).await {
-            Ok(Ok(Held::Yes)) => arming::close(self).await,
-            Ok(Ok(Held::No)) => tracing::warn!(node = %self.name, "this life was over before its goodbye"),
-            Ok(Err(error)) => tracing::warn!(node = %self.name, %error, "the goodbye is not told; the others will take this host for dead"),
-            Err(_) => tracing::warn!(node = %self.name, "the store does not take the goodbye; the others will take this host for dead"),
-        }
-    }
-
-    async fn close_life(&self) -> Result<Held, StoreError> {
-        let Some(life) = self.this_life().await? else { return Ok(Held::No) };
-        let epoch = self.epoch();
-        let record = EpochRecord { epoch, boot_id: self.boot_id.clone(), closed: true };
-        let txn = Txn::default()
-            .when(life)
-            .when(Compare::Absent(keys::fence(&self.name, epoch)))
-            .then(typed::put(keys::epoch(&self.name), &record))
-            .then(typed::put(keys::armed(&self.name, epoch), &Armed::None));
-        // From before it on: no claim may begin that the goodbye does not know of.
-        self.standing.set_life(Life::Closed);
-        let held = self.store.txn(txn).await?.held;
-        tracing::info!(node = %self.name, %epoch, ?held, "this life says goodbye");
-        Ok(held)
     }
 
     /// The compare that holds as long as the node's epoch is the one of this agent; None when it is another already.
@@ -451,13 +420,15 @@ fn going_down_mark(run_dir: &std::path::Path) -> PathBuf {
 pub struct Handle(pub Arc<Node>);
 
 impl Handle {
-    /// Stops all restarts, then shuts VMs down by reverse start order, each order in parallel, each VM with its own
-    /// `stop_timeout` before it is killed. Returns when none runs. The next boot starts them again.
+    /// Tells the cluster, waits for the VMs that move away, stops all restarts, then shuts VMs down by reverse start order, each
+    /// order in parallel, each VM with its own `stop_timeout` before it is killed. Returns when none runs. The next boot starts those
+    /// again that are still this host's.
     ///
     /// # Errors
     /// When libvirt does not answer or the mark cannot be written.
-    pub async fn shutdown_guests(&self) -> Result<(), Error> {
+    pub async fn shutdown_guests(&self, why: Farewell) -> Result<(), Error> {
         let node = &self.0;
+        node.announce(why).await;
         std::fs::create_dir_all(&node.config.run_dir)
             .and_then(|()| std::fs::write(going_down_mark(&node.config.run_dir), b"host shutdown\n"))
             .map_err(|e| Error::internal(format!("cannot write {}: {e}", going_down_mark(&node.config.run_dir).display())))?;
@@ -471,9 +442,10 @@ impl Handle {
     }
 
     /// Takes starts again: a host shutdown that was called off.
-    pub fn resume_guests(&self) {
+    pub async fn resume_guests(&self) {
         let _ = std::fs::remove_file(going_down_mark(&self.0.config.run_dir));
         self.0.going_down.send_replace(None);
+        self.0.stay().await;
         if self.0.standing.life() == Life::Closed {
             self.0.standing.set_life(Life::Resumed);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::life::may_start;
-use vmkeep_core::ha::timers::Profile;
+use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::order::Order;
 
@@ -49,6 +49,8 @@ pub struct Stand {
     pub renewed: Option<Now>,
     pub life: Life,
     pub watchdog: Watchdog,
+    /// What it lives by.
+    pub profile: Profile,
 }
 
 #[derive(Default)]
@@ -86,13 +88,29 @@ impl Standing {
         });
     }
 
+    /// What the node lives by from now on; one that is armed goes on with what it was armed with.
+    pub fn set_profile(&self, profile: Profile) {
+        self.stand.send_if_modified(|stand| {
+            let changes = stand.profile != profile && !matches!(stand.watchdog, Watchdog::Armed(_));
+            if changes {
+                stand.profile = profile;
+            }
+            changes
+        });
+    }
+
+    pub fn timers(&self) -> Timers {
+        Timers::of(self.stand.borrow().profile)
+    }
+
     pub fn renewed(&self, sent: Now) {
         self.stand.send_modify(|stand| stand.renewed = Some(sent));
     }
 
     /// Another life begins, or the same one goes on in another process.
     pub fn begin(&self, watchdog: Watchdog) {
-        self.stand.send_modify(|stand| (stand.life, stand.watchdog) = (Life::Open, watchdog));
+        let profile = if let Watchdog::Armed(opened) = &watchdog { opened.profile() } else { Profile::default() };
+        self.stand.send_modify(|stand| (stand.life, stand.watchdog, stand.profile) = (Life::Open, watchdog, profile));
     }
 
     /// An order that was given to this node.
@@ -134,7 +152,7 @@ impl Standing {
         if tokio::time::timeout(ARMS_WITHIN, ready).await.is_err() {
             return Err("the watchdog is not armed yet");
         }
-        let young = may_start(&Profile::Standard.timers(), clock::now(), self.stand.borrow().renewed);
+        let young = may_start(&self.timers(), clock::now(), self.stand.borrow().renewed);
         if young { Ok(()) } else { Err("the node has not renewed its life for too long") }
     }
 }

@@ -22,7 +22,7 @@ use super::life;
 use super::record::{
     Answer, Armed, DisarmMode, Entry, EpochRecord, Farewell, Health, Key, NodeNo, Outcome, Txn, TxnId, VmNo, WatchdogKind,
 };
-use super::timers::Timers;
+use super::timers::{Profile, Timers};
 use super::weakness::Weakness;
 
 /// A transaction that was not answered in this time has an unknown outcome, ms.
@@ -172,6 +172,7 @@ type Goodbye = (Farewell, Now, Option<(TxnId, Now)>);
 pub struct Agent {
     me: NodeNo,
     boot: u64,
+    profile: Profile,
     timers: Timers,
     weak: Option<Weakness>,
     stage: Stage,
@@ -204,11 +205,12 @@ pub struct Agent {
 impl Agent {
     /// A fresh process. `intents`: calls that an agent before may have begun, from its disk. `salt` makes its numbers differ
     /// from those of the process before.
-    pub fn new(me: NodeNo, boot: u64, salt: u64, timers: Timers, intents: bool, weak: Option<Weakness>) -> Self {
+    pub fn new(me: NodeNo, boot: u64, salt: u64, profile: Profile, intents: bool, weak: Option<Weakness>) -> Self {
         Self {
             me,
             boot,
-            timers,
+            profile,
+            timers: Timers::of(profile),
             weak,
             stage: Stage::Reading,
             arming: Arming::No,

@@ -138,7 +138,7 @@ impl Fenced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::timers::Profile;
+    use crate::ha::timers::{Profile, Timers};
 
     fn at(s: u64) -> Now {
         Now { boottime_ms: s * 1000, raw_ms: s * 1000 }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn it_pets_kills_and_lets_go_by_the_age_of_the_last_renewal() {
-        let mut fenced = Fenced::new(&Profile::Standard.timers(), None);
+        let mut fenced = Fenced::new(&Timers::of(Profile::Standard), None);
         assert_eq!(fenced.step(at(0), Event::Tick), Actions::default());
         assert_eq!(fenced.step(at(1), Event::Arm { sent: at(1) }), Actions { open: true, pet: true, ..Actions::default() });
         assert!(fenced.step(at(15), Event::Tick).pet);
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_seal_is_the_end() {
-        let mut fenced = Fenced::new(&Profile::Standard.timers(), None);
+        let mut fenced = Fenced::new(&Timers::of(Profile::Standard), None);
         fenced.step(at(1), Event::Arm { sent: at(1) });
         assert_eq!(fenced.step(at(2), Event::Sealed), Actions { kill: true, ..Actions::default() });
         assert_eq!(fenced.step(at(3), Event::Renewed { sent: at(3) }), Actions { kill: true, ..Actions::default() });
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn an_older_renewal_takes_nothing_back() {
-        let mut fenced = Fenced::new(&Profile::Standard.timers(), None);
+        let mut fenced = Fenced::new(&Timers::of(Profile::Standard), None);
         fenced.step(at(1), Event::Arm { sent: at(9) });
         fenced.step(at(10), Event::Renewed { sent: at(3) });
         assert!(!fenced.step(at(20), Event::Tick).kill);

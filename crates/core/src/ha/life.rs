@@ -8,6 +8,8 @@
 //! ```
 //! The simulated agent and the daemon's decide by these same rules.
 
+use vmkeep_types::ha::{Farewell, Parting, ShutdownPolicy};
+
 use super::clock::Now;
 use super::timers::Timers;
 
@@ -58,6 +60,15 @@ pub fn join(before: Before, guests: Guests) -> Join {
     }
 }
 
+/// What becomes of the highly available VMs of a host that goes down in order.
+pub fn parting(policy: ShutdownPolicy, farewell: Farewell) -> Parting {
+    match (policy, farewell) {
+        (ShutdownPolicy::Migrate, _) => Parting::Migrate,
+        (ShutdownPolicy::Freeze, _) | (ShutdownPolicy::Conditional, Farewell::Reboot) => Parting::Freeze,
+        (ShutdownPolicy::Failover, _) | (ShutdownPolicy::Conditional, Farewell::Shutdown) => Parting::Failover,
+    }
+}
+
 /// May a start that was asked for, or a renewal that was sent, at `then` still lead to one? None: there was none.
 pub fn may_start(timers: &Timers, now: Now, then: Option<Now>) -> bool {
     then.is_some_and(|then| now.longest_since(then) < timers.start_window_ms)
@@ -66,7 +77,7 @@ pub fn may_start(timers: &Timers, now: Now, then: Option<Now>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::timers::Profile;
+    use crate::ha::timers::{Profile, Timers};
 
     const LIVES: Before = Before { boot: Boot::This, closed: false, sealed: false, confirmed: false, armed: true };
 
@@ -88,7 +99,7 @@ mod tests {
 
     #[test]
     fn an_old_renewal_starts_nothing() {
-        let (timers, at) = (Profile::Standard.timers(), |s: u64| Now { boottime_ms: s * 1000, raw_ms: s * 1000 });
+        let (timers, at) = (Timers::of(Profile::Standard), |s: u64| Now { boottime_ms: s * 1000, raw_ms: s * 1000 });
         let told = [None, Some(at(5)), Some(at(10))].map(|then| may_start(&timers, at(15), then));
         assert_eq!(told, [false, false, true]);
     }

@@ -22,10 +22,10 @@
 
 use std::sync::Arc;
 
-pub use vmkeep_types::ha::{Proof, WatchdogKind};
+pub use vmkeep_types::ha::{Farewell, Parting, Proof, ShutdownPolicy, WatchdogKind};
 use vmkeep_types::ids::{Epoch, Generation, Revision};
 
-use super::timers::{DRIFT_PERMILLE, RESET_LATENCY_MS};
+use super::timers::{DRIFT_PERMILLE, Profile, RESET_LATENCY_MS};
 
 /// A node, by its place in the driver's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +109,8 @@ pub struct Beat {
     pub hypervisor: Health,
     /// The shared storage can be reached.
     pub storage: Health,
+    /// What the node lives by.
+    pub profile: Profile,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,12 +148,6 @@ pub enum DisarmMode {
     Freeze,
     /// As though no VM were highly available; people may move them by hand.
     Ignore,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Farewell {
-    Shutdown,
-    Reboot,
 }
 
 /// What people want of a VM.
@@ -328,19 +324,6 @@ impl Rule {
             Self::Nodes { vms, .. } | Self::Together { vms, .. } | Self::Apart { vms, .. } => vms,
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ShutdownPolicy {
-    /// VMs move away while they run.
-    Migrate,
-    /// VMs go off and wait for their node.
-    Freeze,
-    /// VMs go off and start elsewhere.
-    Failover,
-    /// Freeze for a reboot, failover for a shutdown.
-    #[default]
-    Conditional,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,63 +8,16 @@
 //! T_safe ≥ (T_pet + 2W)·(1 + ρ) + M, from the values that the node itself wrote before its first start.
 
 use thiserror::Error;
+pub use vmkeep_types::ha::TimerProfile as Profile;
 
 /// Most that the raw clocks of two hosts differ in rate, 1/1000 (ρ).
 pub const DRIFT_PERMILLE: u64 = 10;
 
+/// More nodes than this do not renew their lives each second: the store has other work.
+pub const FAST_NODES_MAX: usize = 64;
+
 /// From the watchdog's bite to the last write of a guest (M), ms.
 pub const RESET_LATENCY_MS: u64 = 2_000;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Profile {
-    /// To 1000 nodes; an outage of 8 s seals nobody, in any case (L4).
-    #[default]
-    Standard,
-    /// To 64 nodes on a quiet network; an outage of 1.7 s seals nobody.
-    Fast,
-}
-
-impl Profile {
-    pub const ALL: [Self; 2] = [Self::Standard, Self::Fast];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::Fast => "fast",
-        }
-    }
-
-    pub const fn timers(self) -> Timers {
-        match self {
-            Self::Standard => Timers {
-                renew_ms: 3_000,
-                suspect_ms: 6_000,
-                start_window_ms: 10_000,
-                seal_ms: 15_000,
-                kill_ms: 15_000,
-                pet_ms: 19_000,
-                pet_every_ms: 1_000,
-                watchdog_ms: 8_000,
-                safe_ms: 38_000,
-                lease_ms: 9_000,
-                tick_ms: 1_000,
-            },
-            Self::Fast => Timers {
-                renew_ms: 1_000,
-                suspect_ms: 2_000,
-                start_window_ms: 4_000,
-                seal_ms: 4_000,
-                kill_ms: 5_000,
-                pet_ms: 6_000,
-                pet_every_ms: 500,
-                watchdog_ms: 4_000,
-                safe_ms: 17_000,
-                lease_ms: 4_000,
-                tick_ms: 250,
-            },
-        }
-    }
-}
 
 /// All in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +63,44 @@ pub const fn dead_after_ms(pet_ms: u64, watchdog_ms: u64) -> u64 {
 }
 
 impl Timers {
+    /// `standard`: an outage of 8 s seals nobody, in any case (L4); `fast`: one of 1.7 s.
+    pub const fn of(profile: Profile) -> Self {
+        match profile {
+            Profile::Standard => Self {
+                renew_ms: 3_000,
+                suspect_ms: 6_000,
+                start_window_ms: 10_000,
+                seal_ms: 15_000,
+                kill_ms: 15_000,
+                pet_ms: 19_000,
+                pet_every_ms: 1_000,
+                watchdog_ms: 8_000,
+                safe_ms: 38_000,
+                lease_ms: 9_000,
+                tick_ms: 1_000,
+            },
+            Profile::Fast => Self {
+                renew_ms: 1_000,
+                suspect_ms: 2_000,
+                start_window_ms: 4_000,
+                seal_ms: 4_000,
+                kill_ms: 5_000,
+                pet_ms: 6_000,
+                pet_every_ms: 500,
+                watchdog_ms: 4_000,
+                safe_ms: 17_000,
+                lease_ms: 4_000,
+                tick_ms: 250,
+            },
+        }
+    }
+
+    /// Those that wait longer: both sides compute with them while a node's profile is another one than its cluster's.
+    #[must_use]
+    pub fn or_longer(self, other: Self) -> Self {
+        if other.seal_ms > self.seal_ms { other } else { self }
+    }
+
     /// Checked at start-up, by every program that uses them.
     ///
     /// # Errors
@@ -154,20 +145,20 @@ mod tests {
     #[test]
     fn both_profiles_hold() {
         for profile in Profile::ALL {
-            assert_eq!(profile.timers().check(), Ok(()), "{}", profile.as_str());
+            assert_eq!(Timers::of(profile).check(), Ok(()), "{}", profile.as_str());
         }
-        expect!["T_safe 38 s >= (T_pet 19 s + 2 x W 8 s) x 1.01 + 2 s = 37.35 s"].assert_eq(&Profile::Standard.timers().inequality());
-        expect!["T_safe 17 s >= (T_pet 6 s + 2 x W 4 s) x 1.01 + 2 s = 16.14 s"].assert_eq(&Profile::Fast.timers().inequality());
+        expect!["T_safe 38 s >= (T_pet 19 s + 2 x W 8 s) x 1.01 + 2 s = 37.35 s"].assert_eq(&Timers::of(Profile::Standard).inequality());
+        expect!["T_safe 17 s >= (T_pet 6 s + 2 x W 4 s) x 1.01 + 2 s = 16.14 s"].assert_eq(&Timers::of(Profile::Fast).inequality());
     }
 
     #[test]
     fn a_slower_watchdog_is_refused() {
-        let timers = Timers { watchdog_ms: 9_000, ..Profile::Standard.timers() };
+        let timers = Timers { watchdog_ms: 9_000, ..Timers::of(Profile::Standard) };
         expect![[
             r#"T_safe = 38000 ms is too short: a node may live on for (T_pet 19000 + 2 x watchdog 9000) x 101.0 % + 2000 ms = 39370 ms, and its VMs would run twice; raise T_safe, or lower T_pet or the watchdog's time-out"#
         ]]
         .assert_eq(&timers.check().expect_err("too slow").to_string());
-        let timers = Timers { kill_ms: 20_000, ..Profile::Standard.timers() };
+        let timers = Timers { kill_ms: 20_000, ..Timers::of(Profile::Standard) };
         expect!["T_kill = 20000 ms must be less than T_pet = 19000 ms: the kill must come before the reset"]
             .assert_eq(&timers.check().expect_err("out of order").to_string());
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use vmkeep_types::ids::{Epoch, Revision};
 
+use super::brake::Brake;
 use super::clock::Now;
 use super::ready::{self, Ready};
 use super::record::{
@@ -21,12 +22,6 @@ use super::weakness::Weakness;
 
 /// A canary's or another write's answer that is this late does not come, ms.
 pub const ANSWER_MS: u64 = 2_500;
-
-/// More silent nodes than this at once are rather a network than so many dead hosts.
-const BRAKE_NODES: usize = 5;
-
-/// The same as a share of all nodes, 1/100.
-const BRAKE_PERCENT: usize = 10;
 
 /// Between two attempts to cut a node's power, ms.
 const STONITH_AGAIN_MS: u64 = 10_000;
@@ -176,16 +171,6 @@ enum Cut {
     Failed,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-enum Brake {
-    #[default]
-    Off,
-    /// Nodes that answer pings are left alone.
-    On,
-    /// More than half are silent: nothing is sealed.
-    Frozen,
-}
-
 /// What one candidate knows of all nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vigil {
@@ -221,6 +206,16 @@ impl Vigil {
             joined: BTreeMap::new(),
             told: BTreeMap::new(),
         }
+    }
+
+    /// The cluster lives by others from now on.
+    pub fn set_timers(&mut self, timers: Timers) {
+        self.timers = timers;
+    }
+
+    /// What counts for this node: its own, as it said with its last renewal, where they wait longer.
+    fn timers_of(&self, node: NodeNo) -> Timers {
+        self.heard.get(&node).map_or(self.timers, |heard| self.timers.or_longer(Timers::of(heard.beat.profile)))
     }
 
     /// A renewal that is newer than all that were seen: it was committed before now.
@@ -280,21 +275,9 @@ impl Vigil {
         let lives = |n: &&NodeNow| n.waiting || matches!(n.state, NodeState::Online | NodeState::Suspect | NodeState::Sealed);
         let live = nodes.iter().filter(lives).count();
         let silent = nodes.iter().filter(|n| matches!(n.state, NodeState::Suspect | NodeState::Sealed) && !n.waiting).count();
-        let brake = if self.weak == Some(Weakness::NoBrake) {
-            Brake::Off
-        } else if silent * 2 > live {
-            Brake::Frozen
-        } else if silent > BRAKE_NODES.max(live * BRAKE_PERCENT / 100) {
-            Brake::On
-        } else {
-            Brake::Off
-        };
+        let brake = if self.weak == Some(Weakness::NoBrake) { Brake::Off } else { Brake::of(silent, live) };
         if brake != self.brake {
-            match brake {
-                Brake::Off => {}
-                Brake::On => out.push(Step::Say(format!("{silent} of {live} nodes are silent at once: those that answer pings are not fenced"))),
-                Brake::Frozen => out.push(Step::Say(format!("{silent} of {live} nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`"))),
-            }
+            out.extend(brake.words(silent, live).map(Step::Say));
         }
         self.brake = brake;
         nodes
@@ -324,7 +307,7 @@ impl Vigil {
             NodeState::Dead
         } else if ledger.fence(node, record.epoch).is_some() {
             NodeState::Sealed
-        } else if heard.is_none_or(|heard| heard.beat.epoch != record.epoch) || is.silent_ms >= self.timers.suspect_ms {
+        } else if heard.is_none_or(|heard| heard.beat.epoch != record.epoch) || is.silent_ms >= self.timers_of(node).suspect_ms {
             NodeState::Suspect
         } else {
             NodeState::Online
@@ -335,19 +318,20 @@ impl Vigil {
     /// Has the node been silent for long enough, while the store answered us?
     fn silent_enough(&self, now: Now, ledger: &impl Ledger, node: NodeNo) -> bool {
         let Some(steady) = self.steady_since else { return false };
-        if ledger.is_waiting(node) && self.heard.get(&node).is_none_or(|heard| now.shortest_since(heard.at) >= self.timers.suspect_ms) {
+        let Timers { suspect_ms, seal_ms, renew_ms, .. } = self.timers_of(node);
+        if ledger.is_waiting(node) && self.heard.get(&node).is_none_or(|heard| now.shortest_since(heard.at) >= suspect_ms) {
             return true;
         }
         let steady_ms = now.shortest_since(steady);
         let epoch = ledger.epoch(node).map(|(record, _)| record.epoch);
         let known_ms = self.joined.get(&node).filter(|(of, _)| Some(*of) == epoch).map_or(0, |(_, at)| now.shortest_since(*at));
-        if known_ms < self.timers.seal_ms {
+        if known_ms < seal_ms {
             return false;
         }
         match self.heard.get(&node) {
-            Some(heard) if heard.at >= steady => now.shortest_since(heard.at) >= self.timers.seal_ms,
+            Some(heard) if heard.at >= steady => now.shortest_since(heard.at) >= seal_ms,
             // After an outage everybody gets two more renewals.
-            Some(_) | None => steady_ms >= self.timers.seal_ms + 2 * self.timers.renew_ms,
+            Some(_) | None => steady_ms >= seal_ms + 2 * renew_ms,
         }
     }
 

@@ -42,11 +42,11 @@ pub fn now() -> Now {
 
 /// So that a silence is over soon.
 pub fn short() -> Timers {
-    Timers { kill_ms: 1_000, pet_ms: 2_000, pet_every_ms: 200, watchdog_ms: 1_000, ..Profile::Fast.timers() }
+    Timers { kill_ms: 1_000, pet_ms: 2_000, pet_every_ms: 200, watchdog_ms: 1_000, ..Timers::of(Profile::Fast) }
 }
 
 pub fn long() -> Timers {
-    Profile::Standard.timers()
+    Timers::of(Profile::Standard)
 }
 
 /// What a watchdog saw, in order, equal words once.

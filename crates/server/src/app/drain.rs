@@ -5,7 +5,7 @@ use vmkeep_api::place::DrainRequest;
 use vmkeep_core::migrate::PER_NODE_MAX;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
-use vmkeep_types::drain::Drain;
+use vmkeep_types::drain::{Drain, Whom};
 use vmkeep_types::error::Error;
 use vmkeep_types::host::NodeHealth;
 use vmkeep_types::migration::Stop;
@@ -44,6 +44,7 @@ pub async fn drain(store: &dyn Store, ask: &Ask, name: &Name, wish: DrainRequest
             op: op.id,
             at_once,
             manner: wish.manner,
+            whom: Whom::All,
             deadline: wish.timeout.map(|timeout| after(op.created_at, timeout)),
             stop: None,
             by: op.by.clone(),

@@ -9,20 +9,22 @@
 use std::collections::BTreeMap;
 
 use vmkeep_api::ha::{
-    ConfirmDead, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus, HaTimers, HaWaiting,
+    ConfirmDead, HaBrake, HaChange, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus, HaTimers,
+    HaWaiting,
 };
+use vmkeep_core::ha::brake::{self, Brake};
 use vmkeep_core::ha::record;
-use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_core::ha::timers::{FAST_NODES_MAX, Profile, Timers};
 use vmkeep_core::place::Fleet;
 use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, Incident, Proof, Rescue, WatchdogKind};
+use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, HaSettings, Incident, Parting, Proof, Rescue, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, NodeHealth, NodeState};
 use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
-use super::{Ask, commit, get, node, store_error, uid_of};
+use super::{Ask, TRIES_MAX, commit, get, node, store_error, uid_of};
 use crate::metrics::HaNumbers;
 use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
@@ -52,7 +54,7 @@ async fn view(store: &dyn Store) -> Result<ClusterView, Error> {
     let mut items: Vec<KeyValue> = listing.items;
     items.extend(store.list(keys::ALL_HA).await.map_err(store_error)?.items);
     let nodes = node::names(store).await?;
-    for key in [keys::facts, keys::waiting, keys::epoch] {
+    for key in [keys::facts, keys::waiting, keys::epoch, keys::leaving] {
         items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
     }
     for node in &nodes {
@@ -76,11 +78,14 @@ pub async fn status(store: &dyn Store) -> Result<HaStatus, Error> {
         priority: lost.priority(),
         why: waits_for(&view, &fleet, lost),
     };
+    let nodes: Vec<HaNode> = view.nodes.iter().map(|(name, keys)| shown(&view, name, keys)).collect();
     Ok(HaStatus {
         leader,
         disarmed: view.disarmed.as_ref().map(|kept| kept.value.clone()),
-        timers: timers(&Profile::Standard.timers()),
-        nodes: view.nodes.iter().map(|(name, keys)| shown(&view, name, keys)).collect(),
+        settings: view.ha_settings.clone(),
+        timers: timers(&Timers::of(view.ha_settings.profile)),
+        brake: brake(&nodes),
+        nodes,
         queue: lost.iter().map(waiting).collect(),
     })
 }
@@ -93,6 +98,14 @@ fn waits_for(view: &ClusterView, fleet: &Fleet, lost: &rescue::Lost<'_>) -> Stri
         Ok(node) => format!("its turn comes; it goes to {node}"),
         Err(why) => why,
     }
+}
+
+/// By the same rule as the leader, and the states that it has told.
+fn brake(nodes: &[HaNode]) -> HaBrake {
+    let lives = |node: &&HaNode| !matches!(node.state, HaNodeState::Away | HaNodeState::Dead);
+    let silent = nodes.iter().filter(|node| matches!(node.state, HaNodeState::Silent | HaNodeState::Sealed)).count();
+    let live = nodes.iter().filter(lives).count();
+    HaBrake { silent, live, limit: brake::limit(live), why: Brake::of(silent, live).words(silent, live) }
 }
 
 fn timers(timers: &Timers) -> HaTimers {
@@ -120,21 +133,41 @@ fn shown(view: &ClusterView, name: &Name, keys: &NodeKeys) -> HaNode {
         Some(_) if confirmed.is_some() => HaNodeState::Dead,
         Some(_) if of.is_some_and(|of| view.fences.contains_key(&of)) => HaNodeState::Sealed,
         Some(_) if silent => HaNodeState::Silent,
+        Some(_) if view.departure(name).is_some() => HaNodeState::Leaving,
         Some(_) => HaNodeState::Online,
     };
     let owned = view.fleet().seat(name).into_iter().flat_map(|seat| &seat.owned);
     let vms = owned.filter(|id| view.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some())).count();
-    HaNode { node: name.clone(), epoch: life.map(|life| life.epoch), state, health, proof: provable(view, keys, name).1, vms, confirmed }
+    let proof = parted(view, name).unwrap_or_else(|| provable(view, keys, name).1);
+    HaNode { node: name.clone(), epoch: life.map(|life| life.epoch), state, health, proof, vms, confirmed }
+}
+
+/// Of a host that goes down in order, or has: what becomes of its VMs.
+fn parted(view: &ClusterView, name: &Name) -> Option<String> {
+    let closed = view.nodes.get(name)?.life.as_ref()?.value.closed;
+    let departure = view.departure(name).map(|kept| &kept.value);
+    let then = departure.and_then(|departure| departure.then).map(Parting::words);
+    Some(match (departure, closed) {
+        (None, false) => return None,
+        (None, true) => "it was shut down in order; its VMs wait for it".into(),
+        (Some(departure), true) => {
+            format!("it was shut down in order ({}); {}", departure.farewell.as_str(), then.unwrap_or("its VMs wait for it"))
+        }
+        (Some(departure), false) => {
+            format!("it goes down ({}); {}", departure.farewell.as_str(), then.unwrap_or("what becomes of its VMs is about to be said"))
+        }
+    })
 }
 
 /// Silence after which this node would be called dead, ms, and how, in words.
 fn provable(view: &ClusterView, keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
-    let (after_ms, words) = by_watchdog(keys, name);
-    let by_power = if view.fenceable.contains_key(name) { "its power is cut after 15 s; else " } else { "" };
+    let (after_ms, words) = by_watchdog(keys, name, view.ha_settings.profile);
+    let cut_s = Timers::of(view.ha_settings.profile).seal_ms / 1000;
+    let by_power = if view.fenceable.contains_key(name) { format!("its power is cut after {cut_s} s; else ") } else { String::new() };
     (after_ms, format!("{by_power}{words}"))
 }
 
-fn by_watchdog(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
+fn by_watchdog(keys: &NodeKeys, name: &Name, profile: Profile) -> (Option<u64>, String) {
     let armed = keys.life.as_ref().and_then(|life| keys.armed.get(&life.value.epoch)).map(|armed| &armed.value);
     let person = format!("only a person can say that it is dead: vmkeep ha confirm-dead {name}");
     match armed {
@@ -143,7 +176,8 @@ fn by_watchdog(keys: &NodeKeys, name: &Name) -> (Option<u64>, String) {
         }
         Some(&Armed::Watchdog { pet_ms, watchdog_ms, kind }) => {
             let safe_ms = record::Armed { pet_ms, watchdog_ms, kind }.safe_ms();
-            (safe_ms, format!("its watchdog resets it; dead {} s after its last sign of life", safe_ms.unwrap_or_default() / 1000))
+            let later = if pet_ms > Timers::of(profile).pet_ms { ", as it was armed with longer timers than the cluster's" } else { "" };
+            (safe_ms, format!("its watchdog resets it; dead {} s after its last sign of life{later}", safe_ms.unwrap_or_default() / 1000))
         }
         Some(Armed::Unusable { why }) => (None, format!("its watchdog cannot be armed ({why}); {person}")),
         Some(Armed::None) | None => (None, format!("no watchdog is armed; {person}")),
@@ -269,6 +303,32 @@ pub async fn disarm(store: &dyn Store, ask: &Ask, wish: HaDisarm) -> Result<(), 
 
 pub async fn arm(store: &dyn Store) -> Result<(), Error> {
     commit(store, Txn::default().then(Op::Delete(keys::HA_DISARM.into()))).await.map(drop)
+}
+
+/// Changes what is said of it; the whole of the settings afterwards.
+///
+/// # Errors
+/// Somebody else changes them at the same time, again and again; the store's.
+pub async fn set(store: &dyn Store, change: &HaChange) -> Result<HaSettings, Error> {
+    let nodes = node::names(store).await?.len();
+    if change.profile == Some(Profile::Fast) && nodes > FAST_NODES_MAX {
+        let told = format!("the profile fast is for up to {FAST_NODES_MAX} nodes, and this cluster has {nodes}");
+        return Err(Error::refused(told).hint("standard is for up to 1000"));
+    }
+    for _ in 0..TRIES_MAX {
+        let kept = get::<HaSettings>(store, keys::HA_SETTINGS).await?;
+        let key = keys::HA_SETTINGS.to_owned();
+        let unchanged = kept.as_ref().map_or_else(|| Compare::Absent(key.clone()), |kept| Compare::ModifiedAt(key.clone(), kept.modified));
+        let before = kept.map(|kept| kept.value).unwrap_or_default();
+        let settings = HaSettings {
+            shutdown_policy: change.shutdown_policy.unwrap_or(before.shutdown_policy),
+            profile: change.profile.unwrap_or(before.profile),
+        };
+        if commit(store, Txn::default().when(unchanged).then(typed::put(key, &settings))).await?.is_some() {
+            return Ok(settings);
+        }
+    }
+    Err(Error::new(Code::Unavailable, "the settings are being changed by others at the same time; try again"))
 }
 
 /// A person says that a node is dead: its highly available VMs are started elsewhere. It must be silent, and stays sealed.

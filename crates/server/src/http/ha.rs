@@ -21,6 +21,10 @@ pub async fn ha(mut call: Call) -> Answer {
             ha::arm(call.store()).await?;
             Ok(respond::nothing())
         }
+        "ha.set" => {
+            let change = call.json().await?;
+            Ok(respond::json(&ha::set(call.store(), &change).await?))
+        }
         "ha.confirm-dead" => {
             let wish = call.json().await?;
             let name = call.name()?;

@@ -11,7 +11,7 @@
 
 use vmkeep_core::place::leave;
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
-use vmkeep_types::drain::{Drain, Told};
+use vmkeep_types::drain::{Drain, Told, Whom};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::NodeHealth;
 use vmkeep_types::ids::{OperationId, VmId};
@@ -100,8 +100,9 @@ fn standing(view: &ClusterView, drain: &Drain) -> Standing {
     let mut all = Standing::default();
     let Some(seat) = view.fleet().seat(&drain.node) else { return all };
     let waits_for = |id: &VmId| view.ops.get(&view.moves.get(id)?.value.op)?.value.blocked.clone();
-    all.under_way.extend(seat.coming.iter().map(|id| (name(view, *id), waits_for(id))));
-    for id in &seat.owned {
+    let goes = |id: &&VmId| drain.whom == Whom::All || view.vms.get(*id).is_some_and(|vm| vm.value.spec.ha.is_some());
+    all.under_way.extend(seat.coming.iter().filter(goes).map(|id| (name(view, *id), waits_for(id))));
+    for id in seat.owned.iter().filter(goes) {
         let told = drain.told.get(id).map(|told| (told, view.ops.get(&told.op).map(|op| &op.value)));
         let leaving = view.vms.get(id).is_some_and(|vm| vm.value.leaving.is_some());
         match told {
@@ -214,7 +215,10 @@ fn over(view: &ClusterView, op: &Operation, drain: &Drain, standing: Standing, s
     let others = standing.stuck.iter().chain(&standing.busy).map(|(name, why)| format!("{name}: {why}"));
     let each = some(&others.chain(waiting).collect::<Vec<_>>());
     let still = format!("{left} of {} VMs are still on {}: {each}", progress.total, drain.node);
-    let hint = format!("the node stays cordoned; when that is mended: vmkeep node drain {}", drain.node);
+    let hint = match drain.whom {
+        Whom::All => format!("the node stays cordoned; when that is mended: vmkeep node drain {}", drain.node),
+        Whom::Protected => "they go off with their host, and start elsewhere".into(),
+    };
     let error = match stop {
         None => Error::conflict(still),
         Some(Stop::Late) => Error::new(Code::Unavailable, format!("not through in time; {still}")),
@@ -235,8 +239,9 @@ fn tell(view: &ClusterView, kept: &Kept<Drain>, id: VmId, now: jiff::Timestamp) 
     let mut next = drain.clone();
     let tries = drain.told.get(&id).map_or(0, |told| told.tries) + 1;
     next.told.insert(id, Told { op, tries });
-    let maintenance = view.nodes.get(&drain.node).and_then(|keys| keys.record.as_ref()?.value.cordon.as_ref());
-    if maintenance.is_some_and(|cordon| cordon.closure == Closure::Maintenance) {
+    let cordon = view.nodes.get(&drain.node).and_then(|keys| keys.record.as_ref()?.value.cordon.as_ref());
+    let maintenance = cordon.is_some_and(|cordon| cordon.closure == Closure::Maintenance);
+    if maintenance || drain.whom == Whom::Protected {
         let generation = view.owners.get(&id)?.value.generation;
         txn.then.extend(policy::leaves_home(view, &vm.value, &drain.node, generation));
     }

@@ -23,8 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
+use vmkeep_core::ha::timers::Timers;
 use vmkeep_core::ha::vigil::PowerIs;
 use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
 use vmkeep_types::ids::VmId;
@@ -37,8 +38,6 @@ use view::{ClusterView, Touched};
 /// How long leadership lasts without being renewed.
 const LEAD_TTL: Duration = Duration::from_secs(9);
 const LEAD_RENEW: Duration = Duration::from_secs(3);
-/// Between looks at the nodes' heartbeats.
-const PULSE: Duration = Duration::from_secs(1);
 /// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
 const WRITES_AT_ONCE: usize = 16;
 /// VMs that are looked at between two looks at the clock: a leader that has 20 000 of them before it must not lose its lease over that.
@@ -93,8 +92,7 @@ async fn lead_until_it_ends(
     let mut renew = interval(LEAD_RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();
-    let mut beat = interval(PULSE);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beat_at = Instant::now();
     // At once, too: a daemon that is restarted often would else never come to it.
     let mut housekeeping_at = Instant::now();
     loop {
@@ -115,7 +113,8 @@ async fn lead_until_it_ends(
                     crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
                 }
             }
-            _ = beat.tick() => {
+            () = sleep_until(beat_at) => {
+                beat_at = Instant::now() + Duration::from_millis(Timers::of(view.ha_settings.profile).tick_ms);
                 for txn in pulse.look(&view, Instant::now(), jiff::Timestamp::now()) {
                     store.txn(txn.when(still_leading(lead))).await?;
                 }
@@ -132,7 +131,8 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
     let now = jiff::Timestamp::now();
     let todo = desk.look(view, now);
     let ahead = ha::rescue::ahead(view, now);
-    for txn in todo.txns.into_iter().chain(ahead).chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view)) {
+    let going = ha::farewell::look(view, now);
+    for txn in todo.txns.into_iter().chain(going).chain(ahead).chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view, now)) {
         store.txn(txn.when(still_leading(lead))).await?;
     }
     for node in todo.pings {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use tokio::time::Instant;
+use vmkeep_core::ha::timers::Timers;
 use vmkeep_core::health::judge;
 use vmkeep_store::{Compare, Txn, keys, typed};
 use vmkeep_types::host::NodeState;
@@ -27,13 +28,14 @@ impl Pulse {
         self.0.retain(|node, _| view.nodes.contains_key(node));
         let mut changed = Vec::new();
         for (node, keys_of) in &view.nodes {
-            let Some(beat) = keys_of.beat else { continue };
+            let Some((beat, profile)) = keys_of.beat else { continue };
+            let timers = Timers::of(view.ha_settings.profile).or_longer(Timers::of(profile));
             let last = self.0.entry(node.clone()).or_insert((beat, now));
             if last.0 != beat {
                 *last = (beat, now);
             }
             let silent = now.saturating_duration_since(last.1);
-            let state = judge(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+            let state = judge(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX), &timers);
             let stored = view.states.get(node);
             if stored.is_some_and(|stored| stored.value.state == state) {
                 continue;
@@ -58,6 +60,7 @@ mod tests {
     use expect_test::{Expect, expect};
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_store::{Op, Store};
+    use vmkeep_types::ha::TimerProfile;
     use vmkeep_types::host::Heartbeat;
     use vmkeep_types::ids::Epoch;
 
@@ -72,7 +75,8 @@ mod tests {
 
     impl Bed {
         async fn beat(&self, seq: u64) {
-            let beat = typed::put(keys::heartbeat(&Name::known("node1")), &Heartbeat { epoch: Epoch(1), seq });
+            let beat =
+                typed::put(keys::heartbeat(&Name::known("node1")), &Heartbeat { epoch: Epoch(1), seq, profile: TimerProfile::Standard });
             self.store.txn(Txn::default().then(beat)).await.expect("a write");
         }
 

@@ -13,8 +13,8 @@ use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::drain::Drain;
 use vmkeep_types::event::Event;
-use vmkeep_types::ha::{ArmWanted, Armed, Confirmed, Disarm, Fence, HaMemory, Incident, Rescue};
-use vmkeep_types::host::{EpochRecord, NodeFacts, NodeState};
+use vmkeep_types::ha::{ArmWanted, Armed, Confirmed, Departure, Disarm, Fence, HaMemory, HaSettings, Incident, Rescue, TimerProfile};
+use vmkeep_types::host::{EpochRecord, Heartbeat, NodeFacts, NodeState};
 use vmkeep_types::ids::{Epoch, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::{Migration, MoveOrder, MoveSeen};
@@ -50,8 +50,8 @@ pub struct NodeKeys {
     pub facts: Option<Kept<NodeFacts>>,
     /// What people say of it.
     pub record: Option<Kept<NodeRecord>>,
-    /// Where its last heartbeat stands.
-    pub beat: Option<Revision>,
+    /// Where its last heartbeat stands, and what the node lives by.
+    pub beat: Option<(Revision, TimerProfile)>,
     /// Its epoch.
     pub life: Option<Kept<EpochRecord>>,
     /// How each of its epochs would die, or would have.
@@ -60,6 +60,8 @@ pub struct NodeKeys {
     pub arm_wanted: Option<Kept<ArmWanted>>,
     /// A new boot waits for the proof that the one before has ended.
     pub waiting: bool,
+    /// It goes down in order.
+    pub leaving: Option<Kept<Departure>>,
     /// What it told a store that was restored.
     pub rejoined: Option<Kept<Rejoined>>,
     pub orders: BTreeMap<VmId, Kept<Order>>,
@@ -110,6 +112,7 @@ pub struct ClusterView {
     pub confirmed: BTreeMap<(Name, Epoch), Kept<Confirmed>>,
     /// High availability is switched off.
     pub disarmed: Option<Kept<Disarm>>,
+    pub ha_settings: HaSettings,
     /// Nodes whose power can be cut.
     pub fenceable: BTreeMap<Name, FenceIs>,
     /// Nodes that were asked to arm their watchdog in this epoch and say nothing.
@@ -243,7 +246,7 @@ impl ClusterView {
                 self.touch_node(&name, touched);
                 touched.joiners.extend((!self.joined.contains(&name)).then_some(name));
             }
-            ["hb"] => keys.beat = Some(kv.modified),
+            ["hb"] => keys.beat = decode(kv).map(|kept: Kept<Heartbeat>| (kept.modified, kept.value.profile)),
             ["epoch"] => {
                 keys.life = decode(kv);
                 self.answered(&name, touched);
@@ -257,6 +260,7 @@ impl ClusterView {
                 self.touch_waiting(touched);
             }
             ["waiting"] => keys.waiting = true,
+            ["leaving"] => self.put_departure(&name, decode(kv), touched),
             ["rejoined"] => keys.rejoined = decode(kv),
             ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -309,6 +313,7 @@ impl ClusterView {
             ["fence", node, epoch] => drop(life(node, epoch).map(|of| self.fences.remove(&of))),
             ["confirmed", node, epoch] => drop(life(node, epoch).map(|of| self.confirmed.remove(&of))),
             ["cluster", "ha", "disarm"] => self.disarmed = None,
+            ["cluster", "ha", "settings"] => self.ha_settings = HaSettings::default(),
             ["stonith", node] => self.put_fence(node, None),
             ["cluster", "ha", "memory", id] => drop(drop_key(&mut self.memories, id)),
             ["cluster", "ha", "incident", ..] => drop(self.incidents.remove(key)),
@@ -334,6 +339,7 @@ impl ClusterView {
             ["armed", epoch] => drop(epoch.parse().ok().map(|epoch| keys.armed.remove(&Epoch(epoch)))),
             ["arm-wanted"] => keys.arm_wanted = None,
             ["waiting"] => keys.waiting = false,
+            ["leaving"] => self.put_departure(&name, None, touched),
             ["rejoined"] => keys.rejoined = None,
             ["order", id] => drop_key(&mut keys.orders, id).into_iter().for_each(|id| touch_vm(touched, id)),
             ["seen", id] => drop_key(&mut keys.seen, id).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -359,6 +365,7 @@ impl ClusterView {
     fn put_ha(&mut self, rest: &[&str], kv: &KeyValue, touched: &mut Touched) {
         match rest {
             ["disarm"] => self.disarmed = decode(kv),
+            ["settings"] => self.ha_settings = decode(kv).map(|kept| kept.value).unwrap_or_default(),
             ["memory", id] => keep(&mut self.memories, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["incident", ..] => self.incidents.extend(decode(kv).map(|incident| (kv.key.clone(), incident))),
             ["rescue", ..] => self.rescues.extend(decode(kv).map(|rescue| (kv.key.clone(), rescue))),

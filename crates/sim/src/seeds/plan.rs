@@ -1,7 +1,7 @@
 //! What a seed will do to its cluster.
 
 use vmkeep_core::ha::record::{DisarmMode, Farewell, MoveHow, NodeNo, RunWish, ShutdownPolicy, VmNo, WatchdogKind};
-use vmkeep_core::ha::timers::Profile;
+use vmkeep_core::ha::timers::{Profile, Timers};
 
 use super::promise::{self, Promise};
 use crate::dice::Dice;
@@ -275,7 +275,7 @@ impl Plan {
 
     /// The longest that a node may live: its QEMUs survive the kill, and fenced stands still between its look and its pet.
     fn edge(&mut self, dice: &mut Dice, at: u64, n: NodeNo) {
-        let timers = self.profile.timers();
+        let timers = Timers::of(self.profile);
         self.faults.push((at, 70_000, Fault::NetworkOff(n)));
         self.faults.push((at, 70_000, Fault::AllStick(n)));
         let decided = at + timers.pet_ms - dice.between(0, timers.renew_ms + 1_000);

@@ -14,7 +14,7 @@ use vmkeep_agent::hypervisor::Hypervisor;
 use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Wire};
 use vmkeep_agent::image::Reach;
 use vmkeep_agent::runtime::clock::BootId;
-use vmkeep_agent::runtime::{self, AgentConfig, Node};
+use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_server::app::{Ask, ask::Admission, bootstrap, node, vm, vm_migrate, vm_write};
 use vmkeep_server::reconcile::ha::Desk;
@@ -58,7 +58,18 @@ pub struct Machine {
 struct Host {
     machine: Machine,
     dir: tempfile::TempDir,
+    node: Option<Arc<Node>>,
     agent: Option<Part>,
+    beats: Option<Part>,
+}
+
+/// What the agents take their hosts for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Hosts alone, that happen to have one store: nobody renews, so a test says who is silent.
+    Nothing,
+    /// Members of a cluster, which renew their lives.
+    Cluster,
 }
 
 pub struct Cluster {
@@ -67,6 +78,7 @@ pub struct Cluster {
     /// What each agent gets when it asks another for an image.
     pub library: Arc<Library>,
     shared: bool,
+    of: Of,
     hosts: BTreeMap<&'static str, Host>,
     leader: Option<Part>,
     /// What the leader knows of the nodes, and the time by which it measures their silence, ms.
@@ -80,7 +92,8 @@ pub struct Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.watch.abort();
-        for part in self.hosts.values().filter_map(|host| host.agent.as_ref()).chain(&self.leader) {
+        let parts = self.hosts.values().flat_map(|host| [&host.agent, &host.beats]).flatten();
+        for part in parts.chain(&self.leader) {
             part.stop.cancel();
         }
     }
@@ -105,6 +118,15 @@ pub fn uri(host: &str) -> String {
 impl Cluster {
     /// Fakes on `a` and `b`.
     pub async fn of_fakes(pool: &Path, shared: bool) -> Self {
+        Self::fakes(pool, shared, if shared { Of::Nothing } else { Of::Cluster }).await
+    }
+
+    /// Fakes on `a` and `b` with one pool, that renew their lives and say goodbye.
+    pub async fn of_members(pool: &Path) -> Self {
+        Self::fakes(pool, true, Of::Cluster).await
+    }
+
+    async fn fakes(pool: &Path, shared: bool, of: Of) -> Self {
         let wire = Wire::default();
         let machine = |name: &str| {
             let fake = Arc::new(FakeHypervisor::new());
@@ -112,10 +134,14 @@ impl Cluster {
             Machine { hv: fake.clone(), fake: Some(fake), address: MigrationAddress { connect: uri(name), data: format!("tcp://{name}") } }
         };
         let (a, b) = (machine("a"), machine("b"));
-        Self::new(pool, shared, wire, a, b).await
+        Self::with(pool, shared, of, wire, [a, b]).await
     }
 
     pub async fn new(pool: &Path, shared: bool, wire: Wire, a: Machine, b: Machine) -> Self {
+        Self::with(pool, shared, if shared { Of::Nothing } else { Of::Cluster }, wire, [a, b]).await
+    }
+
+    async fn with(pool: &Path, shared: bool, of: Of, wire: Wire, [a, b]: [Machine; 2]) -> Self {
         let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         bootstrap(store.as_ref(), &pool.to_string_lossy(), shared).await.expect("a store");
         let two = Arc::new(AtomicBool::new(false));
@@ -123,7 +149,7 @@ impl Cluster {
         for (name, machine) in [("a", a), ("b", b)] {
             let dir = tempfile::tempdir().expect("a folder");
             std::fs::write(dir.path().join("boot_id"), name).expect("a boot id");
-            hosts.insert(name, Host { machine, dir, agent: None });
+            hosts.insert(name, Host { machine, dir, node: None, agent: None, beats: None });
         }
         let watched: Vec<_> = hosts.values().map(|host| host.machine.clone()).collect();
         let seen = two.clone();
@@ -145,7 +171,7 @@ impl Cluster {
             Now { boottime_ms: ms, raw_ms: ms }
         };
         let desk = Desk::new(&Name::known("leader"), Arc::new(NoPower), Arc::new(now));
-        let mut cluster = Self { store, wire, library: Arc::default(), shared, hosts, leader: None, desk, clock, two, watch };
+        let mut cluster = Self { store, wire, library: Arc::default(), shared, of, hosts, leader: None, desk, clock, two, watch };
         cluster.begin("a");
         cluster.begin("b");
         cluster.lead();
@@ -175,20 +201,45 @@ impl Cluster {
             kvm: KvmState::Unusable { why: "a test".into() },
             address: Some(uri(name)),
             migration: Some(host.machine.address.clone()),
-            // In one pool there is nothing to fetch.
-            peers: if self.shared { None } else { Some(self.library.clone()) },
+            peers: if self.of == Of::Nothing { None } else { Some(self.library.clone()) },
             reach: Reach::Others,
             guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
         })
         .expect("a boot id");
         let stop = CancellationToken::new();
-        let going = tokio::spawn(runtime::run(node, stop.clone()));
+        let going = tokio::spawn(runtime::run(node.clone(), stop.clone()));
         host.agent = Some(Part { stop, going });
+        host.node = Some(node.clone());
+        // With pools of their own they own nothing that is highly available.
+        if self.of == Of::Cluster && self.shared {
+            let stop = CancellationToken::new();
+            let going = tokio::spawn(runtime::heartbeat::run(self.store.clone(), node, stop.clone()));
+            host.beats = Some(Part { stop, going });
+        }
     }
 
     pub async fn end(&mut self, name: &'static str) {
-        let agent = self.hosts.get_mut(name).and_then(|host| host.agent.take());
-        agent.expect("it was begun").end().await;
+        let host = self.hosts.get_mut(name).expect("a host");
+        host.agent.take().expect("it was begun").end().await;
+        if let Some(beats) = host.beats.take() {
+            beats.end().await;
+        }
+    }
+
+    /// As the host's own programs ask it.
+    pub fn handle(&self, name: &str) -> Handle {
+        Handle(self.hosts[name].node.clone().expect("it was begun"))
+    }
+
+    /// The host goes down after its agent, and boots.
+    pub async fn boots(&mut self, name: &'static str) {
+        self.end(name).await;
+        self.fake(name).reboot_host();
+        let boot = self.hosts[name].dir.path().join("boot_id");
+        let before = std::fs::read_to_string(&boot).expect("a boot id");
+        std::fs::write(boot, format!("{before}+")).expect("a boot id");
+        let _ = std::fs::remove_dir_all(self.hosts[name].dir.path().join("run"));
+        self.begin(name);
     }
 
     pub fn lead(&mut self) {

@@ -66,7 +66,7 @@ impl Pulse {
 
 async fn renew(store: &EmbeddedStore, desk: &Desk, node: &Name, seq: u64) {
     let Some(life) = typed::get_json::<EpochRecord>(store, &keys::epoch(node)).await.expect("a read") else { return };
-    let (key, beat) = (keys::heartbeat(node), Heartbeat { epoch: life.value.epoch, seq });
+    let (key, beat) = (keys::heartbeat(node), Heartbeat { epoch: life.value.epoch, seq, profile: Default::default() });
     let outcome = store.txn(Txn::default().then(typed::put(key, &beat))).await.expect("a write");
     desk.hear(node, beat, outcome.revision);
 }

@@ -94,7 +94,7 @@ impl Agent {
         }
         let id = self.id();
         let (seq, last) = self.beat.map_or((0, None), |(seq, revision)| (seq, Some(revision)));
-        let beat = Beat { epoch: self.epoch, seq: seq + 1, hypervisor: self.hypervisor, storage: self.storage };
+        let beat = Beat { epoch: self.epoch, seq: seq + 1, hypervisor: self.hypervisor, storage: self.storage, profile: self.profile };
         let same = last.map_or(Compare::Absent(Key::Beat(self.me)), |r| Compare::Revision(Key::Beat(self.me), r));
         let mut txn = Txn::new(id).when(same).when(Compare::Revision(Key::Epoch(self.me), self.epoch_revision));
         if self.weak != Some(Weakness::RenewWithoutSeal) {

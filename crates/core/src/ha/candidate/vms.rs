@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::clock::Now;
+use super::super::life;
 use super::super::ready::Ready;
 use super::super::record::{
-    Farewell, Key, MoveHow, NodeNo, Owner, Parked, ParkedWhy, Phase, RunWish, Seat, ShutdownPolicy, Trouble, Value, VmNo, Want,
+    Key, MoveHow, NodeNo, Owner, Parked, ParkedWhy, Parting, Phase, RunWish, Seat, ShutdownPolicy, Trouble, Value, VmNo, Want,
 };
 use super::super::turns::{STARTS_PER_NODE, Turns};
 use super::super::vigil::{NodeNow, NodeState};
@@ -388,18 +389,13 @@ impl Candidate {
     fn plan_leaving(&mut self, now: Now, case: &Case, seat: Seat, scene: &mut Scene, out: &mut Vec<Action>) {
         let Some(is) = scene.node(seat.node).copied() else { return };
         let policy = self.view.settings().map_or(ShutdownPolicy::Conditional, |settings| settings.shutdown);
-        let policy = match (policy, is.leaving) {
-            (_, None) => ShutdownPolicy::Migrate,
-            (ShutdownPolicy::Conditional, Some(Farewell::Reboot)) => ShutdownPolicy::Freeze,
-            (ShutdownPolicy::Conditional, Some(Farewell::Shutdown)) => ShutdownPolicy::Failover,
-            (other, Some(_)) => other,
-        };
+        let parting = is.leaving.map_or(Parting::Migrate, |farewell| life::parting(policy, farewell));
         let off = case.wish.run != RunWish::Started;
         let mut memory = super::super::record::Memory::default();
-        match policy {
-            ShutdownPolicy::Freeze => memory.park = true,
-            ShutdownPolicy::Failover | ShutdownPolicy::Conditional => {}
-            ShutdownPolicy::Migrate => {
+        match parting {
+            Parting::Freeze => memory.park = true,
+            Parting::Failover => {}
+            Parting::Migrate => {
                 if off && case.wish.run == RunWish::Disabled && is.leaving.is_none() {
                     return;
                 }

@@ -41,7 +41,7 @@ impl Limits {
 
     pub fn timers(self) -> Timers {
         let [kill_ms, pet_ms, pet_every_ms, watchdog_ms] = [self.kill_ms, self.pet_ms, self.pet_every_ms, self.watchdog_ms].map(u64::from);
-        Timers { kill_ms, pet_ms, pet_every_ms, watchdog_ms, ..Profile::Standard.timers() }
+        Timers { kill_ms, pet_ms, pet_every_ms, watchdog_ms, ..Timers::of(Profile::Standard) }
     }
 
     /// The guard's own part of [`Timers::check`].
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_is_heard() {
-        let limits = Limits::of(&Profile::Fast.timers());
+        let limits = Limits::of(&Timers::of(Profile::Fast));
         for ask in [Ask::State, Ask::Arm { sent: at(7), limits }, Ask::Renewed { sent: at(8) }, Ask::Disarm, Ask::Sealed] {
             assert_eq!(Ask::decode(&ask.encode()), Some(ask));
         }
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_successor_goes_on_where_the_guard_was() {
-        let mut fenced = Fenced::new(&Profile::Standard.timers(), None);
+        let mut fenced = Fenced::new(&Timers::of(Profile::Standard), None);
         for event in [Event::Tick, Event::Arm { sent: at(3) }, Event::Tick, Event::Sealed] {
             fenced.step(at(20), event);
             assert_eq!(Fenced::restore(&fenced.save()), Some(fenced.clone()));
@@ -335,9 +335,9 @@ mod tests {
     #[test]
     fn a_kill_after_the_reset_is_refused() {
         for profile in Profile::ALL {
-            assert_eq!(Limits::of(&profile.timers()).check(), Ok(()));
+            assert_eq!(Limits::of(&Timers::of(profile)).check(), Ok(()));
         }
-        let limits = Limits::of(&Profile::Standard.timers());
+        let limits = Limits::of(&Timers::of(Profile::Standard));
         assert!(Limits { kill_ms: 19_000, ..limits }.check().is_err());
         assert!(Limits { pet_every_ms: 4_000, ..limits }.check().is_err());
     }

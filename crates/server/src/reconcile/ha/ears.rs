@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmkeep_core::health::BEAT_MS;
+use vmkeep_core::ha::timers::Timers;
 use vmkeep_store::{Change, KeyValue, Op, Store, StoreError, Txn, keys, typed};
+use vmkeep_types::ha::{HaSettings, TimerProfile};
 use vmkeep_types::host::Heartbeat;
 use vmkeep_types::name::Name;
 
@@ -61,22 +62,42 @@ fn hear(desk: &Desk, kv: &KeyValue) {
     }
 }
 
+/// Between two canaries: an outage of the store must be noticed long before a node could be sealed.
+fn every(profile: TimerProfile) -> Duration {
+    let Timers { renew_ms, seal_ms, .. } = Timers::of(profile);
+    Duration::from_millis(renew_ms.min(seal_ms / 5))
+}
+
 /// Silence of nodes counts only while the store takes our own writes. A host alone has nobody to listen for.
 async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
-    let mut tick = interval(Duration::from_millis(BEAT_MS));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut profile = TimerProfile::default();
     loop {
-        tick.tick().await;
         desk.tick();
-        if !desk.has_heard() {
-            continue;
+        if desk.has_heard() {
+            profile = canary(store, desk, me).await.unwrap_or(profile);
+            desk.set_profile(profile);
         }
-        let sent = desk.now();
-        let txn = Txn::default().then(Op::Put(keys::canary(me), Vec::new()));
-        match timeout(ANSWER, store.txn(txn)).await {
-            Ok(Ok(_)) => desk.canary(sent),
-            Ok(Err(error)) => tracing::warn!(%error, "the store does not take this control node's canary: nobody is taken for dead"),
-            Err(_) => tracing::warn!("the store does not answer this control node in time: nobody is taken for dead"),
+        tokio::time::sleep(every(profile)).await;
+    }
+}
+
+/// The cluster's profile, which is read with it.
+async fn canary(store: &dyn Store, desk: &Desk, me: &Name) -> Option<TimerProfile> {
+    let sent = desk.now();
+    let txn = Txn::default().then(Op::Put(keys::canary(me), Vec::new())).then(Op::Get(keys::HA_SETTINGS.into()));
+    match timeout(ANSWER, store.txn(txn)).await {
+        Ok(Ok(outcome)) => {
+            desk.canary(sent);
+            let settings = outcome.gets.into_iter().next().flatten();
+            settings.map_or(Some(TimerProfile::default()), |kv| typed::decode::<HaSettings>(&kv).ok().map(|settings| settings.profile))
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the store does not take this control node's canary: nobody is taken for dead");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("the store does not answer this control node in time: nobody is taken for dead");
+            None
         }
     }
 }

@@ -70,9 +70,8 @@ impl Ledger for Known<'_> {
         cordon.is_some_and(|cordon| cordon.closure == Closure::Maintenance)
     }
 
-    /// A host that goes down in order closes its epoch.
-    fn leaving(&self, _: NodeNo) -> Option<Farewell> {
-        None
+    fn leaving(&self, node: NodeNo) -> Option<Farewell> {
+        self.view.departure(self.node(node)).map(|departure| departure.value.farewell)
     }
 
     fn is_disarmed(&self) -> bool {

@@ -13,6 +13,7 @@
 
 pub mod arm;
 pub mod ears;
+pub mod farewell;
 pub mod ledger;
 pub mod policy;
 pub mod power;
@@ -26,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::record::{Beat, Health, NodeNo};
-use vmkeep_core::ha::timers::Profile;
+use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::ha::turns::Turns;
 use vmkeep_core::ha::vigil::{NodeNow, PowerIs, Step, Vigil};
 use vmkeep_store::Txn;
@@ -98,7 +99,7 @@ impl Inner {
 impl Desk {
     /// `me`: the node of this control plane.
     pub fn new(me: &Name, power: Arc<dyn Power>, clock: Clock) -> Arc<Self> {
-        let vigil = Vigil::new(NodeNo(0), Profile::Standard.timers(), None);
+        let vigil = Vigil::new(NodeNo(0), Timers::of(Profile::Standard), None);
         let inner =
             Inner { names: vec![me.clone()], vigil, epochs: BTreeMap::new(), heard: false, cut: Vec::new(), turns: Turns::default() };
         Arc::new(Self { inner: Mutex::new(inner), power, clock })
@@ -119,13 +120,18 @@ impl Desk {
         inner.heard = true;
         inner.note_epoch(node, beat.epoch);
         // libvirt's health and the storage's are in the node's facts.
-        let beat = Beat { epoch: beat.epoch, seq: beat.seq, hypervisor: Health::Good, storage: Health::Good };
+        let beat = Beat { epoch: beat.epoch, seq: beat.seq, hypervisor: Health::Good, storage: Health::Good, profile: beat.profile };
         inner.vigil.hear(node, beat, revision, now);
     }
 
     /// A node has renewed at some time: a host alone does not.
     pub fn has_heard(&self) -> bool {
         self.lock().heard
+    }
+
+    /// The cluster's profile, as it stands in the store.
+    pub fn set_profile(&self, profile: Profile) {
+        self.lock().vigil.set_timers(Timers::of(profile));
     }
 
     /// A write of this control node's own, sent then, was taken.
@@ -169,6 +175,7 @@ impl Desk {
                 inner.note_epoch(node, life.value.epoch);
             }
         }
+        inner.vigil.set_timers(Timers::of(view.ha_settings.profile));
         inner.tick(now);
         let cuts = std::mem::take(&mut inner.cut);
         let Inner { names, vigil, .. } = inner;

@@ -15,7 +15,7 @@ use vmkeep_core::migrate::check::{self, Hindrance};
 use vmkeep_core::place::{self, Fleet};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::event::{Event, Level};
-use vmkeep_types::ha::{Confirmed, Rescue};
+use vmkeep_types::ha::{Confirmed, Proof, Rescue};
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::migration::{Handed, MoveOrder, MovePart, Travel};
 use vmkeep_types::name::Name;
@@ -274,7 +274,11 @@ fn was_off(seen: &Seen) -> bool {
 
 fn event(lost: &Lost<'_>, to: &Name, at: jiff::Timestamp) -> Op {
     let vm = &lost.vm.value;
-    let message = format!("{} is dead ({}): it runs again on {to}", lost.owner.value.node, lost.proof.value.proof);
+    let (from, proof) = (&lost.owner.value.node, lost.proof.value.proof);
+    let message = match proof {
+        Proof::Goodbye => format!("{from} was shut down: it runs again on {to}"),
+        Proof::Watchdog | Proof::Stonith | Proof::Unarmed | Proof::Operator => format!("{from} is dead ({proof}): it runs again on {to}"),
+    };
     let event = Event { at, resource: resource(vm), level: Level::Warn, code: "vm.recovered".into(), message, node: Some(to.clone()) };
     let stamp = format!("{:020}-ha-{:06}", at.as_nanosecond(), 0);
     typed::put(keys::event(&vm.project, "vm", vm.id, stamp), &event)
@@ -298,8 +302,19 @@ pub fn arrived(view: &ClusterView, wall: jiff::Timestamp) -> Vec<Txn> {
 /// Deaths that are told; older ones are forgotten.
 const INCIDENTS_MAX: usize = 100;
 
+/// VMs of a host that was shut down are told in no history of deaths; forgotten after so long.
+const MOVED_ON: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
 /// Takes the oldest out of the history, with their VMs.
-pub fn trim(view: &ClusterView) -> Option<Txn> {
+pub fn trim(view: &ClusterView, now: jiff::Timestamp) -> Option<Txn> {
+    let untold = |key: &str| {
+        let death = key.strip_prefix(keys::ALL_RESCUES).and_then(|of| Some(format!("{}{}", keys::ALL_INCIDENTS, of.rsplit_once('/')?.0)));
+        death.is_some_and(|death| !view.incidents.contains_key(&death))
+    };
+    let old = |rescue: &Rescue| now.duration_since(rescue.placed_at) >= MOVED_ON;
+    if let Some((key, _)) = view.rescues.iter().find(|(key, rescue)| old(&rescue.value) && untold(key)) {
+        return Some(Txn::default().then(Op::Delete(key.clone())));
+    }
     let mut ends: Vec<_> = view.incidents.iter().map(|(key, incident)| (incident.value.sealed_at, key, &incident.value)).collect();
     ends.sort_by_key(|(at, ..)| Reverse(*at));
     let (_, key, oldest) = ends.get(INCIDENTS_MAX).copied()?;

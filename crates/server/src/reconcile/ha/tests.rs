@@ -104,7 +104,7 @@ impl Bed {
 
     async fn beat(&mut self, node: &'static str) {
         self.seq += 1;
-        let beat = Heartbeat { epoch: Epoch(1), seq: self.seq };
+        let beat = Heartbeat { epoch: Epoch(1), seq: self.seq, profile: Default::default() };
         let txn =
             Txn::default().when(Compare::Absent(keys::fence(&name(node), Epoch(1)))).then(typed::put(keys::heartbeat(&name(node)), &beat));
         let outcome = self.store.txn(txn).await.expect("a write");

@@ -7,6 +7,7 @@ use vmkeep_core::place::baseline::{Baseline, baseline};
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_store::KeyValue;
+use vmkeep_types::ha::Departure;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
 use vmkeep_types::migration::PartKind;
@@ -114,6 +115,20 @@ impl ClusterView {
         self.set_node(&name);
     }
 
+    /// A node goes down in order, or stays after all.
+    pub(super) fn put_departure(&mut self, name: &Name, departure: Option<Kept<Departure>>, touched: &mut Touched) {
+        self.nodes.entry(name.clone()).or_default().leaving = departure;
+        self.set_node(name);
+        self.touch_waiting(touched);
+    }
+
+    /// What it has said, if it goes down in this life.
+    pub fn departure(&self, node: &Name) -> Option<&Kept<Departure>> {
+        let keys = self.nodes.get(node)?;
+        let epoch = keys.life.as_ref()?.value.epoch;
+        keys.leaving.as_ref().filter(|departure| departure.value.epoch == epoch)
+    }
+
     /// Does any node renew its life? A host alone does not.
     pub fn renews(&self) -> bool {
         self.nodes.values().any(|keys| keys.beat.is_some())
@@ -155,7 +170,10 @@ impl ClusterView {
             Some(facts) => {
                 let record = keys.record.as_ref().map_or_else(|| NodeRecord::named(name.clone()), |kept| kept.value.clone());
                 self.fleet.set_node(facts.value.clone(), record);
-                self.fleet.set_health(name, self.states.get(name).map_or(NodeHealth::Online, |kept| kept.value.state));
+                let state = self.states.get(name).map_or(NodeHealth::Online, |kept| kept.value.state);
+                // Nothing new comes to a host that goes down.
+                let takes = self.departure(name).map_or(state, |_| state.max(NodeHealth::Suspect));
+                self.fleet.set_health(name, takes);
                 let unprovable = arm::unprovable(self, name);
                 self.fleet.set_unprovable(name, unprovable);
             }

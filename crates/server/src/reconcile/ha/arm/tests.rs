@@ -38,7 +38,7 @@ impl Bed {
             let life = EpochRecord { epoch: Epoch(1), boot_id: "b".into(), closed: false };
             bed.put(typed::put(keys::facts(&name(node)), &facts(node))).await;
             bed.put(typed::put(keys::epoch(&name(node)), &life)).await;
-            bed.put(typed::put(keys::heartbeat(&name(node)), &Heartbeat { epoch: Epoch(1), seq: 1 })).await;
+            bed.put(typed::put(keys::heartbeat(&name(node)), &Heartbeat { epoch: Epoch(1), seq: 1, profile: Default::default() })).await;
             bed.says(node, Armed::None).await;
         }
         let record = VmRecord {
