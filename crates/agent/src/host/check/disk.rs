@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use vmkeep_api::body::PoolSpace;
 use vmkeep_types::host::CheckRow;
+use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
 use super::row::{fail, ok, warn};
@@ -170,14 +172,24 @@ fn words(space: &Space) -> String {
 
 fn pool_space(space: Option<&Space>) -> CheckRow {
     let Some(space) = space else { return fail("disk-space", "unknown", "the pool's file system cannot be asked", None) };
+    judge_space("disk-space", words(space), space.free)
+}
+
+fn judge_space(row: &str, found: String, free: ByteCount) -> CheckRow {
     let mend = || Some("vmkeep volume list; vmkeep image list".to_owned());
-    if space.free < POOL_FREE_LEAST {
-        return fail("disk-space", words(space), "there is no room for an image; guests that write are paused", mend());
+    if free < POOL_FREE_LEAST {
+        return fail(row, found, "there is no room for an image; guests that write are paused", mend());
     }
-    if space.free < POOL_FREE_MIN {
-        return warn("disk-space", words(space), "disks are thin: when the pool is full, guests that write are paused", mend());
+    if free < POOL_FREE_MIN {
+        return warn(row, found, "disks are thin: when the pool is full, guests that write are paused", mend());
     }
-    ok("disk-space", words(space))
+    ok(row, found)
+}
+
+/// Any other pool than `default`.
+pub fn pool(name: &Name, space: PoolSpace) -> CheckRow {
+    let words = format!("pool '{name}': {} of {} free", space.free.human(), space.size.human());
+    judge_space("pool-space", words, space.free)
 }
 
 fn store_space(space: &Space) -> CheckRow {
@@ -307,6 +319,21 @@ mod tests {
                   $ du -xh /s | sort -h | tail
             "#]],
         );
+    }
+
+    #[test]
+    fn every_pool_has_its_row() {
+        let row = |mib| pool(&Name::known("fast"), PoolSpace { size: ByteCount::from_gib(100), free: ByteCount::from_mib(mib) });
+        expect![[r#"
+            ok pool-space: pool 'fast': 40G of 100G free
+            warn pool-space: pool 'fast': 3G of 100G free
+              disks are thin: when the pool is full, guests that write are paused
+              $ vmkeep volume list; vmkeep image list
+            fail pool-space: pool 'fast': 764M of 100G free
+              there is no room for an image; guests that write are paused
+              $ vmkeep volume list; vmkeep image list
+        "#]]
+        .assert_eq(&show(&[row(40 << 10), row(3 << 10), row(764)]));
     }
 
     #[test]

@@ -26,7 +26,9 @@ mod watchdog;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use vmkeep_api::body::PoolSpace;
 use vmkeep_types::host::CheckRow;
+use vmkeep_types::name::Name;
 
 use crate::fenced::{Fenced, SOCKET};
 use crate::hypervisor::Hypervisor;
@@ -44,8 +46,8 @@ pub struct CheckInput {
     pub migration_port: Option<u16>,
 }
 
-/// All rows, in the order in which a person would look.
-pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRow> {
+/// All rows, in the order in which a person would look. `pools`: those of this node that are in use.
+pub async fn run(input: &CheckInput, pools: Vec<(Name, PoolSpace)>, hypervisor: &dyn Hypervisor) -> Vec<CheckRow> {
     let versions = hypervisor.versions().await.map_err(|e| e.to_string());
     let firewall = network::Firewall::gather().await;
     let machines = machines::gather(hypervisor).await;
@@ -60,6 +62,7 @@ pub async fn run(input: &CheckInput, hypervisor: &dyn Hypervisor) -> Vec<CheckRo
             rows.extend(libvirt::judge(&libvirt::gather(versions.err())));
             rows.extend(firmware::judge(&firmware::gather()));
             rows.extend(disk::judge(&disk::gather(&input.pool, &input.store)));
+            rows.extend(pools.iter().filter(|(name, _)| name.as_str() != "default").map(|(name, space)| disk::pool(name, *space)));
             rows.extend(security::judge(&security::gather(&input.pool)));
             rows.extend(network::judge(&network::gather(firewall)));
             rows.extend(ports::judge(&ports::gather(input.tls_listen, input.migration_port)));

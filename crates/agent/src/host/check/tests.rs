@@ -10,7 +10,7 @@ async fn every_row_of_this_machine_says_what_why_and_how() {
     let pool = tempfile::tempdir().expect("a folder");
     let input =
         CheckInput { pool: pool.path().join("not/there/yet"), store: pool.path().to_owned(), tls_listen: None, migration_port: None };
-    let rows = run(&input, &FakeHypervisor::new()).await;
+    let rows = run(&input, Vec::new(), &FakeHypervisor::new()).await;
     let told = show(&rows);
     for id in [
         "kvm",
