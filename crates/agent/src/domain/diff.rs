@@ -246,8 +246,11 @@ impl<'a> Found<'a> {
         let (want, there) = (features(wanted), features(actual));
         for (name, policy) in &want {
             let now = there.get(name).copied();
-            // At the start libvirt leaves out what the model has anyway.
-            if now != Some(policy) && (now.is_some() || self.view == View::Stored) {
+            // At the start libvirt leaves out what the model has anyway, and writes `disable` where QEMU had nothing to give (`check='partial'`;
+            // npt of a nested host): no restart would change that.
+            let refused =
+                self.view == View::Running && wanted.get("check") == Some("partial") && (*policy, now) == ("require", Some("disable"));
+            if now != Some(policy) && !refused && (now.is_some() || self.view == View::Stored) {
                 self.put(&format!("cpu/feature[{name}]"), now.map(str::to_owned), Some((*policy).to_owned()));
             }
         }

@@ -85,3 +85,18 @@ fn files_of_disks_are_told_with_what_lies_below_them() {
     let files: Vec<String> = disk_files(xml).expect("it parses").into_iter().collect();
     assert_eq!(files, ["/dev/vg/b", "/p/a.qcow2", "/p/a.snap1"]);
 }
+
+#[test]
+fn what_qemu_had_not_to_give_waits_for_no_restart() {
+    let order = order(serde_json::json!({"firmware": "bios", "disks": [{"name": "root", "empty": true, "size": "1G"}]}));
+    let wanted = built(&order, &kvm());
+    let (required, disabled) = ("<feature policy='require' name='x2apic'/>", "<feature policy='disable' name='x2apic'/>");
+    assert!(wanted.contains(required) && wanted.contains("check='partial'"), "{wanted}");
+    let running = wanted.replace(required, disabled);
+    assert_eq!(words(&live_plan(&wanted, &running).expect("both parse").pending), "", "libvirt started it without");
+    // The other way round somebody wants it off, and it is on until the next start.
+    let pending = words(&live_plan(&running, &wanted).expect("both parse").pending);
+    assert_eq!(pending, "cpu.features.x2apic: on -> off\n");
+    let stored = compare(&wanted, &running).expect("both parse");
+    assert_eq!(words(&stored.drift), "cpu.features.x2apic: off -> on\n", "somebody edited the definition");
+}
