@@ -6,11 +6,12 @@ use vmkeep_api::ha::HaForecast;
 use vmkeep_types::manifest::{vm_to_yaml_full, vm_to_yaml_minimal};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::FieldChange;
+use vmkeep_types::operation::Operation;
 use vmkeep_types::record::FirmwareChoice;
 use vmkeep_types::vm::Nic;
 
 use super::{get, list, migrate};
-use crate::commands::{joined, word};
+use crate::commands::{joined, pages, word};
 use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::printer::{Cell, Format, Row, Tone, yaml};
@@ -45,17 +46,28 @@ pub async fn run(ctx: &Ctx, args: ShowArgs) -> Result<(), Failure> {
                 Some(_) => ctx.call("vm.forecast")?.field("name", &args.name).answer::<HaForecast>().await.ok(),
                 None => None,
             };
-            card(ctx, &view, movable.as_ref(), forecast.as_ref());
+            let waits = waits_for(ctx, &view).await?;
+            card(ctx, &view, waits, movable.as_ref(), forecast.as_ref());
         }
     }
     Ok(())
+}
+
+/// Of a VM without a node: what its operation waits for.
+async fn waits_for(ctx: &Ctx, view: &VmView) -> Result<String, Failure> {
+    if view.status.node.is_some() {
+        return Ok(String::new());
+    }
+    let ops = pages::<Operation>(ctx, "op.list", None).await?;
+    let its = ops.into_iter().rev().find(|op| op.resource.uid == view.id.0 && !op.state.is_over() && op.blocked.is_some());
+    Ok(its.and_then(|op| op.blocked).unwrap_or_default())
 }
 
 fn changes(changes: &[FieldChange]) -> String {
     changes.iter().map(|c| format!("{}: {} -> {}", c.field, c.from, c.to)).collect::<Vec<_>>().join("\n")
 }
 
-fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>, forecast: Option<&HaForecast>) {
+fn card(ctx: &Ctx, view: &VmView, waits: String, movable: Option<&MovableAnswer>, forecast: Option<&HaForecast>) {
     let (spec, status) = (&view.spec, &view.status);
     let since = status.since.map(|at| format!(", since {}", time::local(at))).unwrap_or_default();
     let error = status.error.as_ref();
@@ -68,6 +80,7 @@ fn card(ctx: &Ctx, view: &VmView, movable: Option<&MovableAnswer>, forecast: Opt
         ("Name", view.name()),
         ("Description", spec.description.clone()),
         ("State", format!("{}{since}", ctx.printer.paint(&time::localized(&status.text), list::tone(status.phase)))),
+        ("Waits for", waits),
         ("Error", error.map(ToString::to_string).unwrap_or_default()),
         ("Hint", error.and_then(|e| e.hint.clone()).unwrap_or_default()),
         ("Warnings", status.warnings.join("\n")),
