@@ -83,7 +83,10 @@ async fn until_signal(config: Config) -> anyhow::Result<Ended> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
-    let serving = serve(config, Notify::from_env(), hangup, shutdown.clone());
+    let notify = Arc::new(Notify::from_env());
+    let (living, until) = (notify.clone(), shutdown.clone());
+    tokio::spawn(async move { living.keep_alive(&until).await });
+    let serving = serve(config, notify, hangup, shutdown.clone());
     tokio::pin!(serving);
     let name = tokio::select! {
         ended = &mut serving => return ended,
@@ -96,18 +99,22 @@ async fn until_signal(config: Config) -> anyhow::Result<Ended> {
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<Ended> {
+pub async fn serve(config: Config, notify: Arc<Notify>, hangup: Signal, shutdown: CancellationToken) -> anyhow::Result<Ended> {
+    let notify = notify.as_ref();
     let turn = cluster::resume(&config, &shutdown).await.context("what this host is a member of")?;
     let Some(_turn) = turn else { return Ok(Ended::Stopped) };
     let member = Member::load(&config.store)?;
-    apart::run_as_it_belongs(&config, member.as_ref(), &notify, &shutdown).await;
+    apart::run_as_it_belongs(&config, member.as_ref(), notify, &shutdown).await;
+    if shutdown.is_cancelled() {
+        return Ok(Ended::Stopped);
+    }
     let restart = Restart::new(shutdown.clone());
     if config.only == Some(NodeRole::Compute) {
         tokio::spawn(apart::watch(config.clone(), restart.clone()));
     }
-    let Some(opened) = open_store(&config, member.as_ref(), &notify, &restart).await? else { return Ok(restart.ended()) };
+    let Some(opened) = open_store(&config, member.as_ref(), notify, &restart).await? else { return Ok(restart.ended()) };
     if let Some(member) = member.as_ref().filter(|member| member.has(MemberRole::Witness)) {
-        return witness(config, member, opened, &notify, &restart).await;
+        return witness(config, member, opened, notify, &restart).await;
     }
     let roles = roles_of(&config, member.as_ref())?;
     let name = member.as_ref().map_or_else(|| config.node_name(), |member| Ok(member.node.clone()))?;
@@ -142,7 +149,7 @@ pub async fn serve(config: Config, notify: Notify, hangup: Signal, shutdown: Can
     }
     tracing::info!(node = %part.name, ?roles, "ready");
     notify.ready(&format!("node {}", part.name));
-    part.until_the_end(&notify, server).await?;
+    part.until_the_end(notify, server, &restart).await?;
     Ok(restart.ended())
 }
 
@@ -155,8 +162,8 @@ async fn witness(config: Config, member: &Member, opened: Opened, notify: &Notif
     let desk = tokio::spawn(desk);
     tracing::info!(node = %member.node, "ready: a witness");
     notify.ready("witness");
-    notify.keep_alive(shutdown).await;
-    notify.stopping();
+    shutdown.cancelled().await;
+    restart.tell(notify);
     let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
     Ok(restart.ended())
 }
@@ -185,14 +192,13 @@ impl Part {
         Serve { router, shutdown: self.shutdown.clone(), connections: self.connections.clone() }
     }
 
-    async fn until_the_end(mut self, notify: &Notify, server: Option<Arc<Server>>) -> anyhow::Result<()> {
+    async fn until_the_end(mut self, notify: &Notify, server: Option<Arc<Server>>, restart: &Restart) -> anyhow::Result<()> {
         let ended = tokio::select! {
-            () = notify.keep_alive(&self.shutdown) => None,
             () = self.shutdown.cancelled() => None,
             ended = self.tasks.join_next() => ended,
         };
         let broken = ended.filter(|_| !self.shutdown.is_cancelled());
-        notify.stopping();
+        restart.tell(notify);
         self.shutdown.cancel();
         self.connections.close();
         let orderly = async {
@@ -255,7 +261,16 @@ async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, r
     let answers = |member: &&Member| config.only != Some(NodeRole::Compute) || !member.has(MemberRole::Control);
     let desk = member.filter(answers).map(|member| Desk::new(config, member, Standing::Waiting, restart.clone()));
     let serving = desk.map(|desk| tokio::spawn(at_a_late_desk(desk, waiting.clone())));
-    let store = restart.shutdown().run_until_cancelled(connect_etcd(&etcd)).await;
+    let late = async {
+        tokio::time::sleep(DESK_AFTER).await;
+        // Else systemd takes a long wait for a start that hangs, and begins it again each minute.
+        notify.ready("waits for etcd; VMs go on");
+        std::future::pending().await
+    };
+    let store = async {
+        tokio::select! { store = connect_etcd(&etcd) => store, never = late => never }
+    };
+    let store = restart.shutdown().run_until_cancelled(store).await;
     waiting.cancel();
     if let Some(serving) = serving {
         let _ = tokio::time::timeout(STOP_PATIENCE, serving).await;
@@ -281,8 +296,8 @@ async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, r
             notify.ready("no member any more");
             let desk = Desk::new(config, member, Standing::Removed, restart.clone());
             let desk = answers(&member).then(|| tokio::spawn(at_the_desk(desk, restart.shutdown().clone())));
-            notify.keep_alive(restart.shutdown()).await;
-            notify.stopping();
+            restart.shutdown().cancelled().await;
+            restart.tell(notify);
             if let Some(desk) = desk {
                 let _ = tokio::time::timeout(STOP_PATIENCE, desk).await;
             }

@@ -88,6 +88,8 @@ impl From<Why> for Farewell {
 }
 
 fn main() -> ExitCode {
+    // One that began anew is `exe` to ps and pidof else.
+    let _ = nix::sys::prctl::set_name(c"vmkeepd");
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -38,8 +38,13 @@ impl Notify {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// Never before the process begins anew: systemd would wait for its end, and kill it after `TimeoutStopSec=`.
     pub fn stopping(&self) {
         self.send("STOPPING=1");
+    }
+
+    pub fn anew(&self) {
+        self.send("STATUS=begins anew");
     }
 
     fn send(&self, message: &str) {
@@ -50,7 +55,8 @@ impl Notify {
         }
     }
 
-    /// Says that we live, twice per period, as long as the runtime still runs tasks. Ends with the shutdown.
+    /// Says that we live, twice per period, as long as the runtime still runs tasks. Ends with the shutdown. It begins with the process:
+    /// one that began anew has systemd's watchdog from its first moment.
     pub async fn keep_alive(&self, shutdown: &CancellationToken) {
         let Some(period) = self.watchdog else { return shutdown.cancelled().await };
         let mut tick = tokio::time::interval(period / 2);
@@ -87,6 +93,8 @@ mod tests {
             () = tokio::time::sleep(Duration::from_millis(30)) => {}
         }
         assert_eq!(receive(&systemd), "WATCHDOG=1");
+        notify.anew();
+        while receive(&systemd) != "STATUS=begins anew" {}
         notify.stopping();
         while receive(&systemd) != "STOPPING=1" {}
 

@@ -18,7 +18,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use vmkeep_types::cluster::MemberRole;
 
-use super::etcd::{by_systemd, systemctl};
+use super::etcd::{by_systemd, run, systemctl};
 use super::{LOOK_AGAIN, Restart, leave, recover};
 use crate::config::{Config, NodeRole};
 use crate::member::{Member, Paths};
@@ -122,8 +122,8 @@ pub async fn run_as_it_belongs(config: &Config, member: Option<&Member>, notify:
     let Some((wanted, now)) = switch(config.only, member).filter(|_| by_systemd() && config.etcd.is_none()) else { return };
     // systemd may be waiting for it, and would take what follows for a start that was broken off.
     notify.ready("a unit for each role takes over, or one for all");
-    let all = |verb: &[&'static str], units: &[&'static str]| systemctl(&[verb, units].concat());
-    let switched = all(&["enable"], wanted).and_then(|()| all(&["disable"], now)).and_then(|()| all(&["start", "--no-block"], wanted));
+    let all = |verb: &'static str, units: &[&'static str]| systemctl(&[&[verb], units].concat());
+    let switched = all("enable", wanted).and_then(|()| all("disable", now)).and_then(|()| started_from_outside(wanted));
     match switched {
         Ok(()) => {
             tracing::info!(units = wanted.join(" "), "systemd runs this host's roles in these units from now on");
@@ -133,6 +133,21 @@ pub async fn run_as_it_belongs(config: &Config, member: Option<&Member>, notify:
         }
         Err(error) => tracing::warn!(error = format!("{error:#}"), "this host's roles go on in the units that they are in"),
     }
+}
+
+/// The first of them ends this unit with all that is in it: a systemctl in here would not come to the second.
+fn started_from_outside(units: &[&str]) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new("systemd-run");
+    command.args([
+        "--quiet",
+        "--collect",
+        "--no-block",
+        "--description=vmkeep: other units for this host's roles",
+        "--",
+        "systemctl",
+        "start",
+    ]);
+    run(command.args(units))
 }
 
 #[cfg(test)]

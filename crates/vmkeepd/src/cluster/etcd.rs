@@ -201,9 +201,17 @@ pub(super) fn by_systemd() -> bool {
 }
 
 pub(super) fn systemctl(args: &[&str]) -> anyhow::Result<()> {
-    let out = Command::new("systemctl").args(args).stdin(Stdio::null()).output().context("cannot run systemctl")?;
+    run(Command::new("systemctl").args(args))
+}
+
+pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
+    let words = [command.get_program()].into_iter().chain(command.get_args()).map(std::ffi::OsStr::to_string_lossy);
+    let told = words.collect::<Vec<_>>().join(" ");
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {told}"))?;
     if !out.status.success() {
-        bail!("systemctl {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+        // Without a word where a signal ended it.
+        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        bail!("{told}: {}", if said.is_empty() { out.status.to_string() } else { said });
     }
     Ok(())
 }

@@ -55,6 +55,7 @@ use vmkeep_types::name::Name;
 use crate::config::{Config, NodeRole};
 use crate::daemon::Ended;
 use crate::member::{AGENT_PORT, API_PORT, ETCD_CLIENT_PORT, ETCD_PEER_PORT, Member, Paths};
+use crate::notify::Notify;
 use apart::Turn;
 use etcd::Etcd;
 
@@ -104,6 +105,14 @@ impl Restart {
     /// How the daemon ends when it does.
     pub fn ended(&self) -> Ended {
         if self.wanted.load(Ordering::SeqCst) { Ended::Restart } else { Ended::Stopped }
+    }
+
+    /// To systemd, at the end of what was served.
+    pub fn tell(&self, notify: &Notify) {
+        match self.ended() {
+            Ended::Restart => notify.anew(),
+            Ended::Stopped => notify.stopping(),
+        }
     }
 
     pub fn shutdown(&self) -> &CancellationToken {

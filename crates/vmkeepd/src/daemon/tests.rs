@@ -51,7 +51,7 @@ impl Running {
         log::begin(&Config { log_filter: "off".into(), ..config.clone() });
         let shutdown = CancellationToken::new();
         let hangup = signal(SignalKind::hangup()).expect("signals");
-        let task = tokio::spawn(serve(config.clone(), Notify::from_env(), hangup, shutdown.clone()));
+        let task = tokio::spawn(serve(config.clone(), Arc::new(Notify::from_env()), hangup, shutdown.clone()));
         let running = Self { client: Client::unix(&config.socket), config, shutdown, task, _dir: dir };
         running.until("the daemon answers", || async { running.client.call("version").answer::<VersionAnswer>().await.is_ok() }).await;
         running
@@ -136,7 +136,7 @@ async fn a_second_daemon_on_the_same_store_is_refused() {
     let running = Running::new().await;
     let hangup = signal(SignalKind::hangup()).expect("signals");
     let second = Config { socket: running.config.socket.with_extension("2"), ..running.config.clone() };
-    let error = serve(second, Notify::from_env(), hangup, CancellationToken::new()).await.expect_err("the store is locked");
+    let error = serve(second, Arc::new(Notify::from_env()), hangup, CancellationToken::new()).await.expect_err("the store is locked");
     assert!(format!("{error:#}").contains("cannot open the store"), "{error:#}");
     running.shutdown.cancel();
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
