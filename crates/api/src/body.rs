@@ -428,6 +428,8 @@ pub struct LogQuery {
     pub source: Option<String>,
     /// Last lines; default 200, at most 10000.
     pub lines: Option<usize>,
+    /// The answer goes on with what is written, until the reader goes.
+    pub follow: bool,
 }
 
 /// Counters since the VM's start; rates are the reader's subtraction.

@@ -253,6 +253,7 @@ fn parameters(route: &Route) -> Vec<Value> {
         "vm.logs" => {
             query("source", json!({"enum": ["serial", "qemu"]}), "Which log; serial when left out");
             query("lines", json!({"type": "integer", "minimum": 1, "maximum": 10000}), "Last lines; 200 when left out");
+            query("follow", flag.clone(), "Go on with what is written, until the reader goes");
         }
         "upload.put" => query("offset", number, "Where the bytes begin; what is there already, from GET"),
         _ => {}

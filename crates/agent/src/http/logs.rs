@@ -1,7 +1,7 @@
 //! The last lines of a VM's serial log or of QEMU's own log.
 //!
 //! Only regular files below the two log folders are read, whatever the domain's XML says. A log that was rotated a moment ago
-//! is continued with the piece before it.
+//! is continued with the piece before it. A reader may stay for what is written from then on.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,14 +9,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Path as Segment, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use vmkeep_api::body::LogQuery;
 use vmkeep_types::error::{Code, Error};
 
 use super::NodeHttp;
 use super::answer::{Answer, Asked, io_failure};
+use super::follow::Follow;
 use super::xml::facts;
 use crate::hypervisor::XmlKind;
 
@@ -42,9 +45,16 @@ pub async fn logs(State(node): State<Arc<NodeHttp>>, Segment(uid): Segment<Strin
         other => return Err(Error::invalid(format!("there is no log '{other}'; sources are serial and qemu")).into()),
     };
     let roots = [node.config.log_dir.clone(), node.config.qemu_log_dir.clone()];
-    let read = tokio::task::spawn_blocking(move || read_tail(&file, &roots, lines));
-    let text = read.await.map_err(|e| Error::internal(format!("reading the log stopped: {e}")))??;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+    let (name, within) = (file.clone(), roots.clone());
+    let read = tokio::task::spawn_blocking(move || read_tail(&name, &within, lines));
+    let (text, there) = read.await.map_err(|e| Error::internal(format!("reading the log stopped: {e}")))??;
+    let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    if !query.follow {
+        return Ok((kind, text).into_response());
+    }
+    let follow = Follow::new(Box::new(move || open(&file, &roots)), there);
+    let first = stream::iter((!text.is_empty()).then(|| Ok(text.into())));
+    Ok((kind, Body::from_stream(first.chain(follow.stream()))).into_response())
 }
 
 fn qemu_log(dir: &Path, domain: &str) -> Result<PathBuf, Error> {
@@ -54,22 +64,22 @@ fn qemu_log(dir: &Path, domain: &str) -> Result<PathBuf, Error> {
     Ok(dir.join(format!("{domain}.log")))
 }
 
-fn read_tail(file: &Path, roots: &[PathBuf], lines: usize) -> Answer<String> {
+/// The last lines, and the file as far as it was read. None: nothing was ever written.
+fn read_tail(file: &Path, roots: &[PathBuf], lines: usize) -> Answer<(String, Option<File>)> {
     let cannot = |e: io::Error| io_failure(&format!("cannot read the log {}", file.display()), &e);
-    let mut text = match open(file, roots).and_then(|f| tail(f, lines)) {
-        Ok(text) => text,
-        // Nothing was ever written.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+    let (mut text, there) = match open(file, roots).and_then(|mut f| Ok((tail(&mut f, lines)?, Some(f)))) {
+        Ok(read) => read,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (String::new(), None),
         Err(e) => return Err(cannot(e)),
     };
     let missing = lines.saturating_sub(text.lines().count());
     let before = PathBuf::from(format!("{}.0", file.display()));
     if missing > 0
-        && let Ok(older) = open(&before, roots).and_then(|f| tail(f, missing))
+        && let Ok(older) = open(&before, roots).and_then(|mut f| tail(&mut f, missing))
     {
         text.insert_str(0, &older);
     }
-    Ok(text)
+    Ok((text, there))
 }
 
 /// A regular file that really lies below one of the roots.
@@ -87,7 +97,7 @@ fn open(file: &Path, roots: &[PathBuf]) -> io::Result<File> {
 }
 
 /// The last lines, whole, as text.
-fn tail(mut file: File, lines: usize) -> io::Result<String> {
+fn tail(file: &mut File, lines: usize) -> io::Result<String> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(TAIL_BYTES_MAX);
     file.seek(SeekFrom::Start(from))?;
@@ -109,7 +119,7 @@ mod tests {
     use super::*;
 
     fn read(file: &Path, root: &Path, lines: usize) -> Result<String, String> {
-        read_tail(file, &[root.to_owned()], lines).map_err(|e| format!("{e:?}"))
+        read_tail(file, &[root.to_owned()], lines).map(|(text, _)| text).map_err(|e| format!("{e:?}"))
     }
 
     #[test]

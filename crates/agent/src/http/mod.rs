@@ -15,6 +15,7 @@ mod answer;
 mod console;
 mod domains;
 mod exec;
+mod follow;
 mod found;
 mod guests;
 mod host;

@@ -359,6 +359,24 @@ async fn logs_of_both_kinds() {
 }
 
 #[tokio::test]
+async fn a_log_is_read_as_it_grows() {
+    let bed = Bed::new().await;
+    let log = bed.dir.path().join("logs/web.log");
+    std::fs::write(&log, "one\ntwo\n").expect("a log");
+    let request = Request::builder().uri(format!("/n/vms/{VM}/logs?lines=1&follow=true")).body(Body::empty()).expect("a request");
+    let response = bed.router.clone().oneshot(request).await.expect("a router answers");
+    let mut pieces = response.into_body().into_data_stream();
+    let mut next = async || String::from_utf8(pieces.next().await.expect("it goes on").expect("it reads").to_vec()).expect("text");
+    assert_eq!(next().await, "two\n");
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&log)
+        .and_then(|mut log| std::io::Write::write_all(&mut log, b"three\n"))
+        .expect("written");
+    assert_eq!(next().await, "three\n");
+}
+
+#[tokio::test]
 async fn domains_ours_and_foreign() {
     let bed = Bed::running().await;
     bed.check(
