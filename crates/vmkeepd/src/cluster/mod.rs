@@ -7,7 +7,8 @@
 //!  vmkeep cluster leave ─► daemon anew ─► leave: forgotten, out of etcd, files erased; a single host again
 //!                                          └══ mutual TLS ══► farewell (a control node): where only it may forget
 //!  vmkeep cluster recover ─► daemon anew ─► recover: etcd from a backup, alone; a new incarnation
-//!  20 s after 20 s     ─► tend: who has etcd, certificates that age (renew, libvirt), rights in etcd, copies of it
+//!  20 s after 20 s     ─► tend: who has etcd and who has no business there (strangers), certificates that age (renew, libvirt),
+//!                         rights in etcd, copies of it
 //! ```
 //! `member.toml` comes last: before it this host is alone and goes on from its own store, whatever was prepared.
 
@@ -28,6 +29,7 @@ mod recover;
 pub mod renew;
 mod rights;
 mod status;
+mod strangers;
 pub mod tend;
 pub mod vip;
 mod wire;
