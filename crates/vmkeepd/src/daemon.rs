@@ -8,6 +8,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -259,7 +260,9 @@ async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, r
     let waiting = restart.shutdown().child_token();
     // Where the roles run apart, the socket is the control plane's.
     let answers = |member: &&Member| config.only != Some(NodeRole::Compute) || !member.has(MemberRole::Control);
-    let desk = member.filter(answers).map(|member| Desk::new(config, member, Standing::Waiting, restart.clone()));
+    let denied = Arc::new(AtomicBool::new(false));
+    let standing = Standing::Waiting { denied: denied.clone() };
+    let desk = member.filter(answers).map(|member| Desk::new(config, member, standing, restart.clone()));
     let serving = desk.map(|desk| tokio::spawn(at_a_late_desk(desk, waiting.clone())));
     let late = async {
         tokio::time::sleep(DESK_AFTER).await;
@@ -268,7 +271,7 @@ async fn open_store(config: &Config, member: Option<&Member>, notify: &Notify, r
         std::future::pending().await
     };
     let store = async {
-        tokio::select! { store = connect_etcd(&etcd) => store, never = late => never }
+        tokio::select! { store = connect_etcd(&etcd, &denied) => store, never = late => never }
     };
     let store = restart.shutdown().run_until_cancelled(store).await;
     waiting.cancel();
@@ -334,10 +337,13 @@ async fn prepare(store: &dyn Store, config: &Config, roles: &[NodeRole], shutdow
     shutdown.run_until_cancelled(ready).await.transpose()
 }
 
-/// Waits for etcd: after a power cut its members may need longer than this host.
-async fn connect_etcd(wanted: &EtcdConfig) -> anyhow::Result<EtcdStore> {
+/// Waits for etcd: after a power cut its members may need longer than this host. `denied`: it answers, and does not know this host; a
+/// silent member beside that changes nothing of it.
+async fn connect_etcd(wanted: &EtcdConfig, denied: &AtomicBool) -> anyhow::Result<EtcdStore> {
     loop {
-        match EtcdStore::connect(wanted).await {
+        let tried = EtcdStore::connect(wanted).await;
+        denied.fetch_or(matches!(tried, Err(StoreError::Denied(_))), Ordering::SeqCst);
+        match tried {
             Ok(store) => return Ok(store),
             Err(error @ StoreError::Invalid(_)) => return Err(error).context("etcd cannot be used"),
             Err(error) => tracing::warn!(%error, endpoints = wanted.endpoints.join(" "), "waiting for etcd; VMs go on"),

@@ -41,6 +41,15 @@ fn a_lost_majority_is_recovered_from_a_backup() {
     until_healthy(&one, "node1:member:follower node2:member:follower node3:member:follower");
     let backup = one.ok(["cluster", "backup"]).trim().to_owned();
     assert!(refusal(&one.vmkeep(["cluster", "recover", "--from", &backup, "--yes"])).contains("etcd has a majority"));
+    // The backup knows neither this host nor its VM.
+    let four = host(&switch, 4);
+    joins(&four, &token(&one));
+    one.apply(
+        "kind: vm\nname: late\nrun: always\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\n\
+         disks: [{name: root, empty: true, size: 1M}]\nplacement: {node_selector: {node: node4}}\n",
+    );
+    one.phase("late", "running", BOOT);
+    let late = four.qemu_pids("late");
 
     two.power_off();
     three.power_off();
@@ -63,6 +72,13 @@ fn a_lost_majority_is_recovered_from_a_backup() {
     one.ok(["apply".as_ref(), "-f".as_ref(), wish.as_os_str(), "--no-wait".as_ref()]);
     assert_eq!(one.vm("b")["status"]["node"], serde_json::Value::Null);
 
+    until_told(&four, "it is told that nobody knows it", |told| told.contains("does not know 'node4'") && told.contains("leave --forget"));
+    assert!(refusal(&four.vmkeep(["cluster", "leave", "--yes"])).contains("does not know 'node4'"));
+    let recovered = four.vmkeep(["cluster", "recover", "--yes"]);
+    assert!(!recovered.status.success(), "a second cluster of the same hosts");
+    four.ok(["cluster", "leave", "--forget", "--yes"]);
+    joins(&four, &token(&one));
+
     // One comes back as it was: it is no member, and joins anew.
     two.power_on();
     two.spawn_daemon(Net::Host, &[]);
@@ -76,6 +92,9 @@ fn a_lost_majority_is_recovered_from_a_backup() {
     one.phase("a", "running", BOOT);
     assert_eq!(one.qemu_pids("a"), pids);
     until_told(&one, "it is over", |told| !told.contains("was recovered"));
-    until_healthy(&one, "node1:member:follower node2:member:follower");
-    one.ok(["vm", "delete", "a", "b", "--yes"]);
+    until_healthy(&one, "node1:member:follower node2:member:follower node4:member:follower");
+    one.ok(["vm", "adopt", "late", "--node", "node4"]);
+    assert_eq!(one.phase("late", "running", BOOT)["status"]["node"], "node4");
+    assert_eq!(four.qemu_pids("late"), late, "the guest knows nothing of it");
+    one.ok(["vm", "delete", "a", "b", "late", "--yes"]);
 }

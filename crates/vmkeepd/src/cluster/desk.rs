@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | a member without the role control | the cluster | leave |
 //! | one whose etcd does not answer | that | leave --forget, recover |
+//! | one that etcd refuses | that | leave --forget |
 //! | one that the cluster does not know any more | that | leave --forget |
 //!
 //! Every other request is refused with the same words.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -35,8 +37,8 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 pub enum Standing {
     /// A member that has the store, and no control plane.
     Member(Arc<Cluster>),
-    /// etcd does not answer.
-    Waiting,
+    /// etcd does not answer, or does not know this host: its store is of before this host joined.
+    Waiting { denied: Arc<AtomicBool> },
     /// The store knows no such member.
     Removed,
 }
@@ -81,6 +83,10 @@ impl Desk {
             .with_state(Arc::new(self))
     }
 
+    fn is_denied(&self) -> bool {
+        matches!(&self.standing, Standing::Waiting { denied } if denied.load(Ordering::SeqCst))
+    }
+
     fn problem(&self) -> ClusterProblem {
         let node = &self.member.node;
         let (message, mend) = match &self.standing {
@@ -88,7 +94,15 @@ impl Desk {
                 format!("'{node}' has no control plane"),
                 "ask a control node: vmkeep --url https://ADDRESS:7443, or its socket on that host".to_owned(),
             ),
-            Standing::Waiting => (
+            Standing::Waiting { .. } if self.is_denied() => (
+                format!(
+                    "etcd at {} answers and does not know '{node}': it was recovered from a backup of before '{node}' joined; VMs go on",
+                    self.member.etcd.endpoints.join(" ")
+                ),
+                "vmkeep cluster leave --forget, then vmkeep cluster join; a VM that is not known afterwards: vmkeep vm adopt NAME --node NODE"
+                    .to_owned(),
+            ),
+            Standing::Waiting { .. } => (
                 format!("'{node}' waits for etcd at {}; VMs go on", self.member.etcd.endpoints.join(" ")),
                 "bring back a majority of its members; on each: systemctl status vmkeep-etcd; lost for good: vmkeep cluster recover"
                     .to_owned(),
@@ -112,7 +126,7 @@ fn admin(request: &Request) -> Result<(), Error> {
 async fn show(State(desk): State<Arc<Desk>>) -> Response {
     let view = match &desk.standing {
         Standing::Member(cluster) => cluster.look().await,
-        Standing::Waiting | Standing::Removed => {
+        Standing::Waiting { .. } | Standing::Removed => {
             Ok(ClusterView { cluster: Some(desk.member.cluster), members: Vec::new(), problems: vec![desk.problem()] })
         }
     };
@@ -137,8 +151,10 @@ async fn leave(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 
 async fn recover(State(desk): State<Arc<Desk>>, request: Request) -> Response {
     let begun = match (wish(request).await, &desk.standing) {
-        (Ok(wish), Standing::Waiting) => recover::begin(&desk.member, &wish, &desk.restart),
-        (Ok(_), Standing::Member(_) | Standing::Removed) => Err(Error::conflict("etcd answers: nothing is lost")),
+        (Ok(wish), Standing::Waiting { .. }) if !desk.is_denied() => recover::begin(&desk.member, &wish, &desk.restart),
+        (Ok(_), Standing::Member(_) | Standing::Removed | Standing::Waiting { .. }) => {
+            Err(Error::conflict("etcd answers: nothing is lost"))
+        }
         (Err(error), _) => Err(error),
     };
     tracing::warn!(ok = begun.is_ok(), "asked to recover the store on the host's own socket");
@@ -149,9 +165,10 @@ impl Desk {
     async fn leave(&self, wish: &ClusterLeave) -> Result<ClusterLeft, Error> {
         match &self.standing {
             Standing::Member(cluster) => cluster.leave_it(wish).await,
-            Standing::Waiting if !wish.forget => Err(Error::new(Code::Unavailable, self.problem().message)
+            Standing::Waiting { .. } if !wish.forget && !self.is_denied() => Err(Error::new(Code::Unavailable, self.problem().message)
                 .hint("leave --forget does not ask the cluster; its other members must then be told: vmkeep cluster remove NODE")),
-            Standing::Waiting | Standing::Removed => leave::begin(&self.member, &ClusterLeave { forget: true }, &self.restart),
+            Standing::Waiting { .. } if !wish.forget => Err(Error::refused(self.problem().message).hint(self.problem().mend)),
+            Standing::Waiting { .. } | Standing::Removed => leave::begin(&self.member, &ClusterLeave { forget: true }, &self.restart),
         }
     }
 }

@@ -13,6 +13,7 @@ use vmkeep_types::units::ByteCount;
 
 use super::etcd::{QUOTA_BYTES, client_url, peer_url};
 use super::form::failure_file;
+use super::strangers::strangers;
 use super::{Cluster, when_settled};
 
 /// For one member of etcd, in a status that shows all.
@@ -118,7 +119,11 @@ fn recovering(silent: &[Name]) -> Vec<ClusterProblem> {
             ),
         )
     };
-    silent.iter().map(each).collect()
+    let later = problem(
+        format!("{begun}: hosts that joined after the backup are not waited for, and what they run is not known"),
+        "before the last one above has said what it runs, on each of them: vmkeep cluster leave --forget, and join",
+    );
+    silent.iter().map(each).chain([later]).collect()
 }
 
 pub(super) fn problem(message: impl Into<String>, mend: impl Into<String>) -> ClusterProblem {
@@ -186,11 +191,10 @@ fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, Stor
             ));
         }
     }
-    let known: Vec<String> = records.iter().map(|record| peer_url(&record.address)).collect();
-    for stranger in etcd.iter().filter(|m| !m.peer_urls.iter().any(|url| known.contains(url))) {
+    for stranger in strangers(etcd, records) {
         problems.push(problem(
             format!("etcd has a member that vmkeep does not know: {}", stranger.peer_urls.join(" ")),
-            "join that host again",
+            "wait: the leader takes it out after three minutes; or join that host again",
         ));
     }
     let voters = etcd.iter().filter(|m| !m.learner).count();

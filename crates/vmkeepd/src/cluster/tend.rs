@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use vmkeep_server::app::{cluster as members, recovery, store_error, vip};
-use vmkeep_store::keys;
+use vmkeep_store::{StoreError, keys};
 use vmkeep_types::cluster::{MemberRole, MemberWord};
 use vmkeep_types::error::Error;
 
@@ -14,12 +14,14 @@ use super::etcd::client_url;
 use super::libvirt::Libvirt;
 use super::pki::{self, Authority, Freshness, Purpose};
 use super::status::problem;
-use super::{Cluster, refused, renew};
+use super::{Cluster, refused, renew, strangers};
 use crate::member::Member;
 
 const EVERY: Duration = Duration::from_secs(20);
 /// Between two looks of a control node at what makes it begin anew.
 const OFTEN: Duration = Duration::from_secs(3);
+/// Looks at which etcd refuses this host, before that counts.
+const DENIED_MAX: u32 = 2;
 
 /// Goes on until `shutdown`.
 pub fn begin(cluster: &Arc<Cluster>, member: &Member, shutdown: &CancellationToken) {
@@ -32,9 +34,15 @@ pub fn begin(cluster: &Arc<Cluster>, member: &Member, shutdown: &CancellationTok
 
 async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationToken) {
     let libvirt = Arc::new(Libvirt::default());
+    let mut seen = strangers::Seen::new();
     loop {
         if let Err(error) = cluster.tend(&mut known, &libvirt).await {
             tracing::debug!(%error, "the cluster is looked after later");
+        }
+        if known.has(MemberRole::Control)
+            && let Err(error) = cluster.let_strangers_out(&mut seen).await
+        {
+            tracing::debug!(%error, "etcd's members are looked after later");
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
             return;
@@ -43,14 +51,14 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
 }
 
 /// Begins the process anew when the store is another incarnation than the one it began with (what it remembers is of a history
-/// that is no more), or when this host's certificate was made anew (connections to etcd keep the one they were opened with). Goes
+/// that is no more) or does not know this host, or when this host's certificate was made anew (connections to etcd keep the one they were opened with). Goes
 /// on until `shutdown`.
 pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
     let file = cluster.paths().node_cert();
     // Control nodes are few, and people wait for the API's address.
     let every = if cluster.member().is_ok_and(|member| member.has(MemberRole::Control)) { OFTEN } else { EVERY };
     let written = || file.metadata().and_then(|meta| meta.modified()).ok();
-    let (mut began, mut address, certificate) = (None, None, written());
+    let (mut began, mut address, certificate, mut denied) = (None, None, written(), 0);
     loop {
         if written() != certificate {
             tracing::info!("this host's certificate was made anew; beginning anew with it");
@@ -68,10 +76,19 @@ pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
                 tracing::warn!(incarnation = now, "the store was recovered; beginning anew");
                 return cluster.restart.ask();
             }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "the incarnation is asked later"),
+            Ok(_) => denied = 0,
+            Err(error) => {
+                tracing::debug!(%error, "the incarnation is asked later");
+                // Rights change while others ask; who is refused again and again is not known there.
+                denied = if matches!(cluster.store.revision().await, Err(StoreError::Denied(_))) { denied + 1 } else { 0 };
+                if denied > DENIED_MAX {
+                    tracing::error!("etcd does not know this host any more; beginning anew without it");
+                    return cluster.restart.ask();
+                }
+            }
         }
-        if shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
+        let rest = if denied > 0 { OFTEN } else { every };
+        if shutdown.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
             return;
         }
     }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use axum::Router;
@@ -161,7 +162,7 @@ fn heartbeat(etcd: EtcdConfig, node: Arc<Node>, stop: CancellationToken) -> anyh
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the heartbeat")?;
     let beating = move || {
         runtime.block_on(async move {
-            match stop.run_until_cancelled(super::connect_etcd(&etcd)).await {
+            match stop.run_until_cancelled(super::connect_etcd(&etcd, &AtomicBool::default())).await {
                 Some(Ok(store)) => runtime::heartbeat::run(Arc::new(store), node, stop).await,
                 Some(Err(error)) => tracing::error!(error = format!("{error:#}"), "no heartbeat"),
                 None => {}
