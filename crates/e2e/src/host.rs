@@ -23,6 +23,11 @@ pub fn bin(name: &str) -> PathBuf {
     path
 }
 
+/// The daemon of the version before, where one is at hand: `VMKEEP_OLD_BIN_DIR` names its folder.
+pub fn old_daemon() -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("VMKEEP_OLD_BIN_DIR")?).join("vmkeepd"))
+}
+
 /// Where the daemon's network is: the host's own, or the machine's (for image builds, which need apt).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Net {
@@ -36,6 +41,8 @@ pub struct Host {
     dir: tempfile::TempDir,
     config: String,
     boots: u32,
+    /// The daemon's.
+    program: PathBuf,
 }
 
 impl Host {
@@ -58,7 +65,7 @@ impl Host {
         up.env("VMKEEP_LAB_SHARED", std::env::join_paths(folders).expect("no colon in a folder's name"));
         let up = up.args(["up", &name, &std::process::id().to_string()]).output().expect("nshost runs");
         assert!(up.status.success(), "nshost up: {}", String::from_utf8_lossy(&up.stderr));
-        let mut host = Self { name, daemon: None, dir, config: String::new(), boots: 0 };
+        let mut host = Self { name, daemon: None, dir, config: String::new(), boots: 0, program: bin("vmkeepd") };
         host.boot();
         host.configure("");
         host
@@ -102,6 +109,11 @@ impl Host {
         std::fs::read_to_string(self.dir.path().join("daemon.log")).unwrap_or_default()
     }
 
+    /// From its next start on the daemon is this program.
+    pub fn install(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     pub fn start_daemon(&mut self) {
         self.start_daemon_with(Net::Host, &[]);
     }
@@ -119,7 +131,7 @@ impl Host {
     pub fn spawn_daemon(&mut self, net: Net, env: &[(&str, &str)]) {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).expect("a log");
         let mut command = self.enter(net);
-        command.arg("env").args(env.iter().map(|(k, v)| format!("{k}={v}"))).arg(bin("vmkeepd")).arg("--config").arg(self.config_file());
+        command.arg("env").args(env.iter().map(|(k, v)| format!("{k}={v}"))).arg(&self.program).arg("--config").arg(self.config_file());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file handle")).stderr(log);
         self.daemon = Some(command.spawn().expect("vmkeepd starts"));
     }

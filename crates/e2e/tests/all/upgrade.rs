@@ -1,8 +1,11 @@
 //! A rolling upgrade: the daemons of three hosts begin anew one after the other, and the store's level is raised, while a guest ticks.
+//!
+//! Where `VMKEEP_OLD_BIN_DIR` names a folder with the `vmkeepd` of the version before, the hosts begin with that one. Else the same
+//! program begins with a store as that version left it.
 
 use std::path::Path;
 
-use vmkeep_e2e::host::{Host, tail, text};
+use vmkeep_e2e::host::{Host, bin, old_daemon, tail, text};
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::ticks;
@@ -16,8 +19,21 @@ fn host(switch: &Switch, n: u8, shared: &Path) -> Host {
     let mut host = Host::sharing(&format!("upgrade{n}"), &[shared]);
     host.configure_as(&format!("node{n}"), &format!("pool = \"{}\"\npool_shared = true\n", shared.display()));
     host.link(switch, &format!("10.77.0.{n}/24"));
+    if let Some(old) = old_daemon() {
+        host.install(old);
+    }
     host.start_daemon();
     host
+}
+
+/// As the version before left it: its level, and everybody may do everything.
+fn as_before(host: &Host) {
+    for words in ["put cluster/level 3", "del --prefix cluster/word/", "auth disable"] {
+        until(words, SETTLE, || {
+            let out = etcdctl(host, words);
+            if out.status.success() { Ok(()) } else { Err(text(&out.stderr)) }
+        });
+    }
 }
 
 /// The last tick of the only boot that there was.
@@ -58,17 +74,14 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
     let all = "node1:member:follower node2:member:follower node3:member:follower";
     until_healthy(&hosts[0], all);
 
-    // As the version before left it: its level, and everybody may do everything.
-    for words in ["put cluster/level 3", "del --prefix cluster/word/", "auth disable"] {
-        until(words, SETTLE, || {
-            let out = etcdctl(&hosts[0], words);
-            if out.status.success() { Ok(()) } else { Err(text(&out.stderr)) }
-        });
+    if old_daemon().is_none() {
+        as_before(&hosts[0]);
     }
     assert!(etcdctl_as(&hosts[0], "etcd", "get cluster/id").status.success(), "nobody is asked who he is");
     let mut tick = until_ticks_past(&disk, 0);
     for n in 0..3 {
         until_nothing_is_in_the_way(&hosts[(n + 1) % 3]);
+        hosts[n].install(bin("vmkeepd"));
         hosts[n].restart_daemon();
         until_healthy(&hosts[n], all);
         tick = until_ticks_past(&disk, tick);
