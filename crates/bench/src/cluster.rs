@@ -38,6 +38,8 @@ const DATABASE_MIB_MAX: f64 = 200.0;
 /// Requests on their way at once while the cluster is filled.
 const CLIENTS: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// While VMs come up.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// For one answer, or one more VM.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -88,8 +90,7 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     eprintln!("{} nodes after {:.1} s", args.nodes, begin.elapsed().as_secs_f64());
 
     let begin = Instant::now();
-    fill(&control.socket, args.vms).await?;
-    all_run(&agents, args.vms).await?;
+    tokio::try_join!(fill(&control.socket, args.vms), all_run(&agents, args.vms))?;
     report.number(format!("{} VMs run after", args.vms), begin.elapsed().as_secs_f64(), "s", None);
     eprintln!("{} VMs run after {:.1} s", args.vms, begin.elapsed().as_secs_f64());
 
@@ -146,8 +147,13 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// As long as it takes, if only one more comes up now and then.
 async fn all_run(agents: &Agents, vms: usize) -> anyhow::Result<()> {
-    let (mut most, mut since) = (0, Instant::now());
+    let begin = Instant::now();
+    let (mut most, mut since, mut told) = (0, begin, begin);
     while most < vms {
+        if told.elapsed() >= TOLD_EVERY {
+            told = Instant::now();
+            eprintln!("{most} VMs run after {:.0} s", begin.elapsed().as_secs_f64());
+        }
         tokio::time::sleep(LOOK_EVERY).await;
         let now = agents.running();
         if now > most {
