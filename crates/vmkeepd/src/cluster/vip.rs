@@ -157,7 +157,7 @@ fn text(node: &Name, cluster: Uuid, vip: &Vip, interface: &str, check_api: &str)
 vrrp_script api {{
     script \"{check_api}\"
     interval 1
-    timeout 2
+    timeout 1
     fall 2
     rise 1
 }}
@@ -237,7 +237,7 @@ mod tests {
             vrrp_script api {
                 script "/bin/true"
                 interval 1
-                timeout 2
+                timeout 1
                 fall 2
                 rise 1
             }
