@@ -147,7 +147,7 @@ fn started_from_outside(units: &[&str]) -> anyhow::Result<()> {
         "systemctl",
         "start",
     ]);
-    run(command.args(units))
+    run(command.args(units)).map(drop)
 }
 
 #[cfg(test)]

@@ -93,13 +93,13 @@ impl Etcd {
         write_whole(&self.env_file(), 0o600, text.as_bytes())
     }
 
-    /// Starts it if it does not run.
+    /// Starts it if it does not run. Does not wait until it answers: without a majority that may be never.
     ///
     /// # Errors
     /// The program is missing or systemd refuses.
     pub fn start(&self) -> anyhow::Result<()> {
         if by_systemd() {
-            return systemctl(&["enable", "--now", UNIT]);
+            return systemctl(&["enable", UNIT]).and_then(|()| systemctl(&["start", "--no-block", UNIT]));
         }
         if self.pid().is_some() {
             return Ok(());
@@ -136,8 +136,14 @@ impl Etcd {
         Ok(())
     }
 
+    /// Its process is there, whether it answers or not.
     pub fn is_running(&self) -> bool {
-        if by_systemd() { systemctl(&["is-active", "--quiet", UNIT]).is_ok() } else { self.pid().is_some() }
+        if !by_systemd() {
+            return self.pid().is_some();
+        }
+        let state = run(Command::new("systemctl").args(["show", "--property=SubState", "--value", UNIT]));
+        // `start`: until it has a majority. One that ends at once is `auto-restart`.
+        state.is_ok_and(|state| matches!(state.trim(), "running" | "start" | "reload"))
     }
 
     /// The detached process that has our data directory, in our mount namespace.
@@ -201,10 +207,11 @@ pub(super) fn by_systemd() -> bool {
 }
 
 pub(super) fn systemctl(args: &[&str]) -> anyhow::Result<()> {
-    run(Command::new("systemctl").args(args))
+    run(Command::new("systemctl").args(args)).map(drop)
 }
 
-pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
+/// What it says.
+pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
     let words = [command.get_program()].into_iter().chain(command.get_args()).map(std::ffi::OsStr::to_string_lossy);
     let told = words.collect::<Vec<_>>().join(" ");
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {told}"))?;
@@ -213,7 +220,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
         let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
         bail!("{told}: {}", if said.is_empty() { out.status.to_string() } else { said });
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// etcd's settings, as its environment variables: systemd reads the same file.

@@ -29,7 +29,7 @@ use vmkeep_types::name::Name;
 
 use super::etcd::{Begin, Etcd, Listen, client_url};
 use super::pki::{self, Authority, Purpose};
-use super::{Cluster, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
+use super::{Cluster, ETCD_BEGINS, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
 use crate::config::Config;
 use crate::member::{Member, MemberEtcd, Paths, read_toml, write_toml, write_whole};
 
@@ -203,8 +203,8 @@ async fn move_over(config: &Config, forming: &Forming, paths: &Paths) -> anyhow:
         match moving::run(&from, &to, &cluster).await {
             Ok(Some(keys)) => tracing::info!(keys, "the store is in etcd now"),
             Ok(None) => {}
-            // Each attempt begins anew or finds that it is done.
-            Err(error) if begin.elapsed() < ETCD_PATIENCE && etcd.is_running() => {
+            // Each attempt begins anew or finds that it is done. systemd may take a moment to begin.
+            Err(error) if begin.elapsed() < ETCD_BEGINS || (begin.elapsed() < ETCD_PATIENCE && etcd.is_running()) => {
                 tracing::warn!(%error, "the store is moved again from the start");
                 tokio::time::sleep(super::LOOK_AGAIN).await;
                 continue;

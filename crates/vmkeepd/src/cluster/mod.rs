@@ -77,6 +77,8 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
 
 /// For etcd's first start or a learner's catching up; well within the API's time for an answer.
 const ETCD_PATIENCE: Duration = Duration::from_secs(40);
+/// From the order to start it until its process must be there.
+const ETCD_BEGINS: Duration = Duration::from_secs(3);
 /// etcd's word when its members have not all been connected for 5 s: after a member was added, or one came back.
 const UNSETTLED: &str = "unhealthy cluster";
 /// Well within the joiner's patience.
