@@ -38,7 +38,8 @@ pub async fn ask(ctx: &Ctx, names: &[Name], disks: Disks) -> Result<(), Failure>
     let mut running = Vec::new();
     for name in names {
         let vm = get(ctx, name).await?;
-        if !matches!(vm.status.phase, VmPhase::Stopped | VmPhase::Pending | VmPhase::Failed | VmPhase::Deleting) {
+        let off = [VmPhase::Stopped, VmPhase::Pending, VmPhase::Preparing, VmPhase::Backoff, VmPhase::Failed, VmPhase::Deleting];
+        if !off.contains(&vm.status.phase) {
             running.push(name.clone());
         }
         if vm.spec.protect {
