@@ -1,6 +1,6 @@
 //! Deaths as stories: what stands in the store, what a control node heard, and what it writes then. Time is the test's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::turns::STARTS_PER_NODE;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
-use vmkeep_types::ha::{Armed, Disarm, DisarmMode, Incident, WatchdogKind};
+use vmkeep_types::ha::{Armed, Disarm, DisarmMode, HaSettings, Incident, TimerProfile, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
 use vmkeep_types::name::Name;
@@ -28,6 +28,8 @@ struct Bed {
     desk: Arc<Desk>,
     seq: u64,
     last: BTreeMap<&'static str, (Heartbeat, Revision)>,
+    /// Nodes that say that they live by the profile `fast`.
+    fast: BTreeSet<&'static str>,
 }
 
 fn name(node: &'static str) -> Name {
@@ -62,7 +64,8 @@ impl Bed {
     async fn of(nodes: &[&'static str]) -> Self {
         let ms = Arc::new(AtomicU64::new(1_000_000));
         let desk = desk(&ms);
-        let bed = Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0, last: BTreeMap::new() };
+        let bed =
+            Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0, last: BTreeMap::new(), fast: BTreeSet::new() };
         for node in nodes {
             bed.put(typed::put(keys::facts(&name(node)), &facts(node))).await;
             bed.put(typed::put(keys::epoch(&name(node)), &EpochRecord { epoch: Epoch(1), boot_id: "b".into(), closed: false })).await;
@@ -104,7 +107,8 @@ impl Bed {
 
     async fn beat(&mut self, node: &'static str) {
         self.seq += 1;
-        let beat = Heartbeat { epoch: Epoch(1), seq: self.seq, profile: Default::default() };
+        let profile = if self.fast.contains(node) { TimerProfile::Fast } else { TimerProfile::Standard };
+        let beat = Heartbeat { epoch: Epoch(1), seq: self.seq, profile };
         let txn =
             Txn::default().when(Compare::Absent(keys::fence(&name(node), Epoch(1)))).then(typed::put(keys::heartbeat(&name(node)), &beat));
         let outcome = self.store.txn(txn).await.expect("a write");
@@ -332,4 +336,53 @@ async fn a_node_is_asked_to_start_four_at_once() {
         given += bed.second(&["b", "c"]).await.lines().filter(|line| line.starts_with("owner/")).count();
     }
     assert_eq!(given, 2 * STARTS_PER_NODE, "nobody says that one of them runs");
+}
+
+/// The cluster's profile.
+async fn set_profile(bed: &Bed, profile: TimerProfile) {
+    bed.put(typed::put(keys::HA_SETTINGS, &HaSettings { profile, ..HaSettings::default() })).await;
+}
+
+/// Its watchdog was opened with the timers of `fast`, and it says so.
+async fn lives_fast(bed: &mut Bed, node: &'static str) {
+    let armed = Armed::Watchdog { pet_ms: 6_000, watchdog_ms: 4_000, kind: WatchdogKind::Hardware };
+    bed.put(typed::put(keys::armed(&name(node), Epoch(1)), &armed)).await;
+    bed.fast.insert(node);
+}
+
+#[tokio::test]
+async fn under_fast_a_node_that_says_standard_is_given_its_time() {
+    let mut bed = Bed::of(&["a", "b", "c", "d", "e"]).await;
+    set_profile(&bed, TimerProfile::Fast).await;
+    for node in ["a", "c", "d", "e"] {
+        lives_fast(&mut bed, node).await;
+    }
+    bed.check(20, &["a", "b", "c", "d", "e"], expect![[""]]).await;
+    bed.check(
+        40,
+        &["c", "d", "e"],
+        expect![[r#"
+        4 fence/a/1
+        15 fence/b/1
+        17 confirmed/a/1
+        38 confirmed/b/1
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn under_standard_a_node_that_still_lives_fast_is_not_sealed_sooner() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    lives_fast(&mut bed, "a").await;
+    bed.check(20, &["a", "b", "c"], expect![[""]]).await;
+    bed.check(
+        30,
+        &["b", "c"],
+        expect![[r#"
+        15 fence/a/1
+        17 confirmed/a/1
+    "#]],
+    )
+    .await;
 }
