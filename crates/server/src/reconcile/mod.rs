@@ -40,7 +40,9 @@ const LEAD_TTL: Duration = Duration::from_secs(9);
 const LEAD_RENEW: Duration = Duration::from_secs(3);
 /// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
 const WRITES_AT_ONCE: usize = 16;
-/// VMs that are looked at between two looks at the clock: a leader that has 20 000 of them before it must not lose its lease over that.
+/// Between two looks for deadlines.
+const TURNS: Duration = Duration::from_secs(3);
+/// VMs that are looked at between two looks at the nodes: those must not wait until 20 000 VMs have had their turn.
 const VMS_PER_LOOK: usize = 256;
 /// Wait before another try when the store refuses or somebody else leads.
 const REST: Duration = Duration::from_secs(1);
@@ -78,6 +80,7 @@ async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<D
     }
 }
 
+/// The lease is renewed beside the work, however long that takes; a leader that lost it writes nothing any more.
 async fn lead_until_it_ends(
     store: &dyn Store,
     candidate: &str,
@@ -85,12 +88,31 @@ async fn lead_until_it_ends(
     desk: &Arc<Desk>,
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
+    tokio::select! {
+        ended = keep_leading(store, candidate, lead) => ended,
+        ended = decide(store, lead, desk, shutdown) => ended,
+    }
+}
+
+/// Until somebody else leads.
+async fn keep_leading(store: &dyn Store, candidate: &str, lead: &Leadership) -> Result<(), StoreError> {
+    let mut renew = interval(LEAD_RENEW);
+    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        renew.tick().await;
+        if store.lead(candidate, LEAD_TTL).await?.as_ref() != Some(lead) {
+            return Ok(());
+        }
+    }
+}
+
+async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown: &CancellationToken) -> Result<(), StoreError> {
     let listing = store.list_many(&view::PREFIXES).await?;
     let mut watch = store.watch("", listing.revision.next()).await?;
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     drop(listing);
-    let mut renew = interval(LEAD_RENEW);
-    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turns = interval(TURNS);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();
     let mut beat_at = Instant::now();
     // At once, too: a daemon that is restarted often would else never come to it.
@@ -99,10 +121,7 @@ async fn lead_until_it_ends(
         carry_out(store, lead, &mut view, &mut touched).await?;
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            _ = renew.tick() => {
-                if store.lead(candidate, LEAD_TTL).await?.as_ref() != Some(lead) {
-                    return Ok(());
-                }
+            _ = turns.tick() => {
                 // Deadlines, and turns that have come.
                 touched.vms.extend(view.moves.keys().chain(view.memories.keys()));
                 for txn in ha::arm::look(&mut view, &mut touched, jiff::Timestamp::now()) {
