@@ -52,11 +52,13 @@ where
         call().await
     };
     let answer = timeout(CALL_DEADLINE, answered).await;
-    match answer {
-        Ok(answer) => answer.map_err(|error| told(purpose, &error)),
-        // Where one refused and the next was silent, the refusal says more.
-        Err(_) => Err(refusal.unwrap_or_else(|| silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}")))),
-    }
+    let error = match answer {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(error)) => told(purpose, &error),
+        Err(_) => silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}")),
+    };
+    // Where one refused and the others are silent, the refusal says more. An unknown outcome stays unknown.
+    Err(refusal.filter(|_| matches!(error, StoreError::Unavailable(_))).unwrap_or(error))
 }
 
 /// The connection to a member did not come about, or etcd's users changed while it was on its way: it was not carried out.

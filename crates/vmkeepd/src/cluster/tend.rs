@@ -80,7 +80,12 @@ pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
             Err(error) => {
                 tracing::debug!(%error, "the incarnation is asked later");
                 // Rights change while others ask; who is refused again and again is not known there.
-                denied = if matches!(cluster.store.revision().await, Err(StoreError::Denied(_))) { denied + 1 } else { 0 };
+                denied = match cluster.store.revision().await {
+                    Err(StoreError::Denied(_)) => denied + 1,
+                    // One that is silent says nothing of it.
+                    Err(_) => denied,
+                    Ok(_) => 0,
+                };
                 if denied > DENIED_MAX {
                     tracing::error!("etcd does not know this host any more; beginning anew without it");
                     return cluster.restart.ask();
