@@ -19,6 +19,7 @@ use vmkeep_types::record::VmRecord;
 
 use super::network::task;
 use super::{Ask, TRIES_MAX, any_node, begin, commit, get, open_deletion, operation, pool, put_op, uid_of, upload, volume};
+use crate::reconcile::deletion;
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<ImageRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -210,7 +211,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
             .hint("cancel its operation: vmkeep op list, vmkeep op cancel ID"));
     }
     let pool = pool::find(store, &image.spec.pool).await?.spec;
-    let op = operation(ask, "image.delete", resource(ask, &image), Wanted::Task);
+    let op = operation(ask, deletion::IMAGE, resource(ask, &image), Wanted::Task);
     ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("image '{name}' was changed at the same time; try again"));
     let going = ImageRecord { leaving: Some(op.id), ..image.clone() };
@@ -222,7 +223,9 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
         return Err(used);
     }
     // The name goes with the record, at the end: until then nobody puts another image in its place.
-    let tasks = image.holders().map(|node| task(node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool: pool.clone() }));
+    // As with networks: the leader tells all others.
+    let first = image.holders().take(deletion::NODES_PER_TXN);
+    let tasks = first.map(|node| task(node, &ask.project, op.id, Work::DeleteImage { image: image.id, pool: pool.clone() }));
     let txn = tasks.fold(Txn::default().when(still).then(put_op(&op)), Txn::then);
     commit(store, txn).await?.map(|_| op).ok_or_else(changed)
 }

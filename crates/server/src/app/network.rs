@@ -16,6 +16,7 @@ use vmkeep_types::order::{NodeTask, Work};
 use vmkeep_types::record::VmRecord;
 
 use super::{Ask, commit, done, get, nodes, open_deletion, operation, put_op, uid_of};
+use crate::reconcile::deletion;
 
 pub async fn find(store: &dyn Store, project: &Name, name: &Name) -> Result<NetworkRecord, Error> {
     Ok(stored(store, project, name).await?.value)
@@ -147,7 +148,7 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
     refuse_users(store, &found.value).await?;
     let record = found.value;
     let nodes = defined_on(store, &record).await?;
-    let op = operation(ask, "network.delete", resource(ask, &record), Wanted::Task);
+    let op = operation(ask, deletion::NETWORK, resource(ask, &record), Wanted::Task);
     ask.admit(&op.kind, &op.resource)?;
     let changed = || Error::conflict(format!("network '{name}' was changed at the same time; try again"));
     // Each node says that it is done, and is taken out here then.
@@ -165,7 +166,9 @@ pub async fn delete(store: &dyn Store, ask: &Ask, name: &Name) -> Result<Operati
         let gone = names.into_iter().fold(Txn::default().when(still), |txn, key| txn.then(Op::Delete(key)));
         return commit(store, gone.then(put_op(&op))).await?.map(|_| op).ok_or_else(changed);
     }
-    let tasks = nodes.iter().map(|node| task(node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec.clone() }));
+    // The leader tells all others, however many: a transaction holds no more, and leaders of older versions tell nobody.
+    let first = nodes.iter().take(deletion::NODES_PER_TXN);
+    let tasks = first.map(|node| task(node, &ask.project, op.id, Work::DeleteNetwork { network: record.spec.clone() }));
     let txn = tasks.fold(Txn::default().when(still).then(put_op(&op)), Txn::then);
     commit(store, txn).await?.map(|_| op).ok_or_else(changed)
 }

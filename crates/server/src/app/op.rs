@@ -13,11 +13,14 @@ use vmkeep_types::operation::{OpState, Operation, Wanted};
 use vmkeep_types::pool::VolumeRecord;
 
 use super::{Ask, commit, get, node, put_op};
+use crate::reconcile::deletion;
 
 /// Ended operations are kept this long.
 const KEEP_DAYS: i64 = 7;
 /// And at most so many of one object.
 const KEEP_PER_OBJECT: usize = 20;
+/// Keys of tasks and results that are deleted with the mark of a cancelled operation: well within one transaction.
+const TASK_KEYS_MAX: usize = 100;
 /// Deletes per transaction.
 const DELETES_PER_TXN: usize = 100;
 
@@ -46,7 +49,8 @@ pub async fn cancel(store: &dyn Store, ask: &Ask, id: &str) -> Result<Operation,
     }
     let over = Operation { state: OpState::Cancelled, ended_at: Some(jiff::Timestamp::now()), ..op };
     let mut txn = Txn::default().when(Compare::ModifiedAt(key, stored.modified)).then(put_op(&over));
-    for key in tasks(store, over.id).await? {
+    // What many nodes were told is taken back by the leader.
+    for key in tasks(store, over.id).await?.into_iter().take(TASK_KEYS_MAX) {
         txn = txn.then(Op::Delete(key));
     }
     txn = drop_half_made(store, &over, txn).await?;
@@ -80,7 +84,7 @@ async fn drop_half_made(store: &dyn Store, op: &Operation, txn: Txn) -> Result<T
             let Some(half) = found.filter(|i| i.value.facts.is_none()) else { return Ok(txn) };
             Ok(txn.when(Compare::ModifiedAt(half.key.clone(), half.modified)).then(Op::Delete(half.key)).then(Op::Delete(name("image"))))
         }
-        "network.delete" => {
+        deletion::NETWORK => {
             let found = get::<NetworkRecord>(store, &keys::network(&op.project, NetworkId(op.resource.uid))).await?;
             let Some(marked) = found.filter(|n| n.value.leaving == Some(op.id)) else { return Ok(txn) };
             let stays = NetworkRecord { leaving: None, ..marked.value };

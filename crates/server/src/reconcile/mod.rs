@@ -1,15 +1,16 @@
 //! The leader's loop: one view of the cluster, a pure planner, and writes under the leader's compare.
 //!
 //! ```text
-//!  store watch ──► ClusterView ──touched──► vm::next / drain::next / task::next / file_events ──► Txn + leader compare ──► store
-//!       ▲                                                                                                  │
-//!       └──────────────────────────────────────────────────────────────────────────────────────────────────┘
+//!  store watch ──► ClusterView ──touched──► vm::next / drain::next / deletion::next / task::next / file_events ──► Txn + leader compare ──► store
+//!       ▲                                                                                                                    │
+//!       └────────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //! It takes no input but the store, does the same thing twice without harm, and never retries inside: a compare that fails
 //! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
 //! from a listing.
 
 mod brought;
+pub mod deletion;
 pub mod drain;
 pub mod ha;
 pub mod migrate;
@@ -19,6 +20,7 @@ pub mod task;
 pub mod view;
 pub mod vm;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use vmkeep_core::ha::timers::Timers;
 use vmkeep_core::ha::vigil::PowerIs;
 use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
-use vmkeep_types::ids::VmId;
+use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::name::Name;
 
 use ha::Desk;
@@ -245,7 +247,11 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
         }
     }
     txns.extend(view.drains.keys().filter_map(|node| Some((None, drain::next(view, node, now)?))));
-    txns.extend(touched.tasks.iter().filter_map(|(node, op)| Some((None, task::next(view, node, *op, now)?))));
+    let of_deletion = |op: &OperationId| view.ops.get(op).is_some_and(|op| deletion::is_one(&op.value));
+    let (deletions, tasks): (Vec<_>, Vec<_>) = touched.tasks.iter().partition(|(_, op)| of_deletion(op));
+    let deletions: BTreeSet<OperationId> = deletions.into_iter().map(|(_, op)| *op).chain(touched.deletions.iter().copied()).collect();
+    txns.extend(deletions.into_iter().flat_map(|op| deletion::next(view, op, now)).map(|txn| (None, txn)));
+    txns.extend(tasks.into_iter().filter_map(|(node, op)| Some((None, task::next(view, node, *op, now)?))));
     txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((None, task::file_events(view, node)?))));
     let joiners = touched.joiners.iter().filter(|node| !view.joined.contains(*node));
     txns.extend(joiners.map(|node| (None, task::enter(node))));

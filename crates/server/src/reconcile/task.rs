@@ -1,12 +1,12 @@
 //! What the leader writes when a node's task moves on: the operation tells it, and its end settles the records.
 //!
 //! A failed import or creation leaves no record behind, a failed copy no clone; a finished deletion removes it. The task and its result go in the
-//! same transaction, so that the outcome is folded in exactly once.
+//! same transaction, so that the outcome is folded in exactly once. Deletions that several nodes take part in: [`super::deletion`].
 
 use serde::Serialize;
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{NetworkId, OperationId};
+use vmkeep_types::ids::OperationId;
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkRecord;
@@ -29,26 +29,13 @@ pub fn next(view: &ClusterView, node: &Name, id: OperationId, now: jiff::Timesta
         return (told != op.value && !op.value.state.is_over()).then(|| write(op, &told));
     }
     let mut txn = tidy(node, id).when(Compare::ModifiedAt(op_key(&op.value), op.modified));
-    let ends = result.value.state != TaskState::Done || !task.is_some_and(|task| others_remain(view, &op.value, task, node));
-    if ends && !op.value.state.is_over() {
+    if !op.value.state.is_over() {
         txn = txn.then(typed::put(op_key(&op.value), &over(&op.value, &result.value, now)));
     }
     if let Some(task) = task {
-        txn = settle(view, node, &op.value, task, &result.value, now, txn);
+        txn = settle(view, &op.value, task, &result.value, now, txn);
     }
     Some(txn)
-}
-
-/// A deletion is asked of every node that has the object; each is taken out of its record when it is done, so that two which end
-/// at the same time see each other.
-fn others_remain(view: &ClusterView, op: &Operation, task: &NodeTask, node: &Name) -> bool {
-    match &task.work {
-        Work::DeleteImage { image, .. } => view.images.get(image).is_some_and(|image| image.value.without(node).is_some()),
-        Work::DeleteNetwork { .. } => {
-            view.networks.get(&NetworkId(op.resource.uid)).is_some_and(|network| network.value.nodes.iter().any(|other| other != node))
-        }
-        _ => false,
-    }
 }
 
 fn write(op: &Kept<Operation>, told: &Operation) -> Txn {
@@ -72,7 +59,7 @@ fn over(op: &Operation, result: &TaskResult, now: jiff::Timestamp) -> Operation 
 }
 
 /// What the end of a task does to records. Each is compared with what was seen of it: somebody may have taken it meanwhile.
-fn settle(view: &ClusterView, node: &Name, op: &Operation, task: &NodeTask, result: &TaskResult, now: jiff::Timestamp, txn: Txn) -> Txn {
+fn settle(view: &ClusterView, op: &Operation, task: &NodeTask, result: &TaskResult, now: jiff::Timestamp, txn: Txn) -> Txn {
     let error = match &result.state {
         TaskState::Failed { error } => Some(error),
         TaskState::Done | TaskState::Running => None,
@@ -89,17 +76,6 @@ fn settle(view: &ClusterView, node: &Name, op: &Operation, task: &NodeTask, resu
                 None => txn,
             }
         }
-        Work::DeleteImage { image, .. } => match view.images.get(image) {
-            Some(kept) if !failed => match kept.value.without(node) {
-                Some(left) => rewrite(keys::image(&left.project, left.id), kept, &left, txn),
-                None => drop_image(view, kept, txn),
-            },
-            Some(kept) if kept.value.leaving == Some(op.id) => {
-                let value = ImageRecord { leaving: None, ..kept.value.clone() };
-                rewrite(keys::image(&value.project, value.id), kept, &value, txn)
-            }
-            _ => txn,
-        },
         Work::CreateVolume { volume, .. } | Work::CopyVolume { to: volume, .. } => {
             let Some(kept) = view.volumes.get(&volume.id).filter(|kept| kept.value.filling == Some(op.id)) else { return txn };
             match (error, &task.work) {
@@ -114,22 +90,6 @@ fn settle(view: &ClusterView, node: &Name, op: &Operation, task: &NodeTask, resu
         Work::DeleteVolume { volume, .. } if !failed => match view.volumes.get(volume) {
             Some(kept) => drop_volume(kept, txn),
             None => txn,
-        },
-        // By its uid: another network of that name is not the one that was deleted.
-        Work::DeleteNetwork { .. } => match view.networks.get(&NetworkId(op.resource.uid)) {
-            Some(kept) if !failed => {
-                let mut left = kept.value.clone();
-                left.nodes.remove(node);
-                if !left.nodes.is_empty() || left.leaving.is_none() {
-                    return rewrite(keys::network(&left.project, left.id), kept, &left, txn);
-                }
-                drop_network(kept, txn)
-            }
-            Some(kept) if kept.value.leaving == Some(op.id) => {
-                let value = NetworkRecord { leaving: None, ..kept.value.clone() };
-                rewrite(keys::network(&value.project, value.id), kept, &value, txn)
-            }
-            _ => txn,
         },
         _ => txn,
     }
@@ -148,11 +108,11 @@ fn drop_clone(view: &ClusterView, copy: &Kept<VolumeRecord>, error: &Error, now:
     txn
 }
 
-fn rewrite<T: Serialize>(key: String, kept: &Kept<T>, value: &T, txn: Txn) -> Txn {
+pub(super) fn rewrite<T: Serialize>(key: String, kept: &Kept<T>, value: &T, txn: Txn) -> Txn {
     txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(typed::put(key, value))
 }
 
-fn drop_image(view: &ClusterView, kept: &Kept<ImageRecord>, txn: Txn) -> Txn {
+pub(super) fn drop_image(view: &ClusterView, kept: &Kept<ImageRecord>, txn: Txn) -> Txn {
     let image = &kept.value;
     let key = keys::image(&image.project, image.id);
     let txn = txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key));
@@ -174,7 +134,7 @@ fn drop_volume(kept: &Kept<VolumeRecord>, txn: Txn) -> Txn {
     )))
 }
 
-fn drop_network(kept: &Kept<NetworkRecord>, txn: Txn) -> Txn {
+pub(super) fn drop_network(kept: &Kept<NetworkRecord>, txn: Txn) -> Txn {
     let network = &kept.value;
     let key = keys::network(&network.project, network.id);
     txn.when(Compare::ModifiedAt(key.clone(), kept.modified)).then(Op::Delete(key)).then(Op::Delete(keys::name(

@@ -20,6 +20,7 @@ use vmkeep_types::vm::VmSpec;
 use super::view::{ClusterView, PREFIXES};
 use super::{task, vm};
 
+mod deletion;
 mod volumes;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(1));
@@ -368,10 +369,15 @@ async fn task_ends(work: serde_json::Value, state: serde_json::Value, kind: &str
     let store = begin(ByteCount::from_gib(8)).await;
     let id = OperationId(uuid::Uuid::from_u128(77));
     let resource = ResourceRef { kind: kind.into(), project: project(), name: Name::known("x"), uid: uuid::Uuid::from_u128(uid) };
+    let op_kind = match work["do"].as_str() {
+        Some("delete-network") => "network.delete",
+        Some("delete-image") => "image.delete",
+        _ => "volume.create",
+    };
     let task = serde_json::json!({"op": id, "project": "default", "work": work});
     let result = serde_json::json!({"op": id, "state": state, "progress": null, "steps": [], "facts": null});
     let mut txn = Txn::default()
-        .then(typed::put(keys::op(&project(), id), &Operation { id, resource, ..operation(Wanted::Task) }))
+        .then(typed::put(keys::op(&project(), id), &Operation { id, resource, kind: op_kind.into(), ..operation(Wanted::Task) }))
         .then(typed::put(keys::task(&node(), id), &task))
         .then(typed::put(keys::result(&node(), id), &result));
     txn.then.extend(records);

@@ -33,6 +33,7 @@ mod seats;
 mod tests;
 mod touched;
 
+use super::deletion;
 use names::Names;
 pub use touched::Touched;
 
@@ -175,7 +176,7 @@ impl ClusterView {
         (view, touched)
     }
 
-    pub fn apply(&mut self, revision: Revision, changes: &[Change], touched: &mut Touched) {
+    pub fn apply<'c>(&mut self, revision: Revision, changes: impl IntoIterator<Item = &'c Change>, touched: &mut Touched) {
         self.revision = revision;
         for change in changes {
             match change {
@@ -216,7 +217,9 @@ impl ClusterView {
             ["pool", id] => keep(&mut self.pools, id, kv).into_iter().for_each(|id| self.touch_pool(id, touched)),
             ["node", name] => self.put_record(name, decode(kv), touched),
             ["op", _, id] => {
-                if let Some(vm) = keep(&mut self.ops, id, kv).and_then(|id| self.index_op(id)) {
+                let Some(id) = keep(&mut self.ops, id, kv) else { return };
+                touched.deletions.extend(self.ops.get(&id).filter(|op| deletion::is_one(&op.value)).map(|_| id));
+                if let Some(vm) = self.index_op(id) {
                     touch_vm(touched, vm);
                     self.touch_copies(vm, touched);
                 }
@@ -308,7 +311,10 @@ impl ClusterView {
             ["node", name] => self.put_record(name, None, touched),
             ["op", _, id] => drop(drop_key(&mut self.ops, id)), // over before it is ever removed, so no index holds it
             ["n", node, ..] => self.delete_node(node, &parts[2..], key, touched),
-            ["joined", node] => drop(node.parse::<Name>().map(|node| self.joined.remove(&node))),
+            ["joined", node] => {
+                drop(node.parse::<Name>().map(|node| self.joined.remove(&node)));
+                self.touch_deletions(touched);
+            }
             ["state", node] => self.put_state(node, None, touched),
             ["fence", node, epoch] => drop(life(node, epoch).map(|of| self.fences.remove(&of))),
             ["confirmed", node, epoch] => drop(life(node, epoch).map(|of| self.confirmed.remove(&of))),

@@ -193,15 +193,23 @@ impl ClusterView {
             return self.touch_homeless(touched);
         };
         self.names.put_image(image);
+        touched.deletions.extend(image.leaving);
         let in_tray =
             |vm: &VmRecord| vm.project == image.project && vm.spec.cdroms.iter().any(|cd| cd.image.as_ref() == Some(&image.spec.name));
         let of_disk = |vm: &VmRecord| vm.volumes.values().filter_map(|v| self.volumes.get(v)).any(|v| v.value.image == Some(id));
         touched.vms.extend(self.vms.values().filter(|vm| in_tray(&vm.value) || of_disk(&vm.value)).map(|vm| vm.value.id));
     }
 
+    /// Who is to be asked may be another by now.
+    pub(super) fn touch_deletions(&self, touched: &mut Touched) {
+        touched.deletions.extend(self.images.values().filter_map(|image| image.value.leaving));
+        touched.deletions.extend(self.networks.values().filter_map(|network| network.value.leaving));
+    }
+
     pub(super) fn touch_network(&mut self, id: NetworkId, touched: &mut Touched) {
         let network = &self.networks[&id].value;
         self.names.put_network(network);
+        touched.deletions.extend(network.leaving);
         let on_it = |vm: &VmRecord| vm.project == network.project && vm.spec.nics.iter().any(|nic| nic.network == network.spec.name);
         let vms: Vec<VmId> = self.vms.values().filter(|vm| on_it(&vm.value)).map(|vm| vm.value.id).collect();
         vms.into_iter().for_each(|id| self.touch_guest(id, touched));

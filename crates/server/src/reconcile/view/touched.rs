@@ -11,6 +11,8 @@ use vmkeep_types::name::Name;
 pub struct Touched {
     pub vms: BTreeSet<VmId>,
     pub tasks: BTreeSet<(Name, OperationId)>,
+    /// Deletions of images and networks.
+    pub deletions: BTreeSet<OperationId>,
     pub nodes_with_events: BTreeSet<Name>,
     /// Nodes that the index may not know yet.
     pub joiners: BTreeSet<Name>,
@@ -20,7 +22,11 @@ pub struct Touched {
 
 impl Touched {
     pub fn is_empty(&self) -> bool {
-        self.vms.is_empty() && self.tasks.is_empty() && self.nodes_with_events.is_empty() && self.joiners.is_empty()
+        self.vms.is_empty()
+            && self.tasks.is_empty()
+            && self.deletions.is_empty()
+            && self.nodes_with_events.is_empty()
+            && self.joiners.is_empty()
     }
 
     /// So many VMs, and no more of them next time before all others had their turn.
@@ -43,6 +49,7 @@ impl Touched {
 
     pub fn clear_all_but_vms(&mut self) {
         self.tasks.clear();
+        self.deletions.clear();
         self.nodes_with_events.clear();
         self.joiners.clear();
     }
