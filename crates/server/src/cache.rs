@@ -7,6 +7,10 @@
 //! A reader waits until the cache is at the store's newest revision, so it reads what was written before it asked. How it
 //! fails: while the watch is away (compacted, store gone) or late, [`Cache::fresh`] says no and readers go to the store.
 
+mod fleet;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,16 +19,18 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vmkeep_api::body::VmPhase;
+use vmkeep_core::place::Fleet;
 use vmkeep_store::{Change, KeyValue, Listing, Store, StoreError, WatchBatch, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::ids::{Revision, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
-use crate::app::{store_error, vm_parts};
+use crate::app::{placement, store_error, vm_parts};
 use crate::feed::Feed;
 use crate::page::Place;
 use crate::view::{self, Sight, VmParts};
+use fleet::KeptFleet;
 
 /// A reader waits so long for the cache; then the store is as quick.
 const FRESH_PATIENCE: Duration = Duration::from_millis(50);
@@ -66,6 +72,7 @@ struct Shared {
     page: Mutex<Option<Page>>,
     /// Told of everything that was taken in.
     feed: Feed,
+    fleet: KeptFleet,
     /// What the index is at; 0 = it cannot be relied on.
     at: watch::Sender<Revision>,
 }
@@ -116,8 +123,13 @@ pub struct Rendered {
 impl Cache {
     /// Follows `store` until it is dropped. Called within a runtime.
     pub fn follow(store: Arc<dyn Store>) -> Self {
-        let shared =
-            Arc::new(Shared { rows: Mutex::default(), page: Mutex::default(), feed: Feed::default(), at: watch::Sender::new(Revision(0)) });
+        let shared = Arc::new(Shared {
+            rows: Mutex::default(),
+            page: Mutex::default(),
+            feed: Feed::default(),
+            fleet: KeptFleet::default(),
+            at: watch::Sender::new(Revision(0)),
+        });
         let stop = CancellationToken::new();
         let (follower, stopped) = (shared.clone(), stop.clone());
         tokio::spawn(async move { stopped.run_until_cancelled_owned(follower.follow(store)).await });
@@ -135,6 +147,36 @@ impl Cache {
         let mut at = self.shared.at.subscribe();
         let reached = tokio::time::timeout(FRESH_PATIENCE, at.wait_for(|at| *at >= newest)).await;
         Ok(reached.is_ok_and(|at| at.is_ok()))
+    }
+
+    /// All nodes and VMs as placement sees them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn fleet(&self, store: &dyn Store) -> Result<Fleet, Error> {
+        let mut fresh = self.fresh(store).await?;
+        if fresh && !self.shared.fleet.is_kept() {
+            self.shared.fleet.ask().await;
+            fresh = self.fresh(store).await?;
+        }
+        match self.shared.fleet.get() {
+            Some(fleet) if fresh => Ok(fleet),
+            _ => placement::fleet(store).await,
+        }
+    }
+
+    /// Names of a project's VMs.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn names(&self, store: &dyn Store, project: &Name) -> Result<HashMap<VmId, Name>, Error> {
+        if !self.fresh(store).await? {
+            let all = crate::app::list_readable::<VmRecord>(store, &keys::vms(project)).await?;
+            return Ok(all.into_iter().map(|vm| (vm.value.id, vm.value.spec.name)).collect());
+        }
+        let rows = self.shared.lock();
+        let own = rows.by_id.iter().filter(|(_, row)| row.project == *project);
+        Ok(own.map(|(id, row)| (*id, row.name.clone())).collect())
     }
 
     /// One VM by name.
@@ -288,6 +330,7 @@ impl Shared {
                 tracing::debug!(%error, "the cache starts over from a listing");
             }
             self.feed.end();
+            self.fleet.forget();
             self.at.send_replace(Revision(0));
             tokio::time::sleep(REST).await;
         }
@@ -298,11 +341,19 @@ impl Shared {
         let mut watch = store.watch("", listing.revision.next()).await?;
         self.begin(&listing);
         loop {
-            let Some(batch) = watch.recv().await else { return Ok(()) };
+            let batch = tokio::select! {
+                batch = watch.recv() => batch,
+                () = self.fleet.wanted() => {
+                    self.fleet.begin(store).await;
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { return Ok(()) };
             let mut batch = batch?;
             loop {
                 let revision = batch.revision;
                 self.lock().apply(&batch);
+                self.fleet.take(&batch);
                 self.feed.publish(batch);
                 match watch.try_recv() {
                     Ok(next) => batch = next?,
@@ -409,6 +460,3 @@ pub fn vm_of(key: &str) -> Option<VmId> {
     };
     id.parse().ok().filter(|_| parts.next().is_none())
 }
-
-#[cfg(test)]
-mod tests;

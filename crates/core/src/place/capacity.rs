@@ -69,9 +69,9 @@ pub fn capacity(fleet: &Fleet) -> Capacity {
         all_tried: true,
         largest: largest(fleet),
     };
-    let free = unbound(fleet);
+    let mut free = unbound(fleet.clone());
     for failures in 1..=FAILURES_MAX {
-        let (broken, tried) = first_break(&free, failures, SETS_MAX);
+        let (broken, tried) = first_break(&mut free, failures, SETS_MAX);
         if broken.is_some() || found.nodes <= failures {
             found.breaks = broken;
             return found;
@@ -83,20 +83,20 @@ pub fn capacity(fleet: &Fleet) -> Capacity {
 }
 
 /// Does the loss of any one node leave all VMs a place? In a large cluster only the fullest nodes are tried.
-pub fn survives_one(fleet: &Fleet) -> bool {
-    fleet.seats().len() > 1 && first_break(&unbound(fleet), 1, WARNING_SETS_MAX).0.is_none()
+pub fn survives_one(fleet: Fleet) -> bool {
+    fleet.seats().len() > 1 && first_break(&mut unbound(fleet), 1, WARNING_SETS_MAX).0.is_none()
 }
 
 /// The fleet as though all volumes could be reached everywhere, and no VM were on its way.
-fn unbound(fleet: &Fleet) -> Fleet {
-    let mut free = fleet.clone();
-    fleet.guests().for_each(|guest| free.set_heir(guest.id, None));
+fn unbound(mut fleet: Fleet) -> Fleet {
+    let moving: Vec<VmId> = fleet.guests().map(|guest| guest.id).filter(|id| fleet.heir(*id).is_some()).collect();
+    moving.into_iter().for_each(|id| fleet.set_heir(id, None));
     let bound: Vec<Guest> = fleet.guests().filter(|guest| guest.need.home != Home::Anywhere).cloned().collect();
     for mut guest in bound {
         guest.need.home = Home::Anywhere;
-        free.set_guest(guest);
+        fleet.set_guest(guest);
     }
-    free
+    fleet
 }
 
 #[derive(PartialEq, Eq)]
@@ -105,7 +105,8 @@ enum Tried {
     TheFullest,
 }
 
-fn first_break(fleet: &Fleet, failures: usize, sets_max: usize) -> (Option<Break>, Tried) {
+/// Leaves the fleet as it was.
+fn first_break(fleet: &mut Fleet, failures: usize, sets_max: usize) -> (Option<Break>, Tried) {
     let mut seats: Vec<&Seat> = fleet.seats().collect();
     seats.sort_by_key(|seat| (Reverse(seat.taken.memory), Reverse(seat.taken.vcpus), seat.name.clone()));
     let names: Vec<Name> = seats.into_iter().map(|seat| seat.name.clone()).collect();
@@ -114,9 +115,8 @@ fn first_break(fleet: &Fleet, failures: usize, sets_max: usize) -> (Option<Break
         sets = sets.iter().flat_map(|set| larger(set, &names)).take(sets_max + 1).collect();
     }
     let tried = if sets.len() > sets_max { Tried::TheFullest } else { Tried::All };
-    let mut work = fleet.clone();
     let mut emptiest = Emptiest { names: names.into_iter().rev().collect(), at: 0 };
-    (sets.iter().take(sets_max).find_map(|failed| fails(&mut work, failed, &mut emptiest)), tried)
+    (sets.iter().take(sets_max).find_map(|failed| fails(fleet, failed, &mut emptiest)), tried)
 }
 
 /// Nodes by turns, those with the most room first: in a cluster with room enough each VM finds a place at the first or second,

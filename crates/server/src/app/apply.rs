@@ -16,12 +16,13 @@ use vmkeep_types::vm::VmSpec;
 use super::vm_resolve::{Coming, check_only, free_name};
 use super::vm_write::{Changed, Same};
 use super::{Ask, image, network, placement, pool, vm, vm_parts, vm_write};
+use crate::cache::Cache;
 use crate::view;
 
 /// Manifests in one request.
 const MANIFESTS_MAX: usize = 1000;
 
-pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Result<ApplyAnswer, Error> {
+pub async fn apply(store: &dyn Store, cache: &Cache, ask: &Ask, request: ApplyRequest) -> Result<ApplyAnswer, Error> {
     if request.manifests.len() > MANIFESTS_MAX {
         return Err(Error::new(Code::TooLarge, format!("{} manifests; the limit is {MANIFESTS_MAX}", request.manifests.len())));
     }
@@ -43,7 +44,7 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
     if !problems.is_empty() {
         return Err(Error { code, ..manifest::refused("the list of manifests", problems) });
     }
-    warn_of_reserve(store, ask, &manifests, &mut results).await?;
+    warn_of_reserve(store, cache, ask, &manifests, &mut results).await?;
     if !request.dry_run {
         carry_out_all(store, ask, manifests, &mut results, request.restart).await?;
     }
@@ -51,14 +52,20 @@ pub async fn apply(store: &dyn Store, ask: &Ask, request: ApplyRequest) -> Resul
 }
 
 /// Says when the VMs of this request together take the room that is kept for a failed node.
-async fn warn_of_reserve(store: &dyn Store, ask: &Ask, manifests: &[Manifest], results: &mut [ApplyResult]) -> Result<(), Error> {
+async fn warn_of_reserve(
+    store: &dyn Store,
+    cache: &Cache,
+    ask: &Ask,
+    manifests: &[Manifest],
+    results: &mut [ApplyResult],
+) -> Result<(), Error> {
     let changed = |result: &ApplyResult| matches!(result.action, ApplyAction::Create | ApplyAction::Update);
     let specs = manifests.iter().zip(results.iter()).filter_map(|(manifest, result)| match manifest {
         Manifest::Vm(spec) if changed(result) => Some(spec),
         _ => None,
     });
     let specs: Vec<&VmSpec> = specs.collect();
-    if let Some(words) = placement::takes_reserve(store, &ask.project, &specs).await? {
+    if let Some(words) = placement::takes_reserve(store, cache, &ask.project, &specs).await? {
         let last = results.iter_mut().rfind(|result| result.kind == "vm" && changed(result));
         last.into_iter().for_each(|result| result.warnings.push(words.clone()));
     }

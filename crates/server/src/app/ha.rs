@@ -54,15 +54,11 @@ async fn view(store: &dyn Store) -> Result<ClusterView, Error> {
     let mut items: Vec<KeyValue> = listing.items;
     items.extend(store.list(keys::ALL_HA).await.map_err(store_error)?.items);
     let nodes = node::names(store).await?;
-    for key in [keys::facts, keys::waiting, keys::epoch, keys::leaving] {
+    for key in [keys::facts, keys::waiting, keys::leaving] {
         items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
     }
-    for node in &nodes {
-        let life = items.iter().find(|kv| kv.key == keys::epoch(node)).and_then(|kv| typed::decode::<EpochRecord>(kv).ok());
-        if let Some(life) = life {
-            items.extend(store.get(&keys::armed(node, life.epoch)).await.map_err(store_error)?);
-        }
-    }
+    let lives = node::lives(store, &nodes).await?;
+    items.extend(lives.into_iter().flat_map(|life| [Some(life.epoch), life.armed]).flatten());
     Ok(ClusterView::new(listing.revision, &items).0)
 }
 
@@ -268,13 +264,9 @@ pub async fn numbers(store: &dyn Store) -> Result<HaNumbers, Error> {
 /// What the nodes say of their watchdogs in the lives that they live now.
 async fn armed_of_each(store: &dyn Store) -> Result<Vec<Armed>, Error> {
     let nodes = node::names(store).await?;
-    let lives = node::key_of_each(store, &nodes, keys::epoch).await?;
-    let mut said = Vec::new();
-    for (node, life) in nodes.iter().zip(lives) {
-        let Some(life) = life.and_then(|kv| typed::decode::<EpochRecord>(&kv).ok()).filter(|life| !life.closed) else { continue };
-        said.extend(get::<Armed>(store, &keys::armed(node, life.epoch)).await?.map(|kept| kept.value));
-    }
-    Ok(said)
+    let open = |life: &node::StoredLife| typed::decode::<EpochRecord>(&life.epoch).is_ok_and(|life| !life.closed);
+    let lives = node::lives(store, &nodes).await?.into_iter().filter(open);
+    Ok(lives.filter_map(|life| typed::decode::<Armed>(&life.armed?).ok()).collect())
 }
 
 pub async fn history(store: &dyn Store) -> Result<HaHistory, Error> {

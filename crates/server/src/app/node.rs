@@ -1,5 +1,7 @@
 //! Nodes: what people say of them, and whether they take new VMs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sha2::{Digest, Sha256};
 use vmkeep_api::body::NodeView;
 use vmkeep_api::place::NodeActionRequest;
@@ -8,8 +10,8 @@ use vmkeep_types::check;
 use vmkeep_types::drain::Drain;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Event;
-use vmkeep_types::host::{NodeFacts, NodeState};
-use vmkeep_types::ids::Revision;
+use vmkeep_types::host::{EpochRecord, NodeFacts, NodeHealth, NodeState};
+use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::manifest;
 use vmkeep_types::migration::Stop;
 use vmkeep_types::name::Name;
@@ -30,6 +32,21 @@ const WHY_CHARS_MAX: usize = 200;
 pub async fn names(store: &dyn Store) -> Result<Vec<Name>, Error> {
     let joined = store.list(keys::ALL_JOINED).await.map_err(store_error)?.items;
     Ok(joined.iter().filter_map(|kv| kv.key[keys::ALL_JOINED.len()..].parse().ok()).collect())
+}
+
+/// Those that have joined and are not known to be away.
+pub async fn heard_of(store: &dyn Store) -> Result<Vec<Name>, Error> {
+    let (mut joined, mut away) = (Vec::new(), BTreeSet::new());
+    for kv in store.list_many(&[keys::ALL_JOINED, keys::ALL_STATES]).await.map_err(store_error)?.items {
+        match kv.key.strip_prefix(keys::ALL_STATES) {
+            Some(node) if typed::readable(typed::decode::<NodeState>(&kv)).is_some_and(|is| is.state == NodeHealth::Offline) => {
+                away.insert(node.to_owned());
+            }
+            Some(_) => {}
+            None => joined.extend(kv.key[keys::ALL_JOINED.len()..].parse::<Name>()),
+        }
+    }
+    Ok(joined.into_iter().filter(|node| !away.contains(node.as_str())).collect())
 }
 
 /// The first of them, `count` at most: a request about one VM costs the same however many nodes there are.
@@ -56,6 +73,26 @@ pub async fn key_of_each(store: &dyn Store, names: &[Name], key: impl Fn(&Name) 
         found.extend(store.txn(ask).await.map_err(store_error)?.gets);
     }
     Ok(found)
+}
+
+/// The life that a node lives or lived last, and how it would end, as they are stored.
+pub struct StoredLife {
+    pub epoch: KeyValue,
+    pub armed: Option<KeyValue>,
+}
+
+/// Of each node that has one that can be read, in their order.
+pub async fn lives(store: &dyn Store, nodes: &[Name]) -> Result<Vec<StoredLife>, Error> {
+    let epochs = key_of_each(store, nodes, keys::epoch).await?;
+    let read = |(node, kv): (&Name, Option<KeyValue>)| {
+        let kv = kv?;
+        let epoch = typed::readable(typed::decode::<EpochRecord>(&kv))?.epoch;
+        Some((node.clone(), (epoch, kv)))
+    };
+    let (names, lives): (Vec<Name>, Vec<(Epoch, KeyValue)>) = nodes.iter().zip(epochs).filter_map(read).unzip();
+    let of: BTreeMap<&Name, Epoch> = names.iter().zip(lives.iter().map(|(epoch, _)| *epoch)).collect();
+    let armed = key_of_each(store, &names, |node| keys::armed(node, of[node])).await?;
+    Ok(lives.into_iter().zip(armed).map(|((_, epoch), armed)| StoredLife { epoch, armed }).collect())
 }
 
 pub async fn list(store: &dyn Store) -> Result<Vec<NodeView>, Error> {

@@ -1,7 +1,7 @@
 //! Questions about placement: why there, how much room, what would fit, what should move. All read, none writes.
 //!
 //! ```text
-//!  store ──one listing, and each node's facts──► ClusterView ──► Fleet ──► core::place
+//!  cache (it follows the store), or one listing and each node's facts ──► ClusterView ──► Fleet ──► core::place
 //! ```
 //! The same view as the leader's, so that an answer is what the leader would do.
 
@@ -15,7 +15,7 @@ use vmkeep_core::place::{self, Fleet, Guest, Refusal, balance, capacity, simulat
 use vmkeep_store::{KeyValue, Store, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
-use vmkeep_types::ids::VmId;
+use vmkeep_types::ids::{Revision, VmId};
 use vmkeep_types::manifest;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeLoad;
@@ -24,26 +24,59 @@ use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
 use super::{list_readable, node, store_error, uid_of, vm_migrate};
+use crate::cache::Cache;
 use crate::reconcile::view::ClusterView;
 
 /// Kinds of VMs in one simulation.
 const SIMULATED_MAX: usize = 100;
 
-/// What placement is decided from. Under `n/` lie the orders and reports of every VM too: of those only the facts are read.
-const PREFIXES: [&str; 7] =
-    [keys::ALL_VMS, keys::ALL_CHOICES, keys::ALL_POWER, keys::ALL_OWNERS, keys::ALL_VOLUMES, keys::ALL_NETWORKS, keys::ALL_NODE_RECORDS];
+/// What placement is decided from, beside [`OF_NODES`].
+const PREFIXES: [&str; 10] = [
+    keys::ALL_VMS,
+    keys::ALL_CHOICES,
+    keys::ALL_POWER,
+    keys::ALL_OWNERS,
+    keys::ALL_VOLUMES,
+    keys::ALL_NETWORKS,
+    keys::ALL_POOLS,
+    keys::ALL_NODE_RECORDS,
+    keys::ALL_STATES,
+    keys::ALL_STONITH,
+];
 
-pub async fn fleet(store: &dyn Store) -> Result<Fleet, Error> {
+/// Under `n/NODE/` lie the orders and reports of every VM too; of those only this is read.
+const OF_NODES: [&str; 4] = ["facts", "epoch", "leaving", "armed"];
+
+/// Is it one of the keys that placement is decided from?
+pub fn matters(key: &str) -> bool {
+    match key.strip_prefix(keys::ALL_NODES) {
+        Some(rest) => rest.split('/').nth(1).is_some_and(|part| OF_NODES.contains(&part)),
+        None => PREFIXES.iter().any(|prefix| key.starts_with(prefix)),
+    }
+}
+
+/// All that placement is decided from; what nodes say may be newer than the revision.
+pub async fn parts(store: &dyn Store) -> Result<(Revision, Vec<KeyValue>), Error> {
     let listing = store.list_many(&PREFIXES).await.map_err(store_error)?;
     let mut items: Vec<KeyValue> = listing.items;
     let nodes = node::names(store).await?;
-    items.extend(node::key_of_each(store, &nodes, keys::facts).await?.into_iter().flatten());
-    Ok(ClusterView::new(listing.revision, &items).0.fleet().clone())
+    let lives = node::lives(store, &nodes).await?;
+    items.extend(lives.into_iter().flat_map(|life| [Some(life.epoch), life.armed]).flatten());
+    for key in [keys::facts, keys::leaving] {
+        items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
+    }
+    Ok((listing.revision, items))
 }
 
-pub async fn explain(store: &dyn Store, project: &Name, name: &Name) -> Result<PlacementAnswer, Error> {
+/// Read anew: for whoever has no [`crate::cache::Cache`], or one that is behind.
+pub async fn fleet(store: &dyn Store) -> Result<Fleet, Error> {
+    let (revision, items) = parts(store).await?;
+    Ok(ClusterView::new(revision, &items).0.fleet().clone())
+}
+
+pub async fn explain(store: &dyn Store, cache: &Cache, project: &Name, name: &Name) -> Result<PlacementAnswer, Error> {
     let id: VmId = uid_of(store, "vm", project, name).await?;
-    let fleet = fleet(store).await?;
+    let fleet = cache.fleet(store).await?;
     let guest = fleet.guest(id).ok_or_else(|| Error::not_found("vm", name))?;
     let verdicts = place::explain(&fleet, guest);
     let choice = verdicts.first().filter(|best| best.fits.is_ok()).map(|best| best.node.clone());
@@ -58,8 +91,8 @@ fn verdict(node: Name, fits: Result<place::Score, Refusal>) -> NodeVerdict {
     }
 }
 
-pub async fn capacity(store: &dyn Store) -> Result<CapacityAnswer, Error> {
-    let fleet = fleet(store).await?;
+pub async fn capacity(store: &dyn Store, cache: &Cache) -> Result<CapacityAnswer, Error> {
+    let fleet = cache.fleet(store).await?;
     // Seconds of work in a large cluster: not on a thread that serves others.
     tokio::task::spawn_blocking(move || answer_capacity(&fleet)).await.map_err(|e| Error::internal(format!("the count failed: {e}")))
 }
@@ -89,7 +122,7 @@ fn answer_capacity(fleet: &Fleet) -> CapacityAnswer {
     }
 }
 
-pub async fn simulate(store: &dyn Store, project: &Name, request: SimulateRequest) -> Result<SimulateAnswer, Error> {
+pub async fn simulate(store: &dyn Store, cache: &Cache, project: &Name, request: SimulateRequest) -> Result<SimulateAnswer, Error> {
     if request.add.len() > SIMULATED_MAX {
         return Err(Error::new(Code::TooLarge, format!("{} kinds of VMs; the limit is {SIMULATED_MAX}", request.add.len())));
     }
@@ -104,7 +137,7 @@ pub async fn simulate(store: &dyn Store, project: &Name, request: SimulateReques
         let id = VmId(uuid::Uuid::nil());
         kinds.push((Guest::planned(id, project.clone(), &check::normalize(spec)), vms.count));
     }
-    let mut fleet = fleet(store).await?;
+    let mut fleet = cache.fleet(store).await?;
     let run = move || {
         let may_fail_before = capacity::capacity(&fleet).may_fail;
         let mut answer = SimulateAnswer { wanted, placed: 0, by_node: BTreeMap::new(), broken: None, may_fail_before, may_fail_after: 0 };
@@ -126,8 +159,8 @@ pub async fn simulate(store: &dyn Store, project: &Name, request: SimulateReques
     tokio::task::spawn_blocking(run).await.map_err(|e| Error::internal(format!("the simulation failed: {e}")))
 }
 
-pub async fn balance(store: &dyn Store) -> Result<BalanceAnswer, Error> {
-    let fleet = fleet(store).await?;
+pub async fn balance(store: &dyn Store, cache: &Cache) -> Result<BalanceAnswer, Error> {
+    let fleet = cache.fleet(store).await?;
     let now = jiff::Timestamp::now();
     let nodes: Vec<Name> = fleet.seats().map(|seat| seat.name.clone()).collect();
     let found = node::key_of_each(store, &nodes, keys::load).await?;
@@ -163,15 +196,14 @@ async fn recently_moved(store: &dyn Store, now: jiff::Timestamp) -> Result<BTree
 }
 
 /// What `specs` do to the room that is kept for a failed node; None: nothing, or there was none.
-pub async fn takes_reserve(store: &dyn Store, project: &Name, specs: &[&VmSpec]) -> Result<Option<String>, Error> {
+pub async fn takes_reserve(store: &dyn Store, cache: &Cache, project: &Name, specs: &[&VmSpec]) -> Result<Option<String>, Error> {
     if specs.is_empty() || node::first_names(store, 2).await?.len() < 2 {
         return Ok(None);
     }
-    let before = fleet(store).await?;
-    let mut after = before.clone();
+    let mut after = cache.fleet(store).await?;
     for (n, spec) in specs.iter().enumerate() {
         let wish = check::normalize((*spec).clone());
-        let there = before.guests().find(|guest| guest.project == *project && guest.name == spec.name).cloned();
+        let there = after.guests().find(|guest| guest.project == *project && guest.name == spec.name).cloned();
         let new = Guest::planned(VmId(uuid::Uuid::from_u128(n as u128)), project.clone(), &wish);
         let guest = match there {
             Some(old) => {
@@ -188,7 +220,14 @@ pub async fn takes_reserve(store: &dyn Store, project: &Name, specs: &[&VmSpec])
             after.set_owner(id, Some(&node));
         }
     }
-    let lost = move || capacity::survives_one(&before) && !capacity::survives_one(&after);
-    let lost = tokio::task::spawn_blocking(lost).await.map_err(|e| Error::internal(format!("the count failed: {e}")))?;
-    Ok(lost.then(|| "with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)".into()))
+    // Mostly there is room enough, and how it was before need not be known.
+    if survives(after).await? || !survives(cache.fleet(store).await?).await? {
+        return Ok(None);
+    }
+    Ok(Some("with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)".into()))
+}
+
+async fn survives(fleet: Fleet) -> Result<bool, Error> {
+    let counted = tokio::task::spawn_blocking(move || capacity::survives_one(fleet)).await;
+    counted.map_err(|e| Error::internal(format!("the count failed: {e}")))
 }

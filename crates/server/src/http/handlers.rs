@@ -367,7 +367,7 @@ async fn applied(mut call: Call) -> Answer {
     for vm in &vms {
         found::check_wish(&call, vm).await?;
     }
-    Ok(respond::json(&apply::apply(call.store(), &call.ask, request).await?))
+    Ok(respond::json(&apply::apply(call.store(), &call.server.cache, &call.ask, request).await?))
 }
 
 async fn nodes(mut call: Call) -> Answer {
@@ -423,13 +423,13 @@ async fn fences(mut call: Call) -> Answer {
 
 async fn placement(mut call: Call) -> Answer {
     match call.route.id {
-        "vm.explain" => Ok(respond::json(&placement::explain(call.store(), &call.ask.project, &call.name()?).await?)),
-        "place.capacity" => Ok(respond::json(&placement::capacity(call.store()).await?)),
+        "vm.explain" => Ok(respond::json(&placement::explain(call.store(), &call.server.cache, &call.ask.project, &call.name()?).await?)),
+        "place.capacity" => Ok(respond::json(&placement::capacity(call.store(), &call.server.cache).await?)),
         "place.simulate" => {
             let wish = call.json().await?;
-            Ok(respond::json(&placement::simulate(call.store(), &call.ask.project, wish).await?))
+            Ok(respond::json(&placement::simulate(call.store(), &call.server.cache, &call.ask.project, wish).await?))
         }
-        "place.balance" => Ok(respond::json(&placement::balance(call.store()).await?)),
+        "place.balance" => Ok(respond::json(&placement::balance(call.store(), &call.server.cache).await?)),
         _ => Err(no_handler(&call)),
     }
 }

@@ -1,7 +1,9 @@
 //! The host itself: its domains, checks, counters and versions.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use vmkeep_api::body::{DomainView, VersionAnswer, VmPhase, VmStats};
 use vmkeep_store::keys;
 use vmkeep_types::error::{Code, Error};
@@ -42,19 +44,22 @@ pub async fn host(call: Call) -> Answer {
     }
 }
 
+/// Nodes that are asked at once.
+const ASKED_AT_ONCE: usize = 64;
+/// A node that needs longer is left out: the others' counters would be old by then.
+const STATS_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The node knows uids; names are the control plane's.
 async fn stats(call: &Call) -> Answer {
     let revision = revision(call).await?;
-    let nodes = app::nodes(call.store()).await?;
+    let nodes = app::node::heard_of(call.store()).await?;
     // One that does not answer hides no others.
-    let asked = nodes.iter().map(|node| ask_node::<Vec<VmStats>>(call, &node.name, "/n/stats"));
-    let all = futures_util::future::join_all(asked).await.into_iter().filter_map(Result::ok).flatten();
-    let mut named = Vec::new();
-    for stats in all {
-        if let Some(record) = app::get::<vmkeep_types::record::VmRecord>(call.store(), &keys::vm(&call.ask.project, stats.id)).await? {
-            named.push(VmStats { name: record.value.spec.name, ..stats });
-        }
-    }
+    let asks: Vec<_> =
+        nodes.iter().map(|node| tokio::time::timeout(STATS_PATIENCE, ask_node::<Vec<VmStats>>(call, node, "/n/stats"))).collect();
+    let told: Vec<_> = stream::iter(asks).buffer_unordered(ASKED_AT_ONCE).collect().await;
+    let names = call.server.cache.names(call.store(), &call.ask.project).await?;
+    let all = told.into_iter().filter_map(|answer| answer.ok()?.ok()).flatten();
+    let mut named: Vec<VmStats> = all.filter_map(|stats| Some(VmStats { name: names.get(&stats.id)?.clone(), ..stats })).collect();
     named.sort_by(|a, b| a.name.cmp(&b.name));
     respond::page(call, named, revision, |stats| stats.name.to_string()).await
 }

@@ -87,14 +87,25 @@ async fn with_nodes(count: usize) -> Bed {
 /// Calls of the store, and keys in them, of each request in a cluster of so many nodes and VMs.
 async fn cost(nodes: usize, vms: usize, requests: &[(&str, Value)]) -> Vec<(usize, usize)> {
     let bed = with_nodes(nodes).await;
+    let mut counters = Vec::new();
     for n in 0..vms {
-        bed.vm(&format!("there{n}")).await;
+        let name: Name = format!("there{n}").parse().expect("a name");
+        bed.vm(name.as_str()).await;
+        let id: VmId = bed.stored(&keys::name("vm", &default(), &name)).await;
+        counters.push(json!({"id": id, "name": "x", "at": jiff::Timestamp::UNIX_EPOCH, "cpu_time_ns": 0, "vcpus": 1, "memory_bytes": 0, "rss_bytes": 0,
+            "disk_read_bytes": 0, "disk_write_bytes": 0, "disk_read_ops": 0, "disk_write_ops": 0, "net_rx_bytes": 0, "net_tx_bytes": 0}));
     }
     let counting = Arc::new(Counting { store: bed.store.clone(), calls: AtomicUsize::new(0), keys: AtomicUsize::new(0) });
     let mut server = Server::new(bed.store.clone(), bed.node.clone(), Name::known("node1"), Audit::default());
     // What the cache reads once, at its start, is no request's.
     Arc::get_mut(&mut server).expect("nobody else has it yet").store = counting.clone();
     let bed = Bed { router: router(server.clone()), server, ..bed };
+    bed.node.answers.lock().expect("lock").push(("/n/stats", json!(counters)));
+    // The first question about placement has the cache read the cluster.
+    let plan = json!({"dry_run": true, "manifests": [{"kind": "vm", "name": "first", "nics": []}]});
+    assert_eq!(bed.call("POST /v1/apply", plan).await.status, 200);
+    counting.calls.store(0, Ordering::SeqCst);
+    counting.keys.store(0, Ordering::SeqCst);
     let mut costs = Vec::new();
     for (line, body) in requests {
         let reply = bed.call(line, body.clone()).await;
@@ -116,11 +127,25 @@ async fn a_wish_costs_the_same_in_a_large_cluster() {
         ("POST /v1/vms", json!({"name": "web2", "nics": []})),
         ("POST /v1/volumes", json!({"name": "data", "size": "1G"})),
         ("POST /v1/images", json!({"name": "deb", "source": {"from": "build", "recipe": "debian-13"}})),
+        ("POST /v1/apply", json!({"manifests": [{"kind": "vm", "name": "web3", "memory": "1G"}]})),
+        ("POST /v1/apply", json!({"manifests": [{"kind": "vm", "name": "web3", "memory": "2G"}]})),
+        ("GET /v1/vms/web3/placement", json!(null)),
+        ("POST /v1/cluster/simulate", json!({"add": [{"count": 2, "spec": {"name": "app"}}]})),
         ("DELETE /v1/vms/web1", json!(null)),
     ];
     let few = cost(SOME, 3, &requests).await;
     assert_eq!(cost(MANY, 40, &requests).await, few);
     assert!(few.iter().all(|(calls, keys)| (1..30).contains(calls) && *keys < 100), "{few:?}");
+}
+
+/// Each node is asked, but their VMs are not looked up one by one.
+#[tokio::test]
+async fn counters_of_all_vms_cost_two_lists() {
+    let requests = [("GET /v1/stats", json!(null))];
+    let few = cost(SOME, 3, &requests).await;
+    let many = cost(SOME, 40, &requests).await;
+    assert_eq!(many, few);
+    assert!(few[0].0 < 6 && few[0].1 <= SOME + 1, "{few:?}");
 }
 
 #[tokio::test]

@@ -215,3 +215,33 @@ async fn moves_are_proposed_from_what_was_measured() {
         found["to_after"]
     ));
 }
+
+/// As the leader sees it: what its answers are worth.
+#[tokio::test]
+async fn a_disk_in_a_shared_pool_binds_no_vm_and_a_silent_node_takes_none() {
+    let bed = two_nodes().await;
+    let pool = bed.call("PUT /v1/pools/nfs", json!({"name": "nfs", "driver": "dir", "path": "/nfs", "shared": true})).await;
+    assert!(pool.status < 300, "{}", pool.body);
+    let disks = json!([{"name": "root", "empty": true, "size": "1G", "pool": "nfs"}]);
+    bed.call("POST /v1/vms", json!({"name": "web1", "memory": "2G", "nics": [], "disks": disks})).await;
+    let id: vmkeep_types::ids::VolumeId = bed.stored(&keys::name("volume", &default(), &Name::known("web1-root"))).await;
+    let mut volume: Value = serde_json::to_value(bed.stored::<Value>(&keys::volume(&default(), id)).await).expect("plain data");
+    volume["node"] = json!("node1");
+    bed.put_all(vec![typed::put(keys::volume(&default(), id), &volume)]).await;
+    let told = async |bed: &Bed| {
+        let answer = bed.get("/v1/vms/web1/placement").await;
+        let nodes = answer["nodes"].as_array().expect("nodes").clone();
+        nodes.iter().map(|n| format!("{} {} {}", n["node"], n["fits"], n["text"])).collect::<Vec<_>>().join("\n")
+    };
+    expect![[r#"
+        "node2" true "12.5 % used then"
+        "node1" true "25.0 % used then""#]]
+    .assert_eq(&told(&bed).await);
+    assert_eq!(bed.get("/v1/cluster/capacity").await["bound"], json!(0));
+    let offline = NodeState { state: NodeHealth::Offline, since: jiff::Timestamp::UNIX_EPOCH };
+    bed.put_all(vec![typed::put(keys::state(&Name::known("node2")), &offline)]).await;
+    expect![[r#"
+        "node1" true "25.0 % used then"
+        "node2" false "it does not answer""#]]
+    .assert_eq(&told(&bed).await);
+}
