@@ -234,6 +234,16 @@ pub struct Admission {
     /// PEM requests: one for the node's certificate, one for etcd's.
     pub node_request: String,
     pub etcd_request: String,
+    /// What runs there with vmkeep's mark.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestThere>,
+}
+
+/// A domain of vmkeep's that is live on a host, whichever cluster's it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestThere {
+    pub vm: VmId,
+    pub name: String,
 }
 
 /// What it gets.

@@ -130,7 +130,7 @@ pub async fn serve(config: Config, notify: Arc<Notify>, hangup: Signal, shutdown
     let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };
     let cluster = Cluster::new(part.config.clone(), part.name.clone(), part.member.clone(), opened, restart.clone());
 
-    let compute = if roles.contains(&NodeRole::Compute) { Some(Compute::assemble(&part).await?) } else { None };
+    let compute = if roles.contains(&NodeRole::Compute) { Some(Compute::assemble(&part, &cluster).await?) } else { None };
     let server =
         if roles.contains(&NodeRole::Control) { Some(control::begin(&mut part, compute.as_ref(), &cluster, hangup).await?) } else { None };
     if let Some(compute) = compute {

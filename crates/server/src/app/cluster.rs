@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  token: vmkj_ID_SECRET_FINGERPRINT      one host, one hour; the fingerprint is the authority's
-//!  admission ─► token good? ─ clock, version, name, machine ─► roles ─► one txn: token used + member "joining"
+//!  admission ─► token good? ─ clock, version, name, machine ─ guests (strays) ─► roles ─► one txn: token used + member "joining"
 //! ```
 //! A host whose answer was lost asks again with the same token and gets the same answer, as long as it is still joining.
 
@@ -20,15 +20,15 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
 
-use super::{TRIES_MAX, commit, get, store_error};
+use super::{TRIES_MAX, commit, get, store_error, strays};
 
 /// A token lasts so long when nobody says otherwise, and no longer than a day.
 const TOKEN_LASTS: u64 = 3600;
 const TOKEN_LASTS_MAX: u64 = 24 * 3600;
 /// A used or expired token is kept so long, that a host which comes too late is told why.
 const KEEP_OVER: SignedDuration = SignedDuration::from_hours(24);
-/// Leases and certificates need clocks that agree about this much, in seconds.
-const CLOCK_APART_SECONDS_MAX: i64 = 120;
+/// Leases and certificates need clocks that agree: this much apart is too much, in seconds.
+const CLOCK_APART_SECONDS: i64 = 120;
 /// The first so many members have etcd: the loss of one stops nothing.
 const VOTERS_WANTED: usize = 3;
 /// More members make etcd slower and no safer.
@@ -127,7 +127,9 @@ pub async fn members(store: &dyn Store) -> Result<Vec<MemberRecord>, Error> {
 /// The refusal; the store's.
 pub async fn examine(store: &dyn Store, wish: &Admission, now: Timestamp) -> Result<Vec<MemberRole>, Error> {
     let token = read_token(store, &wish.token).await?;
-    judge(&token.value, &members(store).await?, wish, now)
+    let roles = judge(&token.value, &members(store).await?, wish, now)?;
+    strays::look(store, wish).await?;
+    Ok(roles)
 }
 
 /// Lets it in: the token is used, the member is joining.
@@ -138,6 +140,7 @@ pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Resul
     for _ in 0..TRIES_MAX {
         let token = read_token(store, &wish.token).await?;
         let roles = judge(&token.value, &members(store).await?, wish, now)?;
+        let along = strays::look(store, wish).await?;
         let record = MemberRecord {
             node: wish.node.clone(),
             address: wish.address.clone(),
@@ -154,7 +157,7 @@ pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Resul
         let old = store.get(&key).await.map_err(store_error)?;
         let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
         let used = JoinToken { used_by: Some(wish.node.clone()), ..token.value };
-        let txn = Txn::default().when(guard).when(Compare::ModifiedAt(token.key.clone(), token.modified));
+        let txn = along.when(guard).when(Compare::ModifiedAt(token.key.clone(), token.modified));
         if commit(store, txn.then(typed::put(token.key, &used)).then(typed::put(key, &record))).await?.is_some() {
             return Ok(record);
         }
@@ -188,8 +191,8 @@ fn judge(token: &JoinToken, members: &[MemberRecord], wish: &Admission, now: Tim
         return Err(Error::new(Code::Unauthenticated, format!("the join token ended at {}", token.expires_at)).hint(again));
     }
     let apart = now.as_second() - wish.now.as_second();
-    if apart.abs() > CLOCK_APART_SECONDS_MAX {
-        let which = if apart > 0 { "behind" } else { "ahead" };
+    if apart.abs() >= CLOCK_APART_SECONDS {
+        let which = if apart > 0 { "behind" } else { "ahead of" };
         return Err(Error::refused(format!("the clock of '{}' is {} s {which} the cluster's", wish.node, apart.abs()))
             .hint("set it right: apt-get install chrony; vmkeep host check"));
     }
@@ -267,6 +270,7 @@ pub async fn is_removed(store: &dyn Store, node: &Name) -> Result<bool, StoreErr
 mod tests {
     use expect_test::{Expect, expect};
     use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::cluster::GuestThere;
 
     use super::*;
 
@@ -286,6 +290,7 @@ mod tests {
             witness: false,
             node_request: String::new(),
             etcd_request: String::new(),
+            guests: Vec::new(),
         }
     }
 
@@ -340,8 +345,9 @@ mod tests {
         let late = now() + SignedDuration::from_hours(2);
         refused(&store, &Admission { now: late, ..wish(&good, "h2", 2) }, late, expect!["the join token ended at 2027-01-15T09:00:00Z"])
             .await;
-        let slow = Admission { now: now() - SignedDuration::from_secs(121), ..wish(&good, "h2", 2) };
-        refused(&store, &slow, now(), expect!["the clock of 'h2' is 121 s behind the cluster's"]).await;
+        let clock = |seconds| Admission { now: now() + SignedDuration::from_secs(seconds), ..wish(&good, "h2", 2) };
+        refused(&store, &clock(-120), now(), expect!["the clock of 'h2' is 120 s behind the cluster's"]).await;
+        refused(&store, &clock(121), now(), expect!["the clock of 'h2' is 121 s ahead of the cluster's"]).await;
         refused(&store, &wish(&good, "h1", 2), now(), expect!["there is a member 'h1' already"]).await;
         let clone = Admission { machine_id: "machine1".into(), ..wish(&good, "h2", 2) };
         refused(&store, &clone, now(), expect!["'h2' has the machine id of member 'h1': their disks were cloned"]).await;
@@ -349,6 +355,14 @@ mod tests {
         refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
         refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 4), the cluster 0.1.0 (level 4)"]).await;
+        let newer = Admission { level: keys::LEVEL_NOW + 1, ..wish(&good, "h2", 2) };
+        refused(&store, &newer, now(), expect!["'h2' runs vmkeep 0.1.0 (level 5), the cluster 0.1.0 (level 4)"]).await;
+        let vm = vmkeep_types::ids::VmId(uuid::Uuid::from_u128(1));
+        let owner = serde_json::json!({"vm": vm, "project": "default", "node": "h1", "epoch": 1, "generation": 1});
+        store.txn(Txn::default().then(typed::put(keys::owner(vm), &owner))).await.expect("written");
+        let brings = Admission { guests: vec![GuestThere { vm, name: "web1".into() }], ..wish(&good, "h2", 2) };
+        let twice = expect!["VMs that the cluster runs elsewhere run on 'h2': 'web1' (of 'h1'); they would run twice"];
+        refused(&store, &brings, now(), twice).await;
         admit(&store, &wish(&good, "h2", 2), now()).await.expect("the token is still good");
     }
 }

@@ -16,6 +16,7 @@ pub mod placement;
 pub mod pool;
 pub mod recovery;
 pub mod releasing;
+mod strays;
 pub mod upgrade;
 pub mod upload;
 pub mod vip;

@@ -8,11 +8,12 @@
 
 use std::fs;
 
+use vmkeep_agent::domain::marks;
 use vmkeep_server::app::cluster::TokenText;
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::EtcdStore;
 use vmkeep_store::keys;
-use vmkeep_types::cluster::{Admission, Admitted, ClusterFormed, ClusterJoin};
+use vmkeep_types::cluster::{Admission, Admitted, ClusterFormed, ClusterJoin, GuestThere};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::VmRecord;
 
@@ -26,6 +27,7 @@ const NAMES_TOLD: usize = 5;
 impl Cluster {
     pub(super) async fn join_other(&self, wish: ClusterJoin) -> Result<ClusterFormed, Error> {
         self.without_vms().await?;
+        let guests = if wish.witness { Vec::new() } else { self.guests().await? };
         let token = TokenText::parse(&wish.token)?;
         let (host, port) = host_and_port(&wish.address)?;
         let stream = wire::dial(&host, port).await?;
@@ -37,7 +39,7 @@ impl Cluster {
         let fresh = !paths.dir.exists();
         paths.make().map_err(refused)?;
         let asked = async {
-            let admission = self.admission(&wish, address.clone(), &paths)?;
+            let admission = self.admission(&wish, address.clone(), &paths, guests)?;
             wire::post::<Admitted>(stream, &host, &token.ca, admit::PATH, &admission).await
         };
         let admitted = match asked.await {
@@ -86,7 +88,18 @@ impl Cluster {
             .hint("let them go with 'vmkeep vm release NAME' (they run on) and adopt them again after joining, or form the cluster from this host"))
     }
 
-    fn admission(&self, wish: &ClusterJoin, address: String, paths: &Paths) -> Result<Admission, Error> {
+    /// What runs here with vmkeep's mark, of whichever cluster: nothing may run twice.
+    async fn guests(&self) -> Result<Vec<GuestThere>, Error> {
+        let Some(hypervisor) = self.hypervisor.get() else { return Ok(Vec::new()) };
+        let domains = hypervisor.list().await.map_err(|e| {
+            Error::refused(format!("cannot tell what runs on this host: {e}"))
+                .hint("vmkeep host check; a machine without libvirt joins as a witness: --witness")
+        })?;
+        let ours = domains.into_iter().filter(|domain| domain.state.is_live() && marks(domain.metadata.as_deref(), domain.uuid));
+        Ok(ours.map(|domain| GuestThere { vm: domain.uuid, name: domain.name }).collect())
+    }
+
+    fn admission(&self, wish: &ClusterJoin, address: String, paths: &Paths, guests: Vec<GuestThere>) -> Result<Admission, Error> {
         Ok(Admission {
             token: wish.token.trim().to_owned(),
             node: self.node.clone(),
@@ -98,6 +111,7 @@ impl Cluster {
             witness: wish.witness,
             node_request: pki::request(&paths.node_key()).map_err(internal)?,
             etcd_request: pki::request(&paths.etcd_key()).map_err(internal)?,
+            guests,
         })
     }
 

@@ -36,13 +36,14 @@ mod wire;
 
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use vmkeep_agent::hypervisor::Hypervisor;
 use vmkeep_server::app;
 use vmkeep_server::cluster::HostCluster;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
@@ -139,6 +140,8 @@ pub struct Cluster {
     /// The same store, on a member.
     etcd_store: Option<Arc<EtcdStore>>,
     restart: Restart,
+    /// Set before anything is served, where this process has an agent.
+    hypervisor: OnceLock<Arc<dyn Hypervisor>>,
     /// One change of the cluster at a time on this host.
     turn: tokio::sync::Mutex<()>,
     rights: tokio::sync::Mutex<rights::Kept>,
@@ -154,9 +157,15 @@ impl Cluster {
             store,
             etcd_store: etcd,
             restart,
+            hypervisor: OnceLock::new(),
             turn: tokio::sync::Mutex::default(),
             rights: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Whom to ask what runs here.
+    pub fn asks(&self, hypervisor: Arc<dyn Hypervisor>) {
+        let _ = self.hypervisor.set(hypervisor);
     }
 
     fn paths(&self) -> Paths {

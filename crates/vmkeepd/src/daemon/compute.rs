@@ -64,7 +64,7 @@ fn guard(part: &Part) -> Arc<dyn Guard> {
 
 impl Compute {
     /// Joins the store; libvirt is connected in its own time.
-    pub async fn assemble(part: &Part) -> anyhow::Result<Self> {
+    pub async fn assemble(part: &Part, cluster: &Cluster) -> anyhow::Result<Self> {
         let config = &part.config;
         let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
             HypervisorKind::Libvirt => {
@@ -72,6 +72,7 @@ impl Compute {
             }
             HypervisorKind::Fake => Arc::new(FakeHypervisor::new()),
         };
+        cluster.asks(hypervisor.clone());
         make_folder(&config.serial_log_dir, 0o750)?;
         make_folder(&config.run_dir, 0o755)?;
         let machine = facts::machine();

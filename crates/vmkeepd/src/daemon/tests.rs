@@ -247,3 +247,20 @@ async fn only_administrators_shut_all_vms_down() {
     let path = Some("/n/guests/shutdown");
     assert_eq!(told, [(None, path, Some(403)), (Some("uid 1"), path, Some(403)), (Some("uid 1"), path, Some(200))]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_vms_of_its_own_joins_nobody() {
+    let running = Running::new().await;
+    let token = format!("vmkj_{}_{}_{}", "0".repeat(12), "1".repeat(64), "2".repeat(64));
+    let join = async || {
+        let wish = json!({"address": "127.0.0.1:1", "token": token});
+        running.client.call("cluster.join").json(&wish).answer::<Value>().await.expect_err("refused").to_string()
+    };
+    let nobody = join().await;
+    assert!(nobody.contains("127.0.0.1"), "nobody is there: {nobody}");
+    let wish = json!({"name": "web", "memory": "64M", "firmware": "bios", "run": "manual", "nics": [], "disks": []});
+    running.client.call("vm.create").json(&wish).answer::<Accepted>().await.expect("accepted");
+    let refused = join().await;
+    assert!(refused.contains("this host has 1 VMs of its own: web"), "{refused}");
+    assert!(!running.config.store.join("cluster").exists(), "nothing stays of either");
+}
