@@ -2,7 +2,7 @@
 //! would. Their hypervisors are fakes that reach each other, or the libvirts of two test hosts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -259,6 +259,10 @@ impl Cluster {
 
     pub fn hv(&self, name: &str) -> &Arc<dyn Hypervisor> {
         &self.hosts[name].machine.hv
+    }
+
+    pub fn serial_log(&self, name: &str, vm: VmId) -> PathBuf {
+        self.hosts[name].dir.path().join("logs").join(format!("{vm}.log"))
     }
 
     pub async fn until(&self, what: &str, holds: impl AsyncFn(&Self) -> bool) {

@@ -7,6 +7,7 @@ mod images;
 mod policy;
 mod real;
 mod shutdown;
+mod ticks;
 
 use std::time::Duration;
 

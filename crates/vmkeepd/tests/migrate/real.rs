@@ -15,10 +15,15 @@ use vmkeep_types::migration::{MigrateOptions, MigrationAddress};
 use vmkeep_types::name::Name;
 
 use super::cluster::{Cluster, Machine};
+use super::ticks;
 
 const NSHOST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/lab/nshost");
 const TINYGUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/lab/tinyguest");
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A line typed while the guest arrives may be lost.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// The longest wait for a tick while a guest moves, on average.
+const GAP_MEAN_MAX: Duration = Duration::from_secs(1);
 
 /// Two hosts on a switch; they go with this value.
 struct Lab {
@@ -104,7 +109,11 @@ async fn uptime(console: &mut ConsoleStream) -> f64 {
     let mut heard = String::new();
     while begin.elapsed() < PATIENCE {
         let _ = console.to_guest.send(b"read up rest </proc/uptime; echo up-$up-since\n".to_vec()).await;
-        while let Ok(Some(bytes)) = tokio::time::timeout(Duration::from_secs(1), console.from_guest.recv()).await {
+        let asked = Instant::now();
+        // It may tick meanwhile, so that there is never silence.
+        while asked.elapsed() < ASK_AGAIN
+            && let Ok(Some(bytes)) = tokio::time::timeout(Duration::from_secs(1), console.from_guest.recv()).await
+        {
             heard += &String::from_utf8_lossy(&bytes);
             let said = heard.split("up-").filter_map(|part| part.split_once("-since")?.0.parse::<f64>().ok()).last();
             if let Some(seconds) = said {
@@ -133,6 +142,7 @@ async fn when(events: &mut Receiver<HvEvent>, wanted: Lifecycle) -> Instant {
 struct Measured {
     whole: Duration,
     pause: Duration,
+    time: (Instant, Instant),
 }
 
 async fn measured(cluster: &Cluster, from: &str, to: &'static str) -> Measured {
@@ -145,8 +155,9 @@ async fn measured(cluster: &Cluster, from: &str, to: &'static str) -> Measured {
     let whole = begin.elapsed();
     assert_eq!(op.error, None);
     let pause = went_on.await.expect("told").saturating_duration_since(stood_still.await.expect("told"));
-    cluster.ending(&op).await;
-    Measured { whole, pause }
+    let told = cluster.ending(&op).await;
+    assert!(told.starts_with("Done"), "{told}");
+    Measured { whole, pause, time: (begin, Instant::now()) }
 }
 
 fn virsh(lab: &Lab, which: usize, args: &[&str]) {
@@ -212,30 +223,41 @@ async fn a_real_guest_goes_there_and_back_and_ticks_on() {
     let cluster = lab.cluster(pool.path(), true).await;
     let vm = lab.guest(&cluster).await;
     let mut last = up(&cluster, "a", vm).await;
-    let (mut whole, mut pauses) = (Vec::new(), Vec::new());
+    let mut console = cluster.hv("a").console(vm).await.expect("a console");
+    console.to_guest.send(ticks::TELL.into()).await.expect("typed");
+    uptime(&mut console).await;
+    drop(console);
+    let ticks = ticks::Watcher::of(["a", "b"].map(|node| cluster.serial_log(node, vm)).into());
+    let (mut whole, mut pauses, mut times) = (Vec::new(), Vec::new(), Vec::new());
     let before = [1, 2].map(|which| left(&lab, which, pool.path()));
     for _ in 0..soak_rounds() {
         for (from, to) in [("a", "b"), ("b", "a")] {
             let one = measured(&cluster, from, to).await;
             whole.push(one.whole);
             pauses.push(one.pause);
+            times.push(one.time);
             let now = up(&cluster, to, vm).await;
             assert!(now > last, "the guest goes on at {to}: {last} then {now}");
             last = now;
         }
     }
     assert_eq!([1, 2].map(|which| left(&lab, which, pool.path())), before, "nothing is left behind");
+    let (gaps, ticked) = ticks.gaps(&times);
     cluster.over(&cluster.command("kill").await).await;
     let theirs = percentile(&bare(&lab, &cluster, vm, 2).await, 50);
     let ours = percentile(&whole, 50);
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    let mean = pauses.iter().sum::<Duration>() / u32::try_from(pauses.len()).expect("a few");
+    let mean = |all: &[Duration]| all.iter().sum::<Duration>() / u32::try_from(all.len()).expect("a few");
+    let (gap, pause) = (mean(&gaps), mean(&pauses));
     let [p50, p95, longest] = [50, 95, 100].map(|percent| percentile(&pauses, percent));
     eprintln!(
-        "{} migrations: {ours:.2?}, virsh migrate --live --p2p {theirs:.2?}, ratio {ratio:.2}; guest pause: mean {mean:.0?}, p50 {p50:.0?}, \
-         p95 {p95:.0?}, longest {longest:.0?}",
-        whole.len()
+        "{} migrations: {ours:.2?}, virsh migrate --live --p2p {theirs:.2?}, ratio {ratio:.2}; guest pause: mean {pause:.0?}, p50 {p50:.0?}, \
+         p95 {p95:.0?}, longest {longest:.0?}; of {ticked} ticks the longest wait for one: mean {gap:.0?}, p95 {:.0?}, longest {:.0?}",
+        whole.len(),
+        percentile(&gaps, 95),
+        percentile(&gaps, 100)
     );
+    assert!(gap <= GAP_MEAN_MAX, "{gaps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
