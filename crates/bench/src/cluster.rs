@@ -35,6 +35,10 @@ const RUNNING_MS_MAX: f64 = 1000.0;
 /// Wanted from a control plane's start to the first VM that it made run.
 const CAUGHT_UP_SECONDS_MAX: f64 = 5.0;
 const DATABASE_MIB_MAX: f64 = 200.0;
+/// Agents write their loads now and then, too.
+const REST_TIMES_RENEWALS: f64 = 1.5;
+/// VMs that are told of when some do not come up.
+const LEFT_OVER_TOLD: usize = 3;
 /// Requests on their way at once while the cluster is filled.
 const CLIENTS: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -90,10 +94,18 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     eprintln!("{} nodes after {:.1} s", args.nodes, begin.elapsed().as_secs_f64());
 
     let begin = Instant::now();
-    tokio::try_join!(fill(&control.socket, args.vms), all_run(&agents, args.vms))?;
+    let filled = tokio::try_join!(fill(&control.socket, args.vms), all_run(&agents, args.vms));
+    if let Err(error) = filled {
+        let left = left_over(&control.socket, args.vms).await.unwrap_or_else(|error| format!("and the control plane: {error}"));
+        let log = std::fs::read_to_string(&control.log).unwrap_or_default();
+        return Err(error.context(format!("{left}\nthe control plane's log:\n{log}")));
+    }
     report.number(format!("{} VMs run after", args.vms), begin.elapsed().as_secs_f64(), "s", None);
     eprintln!("{} VMs run after {:.1} s", args.vms, begin.elapsed().as_secs_f64());
 
+    let begin = Instant::now();
+    comes_to_rest(args, &etcds).await?;
+    report.number("… and what follows is written after", begin.elapsed().as_secs_f64(), "s", None);
     at_rest(args, &etcds, &control, &agents, &mut report).await?;
     let one = one_by_one(&control.socket, args.rounds, "one").await?;
     report.number("VM, request to running, p99", milliseconds(one.percentile(99)), "ms", Some(Wanted::AtMost(RUNNING_MS_MAX)));
@@ -114,10 +126,24 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+/// Operations that end and events that are filed: until little more is written than the agents' renewals.
+async fn comes_to_rest(args: &Args, etcds: &Etcds) -> anyhow::Result<()> {
+    let window = Duration::from_millis(2 * BEAT_MS);
+    let renewals = args.nodes as f64 * window.as_secs_f64() * 1000.0 / BEAT_MS as f64;
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        let before = etcds.revision().await?;
+        tokio::time::sleep(window).await;
+        let written = etcds.revision().await? - before;
+        if (written as f64) < renewals * REST_TIMES_RENEWALS {
+            return Ok(());
+        }
+    }
+    bail!("the cluster does not come to rest")
+}
+
 /// Heartbeats and loads, and nothing else to do.
 async fn at_rest(args: &Args, etcds: &Etcds, control: &Control, agents: &Agents, report: &mut Report) -> anyhow::Result<()> {
-    // What the filling left to be written is written.
-    tokio::time::sleep(Duration::from_millis(2 * BEAT_MS)).await;
     agents.take_renewals();
     let cpu = || anyhow::Ok((etcds.pids().iter().map(|pid| pid.cpu()).collect::<anyhow::Result<Vec<_>>>()?, control.pid()?.cpu()?));
     let ((etcd_before, control_before), begin) = (cpu()?, Instant::now());
@@ -190,6 +216,22 @@ async fn fill(socket: &Path, vms: usize) -> anyhow::Result<()> {
         done.context("a client failed")??;
     }
     Ok(())
+}
+
+/// What the control plane says of some VMs that do not run.
+async fn left_over(socket: &Path, vms: usize) -> anyhow::Result<String> {
+    let mut connection = Connection::open(socket).await?;
+    let mut told = Vec::new();
+    for n in 0..vms {
+        let vm = connection.json(Method::GET, &path(&format!("fill-{n:05}")), None).await?;
+        if vm["status"]["phase"] != "running" {
+            told.push(vm.to_string());
+        }
+        if told.len() == LEFT_OVER_TOLD {
+            break;
+        }
+    }
+    Ok(told.join("\n"))
 }
 
 async fn one_by_one(socket: &Path, rounds: usize, word: &str) -> anyhow::Result<Samples> {

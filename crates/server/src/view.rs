@@ -151,8 +151,15 @@ fn status(parts: &VmParts) -> VmStatus {
         restarts: seen.map_or_else(RestartCount::default, |s| s.restarts.clone()),
         accel: seen.and_then(|s| s.qemu.as_ref()).map(|q| q.accel.clone()),
         qemu_outdated: seen.and_then(|s| s.qemu.as_ref()).is_some_and(|q| q.outdated),
-        warnings: seen.map(|s| s.warnings.clone()).unwrap_or_default(),
+        warnings: warnings(parts),
     }
+}
+
+fn warnings(parts: &VmParts) -> Vec<String> {
+    let of_node = parts.seen.iter().flat_map(|seen| seen.warnings.clone());
+    let name = &parts.record.spec.name;
+    let late = || format!("cloud_init was changed after the first boot: the guest reads it after `vmkeep vm reinit {name}` and a restart");
+    of_node.chain(parts.record.needs_reinit().then(late)).collect()
 }
 
 /// What the agent said last is no news of a node that is silent: the VM stays where it is, and nobody knows whether it runs.

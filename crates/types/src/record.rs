@@ -29,6 +29,16 @@ pub struct VmRecord {
     /// How often the guest was told to take itself for a new one; its cloud-init then runs a first boot again.
     #[serde(default)]
     pub instance: u32,
+    /// The instance that has booted without a change which only a first boot reads; another one since then has read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reinit_due: Option<u32>,
+}
+
+impl VmRecord {
+    /// The guest has not read all of its cloud-init, and will not before a `reinit`.
+    pub fn needs_reinit(&self) -> bool {
+        self.reinit_due == Some(self.instance)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use vmkeep_store::{StoreError, Txn, keys, typed};
-use vmkeep_types::event::{Event, Level};
-use vmkeep_types::name::Name;
-use vmkeep_types::operation::ResourceRef;
+use vmkeep_types::event::Level;
 
-use crate::runtime::Node;
+use crate::runtime::{Node, node_event};
 
 /// Between two attempts to tell a store that does not answer.
 const REST: Duration = Duration::from_secs(5);
@@ -81,11 +78,7 @@ async fn put(node: &Node, last: &LastReset) -> Result<(), StoreError> {
     let message = format!("vmkeep-fenced let the watchdog reset {}: {last}", node.name);
     tracing::warn!("{message}");
     let at = Timestamp::from_second(last.at_unix_s).unwrap_or_else(|_| Timestamp::now());
-    let digest = Sha256::digest(format!("node/{}", node.name));
-    // A node's events are filed under a uid made from its name.
-    let uid = uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes");
-    let resource = ResourceRef { kind: "node".into(), project: Name::known("default"), name: node.name.clone(), uid };
-    let event = Event { at, resource, level: Level::Error, code: "node.was-reset".into(), message, node: Some(node.name.clone()) };
+    let event = node_event::event(node, at, Level::Error, "node.was-reset", message);
     let stamp = format!("{:020}-reset", at.as_nanosecond());
     node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await.map(drop)
 }
@@ -93,6 +86,7 @@ async fn put(node: &Node, last: &LastReset) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use vmkeep_store::{Op, Store};
+    use vmkeep_types::event::Event;
 
     use super::*;
 

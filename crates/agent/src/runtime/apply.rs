@@ -33,6 +33,9 @@ use crate::net::NetAttach;
 use crate::pool::Pool;
 use crate::seed;
 
+/// What a domain that libvirt has forgotten differs by.
+const UNDEFINED: &str = "undefined";
+
 /// The domain XML that the wish asks for, and what went into it.
 struct Wanted {
     xml: String,
@@ -56,8 +59,21 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     Ok(())
 }
 
+/// Why a VM does not run after [`start`].
+pub enum NotStarted {
+    /// The right to start it is not had now, which is nothing that the VM did.
+    NotNow(Error),
+    Failed(Error),
+}
+
+impl From<Error> for NotStarted {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Applies, claims, starts.
-pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
+pub async fn start(node: &Node, state: &mut State) -> Result<(), NotStarted> {
     let fresh = state.memory.applied < state.wish() || state.domain == Observed::Absent;
     prepare_volumes(node, state).await?;
     if let Err(error) = rename(node, state).await {
@@ -73,11 +89,10 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     refuse_conflicts(state)?;
     state.addresses_due = true;
     let unknown = state.unknown_op(node, Doing::Starting);
-    let granted = claim::claim(node, &state.order, Some(unknown))
-        .await
-        .map_err(|e| Error::new(Code::Unavailable, format!("cannot claim the right to start: {e}")))?;
+    let granted =
+        claim::claim(node, &state.order, Some(unknown)).await.map_err(|e| not_now(format!("cannot claim the right to start: {e}")))?;
     if !granted.is_fresh() {
-        return Err(Error::new(Code::Unavailable, "the claim was too old when it was granted; the store is slow"));
+        return Err(not_now("the claim was too old when it was granted; the store is slow"));
     }
     node.grants.give(state.order.vm, Until::Ms(granted.until_ms()))?;
     let started = node.hv.start(state.order.vm).await;
@@ -85,7 +100,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), Error> {
     match started {
         Ok(()) => {}
         Err(HvError::WrongState(_)) if is_live(node, state).await => {}
-        Err(error) => return Err(start_error(node, state, &error)),
+        Err(error) => return Err(start_error(node, state, &error).into()),
     }
     state.pending.clear();
     state.asked_live.clear();
@@ -129,6 +144,10 @@ fn lives(state: &State) -> bool {
 
 async fn is_live(node: &Node, state: &State) -> bool {
     node.hv.find(state.order.vm).await.is_ok_and(|brief| brief.state.is_live())
+}
+
+fn not_now(why: impl Into<String>) -> NotStarted {
+    NotStarted::NotNow(Error::new(Code::Unavailable, why))
 }
 
 fn start_error(node: &Node, state: &State, error: &HvError) -> Error {
@@ -393,11 +412,9 @@ async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Res
 /// Looks for drift without changing anything; called when all else is settled.
 pub async fn inspect(node: &Node, state: &mut State) {
     if state.order.leaving.is_none() && state.domain == Observed::Absent && state.memory.applied >= state.wish() {
-        let gone = FieldChange { field: "domain".into(), from: "undefined".into(), to: "defined".into() };
-        if state.drift.is_empty() {
-            state.event(Level::Warn, "vm.drift", "undefined behind vmkeep's back");
-        }
+        let gone = FieldChange { field: "domain".into(), from: UNDEFINED.into(), to: "defined".into() };
         state.drift = vec![gone];
+        tell_drift(state);
         return;
     }
     if state.order.leaving.is_some() || state.domain.known().is_none() || !state.ours {
@@ -407,7 +424,6 @@ pub async fn inspect(node: &Node, state: &mut State) {
     note_volumes(node, state).await;
     addresses::complete(node, state).await;
     let _ = note_open_files(node, state).await;
-    let before = state.drift.clone();
     let outcome = match wanted(node, state, Look::Kept).await {
         Ok(wanted) => note_differences(node, state, &wanted).await,
         Err(error) => Err(error),
@@ -416,10 +432,23 @@ pub async fn inspect(node: &Node, state: &mut State) {
         tracing::debug!(vm = %state.order.spec.name, %error, "cannot compare the domain with the wish");
         return;
     }
-    if !state.drift.is_empty() && state.drift != before {
-        let fields: Vec<&str> = state.drift.iter().map(|d| d.field.as_str()).collect();
-        state.event(Level::Warn, "vm.drift", format!("changed behind vmkeep's back: {}", fields.join(", ")));
+    tell_drift(state);
+}
+
+/// What differs is told once, and when it does not any more, whoever mended it.
+fn tell_drift(state: &mut State) {
+    if state.drift == state.told_drift {
+        return;
     }
+    let fields = |changes: &[FieldChange]| changes.iter().map(|change| change.field.as_str()).collect::<Vec<_>>().join(", ");
+    match state.drift.first() {
+        None => state.event(Level::Info, "vm.drift-over", format!("as wished again: {}", fields(&state.told_drift))),
+        Some(change) if change.field == "domain" && change.from == UNDEFINED => {
+            state.event(Level::Warn, "vm.drift", "undefined behind vmkeep's back");
+        }
+        Some(_) => state.event(Level::Warn, "vm.drift", format!("changed behind vmkeep's back: {}", fields(&state.drift))),
+    }
+    state.told_drift = state.drift.clone();
 }
 
 /// Volumes as they are: those that came here with a running guest, which nothing was prepared for, and those that have grown.

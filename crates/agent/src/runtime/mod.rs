@@ -25,6 +25,7 @@ mod joining;
 mod load;
 pub mod migrate;
 mod node;
+pub mod node_event;
 mod qemu;
 mod reboots;
 mod rejoin;
@@ -39,7 +40,7 @@ pub mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vmkeep_store::seal::is_closed;
 use vmkeep_store::{Change, KeyValue, StoreError, Watch, WatchBatch, typed};
+use vmkeep_types::event::Level;
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::migration::{MoveOrder, MoveSeen};
 use vmkeep_types::observed::Seen;
@@ -91,6 +93,8 @@ struct Dispatcher {
     moves: BTreeMap<VmId, watch::Sender<MoveOrder>>,
     running: TaskTracker,
     stop: CancellationToken,
+    /// libvirt does not answer, since then.
+    libvirt_away: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -103,6 +107,7 @@ impl Dispatcher {
             moves: BTreeMap::new(),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
+            libvirt_away: None,
         }
     }
 
@@ -245,6 +250,7 @@ impl Dispatcher {
     async fn on_event(&mut self, event: HvEvent) -> Result<(), StoreError> {
         match event {
             HvEvent::Connected | HvEvent::Disconnected => {
+                self.tell_of_libvirt(&event);
                 self.node.refresh_facts().await?;
                 self.poke_all();
             }
@@ -255,6 +261,23 @@ impl Dispatcher {
             }
         }
         Ok(())
+    }
+
+    fn tell_of_libvirt(&mut self, event: &HvEvent) {
+        let (level, code, message) = match (event, self.libvirt_away.take()) {
+            (HvEvent::Disconnected, None) => {
+                let what = "libvirt does not answer: its VMs go on, and none is started or changed here until it does";
+                (Level::Warn, "node.libvirt-away", what.to_owned())
+            }
+            (HvEvent::Connected, Some(since)) => {
+                (Level::Info, "node.libvirt-back", format!("libvirt answers again, after {:.1} s", since.elapsed().as_secs_f64()))
+            }
+            _ => return,
+        };
+        if *event == HvEvent::Disconnected {
+            self.libvirt_away = Some(Instant::now());
+        }
+        self.running.spawn(node_event::tell(self.node.clone(), level, code, message));
     }
 
     fn poke_all(&self) {

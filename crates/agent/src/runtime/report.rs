@@ -51,11 +51,15 @@ pub struct State {
     /// We asked the guest to stop, or killed it; what its stop event is told as.
     pub asked_stop: bool,
     pub doing: Option<Doing>,
+    /// How often the right to start was not had, one time after the other.
+    pub not_now: u32,
     pub error: Option<Error>,
     pub steps: Vec<String>,
     pub choices: VmChoices,
     pub pending: Vec<FieldChange>,
     pub drift: Vec<FieldChange>,
+    /// The drift that an event has told of last.
+    pub told_drift: Vec<FieldChange>,
     /// Changes of the running domain that were made, as long as it does not show them: a guest takes its time.
     pub asked_live: Vec<FieldChange>,
     /// libvirt keeps its description when it is off.
@@ -91,11 +95,13 @@ impl State {
             autostart: false,
             asked_stop: false,
             doing: None,
+            not_now: 0,
             error: None,
             steps: Vec::new(),
             choices,
             pending: Vec::new(),
             drift: Vec::new(),
+            told_drift: Vec::new(),
             asked_live: Vec::new(),
             persistent: true,
             conflicts: Vec::new(),
@@ -130,6 +136,7 @@ impl State {
         self.error.clone_from(&seen.error);
         self.steps.clone_from(&seen.steps);
         self.pending.clone_from(&seen.pending);
+        self.told_drift.clone_from(&seen.drift);
         self.qemu.clone_from(&seen.qemu);
         self.addresses.clone_from(&seen.addresses);
         self.restarts = seen.restarts.clone();
@@ -140,6 +147,7 @@ impl State {
 
     /// A newer order; true when the domain should be compared with it.
     pub fn take_order(&mut self, order: Order) -> bool {
+        self.not_now = 0;
         let new_wish = order.spec_revision != self.order.spec_revision;
         let new_command = order.power.cycle != self.order.power.cycle;
         if new_wish || new_command {

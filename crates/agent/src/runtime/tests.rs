@@ -359,12 +359,37 @@ async fn what_changed_in_the_running_domain_only_is_drift_and_mended() {
     bed.edit(|_| ()).await;
     let seen = bed.until("it is mended", |seen| seen.drift.is_empty() && seen.memory.applied == Revision(2)).await;
     assert_eq!(seen.steps, ["memory.size changed from 32M to 64M"]);
+    bed.until_event("vm.drift-over").await;
     // More than wished is what a guest has that did not hear the balloon yet.
     bed.hv.change(VM, LiveChange::MemoryKib(128 << 10)).await.expect("it runs");
     bed.hv.set_autostart(VM, true).await.expect("it exists");
     bed.nudge();
     bed.until_event("vm.autostart").await;
     assert_eq!(bed.until("a word", |_| true).await.drift, vec![]);
+}
+
+#[tokio::test]
+async fn a_start_that_the_store_does_not_grant_is_no_failure_of_the_vm() {
+    let mut bed = Bed::new(json!({"restart": {"max": 1, "within": "10m"}})).await;
+    let recovery = Txn::default().then(vmkeep_store::Op::Put(keys::CLUSTER_RECOVERY.into(), b"{}".to_vec()));
+    bed.store.txn(recovery).await.expect("a write");
+    bed.give(|_| ()).await;
+    let refused = bed.until("it is not granted", |seen| seen.error.is_some()).await;
+    assert_eq!((refused.memory.failures_ms, refused.memory.gave_up), (vec![], false));
+    // More often than it may fail.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    bed.store.txn(Txn::default().then(vmkeep_store::Op::Delete(keys::CLUSTER_RECOVERY.into()))).await.expect("a write");
+    let seen = bed.until("it runs", |seen| seen.domain == Observed::Known(DomainState::Running)).await;
+    assert_eq!((seen.restarts.count, seen.error), (0, None));
+}
+
+#[tokio::test]
+async fn a_libvirt_that_goes_and_comes_back_is_told() {
+    let bed = Bed::running(json!({})).await;
+    bed.hv.disconnect();
+    bed.until_event("node.libvirt-away").await;
+    bed.hv.reconnect();
+    bed.until_event("node.libvirt-back").await;
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use vmkeep_types::observed::{DomainState, ExitCause, Observed, Rest, Seen};
 use vmkeep_types::order::Order;
 use vmkeep_types::record::{Leaving, PowerWish, VmOrigin};
 
-use super::apply;
+use super::apply::{self, NotStarted};
 use super::clock::boottime_ms;
 use super::guest_clock;
 use super::node::Node;
@@ -34,6 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const ACTS_IN_A_ROW: u32 = 20;
 /// Between a panic and the next worker: what broke the first may well break the second.
 const PANIC_REST: Duration = Duration::from_secs(5);
+/// The wait for the right to start doubles so often: 16 s at the most, after which a store has its breath back.
+const NOT_NOW_DOUBLINGS_MAX: u32 = 4;
 /// Events kept for a busy worker; older ones are dropped, because a look finds out the same.
 const INBOX_EVENTS_MAX: usize = 64;
 /// Callers that wait for one look.
@@ -214,10 +216,15 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
         }
         if !act(node, state, decision.act).await {
             super::report::write(node, state).await;
-            return Some(Duration::from_millis(vm::LOOK_AGAIN_MS));
+            return Some(again_after(state.not_now));
         }
     }
     Some(Duration::ZERO)
+}
+
+/// A store that is slow must not hear of all VMs again at once.
+fn again_after(not_now: u32) -> Duration {
+    Duration::from_millis(vm::LOOK_AGAIN_MS << not_now.min(NOT_NOW_DOUBLINGS_MAX))
 }
 
 /// libvirt's word on the domain; without an answer it is unknown.
@@ -324,10 +331,7 @@ async fn act(node: &Node, state: &mut State, act: Act) -> bool {
             state.memory = memory;
             true
         }
-        Act::Start => {
-            start(node, state).await;
-            true
-        }
+        Act::Start => start(node, state).await == Tried::Yes,
         Act::AskDown => quiet(state, node.hv.shutdown(id).await, "ask the guest to shut down"),
         Act::Kill => quiet(state, node.hv.destroy(id).await, "kill the domain"),
         Act::Remove(leaving) => match remove::remove(node, state, leaving).await {
@@ -355,12 +359,19 @@ fn quiet(state: &mut State, result: Result<(), HvError>, what: &str) -> bool {
     }
 }
 
-async fn start(node: &Node, state: &mut State) {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    Yes,
+    NotNow,
+}
+
+async fn start(node: &Node, state: &mut State) -> Tried {
     let _slot = node.starts.acquire().await.expect("the semaphore is never closed");
     let after_failure = state.memory.rest == Some(Rest::Failed) || state.memory.rest == Some(Rest::GuestOff);
     let why = state.memory.last_failure.clone().unwrap_or_default();
     match apply::start(node, state).await {
         Ok(()) => {
+            state.not_now = 0;
             state.asked_stop = false;
             state.told_to_quit = false;
             let mut memory = state.memory.clone();
@@ -375,7 +386,14 @@ async fn start(node: &Node, state: &mut State) {
                 state.event(Level::Info, "vm.started", "started");
             }
         }
-        Err(error) => {
+        Err(NotStarted::NotNow(error)) => {
+            state.not_now = state.not_now.saturating_add(1);
+            if state.error.as_ref() != Some(&error) {
+                state.fail(error);
+            }
+            return Tried::NotNow;
+        }
+        Err(NotStarted::Failed(error)) => {
             let mut memory = state.memory.clone();
             vm::start_failed(&situation(node, state), &mut memory, &error.message);
             state.memory = memory;
@@ -383,6 +401,7 @@ async fn start(node: &Node, state: &mut State) {
             state.fail(error);
         }
     }
+    Tried::Yes
 }
 
 fn runs(state: &State) -> bool {

@@ -62,11 +62,14 @@ impl Etcds {
         self.members.iter().map(|member| Pid::new(member.child.id())).collect()
     }
 
+    pub async fn revision(&self) -> anyhow::Result<u64> {
+        Ok(EtcdStore::connect(&EtcdConfig { endpoints: self.endpoints(), tls: None }).await?.revision().await?.0)
+    }
+
     /// What periodic compaction and `vmkeep cluster defrag` do: history goes, its space is given back.
     pub async fn forget_history(&self) -> anyhow::Result<()> {
         let store = EtcdStore::connect(&EtcdConfig { endpoints: self.endpoints(), tls: None }).await?;
-        let now = i64::try_from(store.revision().await?.0)?;
-        store.client().compact(now, None).await?;
+        store.compact().await?;
         for member in &self.members {
             admin::defragment(&EtcdConfig { endpoints: vec![member.url.clone()], tls: None }).await?;
         }

@@ -36,6 +36,7 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
         origin: VmOrigin::Adopted,
         leaving: None,
         instance: 0,
+        reinit_due: None,
     };
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
     let key = keys::vm(&ask.project, record.id);

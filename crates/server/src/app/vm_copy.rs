@@ -71,6 +71,7 @@ pub async fn clone(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Resu
         created_at: jiff::Timestamp::now(),
         origin: VmOrigin::Created,
         instance: 0,
+        reinit_due: None,
         ..old.clone()
     };
     record.spec.name = new.clone();

@@ -79,6 +79,7 @@ async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Optio
         origin: VmOrigin::Created,
         leaving: None,
         instance: 0,
+        reinit_due: None,
     };
     let want = if runs_by_itself(record.spec.run) { PowerWish::On } else { PowerWish::Off };
     let op = operation(ask, "vm.create", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 1 });
@@ -143,8 +144,12 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     }
     let mut resolved = resolve(store, ask, &spec, Some(&old.value), &Coming::default()).await?;
     let mut warnings = resolved.warnings(store, &spec, Some(&old.value.spec)).await?;
-    warnings.extend(needs_reinit(&old.value.spec, &spec));
+    let late = needs_reinit(&old.value.spec, &spec);
     let mut record = VmRecord { spec, ..old.value.clone() };
+    if late.is_some() && was_ever_on(store, record.id).await? {
+        record.reinit_due = Some(record.instance);
+    }
+    warnings.extend(late);
     record.volumes = resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect();
     let kept = get::<VmChoices>(store, &keys::choices(record.id)).await?;
     let choices_key = keys::choices(record.id);
@@ -175,6 +180,12 @@ fn needs_reinit(old: &VmSpec, new: &VmSpec) -> Option<String> {
         change::changes(old, new).into_iter().filter(|(_, effect)| *effect == Effect::Reinit).map(|(change, _)| change.field).collect();
     let told = || format!("{}: a guest that has booted before looks at it after `vmkeep vm reinit {}` only", late.join(", "), new.name);
     (!late.is_empty()).then(told)
+}
+
+/// Was it ordered to run at any time? One that stays off after it was made has its first order only.
+async fn was_ever_on(store: &dyn Store, id: VmId) -> Result<bool, Error> {
+    let power = get::<Power>(store, &keys::power(id)).await?.map(|power| power.value);
+    Ok(power.is_some_and(|power| power.want == PowerWish::On || power.cycle > 1))
 }
 
 /// The power of a VM that is off because its policy was so, and whose new policy starts it; a hold outlives the change.

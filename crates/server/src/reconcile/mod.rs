@@ -13,6 +13,7 @@ mod brought;
 pub mod deletion;
 pub mod drain;
 pub mod ha;
+mod intake;
 pub mod migrate;
 pub mod pulse;
 pub mod recovery;
@@ -24,16 +25,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use vmkeep_core::ha::timers::Timers;
 use vmkeep_core::ha::vigil::PowerIs;
-use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, Watch, WatchBatch};
+use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, WatchBatch};
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::name::Name;
 
 use ha::Desk;
+use intake::Intake;
 use pulse::Pulse;
 use view::{ClusterView, Touched};
 
@@ -41,7 +44,7 @@ use view::{ClusterView, Touched};
 const LEAD_TTL: Duration = Duration::from_secs(9);
 const LEAD_RENEW: Duration = Duration::from_secs(3);
 /// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
-const WRITES_AT_ONCE: usize = 16;
+const WRITES_AT_ONCE: usize = 64;
 /// Between two looks for deadlines.
 const TURNS: Duration = Duration::from_secs(3);
 /// VMs that are looked at between two looks at the nodes: those must not wait until 20 000 VMs have had their turn.
@@ -63,7 +66,7 @@ async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<D
         match store.lead(candidate.as_str(), LEAD_TTL).await {
             Ok(Some(lead)) => {
                 tracing::info!(%candidate, "leads");
-                let ended = lead_until_it_ends(store.as_ref(), candidate.as_str(), &lead, desk, shutdown).await;
+                let ended = lead_until_it_ends(store, candidate, &lead, desk, shutdown).await;
                 if let Err(error) = ended {
                     tracing::warn!(%error, "leading ended; starting over from a listing");
                 }
@@ -82,35 +85,41 @@ async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<D
     }
 }
 
-/// The lease is renewed beside the work, however long that takes; a leader that lost it writes nothing any more.
+/// The lease is renewed by a task of its own, however long the work computes; a leader that lost it writes nothing any more.
 async fn lead_until_it_ends(
-    store: &dyn Store,
-    candidate: &str,
+    store: &Arc<dyn Store>,
+    candidate: &Name,
     lead: &Leadership,
     desk: &Arc<Desk>,
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
+    let keeper = AbortOnDropHandle::new(tokio::spawn(keep_leading(store.clone(), candidate.clone(), lead.clone())));
     tokio::select! {
-        ended = keep_leading(store, candidate, lead) => ended,
-        ended = decide(store, lead, desk, shutdown) => ended,
+        ended = keeper => Err(ended.unwrap_or_else(|stopped| StoreError::Unavailable(format!("its lease is not renewed: {stopped}")))),
+        ended = decide(store.as_ref(), lead, desk, shutdown) => ended,
     }
 }
 
-/// Until somebody else leads.
-async fn keep_leading(store: &dyn Store, candidate: &str, lead: &Leadership) -> Result<(), StoreError> {
+/// Until somebody else leads, or nobody knows.
+async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership) -> StoreError {
     let mut renew = interval(LEAD_RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut renewed_at = Instant::now();
     loop {
         renew.tick().await;
-        if store.lead(candidate, LEAD_TTL).await?.as_ref() != Some(lead) {
-            return Ok(());
+        match store.lead(candidate.as_str(), LEAD_TTL).await {
+            Ok(Some(now)) if now == lead => renewed_at = Instant::now(),
+            Ok(_) => return StoreError::Unavailable("its lease ran out".into()),
+            // Until then nobody else can have it, and each write compares it.
+            Err(error) if renewed_at.elapsed() < LEAD_TTL => tracing::warn!(%error, "the leader's lease is not renewed"),
+            Err(error) => return error,
         }
     }
 }
 
 async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown: &CancellationToken) -> Result<(), StoreError> {
     let listing = store.list_many(&view::PREFIXES).await?;
-    let mut watch = store.watch("", listing.revision.next()).await?;
+    let mut intake = Intake::new(store.watch("", listing.revision.next()).await?);
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     drop(listing);
     let mut turns = interval(TURNS);
@@ -120,29 +129,27 @@ async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown
     // At once, too: a daemon that is restarted often would else never come to it.
     let mut housekeeping_at = Instant::now();
     loop {
-        carry_out(store, lead, &mut view, &mut touched).await?;
+        intake.meanwhile(carry_out(store, lead, &mut view, &mut touched)).await?;
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = turns.tick() => {
                 // Deadlines, and turns that have come.
                 touched.vms.extend(view.moves.keys().chain(view.memories.keys()));
-                for txn in ha::arm::look(&mut view, &mut touched, jiff::Timestamp::now()) {
-                    store.txn(txn.when(still_leading(lead))).await?;
-                }
+                let asked = ha::arm::look(&mut view, &mut touched, jiff::Timestamp::now());
+                intake.meanwhile(write_all(store, lead, asked)).await?;
                 if Instant::now() >= housekeeping_at {
                     housekeeping_at = Instant::now() + HOUSEKEEPING;
-                    crate::app::housekeeping(store, Some(&still_leading(lead))).await?;
+                    intake.meanwhile(crate::app::housekeeping(store, Some(&still_leading(lead)))).await?;
                 }
             }
             () = sleep_until(beat_at) => {
                 beat_at = Instant::now() + Duration::from_millis(Timers::of(view.ha_settings.profile).tick_ms);
-                for txn in pulse.look(&view, Instant::now(), jiff::Timestamp::now()) {
-                    store.txn(txn.when(still_leading(lead))).await?;
-                }
-                look_after_nodes(store, lead, &mut view, desk).await?;
+                let states = pulse.look(&view, Instant::now(), jiff::Timestamp::now());
+                intake.meanwhile(write_all(store, lead, states)).await?;
+                intake.meanwhile(look_after_nodes(store, lead, &mut view, desk)).await?;
             }
             () = std::future::ready(()), if !touched.is_empty() => {}
-            batch = watch.recv() => take_in(&mut view, &mut touched, batch.unwrap_or_else(|| Err(closed()))?, &mut watch)?,
+            batch = intake.next() => take_in(&mut view, &mut touched, batch?, &mut intake)?,
         }
     }
 }
@@ -153,9 +160,8 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
     let todo = desk.look(view, now);
     let ahead = ha::rescue::ahead(view, now);
     let going = ha::farewell::look(view, now);
-    for txn in todo.txns.into_iter().chain(going).chain(ahead).chain(ha::rescue::arrived(view, now)).chain(ha::rescue::trim(view, now)) {
-        store.txn(txn.when(still_leading(lead))).await?;
-    }
+    let (arrived, trimmed) = (ha::rescue::arrived(view, now), ha::rescue::trim(view, now));
+    write_all(store, lead, todo.txns.into_iter().chain(going).chain(ahead).chain(arrived).chain(trimmed)).await?;
     for node in todo.pings {
         let address = view.nodes.get(&node).and_then(|keys| keys.facts.as_ref()?.value.address.clone());
         let desk = desk.clone();
@@ -180,29 +186,32 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
 }
 
 async fn rescue(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Desk) -> Result<(), StoreError> {
-    for (vm, txn) in desk.rescue(view, jiff::Timestamp::now()) {
-        if let Some(owner) = vm::owner_written(vm, &txn) {
-            view.take_seat(&owner);
-        }
-        if store.txn(txn.when(still_leading(lead))).await?.held == Held::No {
+    let rescued = desk.rescue(view, jiff::Timestamp::now());
+    rescued.iter().filter_map(|(vm, txn)| vm::owner_written(*vm, txn)).for_each(|owner| view.take_seat(&owner));
+    let writes = rescued.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
+    let mut written = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
+    while let Some((vm, outcome)) = written.next().await {
+        if outcome?.held == Held::No {
             view.give_back(vm);
         }
     }
     Ok(())
 }
 
+/// Writes that do not wait for one another: when the network between a thousand nodes breaks, each of them has one.
+async fn write_all(store: &dyn Store, lead: &Leadership, txns: impl IntoIterator<Item = Txn>) -> Result<(), StoreError> {
+    let writes = txns.into_iter().map(|txn| store.txn(txn.when(still_leading(lead))));
+    stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).try_for_each(|_| std::future::ready(Ok(()))).await
+}
+
 fn still_leading(lead: &Leadership) -> Compare {
     Compare::ModifiedAt(lead.key.clone(), lead.revision)
 }
 
-fn closed() -> StoreError {
-    StoreError::Unavailable("the watch was closed".into())
-}
-
 /// Takes in a batch and all that wait behind it, so that one look serves many changes.
-fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, watch: &mut Watch) -> Result<(), StoreError> {
+fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, intake: &mut Intake) -> Result<(), StoreError> {
     view.apply(first.revision, &first.changes, touched);
-    while let Ok(next) = watch.try_recv() {
+    while let Some(next) = intake.at_hand() {
         let batch = next?;
         view.apply(batch.revision, &batch.changes, touched);
     }
@@ -238,6 +247,9 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
         // All are looked at again when it is over.
         touched.vms.clear();
         txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
+    }
+    if touched.homeless {
+        touched.vms.extend(view.fleet().homeless().map(|guest| guest.id));
     }
     for id in touched.next_vms(VMS_PER_LOOK) {
         for txn in vm::next(view, id, now) {

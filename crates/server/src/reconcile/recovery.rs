@@ -122,6 +122,7 @@ mod tests {
                 origin: VmOrigin::Created,
                 leaving: None,
                 instance: 0,
+                reinit_due: None,
             };
             let owner =
                 Owner { vm: id, project: project.clone(), node: node.clone(), epoch: Epoch(1), generation: Generation(3), to: None };

@@ -49,6 +49,7 @@ fn record(leaving: Option<Leaving>) -> VmRecord {
         origin: VmOrigin::Created,
         leaving,
         instance: 0,
+        reinit_due: None,
     }
 }
 
@@ -335,13 +336,13 @@ async fn a_vm_waits_for_its_image() {
 async fn settle(store: &EmbeddedStore) {
     let leadership = store.lead("a", std::time::Duration::from_secs(60)).await.expect("a store").expect("nobody else leads");
     let listing = store.list_many(&PREFIXES).await.expect("a listing");
-    let mut watch = store.watch("", listing.revision.next()).await.expect("a watch");
+    let mut intake = super::Intake::new(store.watch("", listing.revision.next()).await.expect("a watch"));
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     loop {
-        super::carry_out(store, &leadership, &mut view, &mut touched).await.expect("it leads");
+        intake.meanwhile(super::carry_out(store, &leadership, &mut view, &mut touched)).await.expect("it leads");
         while view.revision < store.revision().await.expect("a revision") {
-            let batch = watch.recv().await.expect("open").expect("a batch");
-            super::take_in(&mut view, &mut touched, batch, &mut watch).expect("taken in");
+            let batch = intake.next().await.expect("a batch");
+            super::take_in(&mut view, &mut touched, batch, &mut intake).expect("taken in");
         }
         if touched.is_empty() {
             return;

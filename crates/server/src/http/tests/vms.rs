@@ -394,7 +394,25 @@ async fn a_guest_is_made_a_new_instance() {
     bed.call("PUT /v1/vms/web1", json!({"name": "web1", "run": "manual", "cloud_init": {"hostname": "w"}})).await;
     bed.check("POST /v1/vms/web1/actions/reinit", Value::Null, expect!["202 vm.reinit web1 pending"]).await;
     let record: VmRecord = bed.stored(&keys::vm(&default(), bed.vm_id("web1").await)).await;
-    assert_eq!(record.instance, 1);
+    assert_eq!((record.instance, record.needs_reinit()), (1, false));
+}
+
+#[tokio::test]
+async fn what_only_a_first_boot_reads_is_told_until_there_is_another() {
+    let bed = Bed::new().await;
+    let wish = |run: &str, host: &str| json!({"name": "web1", "run": run, "cloud_init": {"hostname": host}});
+    let late = async |bed: &Bed| bed.stored::<VmRecord>(&keys::vm(&default(), bed.vm_id("web1").await)).await.needs_reinit();
+    bed.call("PUT /v1/vms/web1", wish("manual", "a")).await;
+    bed.call("PUT /v1/vms/web1", wish("manual", "b")).await;
+    assert!(!late(&bed).await, "it never ran");
+    bed.call("POST /v1/vms/web1/actions/start", Value::Null).await;
+    bed.call("PUT /v1/vms/web1", wish("manual", "c")).await;
+    assert!(late(&bed).await);
+    let shown = bed.get("/v1/vms/web1").await;
+    let warned = shown["status"]["warnings"].to_string();
+    assert!(warned.contains("vmkeep vm reinit web1"), "{warned}");
+    bed.call("POST /v1/vms/web1/actions/reinit", Value::Null).await;
+    assert!(!late(&bed).await);
 }
 
 #[tokio::test]

@@ -96,6 +96,7 @@ impl Bed {
             origin: VmOrigin::Created,
             leaving: None,
             instance: 0,
+            reinit_due: None,
         };
         let owner = Owner { vm: id, project: project.clone(), node: name(node), epoch: Epoch(1), generation: Generation(1), to: None };
         let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };

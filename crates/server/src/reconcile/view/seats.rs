@@ -76,14 +76,14 @@ impl ClusterView {
         let Ok(name) = node.parse::<Name>() else { return };
         self.nodes.entry(name.clone()).or_default().record = record;
         self.set_node(&name);
-        self.touch_homeless(touched);
+        touched.homeless = true;
     }
 
     /// Its VMs follow its epoch; those without a node may have one now.
     pub(super) fn touch_node(&mut self, name: &Name, touched: &mut Touched) {
         self.set_node(name);
         touched.vms.extend(self.fleet.seat(name).into_iter().flat_map(|seat| &seat.owned));
-        self.touch_homeless(touched);
+        touched.homeless = true;
     }
 
     pub(super) fn touch_owned(&self, node: &str, touched: &mut Touched) {
@@ -98,7 +98,7 @@ impl ClusterView {
             None => self.states.remove(&name),
         };
         self.set_node(&name);
-        self.touch_homeless(touched);
+        touched.homeless = true;
     }
 
     pub(super) fn put_fence(&mut self, node: &str, record: Option<&KeyValue>) {
@@ -159,7 +159,7 @@ impl ClusterView {
 
     /// VMs that may wait for a node's watchdog.
     pub(super) fn touch_waiting(&self, touched: &mut Touched) {
-        self.touch_homeless(touched);
+        touched.homeless = true;
         touched.vms.extend(self.moves.keys());
     }
 
@@ -181,16 +181,13 @@ impl ClusterView {
         }
     }
 
-    fn touch_homeless(&self, touched: &mut Touched) {
-        touched.vms.extend(self.fleet.homeless().map(|guest| guest.id));
-    }
-
     /// VMs that have a disk made from it, or it in a tray, or wait for it.
     pub(super) fn touch_image(&mut self, id: ImageId, touched: &mut Touched) {
         let Some(image) = self.images.get(&id).map(|kept| &kept.value) else {
             self.names.drop_image(id);
             // What it was called is not known any more; those that miss it have no node yet.
-            return self.touch_homeless(touched);
+            touched.homeless = true;
+            return;
         };
         self.names.put_image(image);
         touched.deletions.extend(image.leaving);

@@ -10,6 +10,9 @@ use vmkeep_types::name::Name;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     pub vms: BTreeSet<VmId>,
+    /// All VMs that have no node, whoever they are when it comes to it: thousands may wait while a thousand nodes change, and each change
+    /// concerns them all.
+    pub homeless: bool,
     pub tasks: BTreeSet<(Name, OperationId)>,
     /// Deletions of images and networks.
     pub deletions: BTreeSet<OperationId>,
@@ -23,6 +26,7 @@ pub struct Touched {
 impl Touched {
     pub fn is_empty(&self) -> bool {
         self.vms.is_empty()
+            && !self.homeless
             && self.tasks.is_empty()
             && self.deletions.is_empty()
             && self.nodes_with_events.is_empty()
@@ -48,6 +52,7 @@ impl Touched {
     }
 
     pub fn clear_all_but_vms(&mut self) {
+        self.homeless = false;
         self.tasks.clear();
         self.deletions.clear();
         self.nodes_with_events.clear();

@@ -50,6 +50,7 @@ impl Bed {
             origin: VmOrigin::Created,
             leaving: None,
             instance: 0,
+            reinit_due: None,
         };
         let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
         bed.put(typed::put(keys::vm(&name("default"), VM), &record)).await;

@@ -1,0 +1,32 @@
+//! What happens to the host itself, as events of its node. One that the store does not take is only in the log: what it tells
+//! of shows in the node's facts, too.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use vmkeep_store::{Txn, keys, typed};
+use vmkeep_types::event::{Event, Level};
+use vmkeep_types::name::Name;
+use vmkeep_types::operation::ResourceRef;
+
+use super::node::Node;
+
+/// Now, with this message.
+pub async fn tell(node: Arc<Node>, level: Level, code: &'static str, message: String) {
+    tracing::warn!(code, "{message}");
+    let event = event(&node, Timestamp::now(), level, code, message);
+    let stamp = format!("{:020}-node", event.at.as_nanosecond());
+    if let Err(error) = node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await {
+        tracing::warn!(%error, code, "the store took no event of it");
+    }
+}
+
+/// An event of this node.
+pub fn event(node: &Node, at: Timestamp, level: Level, code: &str, message: String) -> Event {
+    let digest = Sha256::digest(format!("node/{}", node.name));
+    // A node's events are filed under a uid made from its name.
+    let uid = uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes");
+    let resource = ResourceRef { kind: "node".into(), project: Name::known("default"), name: node.name.clone(), uid };
+    Event { at, resource, level, code: code.into(), message, node: Some(node.name.clone()) }
+}
