@@ -135,6 +135,7 @@ mod tests {
             origin: VmOrigin::Created,
             leaving: None,
             instance: 0,
+            reinit_due: None,
         };
         let disk = VolumeRecord {
             id: volume,

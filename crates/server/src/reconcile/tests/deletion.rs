@@ -75,7 +75,7 @@ async fn play(store: &EmbeddedStore, answer: impl Fn(&str) -> Option<TaskState>)
 async fn play_then(store: &EmbeddedStore, answer: impl Fn(&str) -> Option<TaskState>, mut then: Vec<Txn>) -> usize {
     let lead = store.lead("a", std::time::Duration::from_secs(60)).await.expect("a store").expect("nobody else leads");
     let listing = store.list_many(&PREFIXES).await.expect("a listing");
-    let mut watch = store.watch("", listing.revision.next()).await.expect("a watch");
+    let mut intake = crate::reconcile::Intake::new(store.watch("", listing.revision.next()).await.expect("a watch"));
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     let mut answers = 0;
     loop {
@@ -89,8 +89,8 @@ async fn play_then(store: &EmbeddedStore, answer: impl Fn(&str) -> Option<TaskSt
             later => then.extend(later),
         }
         while view.revision < store.revision().await.expect("a revision") {
-            let batch = watch.recv().await.expect("open").expect("a batch");
-            crate::reconcile::take_in(&mut view, &mut touched, batch, &mut watch).expect("taken in");
+            let batch = intake.next().await.expect("a batch");
+            crate::reconcile::take_in(&mut view, &mut touched, batch, &mut intake).expect("taken in");
         }
     }
 }
