@@ -98,3 +98,44 @@ fn a_lost_majority_is_recovered_from_a_backup() {
     assert_eq!(four.qemu_pids("late"), late, "the guest knows nothing of it");
     one.ok(["vm", "delete", "a", "b", "late", "--yes"]);
 }
+
+/// Its guest has no disk: on hosts of one kernel QEMU's lock would keep the second one from running.
+#[test]
+fn a_host_that_was_taken_for_lost_does_not_bring_back_what_runs_elsewhere() {
+    let switch = Switch::new("lost");
+    let (one, mut two) = (host(&switch, 1), host(&switch, 2));
+    init(&one);
+    joins(&two, &token(&one));
+    until_healthy(&one, "node1:member:follower node2:member:follower");
+    one.ok(["node", "cordon", "node1"]);
+    one.apply("kind: vm\nname: a\nrun: always\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\ndisks: []\n");
+    assert_eq!(one.phase("a", "running", BOOT)["status"]["node"], "node2");
+    one.ok(["node", "uncordon", "node1"]);
+    let stays = two.qemu_pids("a");
+
+    two.cut();
+    one.ok(["cluster", "recover", "--lost", "node2", "--yes"]);
+    until("it runs elsewhere", SETTLE, || {
+        let out = text(&one.vmkeep(["vm", "show", "a", "-o", "json"]).stdout);
+        let there = one.qemu_pids("a").len() == 1 && out.contains("\"node\": \"node1\"");
+        if there { Ok(()) } else { Err(out + &tail(&one.daemon_log())) }
+    });
+    assert_eq!(two.qemu_pids("a"), stays, "and there, as nobody can know");
+
+    two.join();
+    two.kill_daemon();
+    two.spawn_daemon(Net::Host, &[]);
+    until_told(&two, "it is told", |told| told.contains("'node2' is no member"));
+    two.ok(["cluster", "leave", "--forget", "--yes"]);
+    let good = token(&one);
+    let refused = refusal(&join(&two, &good));
+    assert!(refused.contains("VMs that the cluster runs elsewhere run on 'node2': 'a' (of 'node1')"), "{refused}");
+    assert!(refused.contains("virsh destroy"), "{refused}");
+    assert!(!two.exec(["test", "-e", "/var/lib/vmkeep/cluster"]).status.success(), "nothing stays of it");
+    assert_eq!(two.qemu_pids("a"), stays, "nothing was done to it");
+    two.virsh(["destroy", "a"]);
+    joins(&two, &good);
+    until_healthy(&one, "node1:member:follower node2:member:follower");
+    assert_eq!((one.qemu_pids("a").len(), two.qemu_pids("a").len()), (1, 0));
+    one.ok(["vm", "delete", "a", "--yes"]);
+}
