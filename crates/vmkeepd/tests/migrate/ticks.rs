@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// One file as far as it was read.
 struct Log {
     path: PathBuf,
+    inode: u64,
     at: u64,
     rest: String,
 }
@@ -25,6 +27,11 @@ struct Log {
 impl Log {
     fn news(&mut self, seen: &mut Vec<(u64, Instant)>) {
         let Ok(mut file) = File::open(&self.path) else { return };
+        // It goes with the guest that moves away, and is made anew when that comes back.
+        let Ok(found) = file.metadata() else { return };
+        if found.ino() != self.inode || found.len() < self.at {
+            (self.inode, self.at, self.rest) = (found.ino(), 0, String::new());
+        }
         let mut bytes = Vec::new();
         if file.seek(SeekFrom::Start(self.at)).is_err() || file.read_to_end(&mut bytes).is_err() {
             return;
@@ -51,7 +58,7 @@ impl Watcher {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let going = std::thread::spawn(move || {
-            let mut logs: Vec<Log> = files.into_iter().map(|path| Log { path, at: 0, rest: String::new() }).collect();
+            let mut logs: Vec<Log> = files.into_iter().map(|path| Log { path, inode: 0, at: 0, rest: String::new() }).collect();
             let mut seen = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 logs.iter_mut().for_each(|log| log.news(&mut seen));
@@ -71,7 +78,9 @@ impl Watcher {
         seen.dedup_by_key(|(n, _)| *n);
         let longest = |(begin, end): &(Instant, Instant)| {
             let in_it = seen.windows(2).filter(|two| two[1].1 >= *begin && two[0].1 <= *end);
-            in_it.map(|two| two[1].1.saturating_duration_since(two[0].1)).max().expect("it ticks")
+            let last = seen.last().map(|(n, at)| (*n, begin.saturating_duration_since(*at)));
+            let wait = in_it.map(|two| two[1].1.saturating_duration_since(two[0].1)).max();
+            wait.unwrap_or_else(|| panic!("no tick in {:?}; the last of {} was {last:?} before", *end - *begin, seen.len()))
         };
         (times.iter().map(longest).collect(), seen.len())
     }
