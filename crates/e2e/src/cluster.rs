@@ -14,6 +14,9 @@ use crate::wait::until;
 /// etcd, two daemons and libvirt on each of three hosts, on two cores beside other tests.
 const UP: Duration = Duration::from_secs(120);
 
+/// As systemd's TimeoutStopSec= for them, and some.
+const ENDS: Duration = Duration::from_secs(30);
+
 /// Does something reset a host that loses the cluster?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Watchdogs {
@@ -291,9 +294,30 @@ impl Member {
         kill(&mut self.control);
     }
 
+    /// As systemd on its way down: the guests first (`vmkeep-guests.service`), then each program on its own SIGTERM, then the power.
+    ///
+    /// # Panics
+    /// A program does not end: an armed guard would not.
+    pub fn shut_down(&mut self, why: &str) {
+        let (vmkeepd, config) = (bin("vmkeepd").display().to_string(), self.host.config_file().display().to_string());
+        let out = self.host.exec([vmkeepd.as_str(), "--config", &config, "guests-shutdown", "--why", why]);
+        assert!(out.status.success(), "{}\n{}", text(&out.stderr), crate::host::tail(&self.log("compute")));
+        for child in self.all() {
+            let Some(mut child) = child.take() else { continue };
+            assert!(Command::new("kill").arg(child.id().to_string()).status().expect("kill runs").success());
+            until("it ends on SIGTERM", ENDS, || match child.try_wait() {
+                Ok(Some(_)) => Ok(()),
+                still => Err(format!("{still:?}")),
+            });
+        }
+        self.host.power_off();
+    }
+
     /// After the host lost its power, or was reset: everything comes up in a new boot.
     pub fn power_on(&mut self) {
         self.all().into_iter().for_each(kill);
+        // As all of /run.
+        let _ = std::fs::remove_dir_all(self.host.path("run"));
         self.host.power_on();
         self.start_etcd();
         self.start_guard();
