@@ -17,18 +17,18 @@
    98.2  batch waits: VMs of a higher priority come first
    98.2  node2 arms its watchdog
    98.2  db is placed on node2
-  100.6  db runs on node2 (generation 2)
-  100.6  web is placed on node1
-  101.4  web runs on node1 (generation 2)
-  101.4  batch is placed on node2
-  103.7  batch runs on node2 (generation 2)
+  100.9  db runs on node2 (generation 2)
+  100.9  web is placed on node1
+  101.5  web runs on node1 (generation 2)
+  101.5  batch is placed on node2
+  103.5  batch runs on node2 (generation 2)
 
 at 200 s:
   batch: started on node2
   db: started on node2
   other: started on node1
   web: started on node1
-  db ran again on node2 40.8 s after the last sign of life of node3
-  web ran again on node1 41.6 s after the last sign of life of node3
-  batch ran again on node2 43.9 s after the last sign of life of node3
+  db ran again on node2 41.1 s after the last sign of life of node3
+  web ran again on node1 41.7 s after the last sign of life of node3
+  batch ran again on node2 43.7 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

@@ -13,19 +13,19 @@
    98.2  web waits: VMs of a higher priority come first
    98.2  node1 arms its watchdog
    98.2  db is placed on node1
-   99.5  db runs on node1 (generation 2)
-   99.5  node2 arms its watchdog
-   99.5  web is placed on node2
-  101.4  web runs on node2 (generation 2)
+   99.1  db runs on node1 (generation 2)
+   99.1  node2 arms its watchdog
+   99.1  web is placed on node2
+  101.6  web runs on node2 (generation 2)
   200.0  > network node3 on
-  203.7  node3 arms its watchdog
-  203.7  db moves from node1 to node3
-  209.4  db runs on node3 (generation 3)
+  202.3  node3 arms its watchdog
+  202.3  db moves from node1 to node3
+  210.5  db runs on node3 (generation 3)
   219.5  node1 disarms its watchdog
 
 at 350 s:
   db: started on node3
   web: started on node2
-  db ran again on node1 39.7 s after the last sign of life of node3
-  web ran again on node2 41.6 s after the last sign of life of node3
+  db ran again on node1 39.3 s after the last sign of life of node3
+  web ran again on node2 41.8 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

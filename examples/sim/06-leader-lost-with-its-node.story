@@ -13,11 +13,11 @@
    73.8  node3 seals node1: silent for 15 s
    96.8  node1 is dead for certain (by watchdog)
    96.8  a is placed on node2
-   98.5  a runs on node2 (generation 2)
+   97.8  a runs on node2 (generation 2)
 
 at 200 s:
   a: started on node2
   b: started on node2
   c: started on node3
-  a ran again on node2 40.0 s after the last sign of life of node1
+  a ran again on node2 39.3 s after the last sign of life of node1
 verdict: no VM ran twice, no invariant was broken

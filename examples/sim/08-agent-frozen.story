@@ -9,9 +9,9 @@
    97.8  node2 is dead for certain (by watchdog)
    97.8  node1 arms its watchdog
    97.8  web is placed on node1
-  100.2  web runs on node1 (generation 2)
+   99.5  web runs on node1 (generation 2)
 
 at 260 s:
   web: started on node1
-  web ran again on node1 41.0 s after the last sign of life of node2
+  web ran again on node1 40.3 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

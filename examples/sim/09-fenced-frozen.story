@@ -8,9 +8,9 @@
   103.8  node2 is dead for certain (by watchdog)
   103.8  node1 arms its watchdog
   103.8  web is placed on node1
-  105.9  web runs on node1 (generation 2)
+  105.1  web runs on node1 (generation 2)
 
 at 260 s:
   web: started on node1
-  web ran again on node1 40.7 s after the last sign of life of node2
+  web ran again on node1 39.9 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

@@ -9,9 +9,9 @@
   136.8  node2 is dead for certain (by watchdog)
   136.8  node1 arms its watchdog
   136.8  web is placed on node1
-  139.4  web runs on node1 (generation 2)
+  138.1  web runs on node1 (generation 2)
 
 at 300 s:
   web: started on node1
-  web ran again on node1 41.2 s after the last sign of life of node2
+  web ran again on node1 39.9 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

@@ -15,12 +15,14 @@
   260.0  > confirm-dead node2
   260.0  node2 is dead for certain (by operator)
   260.0  node1 arms its watchdog
-  260.0  node3 arms its watchdog
-  260.0  web is placed on node1
-  262.9  web runs on node1 (generation 2)
-  271.8  node3 disarms its watchdog
+  260.7  node2 arms its watchdog
+  260.7  node3 arms its watchdog
+  260.8  web is placed on node1
+  263.1  web runs on node1 (generation 2)
+  271.7  node2 disarms its watchdog
+  272.8  node3 disarms its watchdog
 
 at 330 s:
   web: started on node1
-  web ran again on node1 203.7 s after the last sign of life of node2
+  web ran again on node1 203.9 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

@@ -10,9 +10,9 @@
    98.2  node3 is dead for certain (by watchdog)
    98.2  node1 arms its watchdog
    98.2  web is placed on node1
-  100.2  web runs on node1 (generation 2)
+  100.6  web runs on node1 (generation 2)
 
 at 200 s:
   web: started on node1
-  web ran again on node1 40.4 s after the last sign of life of node3
+  web ran again on node1 40.8 s after the last sign of life of node3
 verdict: no VM ran twice, no invariant was broken

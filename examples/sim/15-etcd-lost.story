@@ -20,28 +20,28 @@
   128.4  node1 seals node1: silent for 6 s
   128.4  node1 seals node2: silent for 6 s
   128.4  node1 seals node3: silent for 6 s
+  160.4  node2 is dead for certain (by watchdog)
   160.4  node1 is dead for certain (by watchdog)
   160.4  node3 is dead for certain (by watchdog)
-  160.4  node2 is dead for certain (by watchdog)
   160.4  a waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is being fenced)
-  160.4  c waits: no node can take it (node1: it is dead; node2: it is being fenced; node3: it is dead)
-  160.4  b waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is dead)
+  160.4  b waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is being fenced)
+  160.4  c waits: no node can take it (node1: it is dead; node2: it is dead; node3: it is dead)
   160.5  2 of 3 nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`
-  161.4  node1 arms its watchdog
+  160.6  node2 arms its watchdog
+  161.0  node3 arms its watchdog
+  161.5  node1 arms its watchdog
   161.5  a is placed on node1
-  161.5  node2 arms its watchdog
   161.5  b is placed on node2
-  161.5  node3 arms its watchdog
   161.5  c is placed on node3
-  163.0  c runs on node3 (generation 2)
-  163.6  a runs on node1 (generation 2)
-  164.3  b runs on node2 (generation 2)
+  162.6  c runs on node3 (generation 2)
+  163.0  b runs on node2 (generation 2)
+  164.9  a runs on node1 (generation 2)
 
 at 300 s:
   a: started on node1
   b: started on node2
   c: started on node3
-  c ran again on node3 103.3 s after the last sign of life of node3
-  a ran again on node1 105.1 s after the last sign of life of node1
-  b ran again on node2 105.1 s after the last sign of life of node2
+  c ran again on node3 102.8 s after the last sign of life of node3
+  b ran again on node2 103.8 s after the last sign of life of node2
+  a ran again on node1 106.4 s after the last sign of life of node1
 verdict: no VM ran twice, no invariant was broken

@@ -10,12 +10,12 @@
    60.0  > power node2 off
    74.8  node3 seals node2: silent for 15 s
    74.8  node3 has the power of node2 cut
-   79.6  node2 is dead for certain (by stonith)
-   79.6  db is placed on node3
-   81.5  db runs on node3 (generation 2)
+   76.8  node2 is dead for certain (by stonith)
+   76.8  db is placed on node3
+   78.0  db runs on node3 (generation 2)
 
 at 140 s:
   db: started on node3
   web: started on node3
-  db ran again on node3 22.3 s after the last sign of life of node2
+  db ran again on node3 18.8 s after the last sign of life of node2
 verdict: no VM ran twice, no invariant was broken

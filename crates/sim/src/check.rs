@@ -232,8 +232,8 @@ impl World {
             self.check_brake(n, by);
         }
         let node = self.roster.node(n).to_owned();
-        // Watch events that are lost for ever are a fault that is not over.
-        if self.watch_loss_permille == 0 && self.healed_at.is_some_and(|at| self.now > at + SETTLED_MS) {
+        // Watch events may still get lost: renewals are read then.
+        if self.healed_at.is_some_and(|at| self.now > at + SETTLED_MS) {
             self.violated("L3", format!("{node} is fenced long after all faults were over"));
         }
         let silent_at = At(self.checks.of(n).beat);

@@ -70,8 +70,8 @@ fn facts_have_the_fields_that_are_documented() {
             {
               "node": "node3",
               "silent_at": 59.824,
-              "sealed_at": 75.243,
-              "confirmed_at": 98.244,
+              "sealed_at": 75.244,
+              "confirmed_at": 98.247,
               "by": "watchdog"
             }
           ],
@@ -86,7 +86,7 @@ fn facts_have_the_fields_that_are_documented() {
             {
               "vm": "web",
               "node": "node1",
-              "from": 99.728,
+              "from": 100.031,
               "to": 200.0,
               "generation": 2
             }
@@ -97,7 +97,7 @@ fn facts_have_the_fields_that_are_documented() {
               "from": "node3",
               "to": "node1",
               "silent_at": 59.824,
-              "running_at": 99.728
+              "running_at": 100.031
             }
           ],
           "final": {

@@ -26,6 +26,10 @@ use super::standing::{Life, Watchdog};
 /// A renewal that was not answered in this time, or in that between two renewals, is tried again; its outcome is unknown.
 const ANSWER_MS: u64 = 2_500;
 
+/// After one that the store did not take the next one comes as soon as this: with the time of another period the outages that a node
+/// rides out would be shorter by it.
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// What the next heartbeat is compared with.
 #[derive(Clone, Debug)]
 struct Last {
@@ -53,20 +57,33 @@ pub async fn run(store: Arc<dyn Store>, node: Arc<Node>, stop: CancellationToken
     let mut last: Option<Last> = None;
     let mut arming = Arming::default();
     let mut due = Instant::now();
+    // Heartbeats that the store did not take, one after the other.
+    let mut missed: u32 = 0;
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
             () = node.standing.stirred.notified() => false,
             () = sleep_until(due) => false,
         };
-        last = match node.standing.life() {
+        let turned = match node.standing.life() {
             // One that has not joined yet has no life to renew.
-            Life::Open if node.epoch() > Epoch(0) => turn(store.as_ref(), &node, last.take(), &mut arming).await,
+            Life::Open if node.epoch() > Epoch(0) => Some(turn(store.as_ref(), &node, last.take(), &mut arming).await),
             Life::Open | Life::Sealed | Life::Closed | Life::Resumed => None,
         };
         // Others expect the next one by what the last one said.
-        let said = last.as_ref().map_or_else(|| node.standing.now().profile, |last| last.profile);
-        due = Instant::now() + every(said).min(every(node.standing.now().profile));
+        let mut pause = every(node.standing.now().profile);
+        missed = match &turned {
+            Some(Err(Missed::Store(error))) => {
+                if missed.is_power_of_two() || missed == 0 {
+                    tracing::warn!(%error, times = missed + 1, "the store takes no heartbeat");
+                }
+                pause = AGAIN;
+                missed.saturating_add(1)
+            }
+            Some(Ok(_) | Err(Missed::Sealed | Missed::Refused)) | None => 0,
+        };
+        last = turned.and_then(Result::ok);
+        due = Instant::now() + last.as_ref().map_or(pause, |last| pause.min(every(last.profile)));
         if stopped {
             return;
         }
@@ -78,11 +95,16 @@ fn every(profile: TimerProfile) -> Duration {
     Duration::from_millis(Timers::of(profile).renew_ms)
 }
 
+/// With one heartbeat.
+fn patience(timers: &Timers) -> Duration {
+    Duration::from_millis(timers.renew_ms.min(ANSWER_MS))
+}
+
 /// What the next heartbeat is compared with changes although nobody else lives: a heartbeat that was given up is written late, and the
 /// agent, when the store failed it, joins in the same life again. Once refused it is compared with what is there now.
 async fn beat_in_time(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat, Missed> {
     let late = |_| Err(Missed::Store(StoreError::Unknown("no answer in time".into())));
-    let answer = Duration::from_millis(node.standing.timers().renew_ms.min(ANSWER_MS));
+    let answer = patience(&node.standing.timers());
     let told = timeout(answer, beat(store, node, last)).await.unwrap_or_else(late);
     if matches!(told, Err(Missed::Refused)) {
         return timeout(answer, beat(store, node, None)).await.unwrap_or_else(late);
@@ -91,7 +113,7 @@ async fn beat_in_time(store: &dyn Store, node: &Node, last: Option<Last>) -> Res
 }
 
 /// One renewal, and what follows from it.
-async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut Arming) -> Option<Last> {
+async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut Arming) -> Result<Last, Missed> {
     match beat_in_time(store, node, last).await {
         Ok(beat) => {
             node.standing.renewed(beat.sent);
@@ -103,22 +125,19 @@ async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut A
             if let Ok(Err(error)) = armed {
                 tracing::warn!(%error, "the store does not take how this host would die; it is told again");
             }
-            Some(beat.last)
+            Ok(beat.last)
         }
         Err(Missed::Sealed) => {
             tracing::error!(node = %node.name, epoch = %node.epoch(), "this life of the node was ended by the cluster: it runs nothing any more");
             node.config.guard.sealed().await;
             node.standing.set_life(Life::Sealed);
-            None
+            Err(Missed::Sealed)
         }
         Err(Missed::Refused) => {
             tracing::error!(node = %node.name, "its heartbeat is refused: another agent runs under this name, or the node was given up");
-            None
+            Err(Missed::Refused)
         }
-        Err(Missed::Store(error)) => {
-            tracing::warn!(%error, "the store takes no heartbeat");
-            None
-        }
+        Err(Missed::Store(error)) => Err(Missed::Store(error)),
     }
 }
 
@@ -224,8 +243,79 @@ mod tests {
         node.join().await.expect("the same life");
         let last = turn(store.as_ref(), &node, Some(last), &mut arming).await.expect("after it joined again");
         let other = joined(&store, dir.path(), "two").await;
-        assert!(turn(store.as_ref(), &node, Some(last), &mut arming).await.is_none(), "its life is over");
+        assert!(turn(store.as_ref(), &node, Some(last), &mut arming).await.is_err(), "its life is over");
         turn(store.as_ref(), &other, None, &mut arming).await.expect("the living one");
+    }
+
+    /// It began just before a renewal was due, and ended just after an attempt had begun that nobody answers any more.
+    #[test]
+    fn an_outage_that_is_promised_to_be_ridden_out_is_no_silence_that_seals() {
+        for profile in TimerProfile::ALL {
+            let timers = Timers::of(profile);
+            let silence = every(profile) + Duration::from_millis(timers.rides_out_ms()) + patience(&timers) + AGAIN;
+            assert!(silence <= Duration::from_millis(timers.seal_ms), "{}: {silence:?}", profile.as_str());
+        }
+    }
+
+    /// A store that takes nothing for a while.
+    struct Away {
+        inner: Arc<EmbeddedStore>,
+        left: std::sync::atomic::AtomicU32,
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Away {
+        fn id(&self) -> vmkeep_store::StoreId {
+            self.inner.id()
+        }
+        async fn get(&self, key: &str) -> Result<Option<vmkeep_store::KeyValue>, StoreError> {
+            self.inner.get(key).await
+        }
+        async fn list(&self, prefix: &str) -> Result<vmkeep_store::Listing, StoreError> {
+            self.inner.list(prefix).await
+        }
+        async fn first(&self, prefix: &str, count: usize) -> Result<Vec<vmkeep_store::KeyValue>, StoreError> {
+            self.inner.first(prefix, count).await
+        }
+        async fn list_many(&self, prefixes: &[&str]) -> Result<vmkeep_store::Listing, StoreError> {
+            self.inner.list_many(prefixes).await
+        }
+        async fn txn(&self, txn: Txn) -> Result<vmkeep_store::TxnOutcome, StoreError> {
+            use std::sync::atomic::Ordering::Relaxed;
+            if self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+                return Err(StoreError::Unavailable("it is away".into()));
+            }
+            self.inner.txn(txn).await
+        }
+        async fn watch(&self, prefix: &str, from: Revision) -> Result<vmkeep_store::Watch, StoreError> {
+            self.inner.watch(prefix, from).await
+        }
+        async fn revision(&self) -> Result<Revision, StoreError> {
+            self.inner.revision().await
+        }
+        async fn lead(&self, candidate: &str, ttl: Duration) -> Result<Option<vmkeep_store::Leadership>, StoreError> {
+            self.inner.lead(candidate, ttl).await
+        }
+        async fn resign(&self, lead: &vmkeep_store::Leadership) -> Result<(), StoreError> {
+            self.inner.resign(lead).await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_store_did_not_take_is_told_again_at_once_and_not_a_period_later() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        let node = joined(&store, dir.path(), "one").await;
+        let away = Arc::new(Away { inner: store.clone(), left: 3.into() });
+        let (stop, begun) = (CancellationToken::new(), Instant::now());
+        let beats = tokio::spawn(run(away, node.clone(), stop.clone()));
+        while node.standing.now().renewed.is_none() {
+            assert!(begun.elapsed() < every(TimerProfile::Standard), "three attempts cost a period");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(begun.elapsed() >= 2 * AGAIN, "it does not hammer at the store");
+        stop.cancel();
+        beats.await.expect("it ends");
     }
 
     async fn put(store: &EmbeddedStore, op: Op) {
@@ -243,13 +333,13 @@ mod tests {
         let node = member(&store, dir.path(), "one", guard.clone());
         node.join().await.expect("joined");
         let mut arming = Arming::default();
-        let mut last = turn(store.as_ref(), &node, None, &mut arming).await;
+        let mut last = turn(store.as_ref(), &node, None, &mut arming).await.ok();
         assert_eq!((armed(&store, &node).await, guard.told().len()), (Some(Armed::None), 0));
 
         let mut wish = order(node.epoch());
         wish.spec.ha = Some(serde_json::from_str("{}").expect("a default"));
         node.standing.note(&wish);
-        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await.ok();
         let watchdog = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind: WatchdogKind::Hardware };
         assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
         assert_eq!(node.standing.may_claim(&wish).await, Ok(()));
@@ -257,18 +347,18 @@ mod tests {
         // The transaction of a disarming whose answer was lost: what it wrote is put right.
         put(&store, typed::put(keys::armed(&node.name, node.epoch()), &Armed::None)).await;
         arming = Arming::default();
-        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await.ok();
         assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
 
         put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
-        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await.ok();
         assert_eq!(armed(&store, &node).await, Some(Armed::None));
         put(&store, Op::Delete(keys::HA_DISARM.into())).await;
-        last = turn(store.as_ref(), &node, last, &mut arming).await;
+        last = turn(store.as_ref(), &node, last, &mut arming).await.ok();
         assert_eq!(armed(&store, &node).await, Some(watchdog));
 
         put(&store, Op::Put(keys::fence(&node.name, node.epoch()), Vec::new())).await;
-        assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_none());
+        assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_err());
         assert!(node.standing.may_claim(&wish).await.is_err(), "it is over");
         assert_eq!(guard.told(), ["arm", "renewed", "renewed", "disarm", "arm", "sealed"]);
     }
@@ -282,10 +372,10 @@ mod tests {
         let node = member(&store, dir.path(), "one", guard.clone());
         node.join().await.expect("joined");
         let mut arming = Arming::default();
-        let last = turn(store.as_ref(), &node, None, &mut arming).await;
+        let last = turn(store.as_ref(), &node, None, &mut arming).await.ok();
         assert_eq!(armed(&store, &node).await, Some(Armed::None));
         put(&store, asked).await;
-        turn(store.as_ref(), &node, last.clone(), &mut arming).await;
+        turn(store.as_ref(), &node, last.clone(), &mut arming).await.expect("it beats");
         let watchdog = Armed::Watchdog { pet_ms: 19_000, watchdog_ms: 8_000, kind: WatchdogKind::Hardware };
         assert_eq!(armed(&store, &node).await, Some(watchdog.clone()));
         // Whoever places a VM writes the wish with it: an agent that believes that nobody wants it does not disarm then.
@@ -304,7 +394,7 @@ mod tests {
         let node = member(&store, dir.path(), "one", Arc::new(NoGuard));
         node.join().await.expect("joined");
         put(&store, Op::Put(keys::arm_wanted(&node.name), Vec::new())).await;
-        turn(store.as_ref(), &node, None, &mut Arming::default()).await;
+        turn(store.as_ref(), &node, None, &mut Arming::default()).await.expect("it beats");
         assert_eq!(armed(&store, &node).await, Some(Armed::Unusable { why: "vmkeep-fenced is not set up on this host".into() }));
     }
 
@@ -332,8 +422,8 @@ mod tests {
             let third = turn(store.as_ref(), &node, Some(second), &mut arming).await.expect("it beats");
             assert_eq!((third.profile, node.standing.now().profile), (lives_by, lives_by));
             put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
-            let fourth = turn(store.as_ref(), &node, Some(third), &mut arming).await;
-            turn(store.as_ref(), &node, fourth, &mut arming).await;
+            let fourth = turn(store.as_ref(), &node, Some(third), &mut arming).await.ok();
+            turn(store.as_ref(), &node, fourth, &mut arming).await.expect("it beats");
             assert_eq!((armed(&store, &node).await, node.standing.now().profile), (Some(Armed::None), TimerProfile::Standard));
         }
     }

@@ -243,12 +243,23 @@ impl Candidate {
         if self.listing.is_some_and(|(_, at)| now.longest_since(at) > ANSWER_MS) {
             self.listing = None;
         }
-        let due = self.listed.is_none_or(|at| now.longest_since(at) >= LIST_EVERY_MS);
+        // Watch events get lost: before the leader takes a node for silent it reads what there is.
+        let every = if self.is_leader() && self.misses_somebody(now) { self.timers.renew_ms } else { LIST_EVERY_MS };
+        let due = self.listed.is_none_or(|at| now.longest_since(at) >= every);
         if self.listing.is_none() && (self.stale || due) {
             self.next += 1;
             self.listing = Some((self.next, now));
             out.push(Action::List(self.next));
         }
+    }
+
+    /// The renewal of a node that may renew is overdue.
+    fn misses_somebody(&self, now: Now) -> bool {
+        let may_renew = |node: NodeNo| {
+            let epoch = self.view.epoch(node).filter(|(record, _)| !record.closed).map(|(record, _)| record.epoch);
+            epoch.is_some_and(|epoch| self.view.fence(node, epoch).is_none() && !self.view.has(Key::Confirmed(node, epoch)))
+        };
+        self.vigil.late(now).any(may_renew)
     }
 
     /// The canary: silence of nodes counts only while the store answers us.
@@ -325,10 +336,11 @@ impl Candidate {
             Subject::Lead => self.lead = Lead::No,
             Subject::Node(_) | Subject::Arm(_) | Subject::Vm(_) => {}
         }
-        self.vms.dirty = true;
         if done {
+            self.vms.dirty = true;
             self.view.apply(&txn.then, answer.revision);
         } else if let Outcome::Refused(found) = answer.outcome {
+            // Decided anew from what was refuted it would be refused again, as often as the store can say so: it reads first.
             self.stale = true;
             found.into_iter().for_each(|entry| self.watched(now, entry.key, Some(entry.value), entry.revision));
         }

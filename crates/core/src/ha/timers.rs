@@ -95,6 +95,17 @@ impl Timers {
         }
     }
 
+    /// The longest outage that seals nobody, in any case: the renewal that it just hinders and the attempt that is under way when it ends
+    /// are silence too.
+    pub const fn rides_out_ms(&self) -> u64 {
+        self.seal_ms - 2 * self.renew_ms - self.tick_ms
+    }
+
+    /// A renewal that is later than this may have been told and not heard: it is read before anybody is taken for silent.
+    pub const fn late_ms(&self) -> u64 {
+        self.renew_ms + 2 * self.tick_ms
+    }
+
     /// Those that wait longer: both sides compute with them while a node's profile is another one than its cluster's.
     #[must_use]
     pub fn or_longer(self, other: Self) -> Self {
@@ -117,6 +128,7 @@ impl Timers {
         };
         ordered("two renewals", twice, "start_window", self.start_window_ms, "one lost renewal must not hinder starts")?;
         ordered("two renewals", twice, "seal", self.seal_ms, "one lost renewal is no silence")?;
+        ordered("a late renewal", self.late_ms(), "suspicion", self.suspect_ms, "what was not heard is read before a node is suspected")?;
         ordered("start_window", self.start_window_ms, "T_kill", self.kill_ms, "a VM must not start after the kill")?;
         ordered("T_kill", self.kill_ms, "T_pet", self.pet_ms, "the kill must come before the reset")?;
         ordered("two pets", 2 * self.pet_every_ms, "the watchdog's time-out", self.watchdog_ms, "one late pet must not reset the host")

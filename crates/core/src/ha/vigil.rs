@@ -241,6 +241,12 @@ impl Vigil {
         self.heard.get(&node).map(|heard| now.shortest_since(heard.at))
     }
 
+    /// Nodes whose next renewal is overdue: it was not written, or it was and the watch lost it.
+    pub fn late(&self, now: Now) -> impl Iterator<Item = NodeNo> {
+        let late = move |node: &NodeNo, heard: &Heard| now.shortest_since(heard.at) >= self.timers_of(*node).late_ms();
+        self.heard.iter().filter(move |(node, heard)| late(node, heard)).map(|(node, _)| *node)
+    }
+
     /// A write of this candidate's own, sent then, was answered: silence of nodes counts only while that is so.
     pub fn canary(&mut self, sent: Now, now: Now) {
         self.canary_ok = Some(sent);

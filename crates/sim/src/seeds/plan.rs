@@ -146,7 +146,7 @@ impl Plan {
 
     fn blip(seed: u64, dice: &mut Dice, nodes: usize, profile: Profile) -> Self {
         let mut plan = Self::bare(seed, nodes, 2 * nodes, profile);
-        let (n, ms) = (plan.node(dice), dice.between(200, promise::ridden_out_ms(profile) - 100));
+        let (n, ms) = (plan.node(dice), dice.between(200, Timers::of(profile).rides_out_ms() - 100));
         let fault = match dice.index(9) {
             0 => Fault::NetworkOff(n),
             1 => Fault::EtcdOut,

@@ -1,7 +1,7 @@
 //! What a plan promises beside safety: L1 to L4, each with the class of runs that can break it.
 
 use vmkeep_core::ha::record::{Key, RunWish, Value, VmNo};
-use vmkeep_core::ha::timers::{Profile, Timers};
+use vmkeep_core::ha::timers::Profile;
 
 use super::plan::Plan;
 use crate::world::World;
@@ -29,13 +29,6 @@ pub fn recovery_ms_max(profile: Profile, stonith: bool) -> u64 {
         (Profile::Fast, false) => 25_000,
         (Profile::Fast, true) => 18_500,
     }
-}
-
-/// The longest outage that nobody is fenced for: with the renewal that it just hinders, and the attempt that just failed when it
-/// ends, it is as long as a seal takes, ms.
-pub fn ridden_out_ms(profile: Profile) -> u64 {
-    let timers = Timers::of(profile);
-    timers.seal_ms - 2 * timers.renew_ms - timers.tick_ms
 }
 
 impl World {

@@ -1,4 +1,10 @@
 //! What a control node hears of the nodes while it leads and while it does not, so that it need not begin to wait when it is its turn.
+//!
+//! ```text
+//!  watch of n/ ──────────────────► hear(o(r)) ──► Vigil
+//!  a renewal is overdue ── get ──────┘               canary answered: the store is steady
+//! ```
+//! A watch that fails is opened anew; one that says nothing is asked past.
 
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -76,8 +82,23 @@ async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
         if desk.has_heard() {
             profile = canary(store, desk, me).await.unwrap_or(profile);
             desk.set_profile(profile);
+            look_for(store, desk).await;
         }
         tokio::time::sleep(every(profile)).await;
+    }
+}
+
+/// A watch that stands still, or has lost an event, makes nobody silent: what was not heard in time is read. The dead are among those
+/// who are read, and say nothing new.
+pub(super) async fn look_for(store: &dyn Store, desk: &Desk) {
+    let late = desk.late();
+    if late.is_empty() {
+        return;
+    }
+    match timeout(ANSWER, node::key_of_each(store, &late, keys::heartbeat)).await {
+        Ok(Ok(found)) => found.iter().flatten().for_each(|kv| hear(desk, kv)),
+        // The canary tells it, too.
+        Ok(Err(_)) | Err(_) => {}
     }
 }
 

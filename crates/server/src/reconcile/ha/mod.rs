@@ -19,7 +19,7 @@ pub mod policy;
 pub mod power;
 pub mod rescue;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod translate;
 
 use std::collections::BTreeMap;
@@ -143,6 +143,12 @@ impl Desk {
     pub fn tick(&self) {
         let (mut inner, now) = (self.lock(), self.now());
         inner.tick(now);
+    }
+
+    /// Nodes whose renewal is overdue, as far as was heard.
+    pub fn late(&self) -> Vec<Name> {
+        let (inner, now) = (self.lock(), self.now());
+        inner.vigil.late(now).map(|node| inner.names[usize::from(node.0)].clone()).collect()
     }
 
     pub fn pong(&self, node: &Name) {

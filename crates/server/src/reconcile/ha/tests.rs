@@ -265,6 +265,27 @@ async fn a_store_that_does_not_answer_makes_nobody_silent() {
 }
 
 #[tokio::test]
+async fn a_renewal_that_the_watch_lost_is_read_before_its_node_is_taken_for_silent() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    bed.owned(1, "a", Some(3)).await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    for second in 1..=60 {
+        bed.ms.fetch_add(1000, Ordering::Relaxed);
+        bed.beat("b").await;
+        bed.beat("c").await;
+        // Written, and nobody hears of it.
+        bed.put(typed::put(keys::heartbeat(&name("a")), &Heartbeat { epoch: Epoch(1), seq: second, profile: TimerProfile::Standard }))
+            .await;
+        bed.desk.canary(bed.desk.now());
+        if second % 3 == 0 {
+            super::ears::look_for(&bed.store, &bed.desk).await;
+        }
+        let todo = bed.desk.look(&bed.view().await, jiff::Timestamp::UNIX_EPOCH);
+        assert!(todo.txns.is_empty(), "after {second} s: {:?}", todo.txns);
+    }
+}
+
+#[tokio::test]
 async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
     let mut bed = Bed::of(&["a", "b", "c"]).await;
     bed.owned(1, "a", Some(3)).await;
