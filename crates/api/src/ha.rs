@@ -17,6 +17,9 @@ pub struct HaStatus {
     pub settings: HaSettings,
     pub timers: HaTimers,
     pub brake: HaBrake,
+    /// Where the profile does not fit the cluster, in words.
+    #[serde(default)]
+    pub problems: Vec<String>,
     pub nodes: Vec<HaNode>,
     /// VMs whose node is dead, first whose turn is first.
     pub queue: Vec<HaWaiting>,

@@ -103,6 +103,15 @@ fn a_storm_puts_the_brake_on() {
 }
 
 #[test]
+fn a_profile_that_does_not_fit_any_more_is_told() {
+    let why = "the profile fast is for up to 64 nodes, and this cluster has 65: vmkeep ha set --profile standard";
+    let mut answer = status(json!({"silent": 0, "live": 3, "limit": 5, "why": null}), json!([]), json!([]));
+    answer["problems"] = json!([why]);
+    let told = Stub::new(vec![("GET /v1/ha", 200, answer)]).run(&["ha", "status"], "");
+    assert!(told.contains(&format!("warning: {why}")), "{told}");
+}
+
+#[test]
 fn history_is_a_timeline() {
     let vm = |name: &str, placed: &str, running: Value| {
         json!({

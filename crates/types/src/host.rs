@@ -56,6 +56,9 @@ pub struct NodeOffers {
     pub pci: BTreeSet<String>,
     /// Memory in reserved huge pages.
     pub hugepages: ByteCount,
+    /// The earliest that its hardware watchdog bites, s, as its driver says; None: there is none, or its driver says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog_min_s: Option<u32>,
 }
 
 /// CPUs and the memory that is near to them.

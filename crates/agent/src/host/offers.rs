@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use vmkeep_types::host::{NodeOffers, NumaNode};
 use vmkeep_types::units::ByteCount;
 
+use super::check::watchdog;
 use super::facts::meminfo_field;
 use crate::domain::HostProfile;
 
@@ -27,6 +28,7 @@ pub fn of_kernel(sys: &Path) -> NodeOffers {
         bridges,
         pci: entries(&sys.join("bus/pci/devices")),
         hugepages: hugepages(&sys.join("kernel/mm/hugepages")),
+        watchdog_min_s: watchdog::shortest_s(sys),
         ..NodeOffers::default()
     }
 }
@@ -84,6 +86,10 @@ mod tests {
         write("bus/pci/devices/0000:03:00.0/vendor", "0x8086");
         write("kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "3\n");
         write("kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "1\n");
+        write("class/watchdog/watchdog0/identity", "Software Watchdog\n");
+        write("class/watchdog/watchdog0/min_timeout", "1\n");
+        write("class/watchdog/watchdog1/identity", "iTCO_wdt\n");
+        write("class/watchdog/watchdog1/min_timeout", "6\n");
         for node in 0..2 {
             write(&format!("devices/system/node/node{node}/meminfo"), &format!("Node {node} MemTotal:       1024 kB\n"));
             write(&format!("devices/system/node/node{node}/cpu{node}/online"), "1");
@@ -93,6 +99,7 @@ mod tests {
         let names = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!((names(&offers.bridges).as_str(), names(&offers.pci).as_str()), ("br0", "0000:03:00.0"));
         assert_eq!(offers.hugepages, ByteCount::from_bytes((6 << 20) + (1 << 30)));
+        assert_eq!(offers.watchdog_min_s, Some(6), "the kernel's own says nothing of the other one");
         let near = |id| NumaNode { id, cpus: 1, memory: ByteCount::from_mib(1) };
         assert_eq!(offers.numa, [near(0), near(1)]);
         assert_eq!(of_kernel(Path::new("/nowhere")).numa, []);

@@ -197,6 +197,9 @@ async fn status(ctx: &Ctx) -> Result<(), Failure> {
         ("Brake", brake(&answer.brake)),
         ("Shutdown", policy(answer.settings.shutdown_policy).to_owned()),
     ]);
+    for problem in &answer.problems {
+        printer.warn(problem);
+    }
     printer.out("");
     printer.table(&["NODE", "STATE", "EPOCH", "VMS", "IF IT DIES"], answer.nodes.iter().map(node).collect());
     if !answer.queue.is_empty() {

@@ -20,7 +20,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
 
-use super::{TRIES_MAX, commit, get, store_error, strays};
+use super::{TRIES_MAX, commit, get, ha_profile, store_error, strays};
 
 /// A token lasts so long when nobody says otherwise, and no longer than a day.
 const TOKEN_LASTS: u64 = 3600;
@@ -139,7 +139,8 @@ pub async fn examine(store: &dyn Store, wish: &Admission, now: Timestamp) -> Res
 pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Result<MemberRecord, Error> {
     for _ in 0..TRIES_MAX {
         let token = read_token(store, &wish.token).await?;
-        let roles = judge(&token.value, &members(store).await?, wish, now)?;
+        let members = members(store).await?;
+        let roles = judge(&token.value, &members, wish, now)?;
         let along = strays::look(store, wish).await?;
         let record = MemberRecord {
             node: wish.node.clone(),
@@ -157,7 +158,8 @@ pub async fn admit(store: &dyn Store, wish: &Admission, now: Timestamp) -> Resul
         let old = store.get(&key).await.map_err(store_error)?;
         let guard = old.map_or_else(|| Compare::Absent(key.clone()), |kv| Compare::ModifiedAt(key.clone(), kv.modified));
         let used = JoinToken { used_by: Some(wish.node.clone()), ..token.value };
-        let txn = along.when(guard).when(Compare::ModifiedAt(token.key.clone(), token.modified));
+        let mut txn = along.when(guard).when(Compare::ModifiedAt(token.key.clone(), token.modified));
+        txn.then.extend(ha_profile::on_join(store, &members, &record).await?);
         if commit(store, txn.then(typed::put(token.key, &used)).then(typed::put(key, &record))).await?.is_some() {
             return Ok(record);
         }
@@ -354,9 +356,9 @@ mod tests {
         let same = Admission { address: "10.0.0.1".into(), ..wish(&good, "h2", 2) };
         refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
-        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 4), the cluster 0.1.0 (level 4)"]).await;
+        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 5), the cluster 0.1.0 (level 5)"]).await;
         let newer = Admission { level: keys::LEVEL_NOW + 1, ..wish(&good, "h2", 2) };
-        refused(&store, &newer, now(), expect!["'h2' runs vmkeep 0.1.0 (level 5), the cluster 0.1.0 (level 4)"]).await;
+        refused(&store, &newer, now(), expect!["'h2' runs vmkeep 0.1.0 (level 6), the cluster 0.1.0 (level 5)"]).await;
         let vm = vmkeep_types::ids::VmId(uuid::Uuid::from_u128(1));
         let owner = serde_json::json!({"vm": vm, "project": "default", "node": "h1", "epoch": 1, "generation": 1});
         store.txn(Txn::default().then(typed::put(keys::owner(vm), &owner))).await.expect("written");

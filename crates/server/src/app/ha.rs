@@ -14,7 +14,7 @@ use vmkeep_api::ha::{
 };
 use vmkeep_core::ha::brake::{self, Brake};
 use vmkeep_core::ha::record;
-use vmkeep_core::ha::timers::{FAST_NODES_MAX, Profile, Timers};
+use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::place::Fleet;
 use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
@@ -24,7 +24,7 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
-use super::{Ask, TRIES_MAX, commit, get, node, store_error, uid_of};
+use super::{Ask, TRIES_MAX, commit, get, ha_profile, node, store_error, uid_of, upgrade};
 use crate::metrics::HaNumbers;
 use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
@@ -81,6 +81,7 @@ pub async fn status(store: &dyn Store) -> Result<HaStatus, Error> {
         settings: view.ha_settings.clone(),
         timers: timers(&Timers::of(view.ha_settings.profile)),
         brake: brake(&nodes),
+        problems: problems(&view),
         nodes,
         queue: lost.iter().map(waiting).collect(),
     })
@@ -102,6 +103,15 @@ fn brake(nodes: &[HaNode]) -> HaBrake {
     let silent = nodes.iter().filter(|node| matches!(node.state, HaNodeState::Silent | HaNodeState::Sealed)).count();
     let live = nodes.iter().filter(lives).count();
     HaBrake { silent, live, limit: brake::limit(live), why: Brake::of(silent, live).words(silent, live) }
+}
+
+/// Where the cluster's profile does not fit any more.
+fn problems(view: &ClusterView) -> Vec<String> {
+    let profile = view.ha_settings.profile;
+    let facts = view.nodes.values().filter_map(|keys| keys.facts.as_ref());
+    let slow = facts.filter_map(|facts| ha_profile::too_slow(profile, &facts.value)).map(|why| format!("{why}; it stays with standard"));
+    let crowd = ha_profile::crowd(profile, view.nodes.values().filter(|keys| keys.facts.is_some()).count());
+    crowd.map(|why| format!("{why}: vmkeep ha set --profile standard")).into_iter().chain(slow).collect()
 }
 
 fn timers(timers: &Timers) -> HaTimers {
@@ -300,12 +310,14 @@ pub async fn arm(store: &dyn Store) -> Result<(), Error> {
 /// Changes what is said of it; the whole of the settings afterwards.
 ///
 /// # Errors
-/// Somebody else changes them at the same time, again and again; the store's.
+/// A profile that does not fit, a policy that older members would misread; somebody else changes them at the same time, again and
+/// again; the store's.
 pub async fn set(store: &dyn Store, change: &HaChange) -> Result<HaSettings, Error> {
-    let nodes = node::names(store).await?.len();
-    if change.profile == Some(Profile::Fast) && nodes > FAST_NODES_MAX {
-        let told = format!("the profile fast is for up to {FAST_NODES_MAX} nodes, and this cluster has {nodes}");
-        return Err(Error::refused(told).hint("standard is for up to 1000"));
+    if let Some(profile) = change.profile {
+        ha_profile::fits(store, profile).await?;
+    }
+    if change.shutdown_policy.is_some() {
+        upgrade::needs(store, keys::LEVEL_GOODBYES, "a shutdown policy").await?;
     }
     for _ in 0..TRIES_MAX {
         let kept = get::<HaSettings>(store, keys::HA_SETTINGS).await?;

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod drain;
 pub mod event;
 pub mod ha;
+pub mod ha_profile;
 pub mod image;
 mod index;
 pub mod leaving;

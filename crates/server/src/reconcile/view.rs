@@ -127,6 +127,8 @@ pub struct ClusterView {
     pub recovery: Option<Kept<Recovery>>,
     /// Which life of the cluster it is.
     pub incarnation: u64,
+    /// What all members understand; None: it was not said, and a store begins with the newest.
+    pub level: Option<u64>,
     /// The index of nodes.
     pub joined: BTreeSet<Name>,
     /// Tasks that have a result which is not folded in yet.
@@ -139,7 +141,8 @@ pub struct ClusterView {
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
-pub const PREFIXES: [&str; 22] = [
+pub const PREFIXES: [&str; 23] = [
+    keys::LEVEL,
     keys::ALL_STONITH,
     keys::ALL_HA,
     keys::ALL_FENCES,
@@ -235,6 +238,7 @@ impl ClusterView {
             ["cluster", "ha", ..] => self.put_ha(&parts[2..], kv, touched),
             ["stonith", node] => self.put_fence(node, Some(kv)),
             ["cluster", "recovery"] => self.recovery = decode(kv),
+            ["cluster", "level"] => self.level = decode(kv).map(|kept| kept.value),
             ["cluster", "incarnation"] => self.incarnation = decode(kv).map_or(0, |kept: Kept<Incarnation>| kept.value.number),
             _ => {}
         }

@@ -7,7 +7,7 @@ use vmkeep_agent::hypervisor::HvError;
 use vmkeep_agent::hypervisor::fake::Fault;
 use vmkeep_api::ha::{HaChange, HaNodeState};
 use vmkeep_server::app::ha;
-use vmkeep_store::{Store, keys, typed};
+use vmkeep_store::{Store, Txn, keys, typed};
 use vmkeep_types::ha::{Confirmed, Farewell, Proof, ShutdownPolicy};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
@@ -66,6 +66,24 @@ async fn after_a_shutdown_highly_available_vms_start_elsewhere_and_the_others_wa
     c.until("the other runs where it was", async |c| c.runs_on(plain).await == ["a"]).await;
     c.until("what a had of it is taken away", async |c| c.hv("a").list().await.is_ok_and(|all| all.len() == 1)).await;
     assert_eq!((c.runs_on(vm).await, state(&c, "a").await.0), (vec!["b"], HaNodeState::Online));
+    nobody_died(&c).await;
+}
+
+/// A member of the version before may lead next: it reads no goodbye, so none is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_member_reads_no_goodbye_vms_wait_for_their_host_as_it_is_used_to() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let (mut c, vm, _) = begin(pool.path(), None).await;
+    c.store.txn(Txn::default().then(typed::put(keys::LEVEL, &(keys::LEVEL_GOODBYES - 1)))).await.expect("a write");
+    let before = c.owner(vm).await;
+    down(&c, Farewell::Shutdown).await;
+    assert_eq!(state(&c, "a").await, (HaNodeState::Away, "it was shut down in order (shutdown); its VMs wait for it".into()));
+    // What was said stays said, also when all members are new by now.
+    c.store.txn(Txn::default().then(typed::put(keys::LEVEL, &keys::LEVEL_NOW))).await.expect("a write");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((proof(&c).await, c.owner(vm).await, c.runs_on(vm).await), (None, before, vec![]));
+    c.boots("a").await;
+    c.until("it runs where it was", async |c| c.runs_on(vm).await == ["a"]).await;
     nobody_died(&c).await;
 }
 

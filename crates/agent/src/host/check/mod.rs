@@ -21,7 +21,7 @@ mod security;
 mod time;
 mod tools;
 mod versions;
-mod watchdog;
+pub mod watchdog;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -36,10 +36,20 @@ const TIMEOUT_S_MAX: u32 = 8;
 const SOFTWARE: &str = "Software Watchdog";
 
 pub fn gather(ours: bool) -> Watchdogs {
-    let there = fs::read_dir(ROOT).into_iter().flatten().flatten();
+    Watchdogs { found: all(Path::new(ROOT)), ours }
+}
+
+fn all(class: &Path) -> Vec<WatchdogFacts> {
+    let there = fs::read_dir(class).into_iter().flatten().flatten();
     let mut found: Vec<WatchdogFacts> = there.map(|entry| read(&entry.path())).collect();
     found.sort();
-    Watchdogs { found, ours }
+    found
+}
+
+/// The earliest that any hardware watchdog bites, s; None: there is none, or a driver that says nothing: it may be quick enough.
+pub fn shortest_s(sys: &Path) -> Option<u32> {
+    let hardware = all(&sys.join("class/watchdog")).into_iter().filter(|dog| dog.identity != SOFTWARE);
+    hardware.map(|dog| dog.shortest_s).min().filter(|shortest| *shortest > 0)
 }
 
 fn read(at: &Path) -> WatchdogFacts {

@@ -7,7 +7,8 @@
 //! ```
 //! A closed epoch claims nothing any more, and its agent closed it when nothing ran: that is the proof, so nobody is fenced and nothing is
 //! waited for. A host that does not come to its goodbye is taken for dead like any other. Each write compares what it was decided from;
-//! a leader that was killed in between changes nothing.
+//! a leader that was killed in between changes nothing. While members are there that read no goodbye ([`keys::LEVEL_GOODBYES`]), every VM
+//! waits for its host, as it does with them.
 
 use vmkeep_core::ha::life::parting;
 use vmkeep_store::{Compare, Txn, keys, typed};
@@ -80,7 +81,7 @@ impl Case<'_> {
 
     fn answer(&self) -> Txn {
         let view = self.view;
-        let idle = view.disarmed.is_some() || view.recovery.is_some() || !view.owns_protected(self.node);
+        let idle = view.disarmed.is_some() || view.recovery.is_some() || !self.is_understood() || !view.owns_protected(self.node);
         let then = if idle { Parting::Freeze } else { parting(view.ha_settings.shutdown_policy, self.departure.value.farewell) };
         match then {
             // Its guests are off already.
@@ -90,6 +91,11 @@ impl Case<'_> {
             Parting::Migrate => self.empty(self.say(then)),
             Parting::Freeze | Parting::Failover => self.say(then),
         }
+    }
+
+    /// May one of them lead that reads no goodbye?
+    fn is_understood(&self) -> bool {
+        self.view.level.is_none_or(|level| level >= keys::LEVEL_GOODBYES)
     }
 
     fn empty(&self, txn: Txn) -> Txn {
