@@ -7,7 +7,7 @@ use vmkeep_types::ids::Revision;
 
 pub type Map = BTreeMap<Key, (Value, Revision)>;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Store {
     pub map: Map,
     pub revision: Revision,
