@@ -7,6 +7,8 @@
 
 mod agents;
 mod etcd;
+mod lose;
+mod plug;
 mod timed;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +63,9 @@ pub struct Args {
     /// How long the cluster is watched at rest.
     #[arg(long, default_value_t = 60)]
     idle_seconds: u64,
+    /// Hosts that lose their power at once, before the others are measured; their VMs are highly available then.
+    #[arg(long, default_value_t = 0)]
+    lose: usize,
     /// The daemon's program.
     #[arg(long, default_value = "target/release/vmkeepd")]
     vmkeepd: PathBuf,
@@ -81,6 +86,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
 
 async fn measure(args: &Args) -> anyhow::Result<Report> {
     anyhow::ensure!(args.nodes > 0 && args.rounds > 0 && args.idle_seconds > 0, "one node, one round and one second at least");
+    anyhow::ensure!(2 * args.lose < args.nodes, "when more than half are lost, that is taken for a broken network: nothing runs again");
     let dir = tempfile::Builder::new().prefix("vmkeep-bench-").tempdir_in(&args.dir).context("no folder for etcd")?;
     let mut report = Report::default();
     let etcds = Etcds::start(dir.path()).await?;
@@ -94,7 +100,8 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     eprintln!("{} nodes after {:.1} s", args.nodes, begin.elapsed().as_secs_f64());
 
     let begin = Instant::now();
-    let filled = tokio::try_join!(fill(&control.socket, args.vms), all_run(&agents, args.vms));
+    let keep = if args.lose > 0 { Keep::Available } else { Keep::There };
+    let filled = tokio::try_join!(fill(&control.socket, args.vms, keep), all_run(&agents, args.vms));
     if let Err(error) = filled {
         let left = left_over(&control.socket, args.vms).await.unwrap_or_else(|error| format!("and the control plane: {error}"));
         let log = std::fs::read_to_string(&control.log).unwrap_or_default();
@@ -107,6 +114,9 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     comes_to_rest(args, &etcds).await?;
     report.number("… and what follows is written after", begin.elapsed().as_secs_f64(), "s", None);
     at_rest(args, &etcds, &control, &agents, &mut report).await?;
+    if args.lose > 0 {
+        lose::lose(&agents, args.lose, &mut report).await?;
+    }
     let one = one_by_one(&control.socket, args.rounds, "one").await?;
     report.number("VM, request to running, p99", milliseconds(one.percentile(99)), "ms", Some(Wanted::AtMost(RUNNING_MS_MAX)));
     report.samples("VM, request to running", one);
@@ -190,9 +200,23 @@ async fn all_run(agents: &Agents, vms: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What becomes of a VM whose host is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    There,
+    Available,
+}
+
 /// No disk, no NIC, no seed; it runs, as far as a fake can.
-fn wish(name: &str) -> Value {
-    json!({ "name": name, "firmware": "bios", "memory": "1GiB", "nics": [], "cloud_init": null })
+fn wish(name: &str, keep: Keep) -> Value {
+    let wish = json!({ "name": name, "firmware": "bios", "memory": "1GiB", "nics": [], "cloud_init": null });
+    match (keep, wish) {
+        (Keep::Available, Value::Object(mut fields)) => {
+            fields.extend([("ha".to_owned(), json!({})), ("run".to_owned(), json!("always"))]);
+            Value::Object(fields)
+        }
+        (_, wish) => wish,
+    }
 }
 
 fn path(name: &str) -> String {
@@ -200,14 +224,14 @@ fn path(name: &str) -> String {
 }
 
 /// Asks for all VMs; whether they run is seen at the hypervisors.
-async fn fill(socket: &Path, vms: usize) -> anyhow::Result<()> {
+async fn fill(socket: &Path, vms: usize, keep: Keep) -> anyhow::Result<()> {
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..CLIENTS {
         let mut connection = Connection::open(socket).await?;
         clients.spawn(async move {
             for n in (client..vms).step_by(CLIENTS) {
                 let name = format!("fill-{n:05}");
-                connection.json(Method::PUT, &path(&name), Some(&wish(&name))).await?;
+                connection.json(Method::PUT, &path(&name), Some(&wish(&name, keep))).await?;
             }
             anyhow::Ok(())
         });
@@ -240,7 +264,7 @@ async fn one_by_one(socket: &Path, rounds: usize, word: &str) -> anyhow::Result<
     for n in 0..rounds {
         let name = format!("{word}-{n:05}");
         let sent = Instant::now();
-        let accepted = connection.json(Method::PUT, &path(&name), Some(&wish(&name))).await?;
+        let accepted = connection.json(Method::PUT, &path(&name), Some(&wish(&name, Keep::There))).await?;
         finish(&mut connection, &accepted, sent + PATIENCE).await?;
         latencies.push(sent.elapsed());
     }

@@ -9,6 +9,7 @@
 //! vmkeep-bench cli    --socket S --vm NAME              start of `vmkeep` -> its output, above the request
 //! vmkeep-bench place  --nodes 1000 --vms 20000          the planner alone, in memory; needs nothing
 //! vmkeep-bench cluster --nodes 1000 --vms 20000         real etcd and control plane, fake hypervisors; needs Debian's etcd-server
+//! vmkeep-bench cluster … --lose 1                       the same, and hosts that lose their power at once
 //! vmkeep-bench launch --socket S --image NAME           launch -> running, against `virsh create` of the same XML
 //! vmkeep-bench migrate --vm NAME --to NODE …            a live migration, against `virsh migrate --live --p2p` of the same guest
 //! ```

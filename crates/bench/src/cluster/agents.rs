@@ -1,5 +1,6 @@
 //! Agents with the fake hypervisor, all in this process; each has the two connections to etcd that one of a real host has.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,11 @@ use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Node};
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_types::host::KvmState;
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
+use super::plug::{Plug, Plugged, Promise};
 use super::timed::Timed;
 
 /// Hosts that start in the same moment; a room after a power cut does not send all at once either.
@@ -32,6 +35,7 @@ struct Host {
     node: Arc<Node>,
     hypervisor: Arc<FakeHypervisor>,
     beats: Arc<Timed>,
+    plug: Plug,
 }
 
 impl Agents {
@@ -63,6 +67,22 @@ impl Agents {
         self.hosts.iter().map(|host| host.hypervisor.running().len()).sum()
     }
 
+    /// So many hosts lose their power; what ran there.
+    pub fn lose(&self, count: usize) -> BTreeSet<VmId> {
+        let lost = self.hosts.iter().take(count);
+        lost.flat_map(|host| {
+            host.plug.pull();
+            host.hypervisor.running()
+        })
+        .collect()
+    }
+
+    /// Those of them that run on hosts with power.
+    pub fn found(&self, wanted: &BTreeSet<VmId>) -> Vec<VmId> {
+        let live = self.hosts.iter().filter(|host| host.plug.is_in());
+        live.flat_map(|host| host.hypervisor.running()).filter(|id| wanted.contains(id)).collect()
+    }
+
     /// How long each heartbeat took since the last call.
     pub fn take_renewals(&self) -> Vec<Duration> {
         self.hosts.iter().flat_map(|host| host.beats.take()).collect()
@@ -78,9 +98,9 @@ impl Agents {
 impl Host {
     async fn join(n: usize, dir: std::path::PathBuf, etcd: EtcdConfig) -> anyhow::Result<Self> {
         let name: Name = format!("node{n:04}").parse()?;
-        let hypervisor = Arc::new(FakeHypervisor::new());
+        let (hypervisor, plug) = (Arc::new(FakeHypervisor::new()), Plug::default());
         let node = Node::new(AgentConfig {
-            store: Arc::new(EtcdStore::connect(&etcd).await?),
+            store: Arc::new(Plugged { inner: Arc::new(EtcdStore::connect(&etcd).await?), plug: plug.clone() }),
             hypervisor: hypervisor.clone(),
             boot_id: BootId(dir.join("boot_id")),
             seed_dir: dir.join("pool"),
@@ -93,11 +113,11 @@ impl Host {
             migration: None,
             peers: None,
             reach: Reach::Others,
-            guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
+            guard: Arc::new(Promise),
             name,
         })?;
         node.join().await?;
-        let beats = Arc::new(Timed::new(Arc::new(EtcdStore::connect(&etcd).await?)));
-        Ok(Self { node, hypervisor, beats })
+        let line = Plugged { inner: Arc::new(EtcdStore::connect(&etcd).await?), plug: plug.clone() };
+        Ok(Self { node, hypervisor, beats: Arc::new(Timed::new(Arc::new(line))), plug })
     }
 }

@@ -22,6 +22,17 @@ fn a_small_cluster_is_measured_to_its_end() {
     }
 }
 
+/// A death by the watchdog's time takes 40 s.
+#[test]
+fn a_lost_node_is_measured_at_length() {
+    let mut bench = Command::new(bin("vmkeep-bench"));
+    bench.args(["cluster", "--nodes", "4", "--vms", "8", "--rounds", "1", "--idle-seconds", "7", "--lose", "1", "-o", "json", "--vmkeepd"]);
+    let out = bench.arg(bin("vmkeepd")).output().expect("it runs");
+    let told = text(&out.stdout);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(told.contains("1 nodes lost: all of their 2 VMs run again after"), "{told}");
+}
+
 /// Beside virsh, on two of three hosts that share a pool.
 #[test]
 fn a_migration_is_measured_beside_virsh() {
