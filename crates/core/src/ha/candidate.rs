@@ -25,8 +25,8 @@ use super::clock::Now;
 use super::record::{
     Answer, Armed, Beat, Compare, Entry, EpochRecord, Farewell, Fence, Key, NodeNo, Outcome, Seat, Txn, TxnId, Value, VmNo,
 };
-use super::timers::Timers;
-use super::vigil::{ANSWER_MS, Ledger, News, PowerIs, Stake, Step, Vigil};
+use super::timers::{ANSWER_MS, Timers};
+use super::vigil::{Ledger, News, PowerIs, Stake, Step, Vigil};
 use super::weakness::Weakness;
 use view::View;
 

@@ -16,6 +16,9 @@ pub const DRIFT_PERMILLE: u64 = 10;
 /// More nodes than this do not renew their lives each second: the store has other work.
 pub const FAST_NODES_MAX: usize = 64;
 
+/// A canary's or another write's answer that is this late does not come, ms.
+pub const ANSWER_MS: u64 = 2_500;
+
 /// From the watchdog's bite to the last write of a guest (M), ms.
 pub const RESET_LATENCY_MS: u64 = 2_000;
 
@@ -104,6 +107,14 @@ impl Timers {
     /// A renewal that is later than this may have been told and not heard: it is read before anybody is taken for silent.
     pub const fn late_ms(&self) -> u64 {
         self.renew_ms + 2 * self.tick_ms
+    }
+
+    /// An outage of the store must be noticed before the silence that it makes is long enough for a seal: a renewal that it hindered and
+    /// the next one that it swallowed come late, both by a tick. A canary that is later says that the store does not answer.
+    pub const fn canary_late_ms(&self) -> u64 {
+        let usual = 2 * self.renew_ms + ANSWER_MS;
+        let most = self.seal_ms - 2 * (self.renew_ms + self.tick_ms);
+        if usual < most { usual } else { most }
     }
 
     /// Those that wait longer: both sides compute with them while a node's profile is another one than its cluster's.

@@ -20,9 +20,6 @@ use super::record::{
 use super::timers::Timers;
 use super::weakness::Weakness;
 
-/// A canary's or another write's answer that is this late does not come, ms.
-pub const ANSWER_MS: u64 = 2_500;
-
 /// Between two attempts to cut a node's power, ms.
 const STONITH_AGAIN_MS: u64 = 10_000;
 
@@ -208,6 +205,11 @@ impl Vigil {
         }
     }
 
+    /// The cluster's.
+    pub fn timers(&self) -> Timers {
+        self.timers
+    }
+
     /// The cluster lives by others from now on.
     pub fn set_timers(&mut self, timers: Timers) {
         self.timers = timers;
@@ -255,10 +257,7 @@ impl Vigil {
 
     /// Every candidate keeps in mind whether the store answers it, and since when it knows of an epoch.
     pub fn tick(&mut self, now: Now, epochs: impl Iterator<Item = (NodeNo, Epoch)>) {
-        let Timers { renew_ms, seal_ms, tick_ms, .. } = self.timers;
-        // An outage of the store must be noticed before the silence that it makes is long enough for a seal: a renewal that it
-        // hindered and the next one that it swallowed come late, both by a tick.
-        let late_ms = (2 * renew_ms + ANSWER_MS).min(seal_ms - 2 * (renew_ms + tick_ms));
+        let late_ms = self.timers.canary_late_ms();
         if self.canary_ok.is_none_or(|at| now.longest_since(at) > late_ms) {
             self.steady_since = None;
         }

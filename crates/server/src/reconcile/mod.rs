@@ -40,9 +40,6 @@ use intake::Intake;
 use pulse::Pulse;
 use view::{ClusterView, Touched};
 
-/// How long leadership lasts without being renewed.
-const LEAD_TTL: Duration = Duration::from_secs(9);
-const LEAD_RENEW: Duration = Duration::from_secs(3);
 /// Writes on their way at once: etcd makes its disk sure once for all that come together, and one after the other each waits for it.
 const WRITES_AT_ONCE: usize = 64;
 /// Between two looks for deadlines.
@@ -63,7 +60,7 @@ pub async fn run(store: Arc<dyn Store>, candidate: Name, desk: Arc<Desk>, shutdo
 
 async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<Desk>, shutdown: &CancellationToken) {
     while !shutdown.is_cancelled() {
-        match store.lead(candidate.as_str(), LEAD_TTL).await {
+        match store.lead(candidate.as_str(), lasts(desk)).await {
             Ok(Some(lead)) => {
                 tracing::info!(%candidate, "leads");
                 let ended = lead_until_it_ends(store, candidate, &lead, desk, shutdown).await;
@@ -93,25 +90,35 @@ async fn lead_until_it_ends(
     desk: &Arc<Desk>,
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
-    let keeper = AbortOnDropHandle::new(tokio::spawn(keep_leading(store.clone(), candidate.clone(), lead.clone())));
+    let keeper = AbortOnDropHandle::new(tokio::spawn(keep_leading(store.clone(), candidate.clone(), lead.clone(), desk.clone())));
     tokio::select! {
         ended = keeper => Err(ended.unwrap_or_else(|stopped| StoreError::Unavailable(format!("its lease is not renewed: {stopped}")))),
         ended = decide(store.as_ref(), lead, desk, shutdown) => ended,
     }
 }
 
-/// Until somebody else leads, or nobody knows.
-async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership) -> StoreError {
-    let mut renew = interval(LEAD_RENEW);
+/// How long leadership lasts without being renewed: a leader that dies with its host must not hold up what follows from that.
+fn lasts(desk: &Desk) -> Duration {
+    Duration::from_millis(desk.timers().lease_ms)
+}
+
+/// Until somebody else leads, or nobody knows, or the cluster's profile wants another lease.
+async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership, desk: Arc<Desk>) -> StoreError {
+    let ttl = lasts(&desk);
+    let mut renew = interval(ttl / 3);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewed_at = Instant::now();
     loop {
         renew.tick().await;
-        match store.lead(candidate.as_str(), LEAD_TTL).await {
+        if lasts(&desk) != ttl {
+            let resigned = store.resign(&lead).await;
+            return resigned.err().unwrap_or_else(|| StoreError::Unavailable("the cluster has another profile: leading begins anew".into()));
+        }
+        match store.lead(candidate.as_str(), ttl).await {
             Ok(Some(now)) if now == lead => renewed_at = Instant::now(),
             Ok(_) => return StoreError::Unavailable("its lease ran out".into()),
             // Until then nobody else can have it, and each write compares it.
-            Err(error) if renewed_at.elapsed() < LEAD_TTL => tracing::warn!(%error, "the leader's lease is not renewed"),
+            Err(error) if renewed_at.elapsed() < ttl => tracing::warn!(%error, "the leader's lease is not renewed"),
             Err(error) => return error,
         }
     }

@@ -13,8 +13,8 @@ use vmkeep_types::ids::Revision;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
 
+use super::carry_out;
 use super::view::{ClusterView, PREFIXES};
-use super::{LEAD_TTL, carry_out};
 
 const NODES: usize = 3;
 
@@ -86,7 +86,7 @@ async fn writes_that_do_not_depend_on_each_other_go_together() {
         store.txn(Txn::default().then(typed::put(keys::node_event(&node, n), &event))).await.expect("written");
     }
     let store = Arc::new(Gathering { store, all: Barrier::new(NODES), written: AtomicUsize::new(0) });
-    let lead = store.lead("c", LEAD_TTL).await.expect("an answer").expect("nobody else leads");
+    let lead = store.lead("c", Duration::from_secs(9)).await.expect("an answer").expect("nobody else leads");
     let listing = store.list_many(&PREFIXES).await.expect("a listing");
     let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
     let done = carry_out(store.as_ref(), &lead, &mut view, &mut touched);

@@ -26,6 +26,8 @@ use crate::app::node;
 const REST: Duration = Duration::from_secs(1);
 /// An answer to the canary that is later does not count.
 const ANSWER: Duration = Duration::from_millis(2_500);
+/// After a canary that the store did not take.
+const AGAIN: Duration = Duration::from_millis(50);
 /// For the answer to a ping.
 const PING: Duration = Duration::from_secs(1);
 
@@ -74,17 +76,35 @@ fn every(profile: TimerProfile) -> Duration {
     Duration::from_millis(renew_ms.min(seal_ms / 5))
 }
 
+/// With one canary: three must fail, one after the other, before the store counts as one that does not answer. The first may have
+/// gone to the member of etcd that has just died.
+fn patience(profile: TimerProfile) -> Duration {
+    let late = Duration::from_millis(Timers::of(profile).canary_late_ms());
+    ANSWER.min(late.saturating_sub(every(profile)) / 2 - AGAIN)
+}
+
 /// Silence of nodes counts only while the store takes our own writes. A host alone has nobody to listen for.
 async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
     let mut profile = TimerProfile::default();
+    let mut missed: u32 = 0;
     loop {
         desk.tick();
+        let mut pause = every(profile);
         if desk.has_heard() {
-            profile = canary(store, desk, me).await.unwrap_or(profile);
+            let late = |_| Err(StoreError::Unavailable("no answer in time".into()));
+            match timeout(patience(profile), canary(store, desk, me)).await.unwrap_or_else(late) {
+                Ok(read) => (profile, missed) = (read.unwrap_or(profile), 0),
+                Err(error) => {
+                    if missed == 0 || missed.is_power_of_two() {
+                        tracing::warn!(%error, times = missed + 1, "the store does not take this control node's canary: nobody is taken for dead");
+                    }
+                    (pause, missed) = (AGAIN, missed.saturating_add(1));
+                }
+            }
             desk.set_profile(profile);
             look_for(store, desk).await;
         }
-        tokio::time::sleep(every(profile)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -102,25 +122,14 @@ pub(super) async fn look_for(store: &dyn Store, desk: &Desk) {
     }
 }
 
-/// The cluster's profile, which is read with it.
-async fn canary(store: &dyn Store, desk: &Desk, me: &Name) -> Option<TimerProfile> {
+/// The cluster's profile, which is read with it; None: it does not parse.
+async fn canary(store: &dyn Store, desk: &Desk, me: &Name) -> Result<Option<TimerProfile>, StoreError> {
     let sent = desk.now();
     let txn = Txn::default().then(Op::Put(keys::canary(me), Vec::new())).then(Op::Get(keys::HA_SETTINGS.into()));
-    match timeout(ANSWER, store.txn(txn)).await {
-        Ok(Ok(outcome)) => {
-            desk.canary(sent);
-            let settings = outcome.gets.into_iter().next().flatten();
-            settings.map_or(Some(TimerProfile::default()), |kv| typed::decode::<HaSettings>(&kv).ok().map(|settings| settings.profile))
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the store does not take this control node's canary: nobody is taken for dead");
-            None
-        }
-        Err(_) => {
-            tracing::warn!("the store does not answer this control node in time: nobody is taken for dead");
-            None
-        }
-    }
+    let outcome = store.txn(txn).await?;
+    desk.canary(sent);
+    let settings = outcome.gets.into_iter().next().flatten();
+    Ok(settings.map_or(Some(TimerProfile::default()), |kv| typed::decode::<HaSettings>(&kv).ok().map(|settings| settings.profile)))
 }
 
 /// Whether a host's network stack answers: a refusal does, too.
@@ -130,5 +139,19 @@ pub async fn answers(address: &str) -> bool {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_canary_that_is_lost_is_not_an_outage() {
+        for profile in TimerProfile::ALL {
+            let third = every(profile) + 2 * (patience(profile) + AGAIN);
+            assert!(third <= Duration::from_millis(Timers::of(profile).canary_late_ms()), "{}", profile.as_str());
+            assert!(patience(profile) >= Duration::from_millis(250), "{}: a busy etcd answers in that time", profile.as_str());
+        }
     }
 }

@@ -134,6 +134,11 @@ impl Desk {
         self.lock().vigil.set_timers(Timers::of(profile));
     }
 
+    /// The cluster's, as far as was read.
+    pub fn timers(&self) -> Timers {
+        self.lock().vigil.timers()
+    }
+
     /// A write of this control node's own, sent then, was taken.
     pub fn canary(&self, sent: Now) {
         let (mut inner, now) = (self.lock(), self.now());
