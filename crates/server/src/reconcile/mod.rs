@@ -112,7 +112,9 @@ async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership, 
         renew.tick().await;
         if lasts(&desk) != ttl {
             let resigned = store.resign(&lead).await;
-            return resigned.err().unwrap_or_else(|| StoreError::Unavailable("the cluster has another profile: leading begins anew".into()));
+            return resigned
+                .err()
+                .unwrap_or_else(|| StoreError::Unavailable("the cluster has another profile: leading begins anew".into()));
         }
         match store.lead(candidate.as_str(), ttl).await {
             Ok(Some(now)) if now == lead => renewed_at = Instant::now(),

@@ -115,10 +115,9 @@ pub(super) async fn look_for(store: &dyn Store, desk: &Desk) {
     if late.is_empty() {
         return;
     }
-    match timeout(ANSWER, node::key_of_each(store, &late, keys::heartbeat)).await {
-        Ok(Ok(found)) => found.iter().flatten().for_each(|kv| hear(desk, kv)),
-        // The canary tells it, too.
-        Ok(Err(_)) | Err(_) => {}
+    // That the store does not answer is the canary's to tell.
+    if let Ok(Ok(found)) = timeout(ANSWER, node::key_of_each(store, &late, keys::heartbeat)).await {
+        found.iter().flatten().for_each(|kv| hear(desk, kv));
     }
 }
 
