@@ -255,6 +255,7 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
     if let Some(recovery) = &view.recovery {
         // All are looked at again when it is over.
         touched.vms.clear();
+        touched.homeless = false;
         txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
     }
     if touched.homeless {

@@ -192,6 +192,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_is_placed_before_all_have_told() {
+        let store = restored().await;
+        for key in [keys::owner(vm(3)), keys::own(&Name::known("c"), vm(3))] {
+            write(&store, Op::Delete(key)).await;
+        }
+        let facts = serde_json::json!({"name": "a", "epoch": 1, "boot_id": "b", "cpus": 8, "memory": "64G", "kvm": {"is": "usable"},
+            "libvirt_version": null, "qemu_version": null, "vmkeep_version": "0", "hypervisor_up": true});
+        let facts: vmkeep_types::host::NodeFacts = serde_json::from_value(facts).expect("facts");
+        write(&store, typed::put(keys::facts(&facts.name), &facts)).await;
+        let power = serde_json::json!({"want": "on", "cycle": 1, "held": null, "stop_timeout": null});
+        write(&store, typed::put(keys::power(vm(3)), &power)).await;
+        let placed = async || {
+            let listing = store.list_many(&PREFIXES).await.expect("a listing");
+            let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
+            let planned = super::super::plan(&mut view, &mut touched, jiff::Timestamp::UNIX_EPOCH);
+            planned.into_iter().filter_map(|(placed, _)| placed).collect::<Vec<_>>()
+        };
+        assert_eq!(placed().await, []);
+        write(&store, Op::Delete(keys::CLUSTER_RECOVERY.into())).await;
+        assert_eq!(placed().await, [vm(3)], "it waited for that alone");
+    }
+
+    #[tokio::test]
     async fn a_vm_that_runs_twice_keeps_the_recovery_open() {
         let store = restored().await;
         tells(&store, "a", &[1, 2]).await;
