@@ -222,8 +222,8 @@ async fn a_real_guest_goes_there_and_back_and_ticks_on() {
     let Some(lab) = Lab::up("mig", pool.path()) else { return };
     let cluster = lab.cluster(pool.path(), true).await;
     let vm = lab.guest(&cluster).await;
-    let mut last = up(&cluster, "a", vm).await;
     let mut console = cluster.hv("a").console(vm).await.expect("a console");
+    let mut last = uptime(&mut console).await;
     console.to_guest.send(ticks::TELL.into()).await.expect("typed");
     uptime(&mut console).await;
     drop(console);
