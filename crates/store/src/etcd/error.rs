@@ -34,7 +34,15 @@ const REST: Duration = Duration::from_millis(5);
 
 /// Waits for an answer, no longer than [`CALL_DEADLINE`]: a request to a frozen etcd hangs past the client's own time-out.
 /// What never left, because a member cannot be reached, goes to the next one; so does a read that got no answer.
-pub async fn outcome<T, F>(purpose: Purpose, mut call: impl FnMut() -> F) -> Result<T, StoreError>
+pub async fn outcome<T, F>(purpose: Purpose, call: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    outcome_within(CALL_DEADLINE, purpose, call).await
+}
+
+/// The same for what takes etcd longer, however well it is.
+pub async fn outcome_within<T, F>(deadline: Duration, purpose: Purpose, mut call: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, Error>>,
 {
@@ -51,11 +59,11 @@ where
         }
         call().await
     };
-    let answer = timeout(CALL_DEADLINE, answered).await;
+    let answer = timeout(deadline, answered).await;
     let error = match answer {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(error)) => told(purpose, &error),
-        Err(_) => silent(purpose, format!("no answer from etcd within {CALL_DEADLINE:?}")),
+        Err(_) => silent(purpose, format!("no answer from etcd within {deadline:?}")),
     };
     // Where one refused and the others are silent, the refusal says more. An unknown outcome stays unknown.
     Err(refusal.filter(|_| matches!(error, StoreError::Unavailable(_))).unwrap_or(error))
