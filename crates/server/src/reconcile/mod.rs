@@ -261,13 +261,20 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
     if touched.homeless {
         touched.vms.extend(view.fleet().homeless().map(|guest| guest.id));
     }
+    let mut asking = Vec::new();
     for id in touched.next_vms(VMS_PER_LOOK) {
         for txn in vm::next(view, id, now) {
             let owner = vm::owner_written(id, &txn);
             owner.iter().for_each(|owner| view.take_seat(owner));
+            if let Some(node) = ha::arm::asked(&txn).filter(|_| owner.is_none()) {
+                view.expect(id, &node);
+                asking.push(id);
+            }
             txns.push((owner.map(|_| id), txn));
         }
     }
+    // Whoever asks a node to arm has it in this look only.
+    asking.into_iter().for_each(|id| view.give_back(id));
     txns.extend(view.drains.keys().filter_map(|node| Some((None, drain::next(view, node, now)?))));
     let of_deletion = |op: &OperationId| view.ops.get(op).is_some_and(|op| deletion::is_one(&op.value));
     let (deletions, tasks): (Vec<_>, Vec<_>) = touched.tasks.iter().partition(|(_, op)| of_deletion(op));

@@ -64,6 +64,14 @@ pub fn turn(view: &ClusterView, vm: &VmRecord, node: &Name, now: jiff::Timestamp
     Turn::Go(Clearance { guard, wish: Some(wanted) })
 }
 
+/// The node that a transaction asks to arm.
+pub fn asked(txn: &Txn) -> Option<Name> {
+    txn.then.iter().find_map(|op| match op {
+        Op::Put(key, _) => key.strip_prefix("n/")?.strip_suffix("/arm-wanted")?.parse().ok(),
+        _ => None,
+    })
+}
+
 /// None: it has not joined.
 fn of(view: &ClusterView, node: &Name) -> Option<Ready> {
     let life = view.nodes.get(node)?.life.as_ref()?;

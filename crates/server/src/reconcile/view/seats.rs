@@ -38,6 +38,14 @@ impl ClusterView {
         self.fleet.set_heir(owner.vm, owner.to.as_ref().map(|heir| &heir.node));
     }
 
+    /// A node was asked to get ready for a VM without one: the next VM of the same look asks another, or a thousand of them would get
+    /// ready one after the other.
+    pub fn expect(&mut self, id: VmId, node: &Name) {
+        if !self.owners.contains_key(&id) {
+            self.fleet.set_owner(id, Some(node));
+        }
+    }
+
     /// That write came to nothing: the owner is who it was.
     pub fn give_back(&mut self, id: VmId) {
         let owner = self.owners.get(&id).map(|owner| &owner.value);

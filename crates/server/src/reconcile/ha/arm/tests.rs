@@ -41,10 +41,15 @@ impl Bed {
             bed.put(typed::put(keys::heartbeat(&name(node)), &Heartbeat { epoch: Epoch(1), seq: 1, profile: Default::default() })).await;
             bed.says(node, Armed::None).await;
         }
+        bed.wish(VM, "web").await;
+        bed
+    }
+
+    async fn wish(&self, id: VmId, called: &'static str) {
         let record = VmRecord {
-            id: VM,
+            id,
             project: name("default"),
-            spec: VmSpec { nics: Vec::new(), ha: Some(Ha::default()), ..VmSpec::named(name("web")) },
+            spec: VmSpec { nics: Vec::new(), ha: Some(Ha::default()), ..VmSpec::named(name(called)) },
             volumes: Default::default(),
             created_at: jiff::Timestamp::UNIX_EPOCH,
             origin: VmOrigin::Created,
@@ -53,9 +58,8 @@ impl Bed {
             reinit_due: None,
         };
         let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
-        bed.put(typed::put(keys::vm(&name("default"), VM), &record)).await;
-        bed.put(typed::put(keys::power(VM), &power)).await;
-        bed
+        self.put(typed::put(keys::vm(&name("default"), id), &record)).await;
+        self.put(typed::put(keys::power(id), &power)).await;
     }
 
     async fn put(&self, op: Op) {
@@ -111,6 +115,20 @@ fn hardware() -> Armed {
 
 fn unusable() -> Armed {
     Armed::Unusable { why: "there is none".into() }
+}
+
+#[tokio::test]
+async fn two_vms_of_one_look_ask_two_nodes() {
+    let mut bed = Bed::begin().await;
+    bed.wish(VmId(uuid::Uuid::from_u128(2)), "other").await;
+    bed.check(
+        1,
+        expect![[r#"
+            put n/a/arm-wanted
+            put n/b/arm-wanted
+        "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
