@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
-use vmkeep_store::{StoreError, Txn, keys, typed};
+use vmkeep_store::StoreError;
 use vmkeep_types::event::Level;
 
 use crate::runtime::{Node, node_event};
@@ -80,12 +80,12 @@ async fn put(node: &Node, last: &LastReset) -> Result<(), StoreError> {
     let at = Timestamp::from_second(last.at_unix_s).unwrap_or_else(|_| Timestamp::now());
     let event = node_event::event(node, at, Level::Error, "node.was-reset", message);
     let stamp = format!("{:020}-reset", at.as_nanosecond());
-    node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await.map(drop)
+    node_event::put(node, stamp, &event).await
 }
 
 #[cfg(test)]
 mod tests {
-    use vmkeep_store::{Op, Store};
+    use vmkeep_store::{Op, Store, Txn, keys, typed};
     use vmkeep_types::event::Event;
 
     use super::*;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use vmkeep_store::{Txn, keys, typed};
+use vmkeep_store::{StoreError, Txn, keys, typed};
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
@@ -17,9 +17,17 @@ pub async fn tell(node: Arc<Node>, level: Level, code: &'static str, message: St
     tracing::warn!(code, "{message}");
     let event = event(&node, Timestamp::now(), level, code, message);
     let stamp = format!("{:020}-node", event.at.as_nanosecond());
-    if let Err(error) = node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await {
+    if let Err(error) = put(&node, stamp, &event).await {
         tracing::warn!(%error, code, "the store took no event of it");
     }
+}
+
+/// An event that this node has to tell, of itself or of a VM; the leader files it. The same stamp again is the same event.
+///
+/// # Errors
+/// The store's.
+pub async fn put(node: &Node, stamp: String, event: &Event) -> Result<(), StoreError> {
+    node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), event))).await.map(drop)
 }
 
 /// An event of this node.

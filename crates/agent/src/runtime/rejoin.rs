@@ -19,6 +19,7 @@ use vmkeep_types::operation::ResourceRef;
 use vmkeep_types::record::Owner;
 
 use super::node::Node;
+use super::node_event;
 use crate::domain::marks;
 use crate::hypervisor::DomainBrief;
 
@@ -104,7 +105,7 @@ async fn tell_end(node: &Node, domain: &DomainBrief, owner: &Owner, message: Str
     let resource = ResourceRef { kind: "vm".into(), project: owner.project.clone(), name, uid: domain.uuid.0 };
     let event = Event { at, resource, level: Level::Error, code: "vm.ended-twice".into(), message, node: Some(node.name.clone()) };
     let stamp = format!("{:020}-{}", at.as_nanosecond(), domain.uuid);
-    node.store.txn(Txn::default().then(typed::put(keys::node_event(&node.name, stamp), &event))).await.map(drop)
+    node_event::put(node, stamp, &event).await
 }
 
 #[cfg(test)]
