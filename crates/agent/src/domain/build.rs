@@ -24,6 +24,7 @@ use super::tree::{Element, el};
 use super::{BuildInput, Built, metadata, patch};
 
 pub(super) use cpu::Cpu;
+pub(super) use system::PARTITION;
 pub(super) use place::{BRIDGE, KEPT_BUS, NVRAM, PORT, target_index, target_key};
 
 /// The description that the order asks for.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::build::family;
+use super::build::{PARTITION, family};
 use super::tree::Element;
 
 /// Which of libvirt's descriptions the actual one is.
@@ -36,6 +36,7 @@ pub struct Pairs<'a> {
     pub extra: Vec<&'a Element>,
 }
 
+const PARTITION_AT: &str = "resource/partition";
 /// Top-level elements that libvirt makes itself.
 const IMPLICIT: [&str; 6] = ["metadata", "devices", "resource", "seclabel", "iothreadids", "vcpus"];
 /// What an element that nobody wrote down may hold without being a difference; elsewhere extras are libvirt's.
@@ -80,6 +81,7 @@ pub fn differences<'a>(wanted: &'a Element, actual: &'a Element, view: View) -> 
             found.extra(&element.name, element);
         }
     }
+    found.partition(wanted, actual);
     let pairs = pairs(wanted, actual);
     for (want, there) in &pairs.both {
         found.device = Some(want);
@@ -103,6 +105,15 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     fn put(&mut self, path: &str, from: Option<String>, to: Option<String>) {
         self.list.push(Difference { device: self.device, path: path.to_owned(), from, to });
+    }
+
+    /// Where the guard of highly available VMs looks for them; another partition is the administrator's.
+    fn partition(&mut self, wanted: &Element, actual: &Element) {
+        let of = |domain: &Element| domain.text_at(PARTITION_AT).map(str::to_owned);
+        let (want, there) = (of(wanted), of(actual));
+        if want != there && (want.is_some() || there.as_deref() == Some(PARTITION)) {
+            self.put(PARTITION_AT, there, want);
+        }
     }
 
     fn absent(&mut self, path: &str, wanted: &Element) {

@@ -92,6 +92,7 @@ fn in_domain(path: &str) -> (String, Kind) {
         "os/loader" => ("firmware", Kind::Firmware),
         "os/loader@secure" => ("secure_boot", Kind::Flag),
         "clock@offset" => ("clock", Kind::Plain),
+        "resource/partition" => ("ha.partition", Kind::Plain),
         path => {
             if let Some(feature) = path.strip_prefix("cpu/feature[").and_then(|p| p.strip_suffix(']')) {
                 return (format!("cpu.features.{feature}"), Kind::Policy);

@@ -100,3 +100,24 @@ fn what_qemu_had_not_to_give_waits_for_no_restart() {
     let stored = compare(&wanted, &running).expect("both parse");
     assert_eq!(words(&stored.drift), "cpu.features.x2apic: off -> on\n", "somebody edited the definition");
 }
+
+#[test]
+fn who_becomes_highly_available_is_where_the_guard_looks_after_the_next_start() {
+    let wish = |ha: serde_json::Value| serde_json::json!({"firmware": "bios", "disks": [], "ha": ha});
+    let of = |ha| built(&order(wish(ha)), &kvm());
+    let (guarded, alone) = (of(serde_json::json!({})), of(serde_json::Value::Null));
+    let with = |partition: &str| {
+        alone.replace("<devices>", &format!("<resource><partition>{partition}</partition></resource><devices>"))
+    };
+    let told = |wanted: &str, actual: &str| {
+        let (stored, running) = (compare(wanted, actual).expect("both parse"), live_plan(wanted, actual).expect("both parse"));
+        (words(&stored.drift), words(&running.pending))
+    };
+    let both = |words: &str| (words.to_owned(), words.to_owned());
+    assert_eq!(told(&guarded, &guarded), both(""));
+    assert_eq!(told(&guarded, &alone), both("ha.partition: none -> /machine/vmkeepha\n"));
+    assert_eq!(told(&guarded, &with("/machine")), both("ha.partition: /machine -> /machine/vmkeepha\n"));
+    assert_eq!(told(&alone, &guarded), both("ha.partition: /machine/vmkeepha -> none\n"));
+    assert_eq!(told(&alone, &with("/machine")), both(""), "where libvirt puts those that say nothing");
+    assert_eq!(told(&alone, &with("/gold")), both(""), "an administrator's own");
+}

@@ -26,7 +26,7 @@ pub fn memory(spec: &VmSpec) -> Vec<Element> {
 }
 
 /// What vmkeep-fenced kills when the cluster no longer hears of this host: highly available VMs, and no others.
-const PARTITION: &str = "/machine/vmkeepha";
+pub const PARTITION: &str = "/machine/vmkeepha";
 
 /// systemd makes a slice of it, `machine-vmkeepha.slice`; a VM that becomes highly available is in it after its next cold start.
 pub fn partition(spec: &VmSpec) -> Option<Element> {
