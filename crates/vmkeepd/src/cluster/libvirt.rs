@@ -14,15 +14,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::unistd::{Uid, User};
+use vmkeep_agent::host::check::ports::is_listened_on;
 use vmkeep_types::cluster::{ClusterProblem, MemberRole};
 
 use super::etcd::{by_systemd, systemctl};
@@ -40,7 +40,6 @@ const QEMU_USER: &str = "libvirt-qemu";
 /// In a folder that we write; without it what is there is an administrator's.
 const MARK: &str = "written-by-vmkeep";
 const MARK_TEXT: &str = "vmkeepd writes certificates and keys of this folder anew when they age. Without this file it leaves them alone.\n";
-const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// This host's libvirt and QEMU, as far as certificates go.
 pub struct Libvirt {
@@ -135,7 +134,7 @@ impl Libvirt {
         sets.iter().try_for_each(Set::put)?;
         let ip: IpAddr = member.address.parse().context("the member's address")?;
         let at = SocketAddr::new(ip, TLS_PORT);
-        if !listens(at) {
+        if !is_listened_on(at) {
             if !by_systemd() || self.tried.swap(true, Ordering::SeqCst) {
                 return Ok(vec![closed()]);
             }
@@ -207,10 +206,6 @@ fn closed() -> ClusterProblem {
         "restart libvirtd with listen_tls = 1 in libvirtd.conf and --listen; VMs run on".into()
     };
     problem(format!("VMs cannot move to this host: libvirt does not listen on port {TLS_PORT}"), mend)
-}
-
-fn listens(at: SocketAddr) -> bool {
-    TcpStream::connect_timeout(&at, CONNECT_PATIENCE).is_ok()
 }
 
 /// Whose socket it is: of the one daemon for all, or of the one that speaks for those that each do a part.

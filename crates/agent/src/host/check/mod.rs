@@ -15,7 +15,7 @@ mod logs;
 mod machines;
 mod memory;
 mod network;
-mod ports;
+pub mod ports;
 mod row;
 mod security;
 mod time;

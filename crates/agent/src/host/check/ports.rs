@@ -48,6 +48,14 @@ pub fn gather(tls_listen: Option<SocketAddr>, migration_port: Option<u16>) -> Po
     PortFacts { listeners: found.into_iter().map(listener).collect(), tls_listen, migration_port }
 }
 
+/// Whether somebody listens there over TCP, as the kernel tells: libvirtd puts an error into the journal for each connection that is
+/// opened only to see.
+pub fn is_listened_on(at: SocketAddr) -> bool {
+    let of = |file: &str| listeners(&fs::read_to_string(file).unwrap_or_default(), "tcp");
+    let mut all = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().flat_map(of);
+    all.any(|(there, _, _)| there.port() == at.port() && overlap(there.ip(), at.ip()))
+}
+
 /// Listening sockets in a file of /proc/net: address, protocol, inode.
 fn listeners(text: &str, protocol: &'static str) -> Vec<(SocketAddr, &'static str, u64)> {
     let line = |line: &str| {
@@ -165,6 +173,22 @@ mod tests {
     fn check(listeners: Vec<Listener>, tls_listen: Option<&str>, expect: Expect) {
         let tls_listen = tls_listen.map(|at| at.parse().expect("an address"));
         expect.assert_eq(&show(&judge(&PortFacts { listeners, tls_listen, migration_port: None })));
+    }
+
+    #[test]
+    fn who_listens_is_seen_without_a_call() {
+        let here = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        here.set_nonblocking(true).expect("a socket");
+        let at = here.local_addr().expect("bound");
+        assert!(is_listened_on(at));
+        assert!(!is_listened_on(SocketAddr::new(Ipv4Addr::new(127, 0, 0, 2).into(), at.port())), "another address");
+        assert_eq!(here.accept().expect_err("nobody has called").kind(), std::io::ErrorKind::WouldBlock);
+        drop(here);
+        let everywhere = std::net::TcpListener::bind("[::]:0").expect("loopback");
+        let port = everywhere.local_addr().expect("bound").port();
+        assert!(is_listened_on(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)), "on all addresses");
+        drop(everywhere);
+        assert!(!is_listened_on(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
     }
 
     #[test]
