@@ -17,6 +17,7 @@
 //! | [`ready`] | of a node: may it be given VMs, or must it arm first |
 //! | [`vigil`] | of a candidate: silence, seals, proofs |
 //! | [`brake`] | how many may be silent at once |
+//! | [`pings`] | who answers pings while many are silent |
 //! | [`turns`] | whose turn it is when many VMs have lost their nodes |
 //! | [`timers`] | profiles, and the inequality that carries the promise |
 //! | [`record`] | keys, values and transactions |
@@ -32,6 +33,7 @@ pub mod candidate;
 pub mod clock;
 pub mod fenced;
 pub mod life;
+pub mod pings;
 pub mod ready;
 pub mod record;
 pub mod timers;

@@ -13,6 +13,7 @@ use vmkeep_types::ids::{Epoch, Revision};
 
 use super::brake::Brake;
 use super::clock::Now;
+use super::pings::Pings;
 use super::ready::{self, Ready};
 use super::record::{
     Armed, Beat, Compare, EpochRecord, Farewell, Fence, Health, Key, NodeNo, Proof, Seat, Txn, TxnId, Value, WatchdogKind,
@@ -22,9 +23,6 @@ use super::weakness::Weakness;
 
 /// Between two attempts to cut a node's power, ms.
 const STONITH_AGAIN_MS: u64 = 10_000;
-
-/// A node that answered a ping so long ago may still live, ms.
-const PONG_MS: u64 = 5_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeState {
@@ -179,7 +177,7 @@ pub struct Vigil {
     /// The store has answered without a break since; None: it does not answer.
     steady_since: Option<Now>,
     stonith: BTreeMap<NodeNo, (Epoch, Now, Cut)>,
-    pongs: BTreeMap<NodeNo, Now>,
+    pings: Pings,
     /// The words about the brake that were said last.
     brake: Brake,
     /// When the epoch that a node lives in was first seen: a new one has time for its first renewal.
@@ -198,7 +196,7 @@ impl Vigil {
             canary_ok: None,
             steady_since: None,
             stonith: BTreeMap::new(),
-            pongs: BTreeMap::new(),
+            pings: Pings::default(),
             brake: Brake::default(),
             joined: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -235,7 +233,7 @@ impl Vigil {
 
     /// The node answered a ping.
     pub fn pong(&mut self, node: NodeNo, now: Now) {
-        self.pongs.insert(node, now);
+        self.pings.answer(node, now);
     }
 
     /// Since a renewal of the node was last heard; None: never.
@@ -340,15 +338,14 @@ impl Vigil {
         }
     }
 
-    fn answers_pings(&self, now: Now, node: NodeNo) -> bool {
-        self.pongs.get(&node).is_some_and(|at| now.longest_since(*at) <= PONG_MS)
-    }
-
     /// Seals and proves; the leader's second half of a look. `busy`: a write about the node is under way.
     pub fn fence(&mut self, now: Now, ledger: &impl Ledger, nodes: &[NodeNow], busy: impl Fn(NodeNo) -> bool, out: &mut Vec<Step>) {
         for (node, is) in numbers(ledger).zip(nodes) {
             if self.brake != Brake::Off && matches!(is.state, NodeState::Suspect | NodeState::Sealed) {
+                self.pings.ask(node, now);
                 out.push(Step::Ping(node));
+            } else {
+                self.pings.spare(node);
             }
             if busy(node) {
                 continue;
@@ -364,7 +361,7 @@ impl Vigil {
     fn seal(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, is: &NodeNow, out: &mut Vec<Step>) {
         let spared = match self.brake {
             Brake::Off => false,
-            Brake::On => self.answers_pings(now, node),
+            Brake::On => self.pings.may_answer(now, node),
             Brake::Frozen => true,
         };
         if spared && !is.waiting || !self.silent_enough(now, ledger, node) || ledger.is_disarmed() {
@@ -450,7 +447,7 @@ impl Vigil {
     fn cut_power(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, out: &mut Vec<Step>) {
         let spared = match self.brake {
             Brake::Off => false,
-            Brake::On | Brake::Frozen => self.answers_pings(now, node),
+            Brake::On | Brake::Frozen => self.pings.may_answer(now, node),
         };
         let again = match self.stonith.get(&node) {
             Some((of, _, Cut::UnderWay)) => *of != epoch,
