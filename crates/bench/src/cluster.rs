@@ -19,6 +19,7 @@ use anyhow::{Context, bail};
 use hyper::Method;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use vmkeep_core::health::BEAT_MS;
 
 use crate::daemon::Pid;
@@ -57,6 +58,9 @@ pub struct Args {
     /// VMs that run before anything is measured.
     #[arg(long, default_value_t = 20_000)]
     vms: usize,
+    /// VMs that are asked for and do not run yet, at most: this machine carries etcd's three members and all agents, too.
+    #[arg(long, default_value_t = 20_000)]
+    ahead: usize,
     /// VMs that are made one after the other, and measured.
     #[arg(long, default_value_t = 200)]
     rounds: usize,
@@ -85,7 +89,8 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Report> {
-    anyhow::ensure!(args.nodes > 0 && args.rounds > 0 && args.idle_seconds > 0, "one node, one round and one second at least");
+    let least = [args.nodes as u64, args.rounds as u64, args.ahead as u64, args.idle_seconds];
+    anyhow::ensure!(!least.contains(&0), "one node, one round, one VM ahead and one second at least");
     anyhow::ensure!(2 * args.lose < args.nodes, "when more than half are lost, that is taken for a broken network: nothing runs again");
     let dir = tempfile::Builder::new().prefix("vmkeep-bench-").tempdir_in(&args.dir).context("no folder for etcd")?;
     let mut report = Report::default();
@@ -101,7 +106,8 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
 
     let begin = Instant::now();
     let keep = if args.lose > 0 { Keep::Available } else { Keep::There };
-    let filled = tokio::try_join!(fill(&control.socket, args.vms, keep), all_run(&agents, args.vms));
+    let (run, runs) = watch::channel(0);
+    let filled = tokio::try_join!(fill(&control.socket, args, keep, runs), all_run(&agents, args.vms, run));
     if let Err(error) = filled {
         let left = left_over(&control.socket, args.vms).await.unwrap_or_else(|error| format!("and the control plane: {error}"));
         let log = std::fs::read_to_string(&control.log).unwrap_or_default();
@@ -182,7 +188,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 /// As long as it takes, if only one more comes up now and then.
-async fn all_run(agents: &Agents, vms: usize) -> anyhow::Result<()> {
+async fn all_run(agents: &Agents, vms: usize, run: watch::Sender<usize>) -> anyhow::Result<()> {
     let begin = Instant::now();
     let (mut most, mut since, mut told) = (0, begin, begin);
     while most < vms {
@@ -194,6 +200,7 @@ async fn all_run(agents: &Agents, vms: usize) -> anyhow::Result<()> {
         let now = agents.running();
         if now > most {
             (most, since) = (now, Instant::now());
+            run.send_replace(most);
         }
         anyhow::ensure!(since.elapsed() < PATIENCE, "{most} of {vms} VMs run, and no more come up");
     }
@@ -223,13 +230,16 @@ fn path(name: &str) -> String {
     format!("/v1/vms/{name}")
 }
 
-/// Asks for all VMs; whether they run is seen at the hypervisors.
-async fn fill(socket: &Path, vms: usize, keep: Keep) -> anyhow::Result<()> {
+/// Asks for all VMs, those that `runs` tells of and so many ahead; whether they run is seen at the hypervisors.
+async fn fill(socket: &Path, args: &Args, keep: Keep, runs: watch::Receiver<usize>) -> anyhow::Result<()> {
+    let (vms, ahead) = (args.vms, args.ahead);
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..CLIENTS {
         let mut connection = Connection::open(socket).await?;
+        let mut runs = runs.clone();
         clients.spawn(async move {
             for n in (client..vms).step_by(CLIENTS) {
+                runs.wait_for(|run| n < run + ahead).await.context("nobody looks any more")?;
                 let name = format!("fill-{n:05}");
                 connection.json(Method::PUT, &path(&name), Some(&wish(&name, keep))).await?;
             }

@@ -24,8 +24,8 @@ use super::tree::{Element, el};
 use super::{BuildInput, Built, metadata, patch};
 
 pub(super) use cpu::Cpu;
-pub(super) use system::PARTITION;
 pub(super) use place::{BRIDGE, KEPT_BUS, NVRAM, PORT, target_index, target_key};
+pub(super) use system::PARTITION;
 
 /// The description that the order asks for.
 ///

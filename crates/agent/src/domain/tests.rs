@@ -106,9 +106,7 @@ fn who_becomes_highly_available_is_where_the_guard_looks_after_the_next_start() 
     let wish = |ha: serde_json::Value| serde_json::json!({"firmware": "bios", "disks": [], "ha": ha});
     let of = |ha| built(&order(wish(ha)), &kvm());
     let (guarded, alone) = (of(serde_json::json!({})), of(serde_json::Value::Null));
-    let with = |partition: &str| {
-        alone.replace("<devices>", &format!("<resource><partition>{partition}</partition></resource><devices>"))
-    };
+    let with = |partition: &str| alone.replace("<devices>", &format!("<resource><partition>{partition}</partition></resource><devices>"));
     let told = |wanted: &str, actual: &str| {
         let (stored, running) = (compare(wanted, actual).expect("both parse"), live_plan(wanted, actual).expect("both parse"));
         (words(&stored.drift), words(&running.pending))
