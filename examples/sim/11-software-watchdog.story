@@ -8,7 +8,7 @@
    14.8  node3 disarms its watchdog
    60.0  > pause node2 host 120
    74.8  node3 seals node2: silent for 15 s
-   74.8  node2 has a software watchdog, which proves nothing while the whole host stands still: only STONITH or a person can say that it is dead
+   74.8  node2 has a software watchdog, which proves nothing while the whole host stands still: only STONITH, the storage or a person can say that it is dead
   180.2  node2 kills web: the store has not heard of it for too long
   180.2  node2 learns that it is sealed: it kills its VMs and lets the watchdog bite
   187.2  the watchdog resets node2

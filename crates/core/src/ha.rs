@@ -17,6 +17,7 @@
 //! | [`ready`] | of a node: may it be given VMs, or must it arm first |
 //! | [`vigil`] | of a candidate: silence, seals, proofs |
 //! | [`brake`] | how many may be silent at once |
+//! | [`attempts`] | of a candidate: what is tried on nodes from elsewhere |
 //! | [`pings`] | who answers pings while many are silent |
 //! | [`turns`] | whose turn it is when many VMs have lost their nodes |
 //! | [`timers`] | profiles, and the inequality that carries the promise |
@@ -28,6 +29,7 @@
 //! drive the same code. docs/concepts/ha.md tells the protocol.
 
 pub mod agent;
+pub mod attempts;
 pub mod brake;
 pub mod candidate;
 pub mod clock;

@@ -110,8 +110,12 @@ impl World {
     /// I1, I2: a QEMU begins to write.
     pub fn starts_to_run(&mut self, vm: VmNo, n: NodeNo, generation: Generation) {
         let (now, name, on) = (self.now, self.roster.vm(vm).to_owned(), self.roster.node(n).to_owned());
+        if !self.hosts[usize::from(n.0)].writes_count() {
+            return self.log.tell(now, || format!("{name} runs on {on} (generation {generation}), and the storage takes nothing of it"));
+        }
         self.log.tell(now, || format!("{name} runs on {on} (generation {generation})"));
-        let other = self.hosts.iter().find(|host| host.node != n && host.powered && host.runs(vm)).map(|host| host.node);
+        let other =
+            self.hosts.iter().find(|host| host.node != n && host.powered && host.runs(vm) && host.writes_count()).map(|host| host.node);
         if let Some(other) = other {
             let lie = if [other, n].iter().any(|host| self.checks.lied_about.contains(host)) {
                 "; a fence agent lied about its power"
@@ -211,7 +215,7 @@ impl World {
         let host = &self.hosts[usize::from(n.0)];
         let same_life =
             matches!(self.store.get(Key::Epoch(n)), Some(Value::Epoch(record)) if record.epoch == epoch && record.boot == host.boot);
-        let writes = host.qemus.values().any(|qemu| matches!(qemu.domain, Domain::Running(_)));
+        let writes = host.writes_count() && host.qemus.values().any(|qemu| matches!(qemu.domain, Domain::Running(_)));
         if !host.powered || !same_life || !(writes || proof == Proof::Watchdog && host.watchdog.petted.is_some()) {
             return;
         }

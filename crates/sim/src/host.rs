@@ -126,6 +126,8 @@ pub struct Host {
     pub loss_permille: u64,
     pub delay_ms: u64,
     pub stonith: Stonith,
+    /// The boot whose writes the storage refuses.
+    pub refused: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +167,13 @@ impl Host {
             loss_permille: 0,
             delay_ms: 0,
             stonith: Stonith::None,
+            refused: None,
         }
+    }
+
+    /// Does the storage take what its guests write?
+    pub fn writes_count(&self) -> bool {
+        self.refused != Some(self.boot)
     }
 
     pub fn runs(&self, vm: VmNo) -> bool {

@@ -1,8 +1,8 @@
 //! Power, watchdogs, resets, and fence agents.
 
 use vmkeep_core::ha::agent;
-use vmkeep_core::ha::record::{Farewell, NodeNo, VmNo, WatchdogKind};
-use vmkeep_core::ha::vigil::PowerIs;
+use vmkeep_core::ha::record::{Farewell, Key, NodeNo, Seat, Value, VmNo, WatchdogKind};
+use vmkeep_core::ha::vigil::{PowerIs, WritesAre};
 use vmkeep_core::ha::weakness::Weakness;
 use vmkeep_types::ids::Epoch;
 
@@ -17,6 +17,11 @@ const STONITH_MS: (u64, u64) = (2_000, 5_000);
 
 /// One that reaches nothing gives up after this, ms.
 const STONITH_GIVES_UP_MS: u64 = 10_000;
+
+/// The storage takes so long to refuse a node; one that does not answer is given up after the other, ms. So many of 1000 fail.
+const REFUSAL_MS: (u64, u64) = (50, 1_000);
+const REFUSAL_GIVES_UP_MS: u64 = 5_000;
+const REFUSAL_FAILS_PERMILLE: u64 = 200;
 
 /// The power comes back so long after it was cut by a fence agent, ms.
 const POWER_BACK_MS: u64 = 10_000;
@@ -156,6 +161,29 @@ impl World {
             Stonith::None | Stonith::Unreachable => (STONITH_GIVES_UP_MS, PowerIs::Unknown),
         };
         self.after(ms, Event::StonithDone { by, life, node, epoch, power });
+    }
+
+    /// The storage is asked over its own network; now and then it cannot be, or does not answer.
+    pub fn refuse_writes(&mut self, by: NodeNo, life: u32, seat: Seat) {
+        let fails = self.dice.permille(REFUSAL_FAILS_PERMILLE) || !self.host(by).storage;
+        let (ms, are) = if fails {
+            (REFUSAL_GIVES_UP_MS, WritesAre::Unknown)
+        } else {
+            (self.dice.between(REFUSAL_MS.0, REFUSAL_MS.1), WritesAre::Refused)
+        };
+        self.after(ms, Event::RefusalDone { by, life, seat, are });
+    }
+
+    pub fn refusal_done(&mut self, node: NodeNo, epoch: Epoch, are: WritesAre) {
+        let host = &self.hosts[usize::from(node.0)];
+        let lives =
+            matches!(self.store.get(Key::Epoch(node)), Some(Value::Epoch(record)) if record.epoch == epoch && record.boot == host.boot);
+        // Another boot has another address at the storage, as far as this is about it.
+        if are == WritesAre::Refused && lives {
+            self.log.tell(self.now, || format!("the storage refuses what {} writes", self.roster.node(node)));
+            let host = self.host(node);
+            host.refused = Some(host.boot);
+        }
     }
 
     pub fn stonith_done(&mut self, node: NodeNo, power: PowerIs) {

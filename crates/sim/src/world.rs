@@ -15,9 +15,9 @@ use vmkeep_core::ha::agent::{self, Agent};
 use vmkeep_core::ha::candidate::{self, Candidate, Roster};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::{self, Fenced};
-use vmkeep_core::ha::record::{Key, NodeNo, Op, Settings, Txn, Value, VmNo};
+use vmkeep_core::ha::record::{Key, NodeNo, Op, Seat, Settings, Txn, Value, VmNo};
 use vmkeep_core::ha::timers::{Profile, Timers};
-use vmkeep_core::ha::vigil::PowerIs;
+use vmkeep_core::ha::vigil::{PowerIs, WritesAre};
 use vmkeep_core::ha::weakness::Weakness;
 
 use crate::check::Checks;
@@ -66,6 +66,13 @@ pub enum Event {
         node: NodeNo,
         epoch: vmkeep_types::ids::Epoch,
         power: PowerIs,
+    },
+    /// The storage's answer to `by`.
+    RefusalDone {
+        by: NodeNo,
+        life: u32,
+        seat: Seat,
+        are: WritesAre,
     },
     PowerOn(NodeNo),
     /// The script's or the fault plan's next entry.
@@ -249,6 +256,10 @@ impl World {
                 self.stonith_done(node, power);
                 self.hand_candidate(by, life, candidate::Event::Stonith { node, epoch, power });
             }
+            Event::RefusalDone { by, life, seat: Seat { node, epoch }, are } => {
+                self.refusal_done(node, epoch, are);
+                self.hand_candidate(by, life, candidate::Event::Writes { node, epoch, are });
+            }
             Event::PowerOn(n) => self.power_on(n),
             Event::Second => {
                 self.after(1_000, Event::Second);
@@ -379,6 +390,7 @@ impl World {
                 candidate::Action::List(id) => self.ask(Client::Candidate(n), life, Ask::List(id)),
                 candidate::Action::KeepAlive => self.ask(Client::Candidate(n), life, Ask::KeepAlive),
                 candidate::Action::Stonith { node, epoch } => self.stonith(n, life, node, epoch),
+                candidate::Action::RefuseWrites { node, epoch } => self.refuse_writes(n, life, Seat { node, epoch }),
                 candidate::Action::Ping(node) => {
                     let (from, to) = (&self.hosts[usize::from(n.0)], &self.hosts[usize::from(node.0)]);
                     if from.reachable(self.now) && to.reachable(self.now) {

@@ -21,6 +21,9 @@ pub enum Proof {
     Watchdog,
     /// Its power was cut after it was sealed.
     Stonith,
+    /// Since it was sealed the storage of all its disks refuses its writes. No driver of pools can do so yet: the first that can brings a
+    /// level of the store with it, for members that do not know this word.
+    Storage,
     /// It was not armed and owned nothing: it could start nothing.
     Unarmed,
     /// A person says so.
@@ -34,6 +37,7 @@ impl Proof {
         match self {
             Self::Watchdog => "watchdog",
             Self::Stonith => "stonith",
+            Self::Storage => "storage",
             Self::Unarmed => "unarmed",
             Self::Operator => "operator",
             Self::Goodbye => "goodbye",

@@ -8,6 +8,7 @@
 //! Every candidate hears; only the one whose name stands in `Leader` writes, and each of its writes compares that key's
 //! revision. What it believes may be old: every transaction compares what it was decided from, so that an error costs a try.
 
+mod known;
 pub mod place;
 mod recover;
 mod scene;
@@ -22,12 +23,11 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 
 use super::clock::Now;
-use super::record::{
-    Answer, Armed, Beat, Compare, Entry, EpochRecord, Farewell, Fence, Key, NodeNo, Outcome, Seat, Txn, TxnId, Value, VmNo,
-};
+use super::record::{Answer, Beat, Compare, Entry, Key, NodeNo, Outcome, Seat, Txn, TxnId, Value, VmNo};
 use super::timers::{ANSWER_MS, Timers};
-use super::vigil::{Ledger, News, PowerIs, Stake, Step, Vigil};
+use super::vigil::{News, PowerIs, Step, Vigil, WritesAre};
 use super::weakness::Weakness;
+use known::Known;
 use view::View;
 
 /// Everything is read this often although watch events came: one may have been lost, ms.
@@ -75,6 +75,12 @@ pub enum Event {
         epoch: Epoch,
         power: PowerIs,
     },
+    /// The storage has come back.
+    Writes {
+        node: NodeNo,
+        epoch: Epoch,
+        are: WritesAre,
+    },
     /// The node answered a ping.
     Pong(NodeNo),
 }
@@ -93,6 +99,10 @@ pub enum Action {
     /// The key `Leader` lives as long as this is repeated.
     KeepAlive,
     Stonith {
+        node: NodeNo,
+        epoch: Epoch,
+    },
+    RefuseWrites {
         node: NodeNo,
         epoch: Epoch,
     },
@@ -174,6 +184,7 @@ impl Candidate {
             Event::Watched { key, value, revision } => self.watched(now, key, value, revision),
             Event::Lease(is) => self.lease(now, is),
             Event::Stonith { node, epoch, power } => self.stonith_done(now, node, epoch, power, &mut out),
+            Event::Writes { node, epoch, are } => self.refusal_done(now, Seat { node, epoch }, are, &mut out),
             Event::Pong(node) => self.vigil.pong(node, now),
         }
         if self.is_leader() && (look || self.vms.dirty) {
@@ -387,6 +398,7 @@ impl Candidate {
                 Step::Say(words) => self.say(out, words),
                 Step::Ping(node) => out.push(Action::Ping(node)),
                 Step::CutPower { node, epoch } => out.push(Action::Stonith { node, epoch }),
+                Step::RefuseWrites { node, epoch } => out.push(Action::RefuseWrites { node, epoch }),
                 Step::Write { node, txn } => {
                     let own = self.as_leader();
                     let compare = own.compare.into_iter().chain(txn.compare).collect();
@@ -399,7 +411,17 @@ impl Candidate {
     fn stonith_done(&mut self, now: Now, node: NodeNo, epoch: Epoch, power: PowerIs, out: &mut Vec<Action>) {
         let mut steps = Vec::new();
         self.vigil.power_cut(now, &Known { view: &self.view, roster: &self.roster }, node, epoch, power, &mut steps);
-        // Who leads no more only remembers it.
+        self.note(now, steps, out);
+    }
+
+    fn refusal_done(&mut self, now: Now, seat: Seat, are: WritesAre, out: &mut Vec<Action>) {
+        let mut steps = Vec::new();
+        self.vigil.writes_refused(now, &Known { view: &self.view, roster: &self.roster }, seat, are, &mut steps);
+        self.note(now, steps, out);
+    }
+
+    /// What came of an attempt; who leads no more only remembers it.
+    fn note(&mut self, now: Now, mut steps: Vec<Step>, out: &mut Vec<Action>) {
         steps.retain(|step| self.is_leader() || !matches!(step, Step::Write { .. }));
         self.carry_out(now, steps, out);
     }
@@ -416,76 +438,6 @@ impl Candidate {
         if self.vms.needs_look(&nodes) {
             self.look_at_vms(now, nodes, out);
         }
-    }
-}
-
-/// The store as this candidate knows it, with names.
-struct Known<'a> {
-    view: &'a View,
-    roster: &'a Roster,
-}
-
-impl Ledger for Known<'_> {
-    fn nodes(&self) -> usize {
-        self.view.settings().map_or(0, |settings| settings.sizes.len())
-    }
-
-    fn name(&self, node: NodeNo) -> &str {
-        self.roster.node(node)
-    }
-
-    fn epoch(&self, node: NodeNo) -> Option<(EpochRecord, Revision)> {
-        self.view.epoch(node).map(|(record, revision)| (*record, revision))
-    }
-
-    fn fence(&self, node: NodeNo, epoch: Epoch) -> Option<(Fence, Revision)> {
-        self.view.fence(node, epoch).map(|(fence, revision)| (*fence, revision))
-    }
-
-    fn armed(&self, node: NodeNo, epoch: Epoch) -> Option<(Armed, Revision)> {
-        self.view.armed(node, epoch).map(|(armed, revision)| (*armed, revision))
-    }
-
-    fn cannot_arm(&self, node: NodeNo, epoch: Epoch) -> bool {
-        self.view.has(Key::Unusable(node, epoch))
-    }
-
-    fn is_confirmed(&self, node: NodeNo, epoch: Epoch) -> bool {
-        self.view.has(Key::Confirmed(node, epoch))
-    }
-
-    fn is_waiting(&self, node: NodeNo) -> bool {
-        self.view.has(Key::Waiting(node))
-    }
-
-    fn in_maintenance(&self, node: NodeNo) -> bool {
-        self.view.has(Key::Policy(node))
-    }
-
-    fn leaving(&self, node: NodeNo) -> Option<Farewell> {
-        self.view.leaving(node).map(|(farewell, _)| *farewell)
-    }
-
-    fn is_disarmed(&self) -> bool {
-        self.view.disarm().is_some()
-    }
-
-    fn can_cut(&self, node: NodeNo) -> bool {
-        self.view.settings().is_some_and(|settings| settings.stonith.contains(&node))
-    }
-
-    fn cut_is_tested(&self, node: NodeNo) -> bool {
-        self.can_cut(node)
-    }
-
-    /// Of this epoch; what is left of one before is cleared by the recovery.
-    fn stake(&self, seat: Seat) -> Stake {
-        let holds = |vm| self.view.owner(vm).is_some_and(|(owner, _)| owner.seat == Some(seat) || owner.to == Some(seat));
-        if self.view.vms().any(|(vm, _)| holds(vm)) { Stake::Vms } else { Stake::Nothing }
-    }
-
-    fn owns_any(&self, node: NodeNo) -> bool {
-        self.view.vms().any(|(vm, _)| self.view.has(Key::Own(node, vm)))
     }
 }
 

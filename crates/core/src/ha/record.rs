@@ -326,6 +326,14 @@ impl Rule {
     }
 }
 
+/// What the storage of all disks can do to a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StorageCan {
+    #[default]
+    Nothing,
+    RefuseNodes,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub rules: Vec<Rule>,
@@ -335,6 +343,8 @@ pub struct Settings {
     pub sizes: Vec<(u32, u64)>,
     /// Nodes whose power can be cut.
     pub stonith: Vec<NodeNo>,
+    /// Whether the storage of all disks can refuse a node.
+    pub storage: StorageCan,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,28 +1,26 @@
 //! Who is silent, who is sealed, who is dead: the part of a candidate that decides about nodes, and the brake.
 //!
 //! ```text
-//!  renewal ──► hear o(r) ── silent, store steady ──► seal ──► proof: STONITH │ T_safe │ not armed │ (operator) ──► confirmed
+//!  renewal ──► hear o(r) ── silent, store steady ──► seal ──► proof: STONITH │ storage │ T_safe │ not armed │ (operator) ──► confirmed
 //! ```
 //! Every candidate hears; only the leader looks and writes. What it reads of the store comes through a [`Ledger`], what it wants is a
 //! list of [`Step`]s; whoever drives it adds to each [`Step::Write`] that the leader's key is its own. The simulated candidate and
 //! the daemon's control plane drive this same code. What it believes may be old: every write compares what it was decided from.
 
+mod proof;
+
 use std::collections::BTreeMap;
 
 use vmkeep_types::ids::{Epoch, Revision};
 
+use super::attempts::Attempts;
 use super::brake::Brake;
 use super::clock::Now;
 use super::pings::Pings;
 use super::ready::{self, Ready};
-use super::record::{
-    Armed, Beat, Compare, EpochRecord, Farewell, Fence, Health, Key, NodeNo, Proof, Seat, Txn, TxnId, Value, WatchdogKind,
-};
+use super::record::{Armed, Beat, Compare, EpochRecord, Farewell, Fence, Health, Key, NodeNo, Seat, Txn, TxnId, Value};
 use super::timers::Timers;
 use super::weakness::Weakness;
-
-/// Between two attempts to cut a node's power, ms.
-const STONITH_AGAIN_MS: u64 = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeState {
@@ -100,6 +98,8 @@ pub trait Ledger {
     fn is_disarmed(&self) -> bool;
     /// Its power can be cut from elsewhere.
     fn can_cut(&self, node: NodeNo) -> bool;
+    /// All that its VMs write lies where its writes can be refused.
+    fn can_refuse(&self, node: NodeNo) -> bool;
     /// And the last test of it did not fail.
     fn cut_is_tested(&self, node: NodeNo) -> bool;
     fn stake(&self, seat: Seat) -> Stake;
@@ -130,9 +130,22 @@ pub enum Step {
         node: NodeNo,
         epoch: Epoch,
     },
+    /// The storage is to take no write of the node any more until it has booted anew.
+    RefuseWrites {
+        node: NodeNo,
+        epoch: Epoch,
+    },
     Ping(NodeNo),
     /// What is done and why, for people.
     Say(String),
+}
+
+/// What the storage says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WritesAre {
+    /// Each disk's, begun ones too.
+    Refused,
+    Unknown,
 }
 
 /// What the fence agent says.
@@ -160,12 +173,6 @@ struct Heard {
     at: Now,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Cut {
-    UnderWay,
-    Failed,
-}
-
 /// What one candidate knows of all nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vigil {
@@ -176,7 +183,8 @@ pub struct Vigil {
     canary_ok: Option<Now>,
     /// The store has answered without a break since; None: it does not answer.
     steady_since: Option<Now>,
-    stonith: BTreeMap<NodeNo, (Epoch, Now, Cut)>,
+    stonith: Attempts,
+    refusals: Attempts,
     pings: Pings,
     /// The words about the brake that were said last.
     brake: Brake,
@@ -195,7 +203,8 @@ impl Vigil {
             heard: BTreeMap::new(),
             canary_ok: None,
             steady_since: None,
-            stonith: BTreeMap::new(),
+            stonith: Attempts::default(),
+            refusals: Attempts::default(),
             pings: Pings::default(),
             brake: Brake::default(),
             joined: BTreeMap::new(),
@@ -395,90 +404,8 @@ impl Vigil {
         out.push(Step::Say(format!("{} seals {}: silent for {} s", ledger.name(self.me), ledger.name(node), is.silent_ms / 1000)));
         out.push(Step::Write { node, txn });
     }
-
-    fn prove(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, is: &NodeNow, out: &mut Vec<Step>) {
-        let Some((fence, fence_revision)) = ledger.fence(node, is.epoch) else { return };
-        let armed = ledger.armed(node, is.epoch);
-        // A host that has booted anew needs no cutting where waiting proves as much.
-        if !is.waiting || armed.is_none_or(|(armed, _)| armed.safe_ms().is_none()) {
-            self.cut_power(now, ledger, node, is.epoch, out);
-        }
-        let Some((armed, armed_revision)) = armed else {
-            return self.prove_unarmed(ledger, node, is.epoch, out);
-        };
-        let safe_ms = match self.weak {
-            Some(Weakness::OneWatchdog) => armed.unsafe_ms(),
-            Some(Weakness::SoftwareWatchdog) => Armed { kind: WatchdogKind::Hardware, ..armed }.safe_ms(),
-            _ => armed.safe_ms(),
-        };
-        let Some(safe_ms) = safe_ms else {
-            if self.told.insert(node, is.epoch) != Some(is.epoch) && !ledger.can_cut(node) {
-                let name = ledger.name(node);
-                out.push(Step::Say(format!("{name} has a software watchdog, which proves nothing while the whole host stands still: only STONITH or a person can say that it is dead")));
-            }
-            return;
-        };
-        // Only the renewal that the seal named counts; who has not seen it waits from now on.
-        let waited = match self.heard.get(&node) {
-            Some(heard) if heard.revision == fence.beat => now.shortest_since(heard.at),
-            _ if self.weak == Some(Weakness::SealWithoutRevision) => self.heard.get(&node).map_or(0, |heard| now.shortest_since(heard.at)),
-            _ => 0,
-        };
-        if waited >= safe_ms {
-            let txn = Txn::new(TxnId(0)).when(Compare::Revision(Key::Fence(node, is.epoch), fence_revision));
-            let txn = txn.when(Compare::Revision(Key::Armed(node, is.epoch), armed_revision));
-            confirm(node, is.epoch, txn, Proof::Watchdog, out);
-        }
-    }
-
-    /// It can have started nothing: it is not armed and owns nothing, in one moment, and can never arm again.
-    fn prove_unarmed(&self, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, out: &mut Vec<Step>) {
-        let weak = self.weak == Some(Weakness::UnarmedIsDead);
-        if !weak && ledger.owns_any(node) {
-            return;
-        }
-        let mut txn = Txn::new(TxnId(0)).when(Compare::Present(Key::Fence(node, epoch))).when(Compare::Absent(Key::Armed(node, epoch)));
-        if !weak {
-            txn = txn.when(Compare::OwnsNothing(node));
-        }
-        confirm(node, epoch, txn, Proof::Unarmed, out);
-    }
-
-    fn cut_power(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, out: &mut Vec<Step>) {
-        let spared = match self.brake {
-            Brake::Off => false,
-            Brake::On | Brake::Frozen => self.pings.may_answer(now, node),
-        };
-        let again = match self.stonith.get(&node) {
-            Some((of, _, Cut::UnderWay)) => *of != epoch,
-            Some((of, at, Cut::Failed)) => *of != epoch || now.longest_since(*at) >= STONITH_AGAIN_MS,
-            None => true,
-        };
-        if ledger.can_cut(node) && again && !spared {
-            self.stonith.insert(node, (epoch, now, Cut::UnderWay));
-            out.push(Step::Say(format!("{} has the power of {} cut", ledger.name(self.me), ledger.name(node))));
-            out.push(Step::CutPower { node, epoch });
-        }
-    }
-
-    /// The fence agent has come back to this candidate, which leads or not.
-    pub fn power_cut(&mut self, now: Now, ledger: &impl Ledger, node: NodeNo, epoch: Epoch, power: PowerIs, out: &mut Vec<Step>) {
-        self.stonith.insert(node, (epoch, now, Cut::Failed));
-        match power {
-            PowerIs::Off => {
-                let txn = Txn::new(TxnId(0)).when(Compare::Present(Key::Fence(node, epoch)));
-                confirm(node, epoch, txn, Proof::Stonith, out);
-            }
-            PowerIs::Unknown => out.push(Step::Say(format!("the power of {} could not be cut", ledger.name(node)))),
-        }
-    }
 }
 
 fn numbers<L: Ledger>(ledger: &L) -> impl Iterator<Item = NodeNo> + use<L> {
     (0..ledger.nodes()).filter_map(|n| u16::try_from(n).ok()).map(NodeNo)
-}
-
-fn confirm(node: NodeNo, epoch: Epoch, txn: Txn, proof: Proof, out: &mut Vec<Step>) {
-    let key = Key::Confirmed(node, epoch);
-    out.push(Step::Write { node, txn: txn.when(Compare::Absent(key)).put(key, Value::Confirmed(proof)) });
 }

@@ -64,6 +64,8 @@ weaknesses! {
     UnarmedIsDead = "unarmed-is-dead",
     /// Nodes are sealed although more than half of them are silent.
     NoBrake = "no-brake",
+    /// A node is dead as soon as the storage was asked to refuse it, whatever came of that.
+    RefusalUnheard = "refusal-unheard",
     /// A VM is started however long ago its claim was asked for.
     StartLate = "start-late",
 }

@@ -25,12 +25,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use vmkeep_core::ha::timers::Timers;
-use vmkeep_core::ha::vigil::PowerIs;
+use vmkeep_core::ha::vigil::{PowerIs, WritesAre};
 use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, WatchBatch};
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::name::Name;
@@ -185,10 +186,22 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
     for (node, epoch) in todo.cuts {
         let desk = desk.clone();
         tokio::spawn(async move {
-            let cut = desk.power().cut(&node, epoch).await;
+            let cut = desk.levers().power.cut(&node, epoch).await;
             let power =
                 cut.inspect_err(|why| tracing::error!(%node, why, "its power is not cut")).map_or(PowerIs::Unknown, |()| PowerIs::Off);
             desk.power_cut(&node, epoch, power);
+        });
+    }
+    for (node, epoch, pools) in todo.refusals {
+        let desk = desk.clone();
+        tokio::spawn(async move {
+            let storage = desk.levers().storage.clone();
+            let refusing = pools.iter().map(|pool| storage.refuse(&node, epoch, pool));
+            let refused = try_join_all(refusing).await;
+            let writes = refused
+                .inspect_err(|why| tracing::error!(%node, why, "the storage does not refuse it"))
+                .map_or(WritesAre::Unknown, |_| WritesAre::Refused);
+            desk.writes_refused(&node, epoch, writes);
         });
     }
     rescue(store, lead, view, desk).await

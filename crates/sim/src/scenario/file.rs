@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use vmkeep_core::ha::record::{NodeNo, Rule, RunWish, Settings, ShutdownPolicy, Strictness, VmNo, WatchdogKind, Wish};
+use vmkeep_core::ha::record::{NodeNo, Rule, RunWish, Settings, ShutdownPolicy, StorageCan, Strictness, VmNo, WatchdogKind, Wish};
 use vmkeep_core::ha::timers::Profile;
 use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::manifest;
@@ -167,11 +167,13 @@ struct SettingsFile {
     shutdown_policy: PolicyFile,
     failback: bool,
     profile: ProfileFile,
+    /// The storage of all disks can refuse a node (Ceph's blocklist).
+    storage_fence: bool,
 }
 
 impl Default for SettingsFile {
     fn default() -> Self {
-        Self { shutdown_policy: PolicyFile::default(), failback: true, profile: ProfileFile::default() }
+        Self { shutdown_policy: PolicyFile::default(), failback: true, profile: ProfileFile::default(), storage_fence: false }
     }
 }
 
@@ -341,6 +343,7 @@ fn build(file: ScenarioFile) -> Scenario {
         failback: file.settings.failback,
         sizes: sizes.collect(),
         stonith,
+        storage: if file.settings.storage_fence { StorageCan::RefuseNodes } else { StorageCan::Nothing },
     };
     let vms = vm_names.iter().map(|name| {
         let name: Name = name.parse().expect("checked");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmkeep_core::ha::agent::Gone;
 use vmkeep_core::ha::candidate::Roster;
-use vmkeep_core::ha::record::{EpochRecord, Key, NodeNo, Op, Proof, Rule, RunWish, Settings, Strictness, Value, VmNo, Wish};
+use vmkeep_core::ha::record::{EpochRecord, Key, NodeNo, Op, Proof, Rule, RunWish, Settings, StorageCan, Strictness, Value, VmNo, Wish};
 use vmkeep_core::ha::weakness::Weakness;
 use vmkeep_types::name::Name;
 
@@ -19,6 +19,9 @@ use crate::world::{Client, Event, Setup, World};
 
 /// How often a person looks whether somebody waits for their word, ms.
 const PERSON_MS: u64 = 20_000;
+
+/// So many of 1000 seeds have their disks where nodes can be refused.
+const STORAGE_FENCE_PERMILLE: u64 = 125;
 
 /// A number of [`Event::Next`] that is no fault.
 const HEAL_ALL: usize = usize::MAX;
@@ -110,8 +113,20 @@ fn setup(plan: &Plan, weak: Option<Weakness>, telling: Telling) -> Setup {
         vms: (0..plan.vms).map(|n| (VmNo(u32::try_from(n).expect("few VMs")), name("vm", n))).collect(),
     };
     let rules = if plan.apart { vec![Rule::Apart { vms: vec![VmNo(0), VmNo(1)], how: Strictness::Strict }] } else { Vec::new() };
-    let settings = Settings { rules, shutdown: plan.shutdown, failback: true, sizes: vec![(16, 65_536); plan.nodes], stonith: can_cut };
+    let settings = Settings {
+        rules,
+        shutdown: plan.shutdown,
+        failback: true,
+        sizes: vec![(16, 65_536); plan.nodes],
+        stonith: can_cut,
+        storage: storage(plan.seed),
+    };
     Setup { seed: plan.seed, profile: plan.profile, weak, telling, roster: Arc::new(roster), settings, hosts }
+}
+
+/// By dice of its own: the faults of a seed stay what they were.
+fn storage(seed: u64) -> StorageCan {
+    if Dice::new(seed ^ 0x5702_a6e0).permille(STORAGE_FENCE_PERMILLE) { StorageCan::RefuseNodes } else { StorageCan::Nothing }
 }
 
 fn stonith(plan: &Plan, n: usize) -> Stonith {

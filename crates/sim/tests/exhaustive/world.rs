@@ -15,7 +15,8 @@ use vmkeep_core::ha::candidate::{self, Candidate, LeaseIs, Roster};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::fenced::{self, Fenced};
 use vmkeep_core::ha::record::{
-    Answer, Key, NodeNo, Op, Outcome, Owner, Parked, ParkedWhy, RunWish, Settings, ShutdownPolicy, Txn, Value, VmNo, WatchdogKind, Wish,
+    Answer, Key, NodeNo, Op, Outcome, Owner, Parked, ParkedWhy, RunWish, Settings, ShutdownPolicy, StorageCan, Txn, Value, VmNo,
+    WatchdogKind, Wish,
 };
 use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::ha::weakness::Weakness;
@@ -171,6 +172,7 @@ impl World {
             failback: false,
             sizes: vec![(4, 4096); HOSTS.len()],
             stonith: Vec::new(),
+            storage: StorageCan::Nothing,
         };
         let wish = Wish { run: RunWish::Started, priority: 1, max_restart: 3, max_relocate: 3, failback: false, cpus: 1, memory_mib: 1024 };
         let owner = Owner { seat: None, generation: Generation(0), to: None, parked: Some(Parked { node: HOSTS[0], why: ParkedWhy::New }) };
@@ -415,7 +417,8 @@ impl World {
                 | candidate::Action::KeepAlive
                 | candidate::Action::Ping(_)
                 | candidate::Action::Say(_)
-                | candidate::Action::Stonith { .. } => {}
+                | candidate::Action::Stonith { .. }
+                | candidate::Action::RefuseWrites { .. } => {}
             }
         }
     }

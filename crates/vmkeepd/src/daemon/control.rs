@@ -15,7 +15,8 @@ use vmkeep_server::app;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
 use vmkeep_server::reconcile::ha::power::FenceAgents;
-use vmkeep_server::reconcile::ha::{Desk, host_clock};
+use vmkeep_server::reconcile::ha::storage::NoStorageFence;
+use vmkeep_server::reconcile::ha::{Desk, Levers, host_clock};
 use vmkeep_server::stonith;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::{Caller, Role};
@@ -92,8 +93,9 @@ pub async fn begin(part: &mut Part, local: Option<&Compute>, cluster: &Arc<Clust
         tests.await;
         "the nightly test of fence agents"
     });
-    let power = FenceAgents { store: store.clone(), folder: config.fence_agent_dir.clone() };
-    let (desk, stop) = (Desk::new(&name, Arc::new(power), host_clock()), part.shutdown.clone());
+    let power = Arc::new(FenceAgents { store: store.clone(), folder: config.fence_agent_dir.clone() });
+    let levers = Levers { power, storage: Arc::new(NoStorageFence) };
+    let (desk, stop) = (Desk::new(&name, levers, host_clock()), part.shutdown.clone());
     part.tasks.spawn(async move {
         vmkeep_server::reconcile::run(store, name, desk, stop).await;
         "the leader's loop"

@@ -17,8 +17,9 @@ use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_server::app::{Ask, ask::Admission, bootstrap, node, vm, vm_migrate, vm_write};
-use vmkeep_server::reconcile::ha::Desk;
 use vmkeep_server::reconcile::ha::power::NoPower;
+use vmkeep_server::reconcile::ha::storage::NoStorageFence;
+use vmkeep_server::reconcile::ha::{Desk, Levers};
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Store, keys, typed};
 use vmkeep_types::host::KvmState;
@@ -170,7 +171,7 @@ impl Cluster {
             let ms = time.load(Ordering::Relaxed);
             Now { boottime_ms: ms, raw_ms: ms }
         };
-        let desk = Desk::new(&Name::known("leader"), Arc::new(NoPower), Arc::new(now));
+        let desk = Desk::new(&Name::known("leader"), Levers { power: Arc::new(NoPower), storage: Arc::new(NoStorageFence) }, Arc::new(now));
         let mut cluster = Self { store, wire, library: Arc::default(), shared, of, hosts, leader: None, desk, clock, two, watch };
         cluster.begin("a");
         cluster.begin("b");

@@ -15,6 +15,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
 use super::ledger::Known;
+use super::storage::NoStorageFence;
 use crate::reconcile::view::{ClusterView, Kept, Touched};
 
 /// An agent that has not answered by then does not: it is of an older version, or in trouble.
@@ -75,7 +76,7 @@ pub fn asked(txn: &Txn) -> Option<Name> {
 /// None: it has not joined.
 fn of(view: &ClusterView, node: &Name) -> Option<Ready> {
     let life = view.nodes.get(node)?.life.as_ref()?;
-    let known = Known { view, names: std::slice::from_ref(node) };
+    let known = Known { view, names: std::slice::from_ref(node), storage: &NoStorageFence };
     Some(ready::of_epoch(&known, Seat { node: NodeNo(0), epoch: life.value.epoch }, None))
 }
 

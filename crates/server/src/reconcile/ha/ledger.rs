@@ -7,12 +7,14 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::Closure;
 
+use super::storage::{self, StorageFence};
 use crate::reconcile::view::{ClusterView, FenceIs, NodeKeys};
 
 /// The view, with the numbers of its nodes.
 pub struct Known<'a> {
     pub view: &'a ClusterView,
     pub names: &'a [Name],
+    pub storage: &'a dyn StorageFence,
 }
 
 impl Known<'_> {
@@ -80,6 +82,10 @@ impl Ledger for Known<'_> {
 
     fn can_cut(&self, node: NodeNo) -> bool {
         self.view.fenceable.contains_key(self.node(node))
+    }
+
+    fn can_refuse(&self, node: NodeNo) -> bool {
+        storage::pools_of(self.view, self.storage, self.node(node)).is_some()
     }
 
     fn cut_is_tested(&self, node: NodeNo) -> bool {

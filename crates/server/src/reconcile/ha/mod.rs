@@ -5,7 +5,7 @@
 //!                                                       │ look, each second, the leader only
 //!  ClusterView ──► ledger ─────────────────────────────►┤
 //!                                                       ├─► seal, prove: Txn + leader compare ──► fence/N/E, confirmed/N/E
-//!                                                       └─► cut power, ping
+//!                                                       └─► cut power, refuse at the storage, ping
 //!  confirmed/N/E ──► rescue: by priority, a few at a time ──► owner, generation + 1
 //! ```
 //! The [`Vigil`] is the code that the simulator runs. What it believes may be old: each of its transactions compares what it was
@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod policy;
 pub mod power;
 pub mod rescue;
+pub mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 mod translate;
@@ -26,18 +27,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmkeep_core::ha::clock::Now;
-use vmkeep_core::ha::record::{Beat, Health, NodeNo};
+use vmkeep_core::ha::record::{Beat, Health, NodeNo, Seat};
 use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::ha::turns::Turns;
-use vmkeep_core::ha::vigil::{NodeNow, PowerIs, Step, Vigil};
+use vmkeep_core::ha::vigil::{NodeNow, PowerIs, Step, Vigil, WritesAre};
 use vmkeep_store::Txn;
 use vmkeep_types::host::Heartbeat;
 use vmkeep_types::ids::{Epoch, Revision, VmId};
 use vmkeep_types::name::Name;
+use vmkeep_types::pool::PoolSpec;
 
 use super::view::ClusterView;
 use ledger::Known;
 use power::Power;
+use storage::StorageFence;
 
 /// Both clocks of this host; injected, so that tests can let time pass.
 pub type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
@@ -50,8 +53,14 @@ pub fn host_clock() -> Clock {
 /// What one control node knows of all nodes, whether it leads or not.
 pub struct Desk {
     inner: Mutex<Inner>,
-    power: Arc<dyn Power>,
+    levers: Levers,
     clock: Clock,
+}
+
+/// What a control node can do to another node from outside.
+pub struct Levers {
+    pub power: Arc<dyn Power>,
+    pub storage: Arc<dyn StorageFence>,
 }
 
 struct Inner {
@@ -64,6 +73,8 @@ struct Inner {
     heard: bool,
     /// Answers of fence agents that were not looked at yet.
     cut: Vec<(NodeNo, Epoch, PowerIs)>,
+    /// The same of the storage.
+    refused: Vec<(Seat, WritesAre)>,
     turns: Turns,
 }
 
@@ -74,6 +85,8 @@ pub struct Todo {
     pub txns: Vec<Txn>,
     pub pings: Vec<Name>,
     pub cuts: Vec<(Name, Epoch)>,
+    /// With all pools that must refuse the node.
+    pub refusals: Vec<(Name, Epoch, Vec<PoolSpec>)>,
 }
 
 impl Inner {
@@ -98,11 +111,18 @@ impl Inner {
 
 impl Desk {
     /// `me`: the node of this control plane.
-    pub fn new(me: &Name, power: Arc<dyn Power>, clock: Clock) -> Arc<Self> {
+    pub fn new(me: &Name, levers: Levers, clock: Clock) -> Arc<Self> {
         let vigil = Vigil::new(NodeNo(0), Timers::of(Profile::Standard), None);
-        let inner =
-            Inner { names: vec![me.clone()], vigil, epochs: BTreeMap::new(), heard: false, cut: Vec::new(), turns: Turns::default() };
-        Arc::new(Self { inner: Mutex::new(inner), power, clock })
+        let inner = Inner {
+            names: vec![me.clone()],
+            vigil,
+            epochs: BTreeMap::new(),
+            heard: false,
+            cut: Vec::new(),
+            refused: Vec::new(),
+            turns: Turns::default(),
+        };
+        Arc::new(Self { inner: Mutex::new(inner), levers, clock })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -169,8 +189,15 @@ impl Desk {
         inner.cut.push((node, epoch, power));
     }
 
-    pub fn power(&self) -> &Arc<dyn Power> {
-        &self.power
+    /// The storage has come back.
+    pub fn writes_refused(&self, node: &Name, epoch: Epoch, writes: WritesAre) {
+        let mut inner = self.lock();
+        let node = inner.number(node);
+        inner.refused.push((Seat { node, epoch }, writes));
+    }
+
+    pub fn levers(&self) -> &Levers {
+        &self.levers
     }
 
     /// The leader's look at all nodes.
@@ -188,13 +215,14 @@ impl Desk {
         }
         inner.vigil.set_timers(Timers::of(view.ha_settings.profile));
         inner.tick(now);
-        let cuts = std::mem::take(&mut inner.cut);
+        let (cuts, refused) = (std::mem::take(&mut inner.cut), std::mem::take(&mut inner.refused));
         let Inner { names, vigil, .. } = inner;
-        let known = Known { view, names };
+        let known = Known { view, names, storage: self.levers.storage.as_ref() };
         let mut steps = Vec::new();
         for (node, epoch, power) in cuts {
             vigil.power_cut(now, &known, node, epoch, power, &mut steps);
         }
+        refused.into_iter().for_each(|(seat, writes)| vigil.writes_refused(now, &known, seat, writes, &mut steps));
         let mut nodes = Vec::new();
         if vigil.is_steady() && view.recovery.is_none() {
             nodes = vigil.look(now, &known, &mut steps);
@@ -220,6 +248,10 @@ fn todo(known: &Known<'_>, steps: Vec<Step>, nodes: &[NodeNow], wall: jiff::Time
             Step::Say(words) => tracing::warn!("{words}"),
             Step::Ping(node) => todo.pings.push(name(node)),
             Step::CutPower { node, epoch } => todo.cuts.push((name(node), epoch)),
+            Step::RefuseWrites { node, epoch } => {
+                let pools = storage::pools_of(known.view, known.storage, &name(node)).unwrap_or_default();
+                todo.refusals.push((name(node), epoch, pools));
+            }
             Step::Write { node, txn } => todo.txns.push(translate::txn(known, node, txn, heard(node), wall)),
         }
     }

@@ -277,7 +277,9 @@ fn event(lost: &Lost<'_>, to: &Name, at: jiff::Timestamp) -> Op {
     let (from, proof) = (&lost.owner.value.node, lost.proof.value.proof);
     let message = match proof {
         Proof::Goodbye => format!("{from} was shut down: it runs again on {to}"),
-        Proof::Watchdog | Proof::Stonith | Proof::Unarmed | Proof::Operator => format!("{from} is dead ({proof}): it runs again on {to}"),
+        Proof::Watchdog | Proof::Stonith | Proof::Storage | Proof::Unarmed | Proof::Operator => {
+            format!("{from} is dead ({proof}): it runs again on {to}")
+        }
     };
     let event = Event { at, resource: resource(vm), level: Level::Warn, code: "vm.recovered".into(), message, node: Some(to.clone()) };
     let stamp = format!("{:020}-ha-{:06}", at.as_nanosecond(), 0);

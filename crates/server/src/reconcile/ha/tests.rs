@@ -2,24 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use expect_test::{Expect, expect};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::turns::STARTS_PER_NODE;
+use vmkeep_core::ha::vigil::WritesAre;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
-use vmkeep_types::ha::{Armed, Disarm, DisarmMode, HaSettings, Incident, TimerProfile, WatchdogKind};
+use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, HaSettings, Incident, Proof, TimerProfile, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
-use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+use vmkeep_types::ids::{Epoch, Generation, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
+use vmkeep_types::pool::{Attachment, PoolDriver, PoolRecord, PoolSpec, VolumeRecord};
 use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
 use vmkeep_types::units::ByteCount;
-use vmkeep_types::vm::{Ha, VmSpec};
+use vmkeep_types::vm::{DiskFormat, Ha, VmSpec};
 
-use super::Desk;
 use super::power::NoPower;
+use super::storage::{NoStorageFence, StorageFence};
+use super::{Desk, Levers};
 use crate::reconcile::view::{ClusterView, PREFIXES};
 
 struct Bed {
@@ -63,7 +66,7 @@ impl Bed {
     /// Nodes that have joined, in epoch 1 and armed.
     async fn of(nodes: &[&'static str]) -> Self {
         let ms = Arc::new(AtomicU64::new(1_000_000));
-        let desk = desk(&ms);
+        let desk = desk(&ms, Arc::new(NoStorageFence));
         let bed =
             Self { store: EmbeddedStore::in_memory().expect("memory"), ms, desk, seq: 0, last: BTreeMap::new(), fast: BTreeSet::new() };
         for node in nodes {
@@ -106,6 +109,35 @@ impl Bed {
         self.put(Op::Put(keys::own(&name(node), id), Vec::new())).await;
     }
 
+    /// A highly available VM that runs on `node`, with a disk in a shared pool.
+    async fn disk(&self, n: u128, node: &'static str, pool: &'static str) {
+        self.owned(n, node, Some(1)).await;
+        let (id, project, at) = (VolumeId(uuid::Uuid::from_u128(n)), name("default"), jiff::Timestamp::UNIX_EPOCH);
+        let driver = PoolDriver::Dir { path: format!("/{pool}"), shared: true };
+        let spec = PoolSpec { name: name(pool), description: String::new(), driver };
+        let known = PoolId(uuid::Uuid::from_bytes([pool.as_bytes()[0]; 16]));
+        self.put(typed::put(keys::pool(known), &PoolRecord { id: known, spec, leaving: false, created_at: at })).await;
+        let volume = VolumeRecord {
+            id,
+            project: project.clone(),
+            name: format!("web{n}-root").parse().expect("a name"),
+            pool: name(pool),
+            node: None,
+            size: Some(ByteCount::from_gib(1)),
+            format: DiskFormat::Qcow2,
+            image: None,
+            foreign_path: None,
+            filling: None,
+            made: true,
+            attached: Some(Attachment { vm: vm(n), disk: name("root") }),
+            created_at: at,
+        };
+        self.put(typed::put(keys::volume(&project, id), &volume)).await;
+        let key = keys::vm(&project, vm(n));
+        let record: VmRecord = typed::decode(&self.store.get(&key).await.expect("read").expect("there")).expect("whole");
+        self.put(typed::put(key, &VmRecord { volumes: [(name("root"), id)].into(), ..record })).await;
+    }
+
     async fn beat(&mut self, node: &'static str) {
         self.seq += 1;
         let profile = if self.fast.contains(node) { TimerProfile::Fast } else { TimerProfile::Standard };
@@ -134,6 +166,13 @@ impl Bed {
         let todo = self.desk.look(&self.view().await, jiff::Timestamp::UNIX_EPOCH);
         for txn in todo.txns {
             self.write(txn, &mut told).await;
+        }
+        for (node, epoch, pools) in todo.refusals {
+            let storage = self.desk.levers().storage.clone();
+            for pool in pools {
+                let refused = storage.refuse(&node, epoch, &pool).await.map_or(WritesAre::Unknown, |()| WritesAre::Refused);
+                self.desk.writes_refused(&node, epoch, refused);
+            }
         }
         let rescued = self.desk.rescue(&self.view().await, jiff::Timestamp::UNIX_EPOCH);
         for (_, txn) in rescued {
@@ -168,13 +207,30 @@ impl Bed {
     }
 }
 
-fn desk(ms: &Arc<AtomicU64>) -> Arc<Desk> {
+/// Refuses nodes what lies in the pool `ceph`, from the second time it is asked.
+#[derive(Default)]
+struct Blocklist(Mutex<Vec<String>>);
+
+#[async_trait::async_trait]
+impl StorageFence for Blocklist {
+    fn can_refuse(&self, pool: &PoolSpec) -> bool {
+        pool.name == name("ceph")
+    }
+
+    async fn refuse(&self, node: &Name, epoch: Epoch, pool: &PoolSpec) -> Result<(), String> {
+        let mut asked = self.0.lock().expect("no panic holds it");
+        asked.push(format!("{node} {epoch} {}", pool.name));
+        if asked.len() > 1 { Ok(()) } else { Err("the monitors do not answer".into()) }
+    }
+}
+
+fn desk(ms: &Arc<AtomicU64>, storage: Arc<dyn StorageFence>) -> Arc<Desk> {
     let ms = ms.clone();
     let clock = move || {
         let ms = ms.load(Ordering::Relaxed);
         Now { boottime_ms: ms, raw_ms: ms }
     };
-    Desk::new(&name("c"), Arc::new(NoPower), Arc::new(clock))
+    Desk::new(&name("c"), Levers { power: Arc::new(NoPower), storage }, Arc::new(clock))
 }
 
 #[tokio::test]
@@ -321,7 +377,7 @@ async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
     "#]],
     )
     .await;
-    bed.desk = desk(&bed.ms);
+    bed.desk = desk(&bed.ms, Arc::new(NoStorageFence));
     let (beat, revision) = bed.last["a"];
     bed.desk.hear(&name("a"), beat, revision);
     bed.check(
@@ -334,6 +390,47 @@ async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
     "#]],
     )
     .await;
+}
+
+#[tokio::test]
+async fn the_storages_word_ends_the_wait_where_all_disks_are_its() {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    let blocklist = Arc::new(Blocklist::default());
+    bed.desk = desk(&bed.ms, blocklist.clone());
+    bed.disk(1, "a", "ceph").await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(
+        30,
+        &["b", "c"],
+        expect![[r#"
+            15 fence/a/1
+            28 confirmed/a/1
+            28 owner/1
+            28 own/b/1
+        "#]],
+    )
+    .await;
+    assert_eq!(*blocklist.0.lock().expect("no panic holds it"), ["a 1 ceph", "a 1 ceph"], "tried again, and no more");
+    let proof = bed.store.get(&keys::confirmed(&name("a"), Epoch(1))).await.expect("read").expect("there");
+    let proof: Confirmed = typed::decode(&proof).expect("whole");
+    assert_eq!(proof.proof, Proof::Storage);
+
+    // With one disk elsewhere its word proves nothing, and it is not asked.
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    let blocklist = Arc::new(Blocklist::default());
+    bed.desk = desk(&bed.ms, blocklist.clone());
+    bed.disk(1, "a", "ceph").await;
+    bed.disk(2, "a", "nfs").await;
+    bed.check(20, &["a", "b", "c"], expect![""]).await;
+    bed.check(
+        30,
+        &["b", "c"],
+        expect![[r#"
+            15 fence/a/1
+        "#]],
+    )
+    .await;
+    assert!(blocklist.0.lock().expect("no panic holds it").is_empty());
 }
 
 #[tokio::test]
