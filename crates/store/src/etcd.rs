@@ -24,9 +24,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, GetResponse, Identity, KvClient, TlsOptions};
+use tokio::task::JoinSet;
 use vmkeep_types::ids::Revision;
 
-use crate::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Watch, limits};
+use crate::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, Watch, limits};
 use error::{Purpose, outcome};
 use lease::Lease;
 
@@ -114,25 +115,30 @@ impl EtcdStore {
         get(&self.kv(), key, options).await
     }
 
-    /// All keys of a prefix at `at`, or at what is newest when that is 0; and the revision of it.
-    async fn list_at(&self, prefix: &str, mut at: i64, items: &mut Vec<KeyValue>) -> Result<i64, StoreError> {
+    /// All keys of a prefix at `at`, or at what is newest when that is 0; and the revision of it. While one part is taken in the next one
+    /// is asked for.
+    async fn visit_at(&self, prefix: &str, mut at: i64, part: &mut Visitor<'_>) -> Result<i64, StoreError> {
         let end = range_end(prefix);
-        let mut from = range_start(prefix);
-        loop {
+        let mut asked = JoinSet::new();
+        let ask = |asked: &mut JoinSet<_>, from: Vec<u8>, at| {
             let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(at);
-            let mut page = self.ask(from, Some(options)).await?;
+            let kv = self.kv();
+            asked.spawn(async move { get(&kv, from, Some(options)).await });
+        };
+        ask(&mut asked, range_start(prefix), at);
+        while let Some(answer) = asked.join_next().await {
+            let mut page = answer.map_err(|e| StoreError::Unavailable(format!("a listing was broken off: {e}")))??;
             if at == 0 {
                 at = page.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
             let more = page.more();
-            for kv in page.take_kvs() {
-                items.push(key_value(kv)?);
+            let items = page.take_kvs().into_iter().map(key_value).collect::<Result<Vec<_>, _>>()?;
+            if let Some(last) = items.last().filter(|_| more) {
+                ask(&mut asked, [last.key.as_bytes(), b"\0"].concat(), at);
             }
-            match items.last() {
-                Some(last) if more => from = [last.key.as_bytes(), b"\0"].concat(),
-                _ => return Ok(at),
-            }
+            part(items);
         }
+        Ok(at)
     }
 }
 
@@ -213,11 +219,17 @@ impl Store for EtcdStore {
     }
 
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
-        let (mut items, mut at) = (Vec::new(), 0);
+        let mut items = Vec::new();
+        let revision = self.visit(prefixes, &mut |part| items.extend(part)).await?;
+        Ok(Listing { revision, items })
+    }
+
+    async fn visit(&self, prefixes: &[&str], part: &mut Visitor<'_>) -> Result<Revision, StoreError> {
+        let mut at = 0;
         for prefix in prefixes {
-            at = self.list_at(prefix, at, &mut items).await?;
+            at = self.visit_at(prefix, at, part).await?;
         }
-        Ok(Listing { revision: revision(at), items })
+        Ok(revision(at))
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use vmkeep_types::ids::Revision;
 
-use crate::{KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Watch};
+use crate::{KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, Watch};
 
 /// [`crate::typed::merge`] for one type.
 pub type Merge = fn(&KeyValue, Vec<u8>) -> Result<Vec<u8>, StoreError>;
@@ -84,6 +84,10 @@ impl Store for Keeping {
 
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.store.list_many(prefixes).await
+    }
+
+    async fn visit(&self, prefixes: &[&str], part: &mut Visitor<'_>) -> Result<Revision, StoreError> {
+        self.store.visit(prefixes, part).await
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnOutcome, StoreError> {

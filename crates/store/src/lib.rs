@@ -136,6 +136,9 @@ pub struct WatchBatch {
 /// Events wait here; a watcher that falls this far behind is closed with `Compacted` instead of eating memory.
 pub const WATCH_QUEUE_MAX: usize = 4096;
 
+/// Takes a part of a listing in.
+pub type Visitor<'v> = dyn FnMut(Vec<KeyValue>) + Send + 'v;
+
 pub type Watch = mpsc::Receiver<Result<WatchBatch, StoreError>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -178,6 +181,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Several prefixes at one revision: the view of a planner.
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError>;
+
+    /// The same for whoever takes it in part by part: nobody holds all of it at once, and what comes next is on its way meanwhile. What was
+    /// taken in before an error is worth nothing.
+    async fn visit(&self, prefixes: &[&str], part: &mut Visitor<'_>) -> Result<Revision, StoreError> {
+        let listing = self.list_many(prefixes).await?;
+        part(listing.items);
+        Ok(listing.revision)
+    }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
 

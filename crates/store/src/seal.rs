@@ -29,7 +29,8 @@ use vmkeep_types::ids::Revision;
 use self::fields::{Fields, Path, texts};
 use self::text::{MARK, PublicKey, SecretKey, is_sealed, open, seal};
 use crate::{
-    Change, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, WATCH_QUEUE_MAX, Watch, WatchBatch, keys,
+    Change, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, WATCH_QUEUE_MAX, Watch, WatchBatch,
+    keys,
 };
 
 /// What this process opens, and seals for.
@@ -187,6 +188,11 @@ impl Store for Sealing {
 
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
         self.store.list_many(prefixes).await.map(|listing| self.opened(listing))
+    }
+
+    async fn visit(&self, prefixes: &[&str], part: &mut Visitor<'_>) -> Result<Revision, StoreError> {
+        let mut opened = |closed: Vec<KeyValue>| part(closed.into_iter().map(|kv| self.open(kv)).collect());
+        self.store.visit(prefixes, &mut opened).await
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnOutcome, StoreError> {

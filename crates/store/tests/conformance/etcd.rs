@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmkeep_store::etcd::rights::{Right, user_of};
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
-use vmkeep_store::{Compare, Op, Store, StoreError, Txn, Watch};
+use vmkeep_store::{Compare, KeyValue, Op, Store, StoreError, Txn, Watch};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::name::Name;
 
@@ -238,6 +238,14 @@ async fn long_listings_are_whole() {
     assert_eq!(listing.items.len(), 2600);
     assert!(listing.items[..2500].is_sorted_by(|a, b| a.key < b.key));
     assert_eq!(listing.revision, store.revision().await.expect("a read"));
+    let (mut sizes, mut parts) = (Vec::new(), Vec::new());
+    let mut take_in = |part: Vec<KeyValue>| {
+        sizes.push(part.len());
+        parts.extend(part);
+    };
+    let at = store.visit(&["k/", "k/07/"], &mut take_in).await.expect("a read");
+    assert_eq!((at, parts), (listing.revision, listing.items), "part by part it is the same");
+    assert_eq!(sizes, [1000, 1000, 500, 100]);
 }
 
 /// The daemon of a node comes back: it need not wait for its own lease to end.

@@ -17,6 +17,9 @@ pub async fn order_and_prefixes(store: Shared) {
     let many = store.list_many(&["b", "a/"]).await.expect("a read");
     assert_eq!(many.items.iter().map(|kv| kv.key.as_str()).collect::<Vec<_>>(), ["b", "a/10", "a/9", "a/z", "a/é"], "prefix by prefix");
     assert_eq!(many.items[0].value, b"b");
+    let mut parts = Vec::new();
+    let at = store.visit(&["b", "a/"], &mut |part| parts.extend(part)).await.expect("a read");
+    assert_eq!((at, parts), (many.revision, many.items), "part by part it is the same");
     let first = async |prefix, count| {
         let found = store.first(prefix, count).await.expect("a read");
         found.into_iter().map(|kv| kv.key).collect::<Vec<_>>()
