@@ -1,13 +1,18 @@
-//! `vmkeepd guests-shutdown`: asks the running daemon by its socket. Used by vmkeep-guests.service.
+//! `vmkeepd guests-shutdown` and `check-api`: ask the running daemon by its socket. Used by vmkeep-guests.service and keepalived.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use vmkeep_types::ha::Farewell;
+
+/// A healthy API answers in milliseconds. keepalived's own time-outs are whole seconds, and two of them in a row keep the API's address
+/// at a daemon that hangs for longer than the 3 s in which it is to move.
+const ANSWER: Duration = Duration::from_millis(600);
 
 /// systemd is on its way down: not when a package stops the service.
 pub fn host_is_stopping() -> bool {
@@ -39,10 +44,11 @@ pub fn ask(sockets: &[PathBuf], route: &str) -> anyhow::Result<()> {
     runtime.block_on(request(sockets, http::Request::post(route)))
 }
 
-/// Reads a route, to see that it answers.
+/// Reads a route, to see that it answers, and soon.
 pub fn look(socket: &Path, route: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(request(&[socket.to_owned()], http::Request::get(route)))
+    let answer = async { tokio::time::timeout(ANSWER, request(&[socket.to_owned()], http::Request::get(route))).await };
+    runtime.block_on(answer).with_context(|| format!("no answer within {ANSWER:?}"))?
 }
 
 async fn connect(sockets: &[PathBuf]) -> anyhow::Result<UnixStream> {
@@ -73,6 +79,20 @@ async fn request(sockets: &[PathBuf], request: http::request::Builder) -> anyhow
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_that_hangs_is_told_before_the_next_look() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("socket");
+        // Whoever connects waits in its queue.
+        let hangs = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        let begin = std::time::Instant::now();
+        let told = look(&socket, "/v1/version").expect_err("nobody answers");
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        assert_eq!(told.to_string(), "no answer within 600ms");
+        drop(hangs);
+        assert!(look(&socket, "/v1/version").expect_err("nobody listens").to_string().starts_with("vmkeepd does not answer on"));
+    }
 
     #[test]
     fn jobs_tell_whether_the_host_comes_back() {

@@ -3,7 +3,7 @@
 //! ```text
 //!  cluster/vip ──► cluster/keepalived.conf ──keepalived -t──► vmkeep-vip.service      where systemd started us
 //!                                                        └──► `keepalived`, detached  elsewhere, as etcd is
-//!  each second: vmkeepd check-api ─ fails twice, or the host is gone ─► the address is another control node's
+//!  each second: vmkeepd check-api (0.6 s) ─ fails twice, or the host is gone ─► the address is another control node's
 //! ```
 //! Each control node listens on the address whether it has it or not, and its certificate names it. No decision about VMs reads it.
 //!
