@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use vmkeep_api::body::{VmPhase, VmStatus, VmView};
+use vmkeep_types::addresses::Form;
 use vmkeep_types::error::Problem;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::Revision;
@@ -33,6 +34,7 @@ pub fn vm(parts: VmParts) -> VmView {
     let VmParts { record, spec_revision, choices, .. } = parts;
     let mut spec = record.spec;
     hide_passwords(&mut spec);
+    let choices = VmChoices { addresses: choices.addresses.in_form(Form::Long), ..choices };
     VmView {
         id: record.id,
         project: record.project,

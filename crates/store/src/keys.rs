@@ -91,7 +91,7 @@ pub const SEAL_RING: &str = "seal/ring";
 pub const ALL_CONTROL: &str = "control/";
 
 /// The newest format level this code writes: a store that has it holds records of that level.
-pub const LEVEL_NOW: u64 = 5;
+pub const LEVEL_NOW: u64 = 6;
 /// The oldest it works with: members of the version before are still there.
 pub const LEVEL_OLDEST: u64 = 2;
 /// From which on nodes may be drained: older leaders know no `drain/` and take its operation for another.
@@ -102,6 +102,8 @@ pub const LEVEL_RELEASES: u64 = 4;
 pub const LEVEL_RIGHTS: u64 = 4;
 /// From which on a host's own goodbye lets its VMs go: older leaders read no such proof, and take a drain for a shutdown for one of all VMs.
 pub const LEVEL_GOODBYES: u64 = 5;
+/// From which on PCI addresses are written in their short form ([`vmkeep_types::addresses`]): older members put it into a domain as it is.
+pub const LEVEL_SHORT: u64 = 6;
 
 pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";

@@ -121,6 +121,12 @@ fn keep_unknown(new: &mut Value, raw: &Value, known: &Value) {
     }
 }
 
+/// A setting that was read: the default where nobody has said anything. None: it does not parse, which is a newer version's, and whoever
+/// reads it goes on as it was.
+pub fn setting<T: DeserializeOwned + Default>(read: Option<KeyValue>) -> Option<T> {
+    read.map_or_else(|| Some(T::default()), |kv| decode(&kv).ok())
+}
+
 pub async fn get_json<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<Stored<T>>, StoreError> {
     store.get(key).await?.map(stored).transpose()
 }
@@ -275,6 +281,13 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_setting_that_nobody_made_is_the_default_and_one_that_is_not_understood_is_none() {
+        assert_eq!(setting::<u64>(None), Some(0));
+        assert_eq!(setting::<u64>(Some(kv("7"))), Some(7));
+        assert_eq!(setting::<u64>(Some(kv(r#""seven""#))), None);
+    }
+
     #[tokio::test]
     async fn a_newer_level_is_refused() {
         let store = EmbeddedStore::in_memory().expect("memory");
@@ -282,7 +295,7 @@ mod tests {
         assert_eq!(agree_on_level(&store).await, Ok(LEVEL_NOW), "the second start reads it");
         store.txn(Txn::default().then(put(LEVEL, &(LEVEL_NOW + 1)))).await.expect("a write");
         let refused = agree_on_level(&store).await.expect_err("newer");
-        let told = "the store was written by a newer vmkeep: its level is 6, this vmkeep knows 5; install the newer one again";
+        let told = "the store was written by a newer vmkeep: its level is 7, this vmkeep knows 6; install the newer one again";
         assert_eq!(refused.to_string(), told);
     }
 }

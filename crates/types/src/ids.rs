@@ -5,7 +5,10 @@ use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::name::Name;
 
 macro_rules! uid {
     ($(#[$doc:meta])* $name:ident) => {
@@ -81,3 +84,9 @@ impl Generation {
 }
 
 counter!(/** Revision of the store at which something was written. */ Revision);
+
+/// A node has no uid of its own: what is written of it, events for one, goes under one made from its name.
+pub fn node_uid(name: &Name) -> Uuid {
+    let digest = Sha256::digest(format!("node/{name}"));
+    Uuid::from_slice(&digest[..16]).expect("sixteen bytes")
+}

@@ -21,6 +21,7 @@
 //! | [`user_data`] | what cloud-init takes a text for |
 //! | [`nearest`] | "did you mean" |
 
+pub mod addresses;
 pub mod check;
 pub mod cluster;
 pub mod drain;

@@ -93,10 +93,13 @@ pub struct Seen {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub addresses: BTreeMap<Name, IpAddr>,
     /// In words, when it is not simply running or off: "starting", "restart in 8 s (3 of 5): QEMU was killed".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doing: Option<Doing>,
     /// Set by a virsh shutdown or destroy, or a stop through us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Hold>,
     /// Why the last order failed; cleared by the next success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
     /// What was done for the wanted wish, in order: "volume root: cloned from tiny".
     pub steps: Vec<String>,
@@ -106,6 +109,7 @@ pub struct Seen {
     pub drift: Vec<FieldChange>,
     /// Disk chains that changed behind our back; starts that would lose writes are refused.
     pub conflicts: Vec<FieldChange>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
     /// Disk files that the domain has, running or stored, beyond those of its order: a detach that waits for a cold start or
@@ -187,7 +191,8 @@ pub struct RestartCount {
 
 /// What the node remembers of one VM between looks; decided on by `core::vm`, stored with [`Seen`].
 ///
-/// Times are milliseconds of CLOCK_BOOTTIME and mean something only within the same `boot_id`.
+/// Times are milliseconds of CLOCK_BOOTTIME and mean something only within the same `boot_id`. What is as at the beginning is not written:
+/// each VM has one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VmMemory {
@@ -198,32 +203,45 @@ pub struct VmMemory {
     /// The wish that was applied, as far as it can be without a restart.
     pub applied: Revision,
     /// What of its networks it was applied with, as [`crate::order::Order::networks_hash`] tells it; None where an older agent applied it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<u64>,
     /// The wish that could not be applied; tried again at `next_apply_ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub apply_failed: Option<Revision>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub next_apply_ms: Option<u64>,
     /// Nothing of the VM is left here, as its `leaving` asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
     /// A QEMU was seen alive, and has not been seen gone since.
     pub alive: bool,
     /// Why it is down, when nobody ordered it through us; None = it follows the order.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rest: Option<Rest>,
     /// Somebody else asked the guest to power down then (virsh shutdown): if it does, that is a hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_outside_ms: Option<u64>,
     /// A graceful stop is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stopping: Option<Stopping>,
     /// The guest was last asked then by a stop that was called off; it may still obey.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub called_off_ms: Option<u64>,
     /// A cold restart has seen the domain off at this power cycle.
     pub restart_seen_off: u64,
     /// When it went down without being told to, newest last; only those within the restart limit's window.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures_ms: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
     /// No start before this.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub next_try_ms: Option<u64>,
     /// The limit was exceeded: no start without a person.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gave_up: bool,
     /// The wish whose `boot_once` a start has carried out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub booted_once: Option<Revision>,
 }
 

@@ -29,7 +29,11 @@ pub struct Order {
     pub choices: VmChoices,
     pub power: Power,
     pub origin: VmOrigin,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<Leaving>,
+    /// Of the store, as whoever wrote this knew it: in its form the node's words are read. 0: it was not said.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub level: u64,
     /// As in the record.
     #[serde(default)]
     pub instance: u32,
@@ -48,7 +52,16 @@ pub struct Order {
     pub handed: Option<Handed>,
 }
 
+fn is_zero(level: &u64) -> bool {
+    *level == 0
+}
+
 impl Order {
+    /// A number that is another one when the order says something else: the leader only compares, and need not keep 20 000 orders.
+    pub fn digest(&self) -> u64 {
+        fnv64(serde_json::to_vec(self).expect("plain data"))
+    }
+
     /// A number that is another one when its networks are described otherwise: what is written of NICs comes from there.
     pub fn networks_hash(&self) -> u64 {
         fnv64(serde_json::to_vec(&self.networks).expect("plain data"))

@@ -9,6 +9,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::addresses::Addresses;
 use crate::ids::{Epoch, Generation, VmId, VolumeId};
 use crate::name::Name;
 use crate::units::Seconds;
@@ -71,7 +72,8 @@ pub struct VmChoices {
     pub serials: BTreeMap<Name, String>,
     /// Device alias (`ua-disk-root`) to the `<address …/>` element libvirt gave it.
     #[serde(default)]
-    pub addresses: BTreeMap<String, String>,
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub addresses: Addresses,
     /// Versioned machine type, `pc-q35-10.0`.
     #[serde(default)]
     pub machine: Option<String>,

@@ -83,7 +83,7 @@ impl Taken {
     fn stays(&mut self, device: &Element, alias: &str) {
         let keeps = |a: &&Element| a.get("type").is_some_and(|t| matches!(t, "pci" | "usb" | "virtio-serial" | "drive"));
         if let Some(address) = device.find("address").filter(keeps) {
-            self.choices.addresses.insert(alias.to_owned(), address.write().trim().to_owned());
+            self.choices.addresses.insert(alias, address.write().trim());
         }
     }
 }

@@ -85,17 +85,17 @@ pub fn choices_from(xml: &str, kept: &VmChoices) -> Result<VmChoices, Error> {
     let ours = !diff::is_foreign(&domain) && machine.is_some_and(|m| family(m).is_some());
     if ours && kept.machine.as_deref().is_some_and(|kept| machine.and_then(family) != family(kept)) {
         choices.machine = None;
-        choices.addresses.retain(|key, _| key == NVRAM || key.ends_with("/target"));
+        choices.addresses.retain(|key| key == NVRAM || key.ends_with("/target"));
     }
     for device in domain.devices() {
         let Some(alias) = device.alias().filter(|a| a.starts_with("ua-")) else { continue };
         // A drive's address follows from its target.
         let keeps = |a: &&Element| a.get("type").is_some_and(|t| matches!(t, "pci" | "usb" | "virtio-serial"));
         if let Some(address) = device.find("address").filter(keeps) {
-            choices.addresses.entry(alias.to_owned()).or_insert_with(|| flat(address));
+            choices.addresses.keep(alias, || flat(address));
         }
         if let Some(target) = device.attr_at("target", "dev").filter(|_| device.name == "disk" && alias != "ua-seed") {
-            choices.addresses.entry(target_key(alias)).or_insert_with(|| target.to_owned());
+            choices.addresses.keep(&target_key(alias), || target.to_owned());
         }
     }
     if !ours {

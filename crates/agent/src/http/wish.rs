@@ -98,6 +98,7 @@ fn order(wish: WishCheck) -> Order {
         power: Power { want: PowerWish::Off, cycle: 0, held: None, stop_timeout: None },
         origin: VmOrigin::Created,
         leaving: None,
+        level: 0,
         instance: 0,
         volumes: BTreeMap::new(),
         images: BTreeMap::new(),

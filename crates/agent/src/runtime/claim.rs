@@ -160,6 +160,7 @@ pub(crate) mod tests {
             power: Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None },
             origin: VmOrigin::Created,
             leaving: None,
+            level: 0,
             instance: 0,
             volumes: Default::default(),
             images: Default::default(),

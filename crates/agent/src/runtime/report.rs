@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmkeep_core::vm::{Act, Decision, DomainNow, Why};
 use vmkeep_store::{Compare, Held, Op, Txn, keys, typed};
+use vmkeep_types::addresses::Form;
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ids::{Revision, VolumeId};
@@ -228,7 +229,7 @@ impl State {
             },
             error: self.error.clone(),
             steps: self.steps.clone(),
-            choices: self.choices.clone(),
+            choices: self.told_choices(),
             pending: self.pending.clone(),
             drift: self.drift.clone(),
             conflicts: self.conflicts.clone(),
@@ -240,6 +241,13 @@ impl State {
             since: self.since,
             warnings: self.warnings.clone(),
         }
+    }
+
+    /// In the form that its reader's version reads.
+    fn told_choices(&self) -> VmChoices {
+        let form = if self.order.level >= keys::LEVEL_SHORT { Form::Short } else { Form::Long };
+        let choices = self.choices.clone();
+        VmChoices { addresses: choices.addresses.in_form(form), ..choices }
     }
 
     /// The state "unknown", as it stands before a call that changes the domain.

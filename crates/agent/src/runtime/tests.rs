@@ -87,6 +87,7 @@ impl Bed {
             power: Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None },
             origin: VmOrigin::Created,
             leaving: None,
+            level: 0,
             instance: 0,
             volumes: BTreeMap::new(),
             images: BTreeMap::new(),

@@ -47,8 +47,10 @@ const WRITES_AT_ONCE: usize = 64;
 const TURNS: Duration = Duration::from_secs(3);
 /// VMs that are looked at between two looks at the nodes: those must not wait until 20 000 VMs have had their turn.
 const VMS_PER_LOOK: usize = 256;
-/// Wait before another try when the store refuses or somebody else leads.
+/// Wait before another try when the store refuses, or leading ended.
 const REST: Duration = Duration::from_secs(1);
+/// While somebody else leads: nobody does from the end of its lease to the next question.
+const LED_BY_ANOTHER: Duration = Duration::from_millis(250);
 /// Housekeeping of old operations and events.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 
@@ -61,6 +63,7 @@ pub async fn run(store: Arc<dyn Store>, candidate: Name, desk: Arc<Desk>, shutdo
 
 async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<Desk>, shutdown: &CancellationToken) {
     while !shutdown.is_cancelled() {
+        let mut rest = REST;
         match store.lead(candidate.as_str(), lasts(desk)).await {
             Ok(Some(lead)) => {
                 tracing::info!(%candidate, "leads");
@@ -73,12 +76,12 @@ async fn lead_when_it_can(store: &Arc<dyn Store>, candidate: &Name, desk: &Arc<D
                     return;
                 }
             }
-            Ok(None) => {}
+            Ok(None) => rest = LED_BY_ANOTHER,
             Err(error) => tracing::warn!(%error, "cannot ask for leadership"),
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(REST) => {}
+            () = tokio::time::sleep(rest) => {}
         }
     }
 }
@@ -128,10 +131,10 @@ async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership, 
 }
 
 async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown: &CancellationToken) -> Result<(), StoreError> {
-    let listing = store.list_many(&view::PREFIXES).await?;
-    let mut intake = Intake::new(store.watch("", listing.revision.next()).await?);
-    let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
-    drop(listing);
+    let (mut view, mut touched) = (ClusterView::default(), Touched::default());
+    let revision = store.visit(&view::PREFIXES, &mut |part| view.begin(&part, &mut touched)).await?;
+    let mut intake = Intake::new(store.watch("", revision.next()).await?);
+    view.begun(revision, &mut touched);
     let mut turns = interval(TURNS);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();
@@ -210,14 +213,7 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
 async fn rescue(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Desk) -> Result<(), StoreError> {
     let rescued = desk.rescue(view, jiff::Timestamp::now());
     rescued.iter().filter_map(|(vm, txn)| vm::owner_written(*vm, txn)).for_each(|owner| view.take_seat(&owner));
-    let writes = rescued.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
-    let mut written = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
-    while let Some((vm, outcome)) = written.next().await {
-        if outcome?.held == Held::No {
-            view.give_back(vm);
-        }
-    }
-    Ok(())
+    write_each(store, lead, view, rescued.into_iter().map(|(vm, txn)| (Some(vm), txn))).await
 }
 
 /// Writes that do not wait for one another: when the network between a thousand nodes breaks, each of them has one.
@@ -244,7 +240,17 @@ fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, int
 /// what it was decided from, so it does not matter which of them comes first.
 async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
     let planned = plan(view, touched, jiff::Timestamp::now());
-    let writes = planned.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
+    write_each(store, lead, view, planned).await
+}
+
+/// Writes, each with the VM for which it takes a seat: one that comes to nothing gives it back.
+async fn write_each(
+    store: &dyn Store,
+    lead: &Leadership,
+    view: &mut ClusterView,
+    txns: impl IntoIterator<Item = (Option<VmId>, Txn)>,
+) -> Result<(), StoreError> {
+    let writes = txns.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
     let mut written = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
     while let Some((vm, outcome)) = written.next().await {
         match (outcome, vm) {
@@ -261,18 +267,17 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView,
     Ok(())
 }
 
-/// The writes that what was touched asks for, each with the VM whose owner it writes; of VMs [`VMS_PER_LOOK`] at most, the others stay
-/// touched. A node that was chosen counts as taken at once: else all VMs of one look would get the same one.
+/// The writes that what was touched asks for, each with the VM whose owner it writes; of VMs [`VMS_PER_LOOK`] at most, those first that
+/// changes name, the others stay touched. A node that was chosen counts as taken at once: else all VMs of one look would get the same one.
 pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
     let mut txns = Vec::new();
     if let Some(recovery) = &view.recovery {
         // All are looked at again when it is over.
-        touched.vms.clear();
-        touched.homeless = false;
+        touched.forget_vms();
         txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
     }
     if touched.homeless {
-        touched.vms.extend(view.fleet().homeless().map(|guest| guest.id));
+        touched.busy.extend(view.fleet().homeless().map(|guest| guest.id));
     }
     let mut asking = Vec::new();
     for id in touched.next_vms(VMS_PER_LOOK) {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use expect_test::expect;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Op, Store, Txn, keys, typed};
+use vmkeep_types::addresses::Addresses;
 use vmkeep_types::error::Error;
 use vmkeep_types::host::{KvmState, NodeFacts};
 use vmkeep_types::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
@@ -471,7 +472,7 @@ async fn chosen(store: &EmbeddedStore) -> VmChoices {
 async fn what_was_chosen_gives_way_to_a_newer_word_and_never_to_an_older_one() {
     let store = begin(ByteCount::from_gib(8)).await;
     lead(&store).await;
-    let address = |bus: u8| [("ua-rng".to_owned(), format!("<address bus='{bus}'/>"))].into();
+    let address = |bus: u8| -> Addresses { [("ua-rng", format!("<address bus='{bus}'/>"))].into_iter().collect() };
     answer(&store, |seen| {
         seen.choices = VmChoices { machine: Some("pc-q35-10.0".into()), addresses: address(7), ..VmChoices::default() };
     })

@@ -4,7 +4,7 @@
 //! at that. A value that does not parse is kept out and reported; it never stops the others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
@@ -23,11 +23,12 @@ use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::observed::Seen;
 use vmkeep_types::operation::Operation;
-use vmkeep_types::order::{NodeTask, Order, TaskResult};
+use vmkeep_types::order::{NodeTask, TaskResult};
 use vmkeep_types::pool::{PoolRecord, VolumeRecord};
 use vmkeep_types::record::{Owner, Power, Released, VmChoices, VmRecord};
 
 mod names;
+mod orders;
 mod seats;
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,7 @@ pub struct Kept<T> {
 }
 
 /// One node's keys.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct NodeKeys {
     pub facts: Option<Kept<NodeFacts>>,
     /// What people say of it.
@@ -65,7 +66,8 @@ pub struct NodeKeys {
     pub leaving: Option<Kept<Departure>>,
     /// What it told a store that was restored.
     pub rejoined: Option<Kept<Rejoined>>,
-    pub orders: BTreeMap<VmId, Kept<Order>>,
+    /// [`vmkeep_types::order::Order::digest`] of each: it is only compared with the one that would be written now.
+    pub orders: BTreeMap<VmId, u64>,
     pub seen: BTreeMap<VmId, Kept<Seen>>,
     pub moves: BTreeMap<VmId, Kept<MoveOrder>>,
     pub moved: BTreeMap<VmId, Kept<MoveSeen>>,
@@ -83,7 +85,7 @@ pub enum FenceIs {
     Tested,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ClusterView {
     pub revision: Revision,
     pub vms: BTreeMap<VmId, Kept<VmRecord>>,
@@ -135,7 +137,7 @@ pub struct ClusterView {
     results: BTreeSet<(Name, OperationId)>,
     names: Names,
     /// The same as placement sees it: VMs, owners and nodes, with their sums.
-    fleet: Fleet,
+    fleet: Arc<Fleet>,
     /// The CPU that all nodes can run, worked out when it is first asked for.
     baseline: OnceLock<Result<Baseline, String>>,
 }
@@ -170,13 +172,15 @@ pub const PREFIXES: [&str; 23] = [
 impl ClusterView {
     /// From one listing of [`PREFIXES`]; everything counts as touched.
     pub fn new(revision: Revision, items: &[KeyValue]) -> (Self, Touched) {
-        let mut view = Self { revision, ..Self::default() };
-        let mut touched = Touched::default();
-        for item in items {
-            view.put(item, &mut touched);
-        }
-        touched.vms.extend(view.vms.keys());
+        let (mut view, mut touched) = (Self::default(), Touched::default());
+        view.begin(items, &mut touched);
+        view.begun(revision, &mut touched);
         (view, touched)
+    }
+
+    /// Takes a part of a listing in, whose revision is not known yet.
+    pub fn begin(&mut self, part: &[KeyValue], touched: &mut Touched) {
+        part.iter().for_each(|item| self.put(item, touched));
     }
 
     pub fn apply<'c>(&mut self, revision: Revision, changes: impl IntoIterator<Item = &'c Change>, touched: &mut Touched) {
@@ -198,7 +202,11 @@ impl ClusterView {
                     self.touch_copies(id, touched);
                 }
             }
-            ["choices", id] => keep(&mut self.choices, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
+            ["choices", id] => {
+                let Some(id) = keep(&mut self.choices, id, kv) else { return };
+                self.forget_what_is_kept(id);
+                self.touch_guest(id, touched);
+            }
             ["power", id] => keep(&mut self.power, id, kv).into_iter().for_each(|id| self.touch_guest(id, touched)),
             ["owner", id] => keep(&mut self.owners, id, kv).into_iter().for_each(|id| self.touch_owner(id, touched)),
             ["released", id] => keep(&mut self.released, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
@@ -269,8 +277,8 @@ impl ClusterView {
             ["waiting"] => keys.waiting = true,
             ["leaving"] => self.put_departure(&name, decode(kv), touched),
             ["rejoined"] => keys.rejoined = decode(kv),
-            ["order", id] => keep(&mut keys.orders, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
-            ["seen", id] => keep(&mut keys.seen, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
+            ["order", id] => self.put_order(&name, id, kv, touched),
+            ["seen", id] => self.put_seen(&name, id, kv, touched),
             ["move", id] => keep(&mut keys.moves, id, kv).into_iter().for_each(|id| self.touch_move(&name, id, touched)),
             ["moved", id] => keep(&mut keys.moved, id, kv).into_iter().for_each(|id| touch_vm(touched, id)),
             ["task", id] => touched.tasks.extend(keep(&mut keys.tasks, id, kv).map(|id| (name, id))),
@@ -330,7 +338,7 @@ impl ClusterView {
             ["cluster", "ha", "rescue", ..] => drop(self.rescues.remove(key)),
             ["cluster", "recovery"] => {
                 self.recovery = None;
-                touched.vms.extend(self.vms.keys());
+                self.touch_all(BTreeSet::new(), touched);
             }
             _ => {}
         }
@@ -479,7 +487,7 @@ fn keep<K: std::str::FromStr + Ord + Copy, T: DeserializeOwned>(map: &mut BTreeM
     Some(id)
 }
 
-fn drop_key<K: std::str::FromStr + Ord + Copy, T>(map: &mut BTreeMap<K, Kept<T>>, id: &str) -> Option<K> {
+fn drop_key<K: std::str::FromStr + Ord + Copy, V>(map: &mut BTreeMap<K, V>, id: &str) -> Option<K> {
     let id = id.parse().ok()?;
     map.remove(&id).map(|_| id)
 }

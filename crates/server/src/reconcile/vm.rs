@@ -199,7 +199,7 @@ fn cluster_cpu(view: &ClusterView, vm: &VmRecord) -> Option<(VmChoices, Revision
     }
     let kept = view.choices.get(&vm.id).filter(|kept| kept.value.cpu_xml.is_none())?;
     let xml = view.baseline().as_ref().ok()?.cpu_xml();
-    Some((VmChoices { cpu_xml: Some(xml), ..kept.value.clone() }, kept.modified))
+    Some((VmChoices { cpu_xml: Some(xml), ..view.in_form(kept.value.clone()) }, kept.modified))
 }
 
 fn block(view: &ClusterView, id: VmId, why: &str) -> Option<Txn> {
@@ -240,7 +240,7 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now:
         None => Clearance::default(),
     };
     let order = order_for(view, vm, record.modified, refreshed.as_ref().unwrap_or(&owner.value))?;
-    if old.is_some_and(|old| old.value == order) {
+    if old.is_some_and(|old| *old == order.digest()) {
         return None;
     }
     let mut txn = Txn::default()
@@ -327,7 +327,7 @@ fn keep_choices(view: &ClusterView, record: &Kept<VmRecord>, seen: &Seen) -> Opt
     }
     let id = record.value.id;
     let kept = view.choices.get(&id)?;
-    let merged = merge_choices(&kept.value, &seen.choices);
+    let merged = view.in_form(merge_choices(&kept.value, &seen.choices));
     (merged != kept.value)
         .then(|| Txn::default().when(Compare::ModifiedAt(keys::choices(id), kept.modified)).then(typed::put(keys::choices(id), &merged)))
 }
@@ -345,7 +345,7 @@ fn merge_choices(kept: &VmChoices, news: &VmChoices) -> VmChoices {
     if news.machine.is_some() && news.machine != kept.machine {
         merged.addresses.clone_from(&news.addresses);
     } else {
-        merged.addresses.extend(news.addresses.clone());
+        merged.addresses.take_over(&news.addresses);
     }
     merged.machine = news.machine.clone().or(merged.machine);
     merged.cpu_xml = news.cpu_xml.clone().or(merged.cpu_xml);
@@ -370,7 +370,7 @@ pub fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owne
     if vm.leaving.is_none() && filling(view, vm).next().is_some() {
         return None;
     }
-    let choices = view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default();
+    let choices = view.in_form(view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default());
     let power = view.power.get(&vm.id)?.value.clone();
     let here = |volume: &VolumeRecord| VolumeRecord { node: volume.node.clone().or(Some(owner.node.clone())), ..volume.clone() };
     let volumes: BTreeMap<_, _> =
@@ -391,6 +391,7 @@ pub fn order_for(view: &ClusterView, vm: &VmRecord, wish: Revision, owner: &Owne
         power,
         origin: vm.origin,
         leaving: vm.leaving,
+        level: view.level(),
         instance: vm.instance,
         networks: networks.map(|n| (n.value.spec.name.clone(), n.value.spec.clone())).collect(),
         pools: pools.map(|p| (p.value.spec.name.clone(), p.value.spec.clone())).collect(),

@@ -6,6 +6,7 @@ mod drain;
 mod images;
 mod policy;
 mod real;
+mod records;
 mod shutdown;
 mod ticks;
 

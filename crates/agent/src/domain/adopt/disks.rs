@@ -89,7 +89,7 @@ fn disk(disk: &Element, taken: &mut Taken) -> Option<()> {
     let cache = cache(disk);
     wish.cache = cache.unwrap_or_default();
     taken.choices.serials.extend(disk.text_at("serial").map(|s| (name.clone(), s.to_owned())));
-    taken.choices.addresses.insert(target_key(&alias), target.to_owned());
+    taken.choices.addresses.insert(target_key(&alias), target);
     taken.stays(disk, &alias);
     let at = format!("devices/disk[@alias={alias}]");
     if cache.is_none() {
@@ -143,7 +143,7 @@ fn cdrom(disk: &Element, taken: &mut Taken) -> Option<()> {
         taken.add(&at, &medium);
         taken.warn(format!("the medium in {target} stays by libvirt_xml; import it as an image to change it"));
     }
-    taken.choices.addresses.insert(target_key(&alias), target.to_owned());
+    taken.choices.addresses.insert(target_key(&alias), target);
     taken.stays(disk, &alias);
     taken.spec.cdroms.push(Cdrom { name, image: None });
     Some(())

@@ -73,7 +73,7 @@ impl Taken {
             self.reserved += 1;
         }
         if let (Some("pci"), Some(index)) = (device.get("type").filter(|_| device.name == "controller"), device.get("index")) {
-            self.choices.addresses.insert(format!("{KEPT_BUS}{index}"), String::new());
+            self.choices.addresses.insert(format!("{KEPT_BUS}{index}"), "");
         }
     }
 }

@@ -109,7 +109,7 @@ fn machine(domain: &Element, taken: &mut Taken) -> Result<(), Error> {
             taken.spec.firmware = Firmware::Uefi;
             taken.choices.firmware = Some(firmware(domain));
             if let Some(nvram) = os.find("nvram") {
-                taken.choices.addresses.insert(NVRAM.into(), nvram.write().trim().to_owned());
+                taken.choices.addresses.insert(NVRAM, nvram.write().trim());
             }
         }
         None if os.get("firmware") == Some("efi") => {

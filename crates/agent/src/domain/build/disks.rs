@@ -128,7 +128,7 @@ fn seed(path: &Path) -> Element {
 /// As many as the targets (or, of an adopted domain, the addresses) need; the I/O thread belongs to the controller.
 fn scsi_controllers(input: &BuildInput<'_>, disks: &[Element]) -> Vec<Element> {
     let kept = |disk: &Element| -> Option<usize> {
-        let address = tree::parse(input.order.choices.addresses.get(disk.alias()?)?).ok()?;
+        let address = tree::parse(&input.order.choices.addresses.get(disk.alias()?)?).ok()?;
         address.get("controller").and_then(|n| n.parse().ok())
     };
     let by_target = |disk: &Element| Some(super::place::target_index(disk.attr_at("target", "dev")?)? / SCSI_UNITS);

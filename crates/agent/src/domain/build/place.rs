@@ -41,16 +41,16 @@ pub fn target_key(alias: &str) -> String {
 }
 
 /// Hands out target names.
-pub struct Targets<'a> {
-    kept: &'a BTreeMap<String, String>,
+pub struct Targets {
+    kept: BTreeMap<String, String>,
     taken: BTreeSet<String>,
-    reserved: BTreeSet<&'a str>,
+    reserved: BTreeSet<String>,
 }
 
-impl<'a> Targets<'a> {
-    pub fn new(input: &BuildInput<'a>) -> Self {
-        let kept = &input.order.choices.addresses;
-        let reserved = kept.iter().filter(|(key, _)| key.ends_with("/target")).map(|(_, target)| target.as_str()).collect();
+impl Targets {
+    pub fn new(input: &BuildInput<'_>) -> Self {
+        let kept = input.order.choices.addresses.texts();
+        let reserved = kept.iter().filter(|(key, _)| key.ends_with("/target")).map(|(_, target)| target.clone()).collect();
         Self { kept, taken: BTreeSet::new(), reserved }
     }
 
@@ -58,7 +58,7 @@ impl<'a> Targets<'a> {
         let kept = self.kept.get(&target_key(alias)).filter(|t| fits(t, bus) && !self.taken.contains(*t)).cloned();
         let free = |n: &usize| {
             let name = target(bus, *n);
-            !self.taken.contains(&name) && (*n >= RESERVED_TARGETS_MAX || !self.reserved.contains(name.as_str()))
+            !self.taken.contains(&name) && (*n >= RESERVED_TARGETS_MAX || !self.reserved.contains(&name))
         };
         let name = kept.unwrap_or_else(|| target(bus, (0..).find(free).expect("more names than disks")));
         self.taken.insert(name.clone());
@@ -103,11 +103,10 @@ type Slot = (u32, u32);
 
 /// Gives every device its kept address, and new ones a place of their own.
 pub fn place(devices: &mut Element, input: &BuildInput<'_>) {
-    let nothing = BTreeMap::new();
-    let kept = if same_machine(input) { &input.order.choices.addresses } else { &nothing };
+    let kept = if same_machine(input) { input.order.choices.addresses.texts() } else { BTreeMap::new() };
     match input.order.spec.machine {
-        MachineFamily::Q35 => on_q35(devices, kept),
-        MachineFamily::Pc => on_pc(devices, kept),
+        MachineFamily::Q35 => on_q35(devices, &kept),
+        MachineFamily::Pc => on_pc(devices, &kept),
     }
 }
 

@@ -93,7 +93,7 @@ pub fn os(input: &BuildInput<'_>, firmware: &FirmwareChoice) -> Element {
     let code = el("loader").attr("readonly", "yes").attr("secure", if *secure_boot { "yes" } else { "no" }).attr("type", "pflash");
     let template = (!template.is_empty()).then_some(template);
     let variables = || el("nvram").attr_if("template", template).attr_if("format", qcow2).text(nvram_path(input.order.vm));
-    let kept = choices.addresses.get(NVRAM).and_then(|xml| tree::parse(xml).ok());
+    let kept = choices.addresses.get(NVRAM).and_then(|xml| tree::parse(&xml).ok());
     os.child(code.attr_if("format", qcow2).text(loader)).child(kept.unwrap_or_else(variables))
 }
 

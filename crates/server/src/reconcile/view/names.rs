@@ -13,7 +13,7 @@ use super::{ClusterView, Kept};
 /// Project and name.
 type Named<T> = BTreeMap<(Name, Name), T>;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     images: Named<ImageId>,
     networks: Named<NetworkId>,

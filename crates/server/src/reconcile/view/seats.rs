@@ -1,6 +1,6 @@
 //! The view as placement sees it, kept change by change; and whom a change concerns.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::baseline::{Baseline, baseline};
@@ -27,6 +27,11 @@ impl ClusterView {
         &self.fleet
     }
 
+    /// As it is now, for somebody who asks longer: what changes meanwhile changes a copy.
+    pub fn snapshot(&self) -> Arc<Fleet> {
+        self.fleet.clone()
+    }
+
     /// The CPU that all nodes can run; else why there is none.
     pub fn baseline(&self) -> &Result<Baseline, String> {
         self.baseline.get_or_init(|| baseline(self.fleet.seats().map(|seat| &seat.facts)))
@@ -34,23 +39,23 @@ impl ClusterView {
 
     /// A node was chosen for a VM, and the write is on its way.
     pub fn take_seat(&mut self, owner: &Owner) {
-        self.fleet.set_owner(owner.vm, Some(&owner.node));
-        self.fleet.set_heir(owner.vm, owner.to.as_ref().map(|heir| &heir.node));
+        Arc::make_mut(&mut self.fleet).set_owner(owner.vm, Some(&owner.node));
+        Arc::make_mut(&mut self.fleet).set_heir(owner.vm, owner.to.as_ref().map(|heir| &heir.node));
     }
 
     /// A node was asked to get ready for a VM without one: the next VM of the same look asks another, or a thousand of them would get
     /// ready one after the other.
     pub fn expect(&mut self, id: VmId, node: &Name) {
         if !self.owners.contains_key(&id) {
-            self.fleet.set_owner(id, Some(node));
+            Arc::make_mut(&mut self.fleet).set_owner(id, Some(node));
         }
     }
 
     /// That write came to nothing: the owner is who it was.
     pub fn give_back(&mut self, id: VmId) {
         let owner = self.owners.get(&id).map(|owner| &owner.value);
-        self.fleet.set_owner(id, owner.map(|owner| &owner.node));
-        self.fleet.set_heir(id, owner.and_then(|owner| owner.to.as_ref()).map(|heir| &heir.node));
+        Arc::make_mut(&mut self.fleet).set_owner(id, owner.map(|owner| &owner.node));
+        Arc::make_mut(&mut self.fleet).set_heir(id, owner.and_then(|owner| owner.to.as_ref()).map(|heir| &heir.node));
     }
 
     /// Something that its VM's placement may hang on changed.
@@ -58,8 +63,8 @@ impl ClusterView {
         touch_vm(touched, id);
         let guest = self.vms.get(&id).map(|record| self.guest(&record.value));
         match guest {
-            Some(guest) => self.fleet.set_guest(guest),
-            None => self.fleet.drop_guest(id),
+            Some(guest) => Arc::make_mut(&mut self.fleet).set_guest(guest),
+            None => Arc::make_mut(&mut self.fleet).drop_guest(id),
         }
         // A VM's key may come after its owner's.
         self.give_back(id);
@@ -74,8 +79,8 @@ impl ClusterView {
     pub(super) fn touch_move(&mut self, node: &Name, id: VmId, touched: &mut Touched) {
         let order = self.nodes.get(node).and_then(|keys| keys.moves.get(&id));
         match order.map(|order| order.value.part.kind()) {
-            Some(PartKind::Forget) => self.fleet.leave_behind(id, node),
-            _ => self.fleet.tidy_up(id, node),
+            Some(PartKind::Forget) => Arc::make_mut(&mut self.fleet).leave_behind(id, node),
+            _ => Arc::make_mut(&mut self.fleet).tidy_up(id, node),
         }
         touch_vm(touched, id);
     }
@@ -177,15 +182,15 @@ impl ClusterView {
         match &keys.facts {
             Some(facts) => {
                 let record = keys.record.as_ref().map_or_else(|| NodeRecord::named(name.clone()), |kept| kept.value.clone());
-                self.fleet.set_node(facts.value.clone(), record);
+                Arc::make_mut(&mut self.fleet).set_node(facts.value.clone(), record);
                 let state = self.states.get(name).map_or(NodeHealth::Online, |kept| kept.value.state);
                 // Nothing new comes to a host that goes down.
                 let takes = self.departure(name).map_or(state, |_| state.max(NodeHealth::Suspect));
-                self.fleet.set_health(name, takes);
+                Arc::make_mut(&mut self.fleet).set_health(name, takes);
                 let unprovable = arm::unprovable(self, name);
-                self.fleet.set_unprovable(name, unprovable);
+                Arc::make_mut(&mut self.fleet).set_unprovable(name, unprovable);
             }
-            None => self.fleet.drop_node(name),
+            None => Arc::make_mut(&mut self.fleet).drop_node(name),
         }
     }
 

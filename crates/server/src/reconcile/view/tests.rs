@@ -87,7 +87,7 @@ fn a_node_that_changes_touches_its_own_vms_and_those_without_one() {
     }
     let touched = take_in(&mut view, Change::Put(facts("n0")));
     // A word for those without one, however many: a thousand nodes change while thousands of VMs wait.
-    assert_eq!((touched.vms, touched.homeless), ([id(0), id(1)].into(), true));
+    assert_eq!((touched.vms, touched.homeless), ([id(0), id(1)].into_iter().collect(), true));
     let record = kv(keys::node(&name("n1")), &NodeRecord::named(name("n1")));
     let mut touched = take_in(&mut view, Change::Put(record));
     assert_eq!((touched.vms.len(), touched.homeless, touched.is_empty()), (0, true, false));
@@ -153,4 +153,37 @@ fn every_touched_vm_has_its_turn_before_one_has_it_again() {
     assert!(touched.is_empty() && touched.next_vms(2).is_empty());
     touched.vms.insert(vm(3));
     assert_eq!(numbers(touched.next_vms(9)), [3]);
+}
+
+/// As after a change of leaders at the size that is planned for.
+#[test]
+fn a_vm_that_is_named_does_not_wait_for_all_there_are() {
+    let vm = |n: u128| VmId(uuid::Uuid::from_u128(n));
+    let numbers = |vms: Vec<VmId>| vms.into_iter().map(|vm| vm.0.as_u128()).collect::<Vec<_>>();
+    let mut touched = Touched { settled: (1..=20_000).map(vm).collect(), busy: (30_000..=31_000).map(vm).collect(), ..Touched::default() };
+    assert_eq!(numbers(touched.next_vms(4)), [30_000, 30_001, 1, 2]);
+    touched.vms.extend([vm(50_000), vm(19_999)]);
+    assert_eq!(numbers(touched.next_vms(8)), [19_999, 50_000, 30_002, 30_003, 30_004, 3, 4, 5]);
+    // However many are named, the others have half of each look.
+    touched.vms.extend((60_000..70_000).map(vm));
+    assert_eq!(numbers(touched.next_vms(8)), [60_000, 60_001, 60_002, 60_003, 30_005, 30_006, 6, 7]);
+    // And are looked at once: the one that was named is not among them any more.
+    touched.vms.drain();
+    let mut seen = Vec::new();
+    while !touched.is_empty() {
+        seen.extend(numbers(touched.next_vms(256)));
+    }
+    let looks = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!((looks, seen.len(), seen.contains(&19_999)), (19_992 + 994, looks, false));
+}
+
+#[test]
+fn a_first_listing_has_those_first_for_whom_there_is_something_to_do() {
+    let mut items: Vec<KeyValue> = (0..4).flat_map(vm).collect();
+    items.extend([facts("n0"), owner(0, "n0"), owner(1, "n0"), owner(3, "n0")]);
+    let (_, mut touched) = ClusterView::new(Revision(1), &items);
+    assert_eq!((touched.vms.len(), touched.busy.len(), touched.settled.len()), (0, 1, 3));
+    assert_eq!(touched.next_vms(1), [id(2)]);
 }
