@@ -29,6 +29,7 @@ use vmkeep_types::record::VmRecord;
 use crate::app::{placement, store_error, vm_parts};
 use crate::feed::Feed;
 use crate::page::Place;
+use crate::reconcile::view::ClusterView;
 use crate::view::{self, Sight, VmParts};
 use fleet::KeptFleet;
 
@@ -153,16 +154,32 @@ impl Cache {
     ///
     /// # Errors
     /// The store's.
-    pub async fn fleet(&self, store: &dyn Store) -> Result<Fleet, Error> {
-        let mut fresh = self.fresh(store).await?;
+    pub async fn fleet(&self, store: &dyn Store) -> Result<Arc<Fleet>, Error> {
+        match self.keeps(store).await?.then(|| self.shared.fleet.fleet()).flatten() {
+            Some(fleet) => Ok(fleet),
+            None => Ok(placement::view(store).await?.snapshot()),
+        }
+    }
+
+    /// All that placement and high availability are decided from; of VMs neither orders nor reports.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn view(&self, store: &dyn Store) -> Result<Arc<ClusterView>, Error> {
+        match self.keeps(store).await?.then(|| self.shared.fleet.get()).flatten() {
+            Some(view) => Ok(view),
+            None => Ok(Arc::new(placement::view(store).await?)),
+        }
+    }
+
+    /// Has it kept them, up to what was newest in the store when this was called? They are read for the first who asks.
+    async fn keeps(&self, store: &dyn Store) -> Result<bool, Error> {
+        let fresh = self.fresh(store).await?;
         if fresh && !self.shared.fleet.is_kept() {
             self.shared.fleet.ask().await;
-            fresh = self.fresh(store).await?;
+            return self.fresh(store).await;
         }
-        match self.shared.fleet.get() {
-            Some(fleet) if fresh => Ok(fleet),
-            _ => placement::fleet(store).await,
-        }
+        Ok(fresh)
     }
 
     /// Names of a project's VMs.

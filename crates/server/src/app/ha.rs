@@ -7,6 +7,7 @@
 //! What is shown is computed from the same view that the leader decides from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vmkeep_api::ha::{
     ConfirmDead, HaBrake, HaChange, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus, HaTimers,
@@ -16,7 +17,7 @@ use vmkeep_core::ha::brake::{self, Brake};
 use vmkeep_core::ha::record;
 use vmkeep_core::ha::timers::{Profile, Timers};
 use vmkeep_core::place::Fleet;
-use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
+use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, Fence, HaSettings, Incident, Parting, Proof, Rescue, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, NodeHealth, NodeState};
@@ -25,45 +26,16 @@ use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
 use super::{Ask, TRIES_MAX, commit, get, ha_profile, node, store_error, uid_of, upgrade};
+use crate::cache::Cache;
 use crate::metrics::HaNumbers;
 use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
 
-/// What is decided from, but for what lies under `n/` and is of VMs.
-const PREFIXES: [&str; 13] = [
-    keys::ALL_STONITH,
-    keys::ALL_VMS,
-    keys::ALL_CHOICES,
-    keys::ALL_POWER,
-    keys::ALL_OWNERS,
-    keys::ALL_VOLUMES,
-    keys::ALL_IMAGES,
-    keys::ALL_POOLS,
-    keys::ALL_NETWORKS,
-    keys::ALL_NODE_RECORDS,
-    keys::ALL_STATES,
-    keys::ALL_FENCES,
-    keys::ALL_CONFIRMED,
-];
-
 /// From the proof to the first start elsewhere, ms: the leader looks each second.
 const PLACED_MS: u64 = 2_000;
 
-async fn view(store: &dyn Store) -> Result<ClusterView, Error> {
-    let listing = store.list_many(&PREFIXES).await.map_err(store_error)?;
-    let mut items: Vec<KeyValue> = listing.items;
-    items.extend(store.list(keys::ALL_HA).await.map_err(store_error)?.items);
-    let nodes = node::names(store).await?;
-    for key in [keys::facts, keys::waiting, keys::leaving] {
-        items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
-    }
-    let lives = node::lives(store, &nodes).await?;
-    items.extend(lives.into_iter().flat_map(|life| [Some(life.epoch), life.armed]).flatten());
-    Ok(ClusterView::new(listing.revision, &items).0)
-}
-
-pub async fn status(store: &dyn Store) -> Result<HaStatus, Error> {
-    let view = view(store).await?;
+pub async fn status(store: &dyn Store, cache: &Cache) -> Result<HaStatus, Error> {
+    let view = cache.view(store).await?;
     let leader = store.get(keys::LEADER).await.map_err(store_error)?.and_then(|kv| typed::decode::<String>(&kv).ok());
     let lost = rescue::queue(&view);
     let fleet = rescue::homeless(&view, &lost);
@@ -222,27 +194,40 @@ fn forecast(view: &ClusterView, fleet: &Fleet, vm: &VmRecord) -> HaForecast {
 }
 
 /// Of each highly available VM.
-pub async fn check(store: &dyn Store) -> Result<HaCheck, Error> {
-    let view = view(store).await?;
-    let mut fleets: BTreeMap<Name, Fleet> = BTreeMap::new();
-    let mut vms = Vec::new();
-    for vm in view.vms.values().filter(|vm| vm.value.spec.ha.is_some()) {
-        let fleet = match view.owners.get(&vm.value.id) {
-            Some(owner) => fleets.entry(owner.value.node.clone()).or_insert_with(|| rescue::without(&view, &owner.value.node)),
-            None => view.fleet(),
-        };
-        vms.push(forecast(&view, fleet, &vm.value));
+pub async fn check(store: &dyn Store, cache: &Cache) -> Result<HaCheck, Error> {
+    let view = cache.view(store).await?;
+    // Each VM against each node: not on a thread that serves others.
+    let told = tokio::task::spawn_blocking(move || HaCheck { vms: forecasts(&view) }).await;
+    told.map_err(|e| Error::internal(format!("the check failed: {e}")))
+}
+
+/// One fleet serves all nodes, one after the other: a copy for each of a thousand would not fit into memory.
+fn forecasts(view: &ClusterView) -> Vec<HaForecast> {
+    let mut by_node: BTreeMap<Option<&Name>, Vec<&VmRecord>> = BTreeMap::new();
+    for vm in view.vms.values().map(|vm| &vm.value).filter(|vm| vm.spec.ha.is_some()) {
+        by_node.entry(view.owners.get(&vm.id).map(|owner| &owner.value.node)).or_default().push(vm);
     }
-    vms.sort_by(|a, b| (&a.project, &a.vm).cmp(&(&b.project, &b.vm)));
-    Ok(HaCheck { vms })
+    let mut fleet = view.fleet().clone();
+    let mut told = Vec::new();
+    for (node, vms) in by_node {
+        let gone = node.map(|node| rescue::protected_on(view, node)).unwrap_or_default();
+        gone.iter().for_each(|id| fleet.set_owner(*id, None));
+        told.extend(vms.into_iter().map(|vm| forecast(view, &fleet, vm)));
+        for owner in gone.iter().filter_map(|id| view.owners.get(id)).map(|owner| &owner.value) {
+            fleet.set_owner(owner.vm, Some(&owner.node));
+            fleet.set_heir(owner.vm, owner.to.as_ref().map(|heir| &heir.node));
+        }
+    }
+    told.sort_by(|a, b| (&a.project, &a.vm).cmp(&(&b.project, &b.vm)));
+    told
 }
 
 /// Of one VM, highly available or not.
-pub async fn check_vm(store: &dyn Store, project: &Name, name: &Name) -> Result<HaForecast, Error> {
+pub async fn check_vm(store: &dyn Store, cache: &Cache, project: &Name, name: &Name) -> Result<HaForecast, Error> {
     let id = uid_of(store, "vm", project, name).await?;
-    let view = view(store).await?;
+    let view = cache.view(store).await?;
     let vm = view.vms.get(&id).ok_or_else(|| Error::not_found("vm", name))?;
-    let fleet = view.owners.get(&id).map_or_else(|| view.fleet().clone(), |owner| rescue::without(&view, &owner.value.node));
+    let fleet = view.owners.get(&id).map_or_else(|| view.snapshot(), |owner| Arc::new(rescue::without(&view, &owner.value.node)));
     Ok(forecast(&view, &fleet, &vm.value))
 }
 
@@ -280,7 +265,8 @@ async fn armed_of_each(store: &dyn Store) -> Result<Vec<Armed>, Error> {
 }
 
 pub async fn history(store: &dyn Store) -> Result<HaHistory, Error> {
-    let view = view(store).await?;
+    let listing = store.list_many(&[keys::ALL_HA, keys::ALL_CONFIRMED]).await.map_err(store_error)?;
+    let view = ClusterView::new(listing.revision, &listing.items).0;
     let mut vms: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for (key, rescue) in &view.rescues {
         let death = key.rsplit_once('/').map_or("", |(death, _)| death).trim_start_matches(keys::ALL_RESCUES);

@@ -6,6 +6,7 @@
 //! The same view as the leader's, so that an answer is what the leader would do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use vmkeep_api::place::{
     BalanceAnswer, CapacityAnswer, CapacityBreak, LargestVm, NodeRoom, NodeVerdict, PlacementAnswer, ProposedMove, SimulateAnswer,
@@ -30,8 +31,8 @@ use crate::reconcile::view::ClusterView;
 /// Kinds of VMs in one simulation.
 const SIMULATED_MAX: usize = 100;
 
-/// What placement is decided from, beside [`OF_NODES`].
-const PREFIXES: [&str; 10] = [
+/// What placement and high availability are decided from, beside [`OF_NODES`].
+const PREFIXES: [&str; 14] = [
     keys::ALL_VMS,
     keys::ALL_CHOICES,
     keys::ALL_POWER,
@@ -42,12 +43,16 @@ const PREFIXES: [&str; 10] = [
     keys::ALL_NODE_RECORDS,
     keys::ALL_STATES,
     keys::ALL_STONITH,
+    keys::ALL_IMAGES,
+    keys::ALL_FENCES,
+    keys::ALL_CONFIRMED,
+    keys::ALL_HA,
 ];
 
 /// Under `n/NODE/` lie the orders and reports of every VM too; of those only this is read.
-const OF_NODES: [&str; 4] = ["facts", "epoch", "leaving", "armed"];
+const OF_NODES: [&str; 5] = ["facts", "epoch", "leaving", "armed", "waiting"];
 
-/// Is it one of the keys that placement is decided from?
+/// Is it one of the keys that they are decided from?
 pub fn matters(key: &str) -> bool {
     match key.strip_prefix(keys::ALL_NODES) {
         Some(rest) => rest.split('/').nth(1).is_some_and(|part| OF_NODES.contains(&part)),
@@ -55,23 +60,23 @@ pub fn matters(key: &str) -> bool {
     }
 }
 
-/// All that placement is decided from; what nodes say may be newer than the revision.
+/// All that they are decided from; what nodes say may be newer than the revision.
 pub async fn parts(store: &dyn Store) -> Result<(Revision, Vec<KeyValue>), Error> {
     let listing = store.list_many(&PREFIXES).await.map_err(store_error)?;
     let mut items: Vec<KeyValue> = listing.items;
     let nodes = node::names(store).await?;
     let lives = node::lives(store, &nodes).await?;
     items.extend(lives.into_iter().flat_map(|life| [Some(life.epoch), life.armed]).flatten());
-    for key in [keys::facts, keys::leaving] {
+    for key in [keys::facts, keys::leaving, keys::waiting] {
         items.extend(node::key_of_each(store, &nodes, key).await?.into_iter().flatten());
     }
     Ok((listing.revision, items))
 }
 
 /// Read anew: for whoever has no [`crate::cache::Cache`], or one that is behind.
-pub async fn fleet(store: &dyn Store) -> Result<Fleet, Error> {
+pub async fn view(store: &dyn Store) -> Result<ClusterView, Error> {
     let (revision, items) = parts(store).await?;
-    Ok(ClusterView::new(revision, &items).0.fleet().clone())
+    Ok(ClusterView::new(revision, &items).0)
 }
 
 pub async fn explain(store: &dyn Store, cache: &Cache, project: &Name, name: &Name) -> Result<PlacementAnswer, Error> {
@@ -137,8 +142,9 @@ pub async fn simulate(store: &dyn Store, cache: &Cache, project: &Name, request:
         let id = VmId(uuid::Uuid::nil());
         kinds.push((Guest::planned(id, project.clone(), &check::normalize(spec)), vms.count));
     }
-    let mut fleet = cache.fleet(store).await?;
+    let kept = cache.fleet(store).await?;
     let run = move || {
+        let mut fleet = Arc::unwrap_or_clone(kept);
         let may_fail_before = capacity::capacity(&fleet).may_fail;
         let mut answer = SimulateAnswer { wanted, placed: 0, by_node: BTreeMap::new(), broken: None, may_fail_before, may_fail_after: 0 };
         for (guest, count) in &kinds {
@@ -200,7 +206,7 @@ pub async fn takes_reserve(store: &dyn Store, cache: &Cache, project: &Name, spe
     if specs.is_empty() || node::first_names(store, 2).await?.len() < 2 {
         return Ok(None);
     }
-    let mut after = cache.fleet(store).await?;
+    let mut after = Arc::unwrap_or_clone(cache.fleet(store).await?);
     for (n, spec) in specs.iter().enumerate() {
         let wish = check::normalize((*spec).clone());
         let there = after.guests().find(|guest| guest.project == *project && guest.name == spec.name).cloned();
@@ -221,13 +227,13 @@ pub async fn takes_reserve(store: &dyn Store, cache: &Cache, project: &Name, spe
         }
     }
     // Mostly there is room enough, and how it was before need not be known.
-    if survives(after).await? || !survives(cache.fleet(store).await?).await? {
+    if survives(Arc::new(after)).await? || !survives(cache.fleet(store).await?).await? {
         return Ok(None);
     }
     Ok(Some("with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)".into()))
 }
 
-async fn survives(fleet: Fleet) -> Result<bool, Error> {
-    let counted = tokio::task::spawn_blocking(move || capacity::survives_one(fleet)).await;
+async fn survives(fleet: Arc<Fleet>) -> Result<bool, Error> {
+    let counted = tokio::task::spawn_blocking(move || capacity::survives_one(Arc::unwrap_or_clone(fleet))).await;
     counted.map_err(|e| Error::internal(format!("the count failed: {e}")))
 }

@@ -1,13 +1,14 @@
-//! The fleet as placement sees it, kept by the cache's watch: a question about placement costs what it asks, not a reading of the
+//! The cluster as placement and high availability see it, kept by the cache's watch: a question costs what it asks, not a reading of the
 //! whole cluster.
 //!
 //! ```text
 //!  first question ──► asked ──► follower: one reading, between two batches of its watch ──► kept; each later batch goes into it
 //! ```
+//! An answer is worked out over a snapshot, which costs nothing to take; a batch that comes while one is held changes a copy.
 //! Nothing is kept before somebody asks: it takes memory, and most hosts are never asked. How it fails: a watch that broke forgets it,
 //! a reading that failed is made anew for the next question; until it is there, questions are answered from the store.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -21,7 +22,7 @@ use crate::reconcile::view::{ClusterView, Touched};
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct KeptFleet {
-    view: Mutex<Option<Box<ClusterView>>>,
+    view: Mutex<Option<Arc<ClusterView>>>,
     wanted: Notify,
     /// Moves on with each reading, whatever came of it.
     read: watch::Sender<u64>,
@@ -42,8 +43,13 @@ impl KeptFleet {
     }
 
     /// As it was at the last batch, where it is kept.
-    pub fn get(&self) -> Option<Fleet> {
-        self.lock().as_ref().map(|view| view.fleet().clone())
+    pub fn get(&self) -> Option<Arc<ClusterView>> {
+        self.lock().clone()
+    }
+
+    /// Only what placement asks for: who holds it makes a batch copy less.
+    pub fn fleet(&self) -> Option<Arc<Fleet>> {
+        self.lock().as_ref().map(|view| view.snapshot())
     }
 
     pub fn is_kept(&self) -> bool {
@@ -63,8 +69,8 @@ impl KeptFleet {
     /// Reads it; between two batches, so that none is missed.
     pub async fn begin(&self, store: &dyn Store) {
         match placement::parts(store).await {
-            Ok((revision, items)) => *self.lock() = Some(Box::new(ClusterView::new(revision, &items).0)),
-            Err(error) => tracing::warn!(%error, "placement is answered from the store"),
+            Ok((revision, items)) => *self.lock() = Some(Arc::new(ClusterView::new(revision, &items).0)),
+            Err(error) => tracing::warn!(%error, "placement and high availability are answered from the store"),
         }
         self.read.send_modify(|count| *count += 1);
     }
@@ -76,14 +82,18 @@ impl KeptFleet {
             Change::Put(kv) => placement::matters(&kv.key),
             Change::Deleted { key, .. } => placement::matters(key),
         };
-        view.apply(batch.revision, batch.changes.iter().filter(|change| key(change)), &mut Touched::default());
+        let mut changes = batch.changes.iter().filter(|change| key(change)).peekable();
+        // Heartbeats and reports, mostly: no reason to copy anything.
+        if changes.peek().is_some() {
+            Arc::make_mut(view).apply(batch.revision, changes, &mut Touched::default());
+        }
     }
 
     pub fn forget(&self) {
         *self.lock() = None;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Box<ClusterView>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<ClusterView>>> {
         self.view.lock().expect("no panic holds this lock")
     }
 }

@@ -9,9 +9,9 @@ use crate::app::ha;
 
 pub async fn ha(mut call: Call) -> Answer {
     match call.route.id {
-        "ha.status" => Ok(respond::json(&ha::status(call.store()).await?)),
+        "ha.status" => Ok(respond::json(&ha::status(call.store(), &call.server.cache).await?)),
         "ha.history" => Ok(respond::json(&ha::history(call.store()).await?)),
-        "ha.check" => Ok(respond::json(&ha::check(call.store()).await?)),
+        "ha.check" => Ok(respond::json(&ha::check(call.store(), &call.server.cache).await?)),
         "ha.disarm" => {
             let wish = call.json().await?;
             ha::disarm(call.store(), &call.ask, wish).await?;

@@ -103,7 +103,10 @@ async fn vms(mut call: Call) -> Answer {
             call.server.metrics.operation(&op.kind);
             Ok(respond::accepted_with(op, vm::start_warnings(call.store(), &call.ask.project, &name).await?))
         }
-        "vm.forecast" => Ok(respond::json(&app::ha::check_vm(call.store(), &call.ask.project, &call.name()?).await?)),
+        "vm.forecast" => {
+            let told = app::ha::check_vm(call.store(), &call.server.cache, &call.ask.project, &call.name()?).await?;
+            Ok(respond::json(&told))
+        }
         "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
         "vm.explain" => placement(call).await,

@@ -7,6 +7,7 @@ use vmkeep_agent::hypervisor::HvError;
 use vmkeep_agent::hypervisor::fake::Fault;
 use vmkeep_api::ha::{HaChange, HaNodeState};
 use vmkeep_server::app::ha;
+use vmkeep_server::cache::Cache;
 use vmkeep_store::{Store, Txn, keys, typed};
 use vmkeep_types::ha::{Confirmed, Farewell, Proof, ShutdownPolicy};
 use vmkeep_types::ids::VmId;
@@ -38,7 +39,7 @@ async fn proof(c: &Cluster) -> Option<Proof> {
 }
 
 async fn state(c: &Cluster, node: &str) -> (HaNodeState, String) {
-    let told = ha::status(c.store.as_ref()).await.expect("a status");
+    let told = ha::status(c.store.as_ref(), &Cache::follow(c.store.clone())).await.expect("a status");
     let node = told.nodes.into_iter().find(|is| is.node.as_str() == node).expect("it is known");
     (node.state, node.proof)
 }

@@ -131,6 +131,10 @@ async fn a_wish_costs_the_same_in_a_large_cluster() {
         ("POST /v1/apply", json!({"manifests": [{"kind": "vm", "name": "web3", "memory": "2G"}]})),
         ("GET /v1/vms/web3/placement", json!(null)),
         ("POST /v1/cluster/simulate", json!({"add": [{"count": 2, "spec": {"name": "app"}}]})),
+        ("GET /v1/vms/web3/forecast", json!(null)),
+        ("GET /v1/ha", json!(null)),
+        ("GET /v1/ha/check", json!(null)),
+        ("GET /v1/ha/history", json!(null)),
         ("DELETE /v1/vms/web1", json!(null)),
     ];
     let few = cost(SOME, 3, &requests).await;

@@ -160,10 +160,14 @@ pub fn homeless(view: &ClusterView, lost: &[Lost<'_>]) -> Fleet {
 /// All nodes as they would be without this one's highly available VMs.
 pub fn without(view: &ClusterView, node: &Name) -> Fleet {
     let mut fleet = view.fleet().clone();
-    let owned: Vec<VmId> = fleet.seat(node).into_iter().flat_map(|seat| seat.owned.iter().copied()).collect();
-    let protected = |id: &VmId| view.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some());
-    owned.into_iter().filter(protected).for_each(|id| fleet.set_owner(id, None));
+    protected_on(view, node).into_iter().for_each(|id| fleet.set_owner(id, None));
     fleet
+}
+
+/// The highly available VMs that a node owns.
+pub fn protected_on(view: &ClusterView, node: &Name) -> Vec<VmId> {
+    let owned = view.fleet().seat(node).into_iter().flat_map(|seat| seat.owned.iter().copied());
+    owned.filter(|id| view.vms.get(id).is_some_and(|vm| vm.value.spec.ha.is_some())).collect()
 }
 
 /// Where a VM could run again when its node is gone, or why nowhere.
