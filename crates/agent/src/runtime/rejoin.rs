@@ -4,14 +4,16 @@
 //!  recovery open ─► told, and again when it changed ─► over ─► guests that another node was given meanwhile are ended here
 //! ```
 //! A node that had been taken for lost, and lives, has guests that were started elsewhere: the cluster's are those. One whose VM has no
-//! owner yet is looked at again until it has one, or is adopted. In a store that was never restored this looks once and ends.
+//! owner yet is looked at again when owners change, until it has one or is adopted: its disks may be only here. In a store that was never
+//! restored this looks once and ends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmkeep_store::{StoreError, Txn, keys, typed};
+use vmkeep_store::{StoreError, Txn, Watch, keys, typed};
 use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ids::{Epoch, VmId};
@@ -20,23 +22,45 @@ use vmkeep_types::record::Owner;
 
 use super::node::Node;
 use super::node_event;
-use crate::domain::marks;
 use crate::hypervisor::DomainBrief;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks when owners change: after a recovery thousands do.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Goes on until the recovery is over, or `stop`.
 pub async fn tell(node: Arc<Node>, stop: CancellationToken) {
-    let mut told = None;
+    let (mut told, mut owners) = (None, None);
     loop {
         match look(&node, &mut told).await {
             Ok(Wanted::No) => return,
             Ok(Wanted::Yes) => {}
             Err(why) => tracing::warn!(why, "this node's domains are told to the restored store later"),
         }
-        if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
-            return;
+        let Some(next) = stop.run_until_cancelled(next_look(&node, owners)).await else { return };
+        owners = next;
+    }
+}
+
+/// Who was given a VM whose guest is here will start it in a moment: it must be gone before.
+async fn next_look(node: &Node, owners: Option<Watch>) -> Option<Watch> {
+    tokio::time::sleep(LOOK_AGAIN).await;
+    let Some(mut owners) = owners else {
+        // The first wait: what changes from here on is seen by the look that follows, or by the watch.
+        let watch = async { node.store.watch(keys::ALL_OWNERS, node.store.revision().await?.next()).await };
+        let opened = watch.await.ok();
+        if opened.is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
         }
+        return opened;
+    };
+    match timeout(LOOK_EVERY, owners.recv()).await {
+        Ok(Some(Ok(_))) | Err(_) => {
+            while matches!(owners.try_recv(), Ok(Ok(_))) {}
+            Some(owners)
+        }
+        // It broke: a new one.
+        Ok(Some(Err(_)) | None) => None,
     }
 }
 
@@ -52,7 +76,7 @@ async fn look(node: &Node, told: &mut Option<Rejoined>) -> Result<Wanted, String
     let recovery = typed::get_json::<Recovery>(node.store.as_ref(), keys::CLUSTER_RECOVERY).await.map_err(store)?;
     let Some(recovery) = recovery else { return end_strays(node).await };
     let domains = node.hv.list().await.map_err(|e| e.to_string())?;
-    let ours = domains.iter().filter(|domain| marks(domain.metadata.as_deref(), domain.uuid));
+    let ours = domains.iter().filter(|domain| domain.is_ours());
     let domains: BTreeMap<VmId, bool> = ours.map(|domain| (domain.uuid, domain.state.is_live())).collect();
     let now = Rejoined { incarnation: recovery.value.incarnation, epoch: node.epoch(), domains };
     if told.as_ref() == Some(&now) {
@@ -77,7 +101,7 @@ async fn end_strays(node: &Node) -> Result<Wanted, String> {
     }
     let mut wanted = Wanted::No;
     for domain in node.hv.list().await.map_err(|e| e.to_string())? {
-        if !domain.state.is_live() || !marks(domain.metadata.as_deref(), domain.uuid) {
+        if !domain.is_our_guest() {
             continue;
         }
         let vm = domain.uuid;
@@ -183,6 +207,26 @@ mod tests {
         owned(&store, 4, "node2").await;
         assert_eq!(look(&before, &mut None).await, Ok(Wanted::No));
         assert_eq!(live(&before).await, [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_ended_as_soon_as_its_vm_is_anothers() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+        restored(&store).await;
+        let node = joined(&store, dir.path(), "one").await;
+        runs(&node, 1).await;
+        let stop = CancellationToken::new();
+        let telling = tokio::spawn(tell(node.clone(), stop.clone()));
+        tokio::time::sleep(3 * LOOK_AGAIN).await;
+        assert_eq!(live(&node).await, [1], "nobody's yet");
+        owned(&store, 1, "node2").await;
+        let begin = tokio::time::Instant::now();
+        while !live(&node).await.is_empty() {
+            assert!(begin.elapsed() < LOOK_EVERY / 2, "it waits for its turn");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        timeout(LOOK_EVERY, telling).await.expect("nothing is left to look at").expect("no panic");
     }
 
     #[tokio::test]

@@ -46,7 +46,8 @@ pub enum HaCommand {
     /// Say that a host is dead: its highly available VMs are started elsewhere
     ///
     /// Where no watchdog and no fence agent can prove it, only a person can. The host must have been silent for 15 s. If it lives all
-    /// the same, its VMs run twice and destroy their disks: look at the host, or pull its plug, before you say so.
+    /// the same, its VMs run twice and destroy their disks: look at the host, or pull its plug, before you say so. A silent host may run
+    /// its VMs: a lost cable is silence, too. It ends them when it is back, and that is too late for their disks.
     ConfirmDead {
         /// Host that is off
         name: Name,

@@ -31,6 +31,9 @@ pub enum ClusterCommand {
     /// Restore the store when etcd's majority is lost for good; on a control node that is left
     Recover(RecoverArgs),
     /// Confirm that a node which a recovery waits for is gone for good
+    ///
+    /// Its VMs are started elsewhere. If it lives all the same, they run twice and destroy their disks, until it has joined again and ends
+    /// those of its own: look at the host, or pull its plug, before you say so.
     Lost {
         /// Its node name
         node: Name,
