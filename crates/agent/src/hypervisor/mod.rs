@@ -41,6 +41,18 @@ pub struct DomainBrief {
     pub autostart: bool,
 }
 
+impl DomainBrief {
+    /// It carries our mark, as the domain of the VM that its uuid names.
+    pub fn is_ours(&self) -> bool {
+        crate::domain::marks(self.metadata.as_deref(), self.uuid)
+    }
+
+    /// One of our guests: a QEMU runs, or may.
+    pub fn is_our_guest(&self) -> bool {
+        self.state.is_live() && self.is_ours()
+    }
+}
+
 /// Which description of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XmlKind {

@@ -19,7 +19,7 @@ use vmkeep_types::host::EpochRecord;
 use super::arming;
 use super::node::{Node, STARTS_AT_ONCE};
 use super::standing::Life;
-use crate::domain::marks;
+use crate::hypervisor::DomainBrief;
 
 /// The leader says what becomes of the VMs within this time, or they stay the host's.
 const WORD: Duration = Duration::from_secs(10);
@@ -133,7 +133,7 @@ impl Node {
     async fn guests(&self) -> Guests {
         let Ok(Ok(_all)) = timeout(GOODBYE, self.starts.acquire_many(STARTS_AT_ONCE)).await else { return Guests::Perhaps };
         match self.hv.list().await {
-            Ok(domains) if !domains.iter().any(|d| d.state.is_live() && marks(d.metadata.as_deref(), d.uuid)) => Guests::None,
+            Ok(domains) if !domains.iter().any(DomainBrief::is_our_guest) => Guests::None,
             Ok(_) | Err(_) => Guests::Perhaps,
         }
     }

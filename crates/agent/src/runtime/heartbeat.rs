@@ -189,9 +189,7 @@ async fn beat(store: &dyn Store, node: &Node, last: Option<Last>) -> Result<Beat
                 (None, Some(_)) => Wanted::Asked,
                 (None, None) => Wanted::ForOrders,
             };
-            // What does not parse is of a newer version: it goes on as it is.
-            let settings = found.next().flatten().map(|kv| typed::decode::<HaSettings>(&kv).map(|settings| settings.profile));
-            let wanted_profile = settings.map_or(TimerProfile::default(), |read| read.unwrap_or(profile));
+            let wanted_profile = typed::setting::<HaSettings>(found.next().flatten()).map_or(profile, |settings| settings.profile);
             let last = Last { at: Some(outcome.revision), seq: next.seq, profile, ..last };
             Ok(Beat { last, sent, wanted, profile: wanted_profile })
         }

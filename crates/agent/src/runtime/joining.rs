@@ -16,7 +16,6 @@ use vmkeep_types::record::Owner;
 
 use super::node::Node;
 use super::standing::Life;
-use crate::domain::marks;
 
 /// What must hold when the next life begins, beside that the record is unchanged.
 ///
@@ -59,7 +58,7 @@ pub async fn judge(node: &Node, record: &EpochRecord, read_at: Revision, before:
 async fn end_strays(node: &Node) -> Result<Guests, StoreError> {
     let Ok(domains) = node.hv.list().await else { return Ok(Guests::Some) };
     let mut guests = Guests::None;
-    for domain in domains.iter().filter(|domain| domain.state.is_live() && marks(domain.metadata.as_deref(), domain.uuid)) {
+    for domain in domains.iter().filter(|domain| domain.is_our_guest()) {
         let owner = typed::get_json::<Owner>(node.store.as_ref(), &keys::owner(domain.uuid)).await?;
         if owner.is_some_and(|owner| owner.value.node == node.name) {
             continue;

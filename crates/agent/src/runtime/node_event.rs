@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use vmkeep_store::{StoreError, Txn, keys, typed};
 use vmkeep_types::event::{Event, Level};
+use vmkeep_types::ids::node_uid;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
 
@@ -14,7 +14,10 @@ use super::node::Node;
 
 /// Now, with this message.
 pub async fn tell(node: Arc<Node>, level: Level, code: &'static str, message: String) {
-    tracing::warn!(code, "{message}");
+    match level {
+        Level::Info => tracing::info!(code, "{message}"),
+        Level::Warn | Level::Error => tracing::warn!(code, "{message}"),
+    }
     let event = event(&node, Timestamp::now(), level, code, message);
     let stamp = format!("{:020}-node", event.at.as_nanosecond());
     if let Err(error) = put(&node, stamp, &event).await {
@@ -32,9 +35,6 @@ pub async fn put(node: &Node, stamp: String, event: &Event) -> Result<(), StoreE
 
 /// An event of this node.
 pub fn event(node: &Node, at: Timestamp, level: Level, code: &str, message: String) -> Event {
-    let digest = Sha256::digest(format!("node/{}", node.name));
-    // A node's events are filed under a uid made from its name.
-    let uid = uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes");
-    let resource = ResourceRef { kind: "node".into(), project: Name::known("default"), name: node.name.clone(), uid };
+    let resource = ResourceRef { kind: "node".into(), project: Name::known("default"), name: node.name.clone(), uid: node_uid(&node.name) };
     Event { at, resource, level, code: code.into(), message, node: Some(node.name.clone()) }
 }

@@ -8,6 +8,7 @@ use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::drain::{Drain, Whom};
 use vmkeep_types::error::Error;
 use vmkeep_types::host::NodeHealth;
+use vmkeep_types::ids::node_uid;
 use vmkeep_types::migration::Stop;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::Cordon;
@@ -28,7 +29,7 @@ pub async fn drain(store: &dyn Store, ask: &Ask, name: &Name, wish: DrainRequest
         let told = format!("at_once is 1 to {PER_NODE_MAX}: more only share the node's network, and each takes longer");
         return Err(Error::invalid(told));
     }
-    let resource = ResourceRef { kind: "node".into(), project: ask.project.clone(), name: name.clone(), uid: node::uid(name) };
+    let resource = ResourceRef { kind: "node".into(), project: ask.project.clone(), name: name.clone(), uid: node_uid(name) };
     let key = keys::drain(name);
     for _ in 0..TRIES_MAX {
         let (view, _) = node::show(store, name).await?;

@@ -10,6 +10,7 @@ use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
 use vmkeep_types::ha::HaSettings;
 use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::node_uid;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
 
@@ -71,10 +72,10 @@ pub async fn on_join(store: &dyn Store, members: &[MemberRecord], joins: &Member
 
 fn warning(name: &Name, message: String, at: jiff::Timestamp) -> Op {
     let project = Name::known("default");
-    let resource = ResourceRef { kind: "node".into(), project: project.clone(), name: name.clone(), uid: node::uid(name) };
+    let resource = ResourceRef { kind: "node".into(), project: project.clone(), name: name.clone(), uid: node_uid(name) };
     let event = Event { at, resource, level: Level::Warn, code: "ha.profile-too-fast".into(), message, node: Some(name.clone()) };
     let stamp = format!("{:020}-ha-profile", at.as_nanosecond());
-    typed::put(keys::event(&project, "node", node::uid(name), stamp), &event)
+    typed::put(keys::event(&project, "node", node_uid(name), stamp), &event)
 }
 
 #[cfg(test)]

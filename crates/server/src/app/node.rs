@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sha2::{Digest, Sha256};
 use vmkeep_api::body::NodeView;
 use vmkeep_api::place::NodeActionRequest;
 use vmkeep_store::{Compare, KeyValue, Op, Store, Txn, keys, typed};
@@ -11,7 +10,7 @@ use vmkeep_types::drain::Drain;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Event;
 use vmkeep_types::host::{EpochRecord, NodeFacts, NodeHealth, NodeState};
-use vmkeep_types::ids::{Epoch, Revision};
+use vmkeep_types::ids::{Epoch, Revision, node_uid};
 use vmkeep_types::manifest;
 use vmkeep_types::migration::Stop;
 use vmkeep_types::name::Name;
@@ -139,7 +138,7 @@ pub async fn show(store: &dyn Store, name: &Name) -> Result<(NodeView, Revision)
 
 /// Among its newest events.
 async fn last_reset(store: &dyn Store, name: &Name) -> Result<Option<Event>, Error> {
-    let ring = keys::events_of(&Name::known("default"), "node", uid(name));
+    let ring = keys::events_of(&Name::known("default"), "node", node_uid(name));
     let events = super::list_readable::<Event>(store, &ring).await?;
     Ok(events.into_iter().map(|stored| stored.value).rfind(|event| event.code == WAS_RESET))
 }
@@ -192,12 +191,6 @@ pub fn reason(why: Option<&str>) -> Result<String, Error> {
         return Err(Error::invalid(format!("the reason has up to {WHY_CHARS_MAX} characters on one line")));
     }
     Ok(why.to_owned())
-}
-
-/// A node has no uid of its own: what is written of it goes under one made from its name.
-pub fn uid(name: &Name) -> uuid::Uuid {
-    let digest = Sha256::digest(format!("node/{name}"));
-    uuid::Uuid::from_slice(&digest[..16]).expect("sixteen bytes")
 }
 
 /// Closes it. Who closed it first, and why, stays unless a new reason is given; maintenance stays in any case.

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 use vmkeep_store::{Op, Store, keys, typed};
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
+use vmkeep_types::ids::node_uid;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
 use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTest};
 
-use crate::app::{list_readable, node};
+use crate::app::list_readable;
 
 /// Between two looks whether a test is due.
 const LOOK_EVERY: Duration = Duration::from_secs(900);
@@ -57,8 +58,8 @@ pub(super) fn alarm(name: &Name, before: Option<&FenceFound>, found: &FenceFound
         _ => return None,
     };
     let project = Name::known("default");
-    let resource = ResourceRef { kind: "node".into(), project: project.clone(), name: name.clone(), uid: node::uid(name) };
+    let resource = ResourceRef { kind: "node".into(), project: project.clone(), name: name.clone(), uid: node_uid(name) };
     let event = Event { at, resource, level, code: code.into(), message, node: Some(name.clone()) };
     let stamp = format!("{:020}-stonith", at.as_nanosecond());
-    Some(typed::put(keys::event(&project, "node", node::uid(name), stamp), &event))
+    Some(typed::put(keys::event(&project, "node", node_uid(name), stamp), &event))
 }

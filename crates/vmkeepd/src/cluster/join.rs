@@ -8,7 +8,7 @@
 
 use std::fs;
 
-use vmkeep_agent::domain::marks;
+use vmkeep_agent::hypervisor::DomainBrief;
 use vmkeep_server::app::cluster::TokenText;
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::EtcdStore;
@@ -95,7 +95,7 @@ impl Cluster {
             Error::refused(format!("cannot tell what runs on this host: {e}"))
                 .hint("vmkeep host check; a machine without libvirt joins as a witness: --witness")
         })?;
-        let ours = domains.into_iter().filter(|domain| domain.state.is_live() && marks(domain.metadata.as_deref(), domain.uuid));
+        let ours = domains.into_iter().filter(DomainBrief::is_our_guest);
         Ok(ours.map(|domain| GuestThere { vm: domain.uuid, name: domain.name }).collect())
     }
 

@@ -18,6 +18,7 @@ use vmkeep_store::{Store, Txn, keys, typed};
 use vmkeep_types::cluster::MemberRecord;
 use vmkeep_types::error::Error;
 use vmkeep_types::event::{Event, Level};
+use vmkeep_types::ids::node_uid;
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::ResourceRef;
 
@@ -87,7 +88,7 @@ fn told(stranger: &EtcdMember) -> vmkeep_store::Op {
         Ok(name) => (name.clone(), format!("'{name}' ({at_url})")),
         Err(_) => (Name::known("etcd"), at_url),
     };
-    let uid = node::uid(&name);
+    let uid = node_uid(&name);
     let event = Event {
         at,
         resource: ResourceRef { kind: "node".into(), project: project.clone(), name, uid },

@@ -128,7 +128,7 @@ async fn canary(store: &dyn Store, desk: &Desk, me: &Name) -> Result<Option<Time
     let outcome = store.txn(txn).await?;
     desk.canary(sent);
     let settings = outcome.gets.into_iter().next().flatten();
-    Ok(settings.map_or(Some(TimerProfile::default()), |kv| typed::decode::<HaSettings>(&kv).ok().map(|settings| settings.profile)))
+    Ok(typed::setting::<HaSettings>(settings).map(|settings| settings.profile))
 }
 
 /// Whether a host's network stack answers: a refusal does, too.

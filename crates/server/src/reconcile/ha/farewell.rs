@@ -15,12 +15,11 @@ use vmkeep_store::{Compare, Txn, keys, typed};
 use vmkeep_types::drain::{Drain, Whom};
 use vmkeep_types::ha::{Confirmed, Departure, Parting, Proof};
 use vmkeep_types::host::EpochRecord;
-use vmkeep_types::ids::OperationId;
+use vmkeep_types::ids::{OperationId, node_uid};
 use vmkeep_types::migration::{MoveManner, Stop};
 use vmkeep_types::name::Name;
 use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
 
-use crate::app::node;
 use crate::reconcile::view::{ClusterView, Kept};
 use crate::reconcile::vm::op_key;
 
@@ -95,7 +94,7 @@ impl Case<'_> {
 
     /// May one of them lead that reads no goodbye?
     fn is_understood(&self) -> bool {
-        self.view.level.is_none_or(|level| level >= keys::LEVEL_GOODBYES)
+        self.view.level() >= keys::LEVEL_GOODBYES
     }
 
     fn empty(&self, txn: Txn) -> Txn {
@@ -104,7 +103,7 @@ impl Case<'_> {
             id: OperationId(uuid::Uuid::now_v7()),
             project: project.clone(),
             kind: "node.drain".into(),
-            resource: ResourceRef { kind: "node".into(), project, name: self.node.clone(), uid: node::uid(self.node) },
+            resource: ResourceRef { kind: "node".into(), project, name: self.node.clone(), uid: node_uid(self.node) },
             state: OpState::Pending,
             steps: vec![format!("the host goes down: {}", self.departure.value.farewell.as_str())],
             progress: None,
