@@ -38,6 +38,8 @@ impl Brake {
     pub fn words(self, silent: usize, live: usize) -> Option<String> {
         match self {
             Self::Off => None,
+            // It boots, or its own agent does: nobody else could take anything over.
+            Self::Frozen if live == 1 => None,
             Self::On => Some(format!("{silent} of {live} nodes are silent at once: those that answer pings are not fenced")),
             Self::Frozen => Some(format!(
                 "{silent} of {live} nodes are silent: that is rather our own network; nothing is fenced until fewer are, or `confirm-dead`"
@@ -61,5 +63,6 @@ mod tests {
             .map(|(silent, live)| Brake::of(silent, live));
         use Brake::{Frozen, Off, On};
         assert_eq!(told, [Off, Off, Off, Frozen, Off, On, Off, On, Frozen]);
+        assert_eq!((Frozen.words(1, 1), Frozen.words(2, 3).is_some()), (None, true));
     }
 }

@@ -224,6 +224,14 @@ impl StorageFence for Blocklist {
     }
 }
 
+async fn with_a_disk_at_the_blocklist() -> (Bed, Arc<Blocklist>) {
+    let mut bed = Bed::of(&["a", "b", "c"]).await;
+    let blocklist = Arc::new(Blocklist::default());
+    bed.desk = desk(&bed.ms, blocklist.clone());
+    bed.disk(1, "a", "ceph").await;
+    (bed, blocklist)
+}
+
 fn desk(ms: &Arc<AtomicU64>, storage: Arc<dyn StorageFence>) -> Arc<Desk> {
     let ms = ms.clone();
     let clock = move || {
@@ -394,10 +402,7 @@ async fn a_new_leader_that_heard_all_the_time_need_not_wait_anew() {
 
 #[tokio::test]
 async fn the_storages_word_ends_the_wait_where_all_disks_are_its() {
-    let mut bed = Bed::of(&["a", "b", "c"]).await;
-    let blocklist = Arc::new(Blocklist::default());
-    bed.desk = desk(&bed.ms, blocklist.clone());
-    bed.disk(1, "a", "ceph").await;
+    let (mut bed, blocklist) = with_a_disk_at_the_blocklist().await;
     bed.check(20, &["a", "b", "c"], expect![""]).await;
     bed.check(
         30,
@@ -416,10 +421,7 @@ async fn the_storages_word_ends_the_wait_where_all_disks_are_its() {
     assert_eq!(proof.proof, Proof::Storage);
 
     // With one disk elsewhere its word proves nothing, and it is not asked.
-    let mut bed = Bed::of(&["a", "b", "c"]).await;
-    let blocklist = Arc::new(Blocklist::default());
-    bed.desk = desk(&bed.ms, blocklist.clone());
-    bed.disk(1, "a", "ceph").await;
+    let (mut bed, blocklist) = with_a_disk_at_the_blocklist().await;
     bed.disk(2, "a", "nfs").await;
     bed.check(20, &["a", "b", "c"], expect![""]).await;
     bed.check(
