@@ -162,6 +162,8 @@ pub enum ShutdownPolicy {
 }
 
 impl ShutdownPolicy {
+    pub const ALL: [Self; 4] = [Self::Migrate, Self::Freeze, Self::Failover, Self::Conditional];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Migrate => "migrate",

@@ -37,6 +37,27 @@ pub struct NodeFacts {
     pub offers: NodeOffers,
 }
 
+impl NodeFacts {
+    /// A host that can run VMs, in its first epoch, as long as nothing else is told of it.
+    pub fn of(name: Name, cpus: u32, memory: ByteCount) -> Self {
+        Self {
+            name,
+            epoch: Epoch(1),
+            boot_id: String::new(),
+            cpus,
+            memory,
+            kvm: KvmState::Usable,
+            libvirt_version: None,
+            qemu_version: None,
+            vmkeep_version: String::new(),
+            hypervisor_up: true,
+            address: None,
+            migration: None,
+            offers: NodeOffers::default(),
+        }
+    }
+}
+
 /// What a VM may need of a node, as far as the node knows; an empty list of names is "not known" and refuses nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

@@ -36,6 +36,21 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// A VM that vmkeep is asked to make, without disks yet.
+    pub fn created(id: VmId, project: Name, spec: VmSpec, created_at: jiff::Timestamp) -> Self {
+        Self {
+            id,
+            project,
+            spec,
+            volumes: BTreeMap::new(),
+            created_at,
+            origin: VmOrigin::Created,
+            leaving: None,
+            instance: 0,
+            reinit_due: None,
+        }
+    }
+
     /// The guest has not read all of its cloud-init, and will not before a `reinit`.
     pub fn needs_reinit(&self) -> bool {
         self.reinit_due == Some(self.instance)

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use vmkeep_api::ha::{ConfirmDead, HaBrake, HaChange, HaCheck, HaDisarm, HaForecast, HaHistory, HaIncident, HaNode, HaNodeState, HaStatus};
 use vmkeep_types::ha::{HaSettings, Proof, ShutdownPolicy, TimerProfile};
@@ -35,11 +36,11 @@ pub enum HaCommand {
     #[command(arg_required_else_help = true)]
     Set {
         /// What becomes of highly available VMs when their host is shut down or rebooted
-        #[arg(long, value_name = "POLICY")]
-        shutdown_policy: Option<Policy>,
+        #[arg(long, value_name = "POLICY", value_parser = policies())]
+        shutdown_policy: Option<ShutdownPolicy>,
         /// How soon a host counts as dead, and how often it says that it lives
-        #[arg(long)]
-        profile: Option<Profile>,
+        #[arg(long, value_parser = profiles())]
+        profile: Option<TimerProfile>,
     },
     /// Ask a host's fence agent whether its power is on
     FenceTest(fence::Trial),
@@ -63,44 +64,33 @@ pub enum DisarmMode {
     Freeze,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Profile {
-    /// To 1000 hosts: dead after 38 s, and an outage of 8 s does nothing
-    Standard,
-    /// To 64 hosts on a quiet network: dead after 17 s, and an outage of 1.7 s does nothing
-    Fast,
+fn profiles() -> impl TypedValueParser<Value = TimerProfile> {
+    let help = |profile| match profile {
+        TimerProfile::Standard => "To 1000 hosts: dead after 38 s, and an outage of 8 s does nothing",
+        TimerProfile::Fast => "To 64 hosts on a quiet network: dead after 17 s, and an outage of 1.7 s does nothing",
+    };
+    one_of(TimerProfile::ALL.map(|profile| (profile.as_str(), help(profile), profile)))
 }
 
-impl From<Profile> for TimerProfile {
-    fn from(profile: Profile) -> Self {
-        match profile {
-            Profile::Standard => Self::Standard,
-            Profile::Fast => Self::Fast,
+fn policies() -> impl TypedValueParser<Value = ShutdownPolicy> {
+    let help = |policy| match policy {
+        ShutdownPolicy::Migrate => {
+            "They move away while they run, and the host waits for that; those that cannot start elsewhere afterwards"
         }
-    }
+        ShutdownPolicy::Freeze => "They go off and wait for their host",
+        ShutdownPolicy::Failover => "They go off and start elsewhere",
+        ShutdownPolicy::Conditional => "Freeze for a reboot, failover for a shutdown",
+    };
+    one_of(ShutdownPolicy::ALL.map(|policy| (policy.as_str(), help(policy), policy)))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Policy {
-    /// They move away while they run, and the host waits for that; those that cannot start elsewhere afterwards
-    Migrate,
-    /// They go off and wait for their host
-    Freeze,
-    /// They go off and start elsewhere
-    Failover,
-    /// Freeze for a reboot, failover for a shutdown
-    Conditional,
-}
-
-impl From<Policy> for ShutdownPolicy {
-    fn from(policy: Policy) -> Self {
-        match policy {
-            Policy::Migrate => Self::Migrate,
-            Policy::Freeze => Self::Freeze,
-            Policy::Failover => Self::Failover,
-            Policy::Conditional => Self::Conditional,
-        }
-    }
+/// Values of the contract by their words, each with its help.
+fn one_of<T: Clone + Send + Sync + 'static, const N: usize>(
+    values: [(&'static str, &'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    let words: Vec<PossibleValue> = values.iter().map(|(word, help, _)| PossibleValue::new(*word).help(*help)).collect();
+    let meant = move |said: String| values.iter().find(|(word, ..)| *word == said).expect("clap took no other word").2.clone();
+    PossibleValuesParser::new(words).map(meant)
 }
 
 pub async fn run(ctx: &Ctx, command: HaCommand) -> Result<(), Failure> {
@@ -124,9 +114,7 @@ pub async fn run(ctx: &Ctx, command: HaCommand) -> Result<(), Failure> {
             ctx.printer.say("high availability is armed again");
             Ok(())
         }
-        HaCommand::Set { shutdown_policy, profile } => {
-            set(ctx, &HaChange { shutdown_policy: shutdown_policy.map(Into::into), profile: profile.map(Into::into) }).await
-        }
+        HaCommand::Set { shutdown_policy, profile } => set(ctx, &HaChange { shutdown_policy, profile }).await,
         HaCommand::FenceTest(trial) => fence::test(ctx, &trial).await,
         HaCommand::ConfirmDead { name, typed } => confirm_dead(ctx, &name, typed).await,
     }

@@ -1,8 +1,8 @@
 //! Nodes and VMs for the tests of placement.
 
 use serde_json::{Value, json};
-use vmkeep_types::host::{KvmState, NodeFacts};
-use vmkeep_types::ids::{Epoch, VmId};
+use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::units::ByteCount;
@@ -16,21 +16,7 @@ pub fn name(text: &str) -> Name {
 }
 
 pub fn facts(node: &str, cpus: u32, gib: u64) -> NodeFacts {
-    NodeFacts {
-        name: name(node),
-        epoch: Epoch(1),
-        boot_id: "b".into(),
-        cpus,
-        memory: ByteCount::from_gib(gib),
-        kvm: KvmState::Usable,
-        libvirt_version: None,
-        qemu_version: None,
-        vmkeep_version: "0".into(),
-        hypervisor_up: true,
-        address: None,
-        offers: Default::default(),
-        migration: None,
-    }
+    NodeFacts::of(name(node), cpus, ByteCount::from_gib(gib))
 }
 
 /// Fields over those of a node's wish that says nothing.

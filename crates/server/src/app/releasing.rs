@@ -102,11 +102,11 @@ mod tests {
     use expect_test::{Expect, expect};
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_types::ha::Proof;
-    use vmkeep_types::host::{KvmState, NodeFacts};
+    use vmkeep_types::host::NodeFacts;
     use vmkeep_types::ids::{Epoch, Generation, OperationId, PoolId, VolumeId};
     use vmkeep_types::migration::{MoveOrder, MovePart, Travel};
     use vmkeep_types::pool::{PoolDriver, PoolSpec};
-    use vmkeep_types::record::{Power, PowerWish, VmOrigin};
+    use vmkeep_types::record::{Power, PowerWish};
     use vmkeep_types::units::ByteCount;
     use vmkeep_types::vm::{DiskFormat, VmSpec};
 
@@ -126,15 +126,8 @@ mod tests {
     async fn owned(store: &EmbeddedStore, n: u128, pool: &'static str) -> VmId {
         let (id, volume, project) = (VmId(uuid::Uuid::from_u128(n)), VolumeId(uuid::Uuid::from_u128(n)), Name::known("default"));
         let record = VmRecord {
-            id,
-            project: project.clone(),
-            spec: VmSpec::named(Name::known("web")),
             volumes: [(Name::known("root"), volume)].into(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            origin: VmOrigin::Created,
-            leaving: None,
-            instance: 0,
-            reinit_due: None,
+            ..VmRecord::created(id, project.clone(), VmSpec::named(Name::known("web")), jiff::Timestamp::UNIX_EPOCH)
         };
         let disk = VolumeRecord {
             id: volume,
@@ -175,21 +168,7 @@ mod tests {
     }
 
     fn facts(node: &'static str) -> NodeFacts {
-        NodeFacts {
-            name: Name::known(node),
-            epoch: Epoch(1),
-            boot_id: "b".into(),
-            cpus: 8,
-            memory: ByteCount::from_gib(64),
-            kvm: KvmState::Usable,
-            libvirt_version: None,
-            qemu_version: None,
-            vmkeep_version: "0".into(),
-            hypervisor_up: true,
-            address: None,
-            offers: Default::default(),
-            migration: None,
-        }
+        NodeFacts::of(Name::known(node), 8, ByteCount::from_gib(64))
     }
 
     async fn confirm(store: &EmbeddedStore, epoch: u64) {

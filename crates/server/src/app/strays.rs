@@ -87,7 +87,6 @@ mod tests {
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_types::ids::{Epoch, Generation, PoolId, VmId, VolumeId};
     use vmkeep_types::pool::{PoolDriver, PoolSpec};
-    use vmkeep_types::record::VmOrigin;
     use vmkeep_types::vm::{DiskFormat, VmSpec};
 
     use super::*;
@@ -127,15 +126,8 @@ mod tests {
     async fn unowned(store: &EmbeddedStore, n: u128, pool: &'static str) {
         let (volume, project) = (VolumeId(uuid::Uuid::from_u128(n)), Name::known("default"));
         let record = VmRecord {
-            id: id(n),
-            project: project.clone(),
-            spec: VmSpec::named(Name::known("web")),
             volumes: [(Name::known("root"), volume)].into(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            origin: VmOrigin::Created,
-            leaving: None,
-            instance: 0,
-            reinit_due: None,
+            ..VmRecord::created(id(n), project.clone(), VmSpec::named(Name::known("web")), jiff::Timestamp::UNIX_EPOCH)
         };
         let disk = VolumeRecord {
             id: volume,

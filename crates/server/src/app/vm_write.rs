@@ -8,7 +8,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{OperationId, Revision, VmId};
 use vmkeep_types::manifest;
 use vmkeep_types::operation::{Operation, Wanted};
-use vmkeep_types::record::{Power, PowerWish, VmChoices, VmOrigin, VmRecord};
+use vmkeep_types::record::{Power, PowerWish, VmChoices, VmRecord};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::ask::{self, IfMatch, stale, write};
@@ -70,17 +70,8 @@ async fn try_create(store: &dyn Store, ask: &Ask, spec: &VmSpec) -> Result<Optio
     let name = free_name(store, ask, &spec.name).await?;
     let mut resolved = resolve(store, ask, spec, None, &Coming::default()).await?;
     let id = VmId(uuid::Uuid::new_v4());
-    let record = VmRecord {
-        id,
-        project: ask.project.clone(),
-        volumes: resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect(),
-        spec: spec.clone(),
-        created_at: jiff::Timestamp::now(),
-        origin: VmOrigin::Created,
-        leaving: None,
-        instance: 0,
-        reinit_due: None,
-    };
+    let volumes = resolved.volumes.iter().map(|(disk, v)| (disk.clone(), v.id)).collect();
+    let record = VmRecord { volumes, ..VmRecord::created(id, ask.project.clone(), spec.clone(), jiff::Timestamp::now()) };
     let want = if runs_by_itself(record.spec.run) { PowerWish::On } else { PowerWish::Off };
     let op = operation(ask, "vm.create", resource(&record), Wanted::Vm { spec_revision: Revision(0), power_cycle: 1 });
     let name_key = keys::name("vm", &ask.project, &record.spec.name);

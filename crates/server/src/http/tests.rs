@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Op, Store, Txn, keys, typed};
-use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{Epoch, ImageId, VmId};
 use vmkeep_types::image::{Found, ImageFacts, ImageKind, ImageRecord, ImageSource, ImageSpec};
 use vmkeep_types::name::Name;
@@ -164,21 +164,7 @@ impl Bed {
         let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
         crate::app::bootstrap(store.as_ref(), "/pool", false).await.expect("a new store");
         let name = Name::known("node1");
-        let facts = NodeFacts {
-            name: name.clone(),
-            epoch: Epoch(1),
-            boot_id: "b".into(),
-            cpus: 4,
-            memory: ByteCount::from_gib(8),
-            kvm: KvmState::Usable,
-            libvirt_version: None,
-            qemu_version: None,
-            vmkeep_version: "0".into(),
-            hypervisor_up: true,
-            address: None,
-            offers: Default::default(),
-            migration: None,
-        };
+        let facts = NodeFacts::of(name.clone(), 4, ByteCount::from_gib(8));
         let node = Arc::new(FakeNode::default());
         let server = Server::new(store.clone(), node.clone(), name.clone(), audit);
         let bed = Self { router: router(server.clone()), store, server, node, role: Role::Admin };

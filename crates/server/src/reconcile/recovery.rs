@@ -91,7 +91,6 @@ mod tests {
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_types::cluster::Rejoined;
     use vmkeep_types::ids::Epoch;
-    use vmkeep_types::record::VmOrigin;
     use vmkeep_types::vm::VmSpec;
 
     use super::super::view::PREFIXES;
@@ -113,17 +112,7 @@ mod tests {
         let store = EmbeddedStore::in_memory().expect("memory");
         for (n, node) in (1..).zip(NODES) {
             let (node, id, project) = (Name::known(node), vm(n), Name::known("default"));
-            let record = VmRecord {
-                id,
-                project: project.clone(),
-                spec: VmSpec::named(Name::known("web")),
-                volumes: Default::default(),
-                created_at: jiff::Timestamp::UNIX_EPOCH,
-                origin: VmOrigin::Created,
-                leaving: None,
-                instance: 0,
-                reinit_due: None,
-            };
+            let record = VmRecord::created(id, project.clone(), VmSpec::named(Name::known("web")), jiff::Timestamp::UNIX_EPOCH);
             let owner =
                 Owner { vm: id, project: project.clone(), node: node.clone(), epoch: Epoch(1), generation: Generation(3), to: None };
             write(&store, Op::Put(keys::joined(&node), Vec::new())).await;

@@ -8,13 +8,13 @@ use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Op, Store, Txn, keys, typed};
 use vmkeep_types::addresses::Addresses;
 use vmkeep_types::error::Error;
-use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{DomainState, Observed, RestartCount, Seen, VmMemory};
 use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Order;
-use vmkeep_types::record::{Leaving, Power, PowerWish, VmChoices, VmOrigin, VmRecord};
+use vmkeep_types::record::{Leaving, Power, PowerWish, VmChoices, VmRecord};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
@@ -41,17 +41,7 @@ fn now() -> jiff::Timestamp {
 
 fn record(leaving: Option<Leaving>) -> VmRecord {
     let spec = VmSpec { nics: Vec::new(), ..VmSpec::named(Name::known("web1")) };
-    VmRecord {
-        id: VM,
-        project: project(),
-        spec,
-        volumes: BTreeMap::new(),
-        created_at: now(),
-        origin: VmOrigin::Created,
-        leaving,
-        instance: 0,
-        reinit_due: None,
-    }
+    VmRecord { leaving, ..VmRecord::created(VM, project(), spec, now()) }
 }
 
 fn operation(wanted: Wanted) -> Operation {
@@ -73,21 +63,7 @@ fn operation(wanted: Wanted) -> Operation {
 }
 
 fn facts(memory: ByteCount) -> NodeFacts {
-    NodeFacts {
-        name: node(),
-        epoch: Epoch(1),
-        boot_id: "b".into(),
-        cpus: 2,
-        memory,
-        kvm: KvmState::Usable,
-        libvirt_version: None,
-        qemu_version: None,
-        vmkeep_version: "0".into(),
-        hypervisor_up: true,
-        address: None,
-        offers: Default::default(),
-        migration: None,
-    }
+    NodeFacts::of(node(), 2, memory)
 }
 
 /// A wish as `app` writes it, on a cluster of one node.

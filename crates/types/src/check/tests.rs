@@ -2,8 +2,6 @@ use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::host::KvmState;
-use crate::ids::Epoch;
 
 fn spec(more: Value) -> VmSpec {
     let mut whole = json!({"name": "sql1"});
@@ -431,21 +429,7 @@ fn too_many() {
 }
 
 fn host() -> NodeFacts {
-    NodeFacts {
-        name: Name::known("node1"),
-        epoch: Epoch(1),
-        boot_id: String::new(),
-        cpus: 4,
-        memory: ByteCount::from_gib(8),
-        kvm: KvmState::Usable,
-        libvirt_version: None,
-        qemu_version: None,
-        vmkeep_version: String::new(),
-        hypervisor_up: true,
-        address: None,
-        offers: Default::default(),
-        migration: None,
-    }
+    NodeFacts::of(Name::known("node1"), 4, ByteCount::from_gib(8))
 }
 
 #[test]

@@ -12,11 +12,11 @@ use vmkeep_core::ha::vigil::WritesAre;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::{Compare, Held, Op, Store, Txn, keys, typed};
 use vmkeep_types::ha::{Armed, Confirmed, Disarm, DisarmMode, HaSettings, Incident, Proof, TimerProfile, WatchdogKind};
-use vmkeep_types::host::{EpochRecord, Heartbeat, KvmState, NodeFacts};
+use vmkeep_types::host::{EpochRecord, Heartbeat, NodeFacts};
 use vmkeep_types::ids::{Epoch, Generation, PoolId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
 use vmkeep_types::pool::{Attachment, PoolDriver, PoolRecord, PoolSpec, VolumeRecord};
-use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::record::{Owner, Power, PowerWish, VmRecord};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::{DiskFormat, Ha, VmSpec};
 
@@ -45,21 +45,7 @@ fn vm(n: u128) -> VmId {
 
 /// A node that has joined, with room for a few VMs.
 pub fn facts(node: &'static str) -> NodeFacts {
-    NodeFacts {
-        name: name(node),
-        epoch: Epoch(1),
-        boot_id: "b".into(),
-        cpus: 8,
-        memory: ByteCount::from_gib(8),
-        kvm: KvmState::Usable,
-        libvirt_version: None,
-        qemu_version: None,
-        vmkeep_version: "0".into(),
-        hypervisor_up: true,
-        address: None,
-        offers: Default::default(),
-        migration: None,
-    }
+    NodeFacts::of(name(node), 8, ByteCount::from_gib(8))
 }
 
 impl Bed {
@@ -90,17 +76,7 @@ impl Bed {
     async fn owned(&self, n: u128, node: &'static str, priority: Option<u8>) {
         let (id, project) = (vm(n), name("default"));
         let spec = VmSpec { nics: Vec::new(), ha: priority.map(|priority| Ha { priority, ..Ha::default() }), ..VmSpec::named(name("web")) };
-        let record = VmRecord {
-            id,
-            project: project.clone(),
-            spec,
-            volumes: Default::default(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            origin: VmOrigin::Created,
-            leaving: None,
-            instance: 0,
-            reinit_due: None,
-        };
+        let record = VmRecord::created(id, project.clone(), spec, jiff::Timestamp::UNIX_EPOCH);
         let owner = Owner { vm: id, project: project.clone(), node: name(node), epoch: Epoch(1), generation: Generation(1), to: None };
         let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
         self.put(typed::put(keys::vm(&project, id), &record)).await;

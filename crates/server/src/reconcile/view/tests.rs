@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use vmkeep_store::{Change, KeyValue, keys, typed};
-use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeRecord;
-use vmkeep_types::record::{Owner, Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::record::{Owner, Power, PowerWish, VmRecord};
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
@@ -27,36 +27,17 @@ fn kv<T: serde::Serialize>(key: String, value: &T) -> KeyValue {
 }
 
 fn facts(node: &str) -> KeyValue {
-    let facts = NodeFacts {
-        name: name(node),
-        epoch: Epoch(1),
-        boot_id: "b".into(),
-        cpus: 8,
-        memory: ByteCount::from_gib(64),
-        kvm: KvmState::Usable,
-        libvirt_version: None,
-        qemu_version: None,
-        vmkeep_version: "0".into(),
-        hypervisor_up: true,
-        address: None,
-        offers: Default::default(),
-        migration: None,
-    };
+    let facts = NodeFacts::of(name(node), 8, ByteCount::from_gib(64));
     kv(keys::facts(&name(node)), &facts)
 }
 
 fn vm(n: u128) -> Vec<KeyValue> {
-    let record = VmRecord {
-        id: id(n),
-        project: name("default"),
-        spec: VmSpec { nics: Vec::new(), ..VmSpec::named(name(&format!("v{n}"))) },
-        volumes: BTreeMap::new(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        origin: VmOrigin::Created,
-        leaving: None,
-        instance: 0,
-        reinit_due: None,
-    };
+    let record = VmRecord::created(
+        id(n),
+        name("default"),
+        VmSpec { nics: Vec::new(), ..VmSpec::named(name(&format!("v{n}"))) },
+        jiff::Timestamp::UNIX_EPOCH,
+    );
     let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
     vec![kv(keys::vm(&name("default"), id(n)), &record), kv(keys::power(id(n)), &power)]
 }

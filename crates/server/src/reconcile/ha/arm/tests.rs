@@ -9,7 +9,7 @@ use vmkeep_types::ha::{Armed, WatchdogKind};
 use vmkeep_types::host::{EpochRecord, Heartbeat};
 use vmkeep_types::ids::{Epoch, VmId};
 use vmkeep_types::name::Name;
-use vmkeep_types::record::{Power, PowerWish, VmOrigin, VmRecord};
+use vmkeep_types::record::{Power, PowerWish, VmRecord};
 use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
 use vmkeep_types::vm::{Ha, VmSpec};
 
@@ -46,17 +46,12 @@ impl Bed {
     }
 
     async fn wish(&self, id: VmId, called: &'static str) {
-        let record = VmRecord {
+        let record = VmRecord::created(
             id,
-            project: name("default"),
-            spec: VmSpec { nics: Vec::new(), ha: Some(Ha::default()), ..VmSpec::named(name(called)) },
-            volumes: Default::default(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            origin: VmOrigin::Created,
-            leaving: None,
-            instance: 0,
-            reinit_due: None,
-        };
+            name("default"),
+            VmSpec { nics: Vec::new(), ha: Some(Ha::default()), ..VmSpec::named(name(called)) },
+            jiff::Timestamp::UNIX_EPOCH,
+        );
         let power = Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None };
         self.put(typed::put(keys::vm(&name("default"), id), &record)).await;
         self.put(typed::put(keys::power(id), &power)).await;
