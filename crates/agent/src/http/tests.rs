@@ -199,6 +199,17 @@ async fn viewers_share_a_console_and_a_late_one_sees_the_past() {
 }
 
 #[tokio::test]
+async fn a_console_is_opened_again_right_after_it_was_closed() {
+    let bed = Bed::running().await;
+    let at = bed.serve().await;
+    for round in 0..20 {
+        let mut viewer = websocket(at, &format!("/n/vms/{VM}/console")).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+        viewer.send(Message::binary(format!("echo round-{round}\r").into_bytes())).await.expect("typed");
+        until(&mut viewer, &format!("round-{round}\r\ntiny#")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_guest_that_goes_down_closes_its_console() {
     let bed = Bed::running().await;
     let at = bed.serve().await;

@@ -23,6 +23,7 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 
 use self::host::Host;
 pub use self::migrate::Wire;
+use super::uses::Uses;
 use super::{
     AgentLink, BY_HOST, ConsoleStream, DomainBrief, DomainStats, GuestAddress, HostChange, HvError, HvEvent, HvVersions, Hypervisor, Lease,
     Lifecycle, LiveChange, MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
@@ -52,6 +53,7 @@ pub enum Manners {
 
 pub struct FakeHypervisor {
     world: Arc<World>,
+    consoles: Uses,
 }
 
 struct World {
@@ -94,7 +96,8 @@ impl FakeHypervisor {
             calls: VecDeque::new(),
             wire: None,
         };
-        Self { world: Arc::new(World { state: Mutex::new(state), events: broadcast::channel(EVENTS_MAX).0 }) }
+        let world = World { state: Mutex::new(state), events: broadcast::channel(EVENTS_MAX).0 };
+        Self { world: Arc::new(world), consoles: Uses::default() }
     }
 
     async fn call<T>(&self, call: &'static str, about: &str, act: impl FnOnce(&mut State) -> Result<T, HvError>) -> Result<T, HvError> {
@@ -390,7 +393,8 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError> {
-        let world = Arc::downgrade(&self.world);
+        self.consoles.wait_for_left(uuid).await;
+        let (world, consoles) = (Arc::downgrade(&self.world), &self.consoles);
         self.look("console", |host| {
             let domain = host.running(uuid)?.0;
             if domain.console.as_ref().is_some_and(|c| c.receiver_count() > 0) {
@@ -398,7 +402,7 @@ impl Hypervisor for FakeHypervisor {
             }
             let (fall, alive) = watch::channel(());
             domain.console = Some(fall);
-            Ok(guest::serve(alive, move |guest::Wish::PowerOff| {
+            Ok(guest::serve(alive, consoles, uuid, move |guest::Wish::PowerOff| {
                 if let Some(world) = world.upgrade() {
                     // It may have been stopped in between.
                     let _ = world.power_off(uuid);

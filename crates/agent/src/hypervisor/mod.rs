@@ -6,6 +6,7 @@
 
 pub mod fake;
 pub mod libvirt;
+mod uses;
 pub(crate) mod xml;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -318,7 +319,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn agent_command(&self, uuid: VmId, json: String, within: Duration) -> Result<String, HvError>;
     async fn addresses(&self, uuid: VmId) -> Result<Vec<GuestAddress>, HvError>;
     /// Every byte from now on. libvirt gives a console to one at a time (a second caller is refused): viewers share it above this
-    /// seam. Dropping both ends closes it.
+    /// seam. Dropping both ends closes it; who opens it at once after that gets a new one.
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError>;
     /// Host path of the VNC unix socket of a running domain.
     async fn vnc_socket(&self, uuid: VmId) -> Result<PathBuf, HvError>;

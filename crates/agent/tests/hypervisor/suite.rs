@@ -11,6 +11,11 @@ use vmkeep_types::observed::{DomainState, ExitCause};
 
 use crate::stand::{NETWORK, PATIENCE, Stand, Story, domain_xml, greet, heard, metadata, network_xml, running, uuid};
 
+/// Rounds of closing a console and opening it again.
+const REOPENED: usize = 20;
+/// QEMU looks once a second whether somebody has opened a serial line that was closed.
+const REOPENED_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Everything, one after the other, on one stand.
 pub async fn all(stand: &dyn Stand) {
     let hv = stand.hv();
@@ -310,9 +315,14 @@ async fn console(stand: &dyn Stand) {
     heard(&mut console, "two\r\n", 2, PATIENCE).await.expect("an answer");
     let second = hv.console(vm).await.map(|_| ());
     assert!(matches!(&second, Err(HvError::Refused(why)) if why.contains("Active console")), "{second:?}");
-    drop(console);
-    let mut console = open_console(&*hv, vm).await;
-    greet(&mut console).await;
+    for round in 0..REOPENED {
+        // The next one at once: it is neither refused nor dead.
+        drop(console);
+        console = hv.console(vm).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+        console.to_guest.send(format!("echo again-$((3+4))-{round}\n").into_bytes()).await.expect("typed");
+        let answer = heard(&mut console, &format!("-{round}\r\n"), 2, REOPENED_PATIENCE).await;
+        answer.unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
     hv.destroy(vm).await.expect("destroy");
     let rest = async { while console.from_guest.recv().await.is_some() {} };
     tokio::time::timeout(PATIENCE, rest).await.expect("the console ends with the domain");

@@ -5,6 +5,7 @@ mod apart;
 mod bad_input;
 mod bench;
 mod cluster;
+mod consoles;
 mod crash;
 mod dead_host;
 mod debian;

@@ -2,8 +2,10 @@
 //! `poweroff -f`, and answers everything else like a shell that does not know it.
 
 use tokio::sync::{mpsc, watch};
+use vmkeep_types::ids::VmId;
 
 use crate::hypervisor::ConsoleStream;
+use crate::hypervisor::uses::Uses;
 
 const CHUNKS_MAX: usize = 256;
 pub const PROMPT: &str = "tiny# ";
@@ -15,10 +17,15 @@ pub enum Wish {
 }
 
 /// Serves until the domain stops (`alive` is dropped) or the other side closes.
-pub fn serve(mut alive: watch::Receiver<()>, wish: impl Fn(Wish) + Send + 'static) -> ConsoleStream {
+pub fn serve(alive: watch::Receiver<()>, uses: &Uses, vm: VmId, wish: impl Fn(Wish) + Send + 'static) -> ConsoleStream {
     let (output, from_guest) = mpsc::channel::<Vec<u8>>(CHUNKS_MAX);
     let (to_guest, mut input) = mpsc::channel::<Vec<u8>>(CHUNKS_MAX);
+    let ends = ConsoleStream { from_guest, to_guest };
+    let closed = uses.begin(vm, &ends, output.downgrade());
     tokio::spawn(async move {
+        let _closed = closed;
+        // Dropped before that: the console is free when it is told closed.
+        let mut alive = alive;
         let mut line = Vec::new();
         loop {
             let bytes = tokio::select! {
@@ -46,7 +53,7 @@ pub fn serve(mut alive: watch::Receiver<()>, wish: impl Fn(Wish) + Send + 'stati
             }
         }
     });
-    ConsoleStream { from_guest, to_guest }
+    ends
 }
 
 fn execute(line: &str) -> (String, Option<Wish>) {

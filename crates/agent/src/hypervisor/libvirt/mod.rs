@@ -33,6 +33,7 @@ use self::conn::Conn;
 use self::domain::{Act, Domain};
 use self::pool::Pool;
 use self::session::{Link, Session};
+use super::uses::Uses;
 use super::{
     ConsoleStream, DomainBrief, DomainStats, GuestAddress, HostChange, HvError, HvEvent, HvVersions, Hypervisor, Lease, LiveChange,
     MigrateTo, MigrationStats, Screenshot, UndefineKeep, Words, XmlKind, xml,
@@ -62,6 +63,7 @@ pub struct LibvirtHypervisor {
     pool: Arc<Pool>,
     events: broadcast::Sender<HvEvent>,
     agent_calls: Semaphore,
+    consoles: Uses,
 }
 
 impl LibvirtHypervisor {
@@ -70,7 +72,8 @@ impl LibvirtHypervisor {
     pub fn connect(uri: &str) -> Result<Arc<Self>, HvError> {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let link = Link::start(conn::c_string(uri)?, events.clone())?;
-        Ok(Arc::new(Self { link, pool: Arc::new(Pool::new()), events, agent_calls: Semaphore::new(AGENT_CALLS_MAX) }))
+        let agent_calls = Semaphore::new(AGENT_CALLS_MAX);
+        Ok(Arc::new(Self { link, pool: Arc::new(Pool::new()), events, agent_calls, consoles: Uses::default() }))
     }
 
     /// Waits until libvirt answers; the error is the reason why it does not.
@@ -266,9 +269,11 @@ impl Hypervisor for LibvirtHypervisor {
     }
 
     async fn console(&self, uuid: VmId) -> Result<ConsoleStream, HvError> {
+        self.consoles.wait_for_left(uuid).await;
         let events = self.events();
         let (console, ends) = self.with_session("console", QUERY, move |conn| stream::console(conn, &domain::find(conn, uuid)?)).await?;
-        tokio::spawn(console.run(events, self.pool.clone()));
+        let closed = self.consoles.begin(uuid, &ends, console.to_reader());
+        tokio::spawn(console.run(events, self.pool.clone(), closed));
         Ok(ends)
     }
 

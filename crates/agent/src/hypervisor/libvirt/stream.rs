@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::DropGuard;
 use virt_sys as sys;
 use vmkeep_types::ids::VmId;
 
@@ -184,8 +185,8 @@ unsafe extern "C" fn free_output(timer: c_int, opaque: *mut c_void) {
 
 impl Console {
     /// Until a side is done: the domain, the connection, the reader or the writer. libvirt often does not end the stream with the
-    /// domain, so its stop is taken from the events.
-    pub async fn run(mut self, mut events: broadcast::Receiver<HvEvent>, pool: Arc<Pool>) {
+    /// domain, so its stop is taken from the events. `closed` falls when libvirt has taken the console back.
+    pub async fn run(mut self, mut events: broadcast::Receiver<HvEvent>, pool: Arc<Pool>, closed: DropGuard) {
         loop {
             let bytes = tokio::select! {
                 _ = self.over.changed() => break,
@@ -208,7 +209,14 @@ impl Console {
             }
         }
         // Ending and freeing the stream asks libvirt: not on this thread.
-        pool.run_detached(move || drop(self));
+        pool.run_detached(move || {
+            drop(self);
+            drop(closed);
+        });
+    }
+
+    pub fn to_reader(&self) -> mpsc::WeakSender<Vec<u8>> {
+        self.reader_gone.downgrade()
     }
 
     fn is_last(&self, event: &HvEvent) -> bool {
