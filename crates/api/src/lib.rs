@@ -6,6 +6,7 @@
 //! | [`routes`] | the route table, as data: server, client, OpenAPI and the route tests read the same rows |
 //! | [`body`] | request and answer bodies that are not plain records |
 //! | [`place`] | bodies about placement |
+//! | [`secret`] | bodies about the keys of secrets |
 //! | [`problem`] | errors as problem+json (RFC 9457) |
 //! | [`openapi`] | the OpenAPI 3.1 document |
 //! | [`client`] | typed client over unix socket or HTTPS; [`follow`] waits on operations |
@@ -18,3 +19,4 @@ pub mod openapi;
 pub mod place;
 pub mod problem;
 pub mod routes;
+pub mod secret;

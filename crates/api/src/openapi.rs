@@ -24,6 +24,7 @@ use crate::ha::{ConfirmDead, HaChange, HaCheck, HaDisarm, HaForecast, HaHistory,
 use crate::place::{BalanceAnswer, CapacityAnswer, DrainRequest, NodeActionRequest, PlacementAnswer, SimulateAnswer, SimulateRequest};
 use crate::problem;
 use crate::routes::{Method, ROUTES, Route, Shape};
+use crate::secret::SecretsView;
 
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
@@ -96,6 +97,7 @@ schemas! {
     "PlacementAnswer" PlacementAnswer,
     "PoolSpec" PoolSpec,
     "PoolView" PoolView,
+    "SecretsView" SecretsView,
     "SendKeyRequest" SendKeyRequest,
     "SimulateAnswer" SimulateAnswer,
     "SimulateRequest" SimulateRequest,

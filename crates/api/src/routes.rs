@@ -172,6 +172,8 @@ routes! {
     "token.list" Get "/v1/tokens" Cluster Admin () ("Page<TokenView>") Json "List tokens, without secrets";
     "token.create" Post "/v1/tokens" Cluster Admin ("TokenCreate") ("TokenCreated") Json "Make a token; its secret is shown once";
     "token.delete" Delete "/v1/tokens/{id}" Cluster Admin () () Json "Revoke a token";
+    "secret.show" Get "/v1/secrets" Cluster Viewer () ("SecretsView") Json "Keys under which secrets lie sealed, and who can open them";
+    "secret.rotate" Post "/v1/secrets/rotate" Cluster Admin () ("SecretsView") Json "Renew the keys of the control plane's hosts, and the one that seals";
     "cluster.show" Get "/v1/cluster" Cluster Viewer () ("ClusterView") Json "Members, etcd's health, and what is degraded";
     "cluster.init" Post "/v1/cluster/init" Cluster Admin ("ClusterInit") ("ClusterFormed") Json "Make this host the first member of a cluster; unix socket only";
     "cluster.join" Post "/v1/cluster/join" Cluster Admin ("ClusterJoin") ("ClusterFormed") Json "Make this host a member of a cluster; unix socket only";

@@ -141,6 +141,9 @@ pub enum Command {
     /// Access over the network
     #[command(subcommand)]
     Token(commands::token::TokenCommand),
+    /// Keys under which passwords lie sealed
+    #[command(subcommand)]
+    Secret(commands::secret::SecretCommand),
     /// Play through what happens to a cluster when its nodes fail
     Sim(commands::sim::SimArgs),
     /// Versions of this program and the daemon

@@ -63,6 +63,7 @@ fn help_is_short() {
           op           Long work
           event        What happened
           token        Access over the network
+          secret       Keys under which passwords lie sealed
           sim          Play through what happens to a cluster when its nodes fail
           version      Versions of this program and the daemon
           completions  Completions for a shell

@@ -15,6 +15,7 @@
 //! | `joined/NODE` | empty: the index of nodes, because under `n/` lie the orders of every VM too | leader |
 //! | `control/NODE` | public key of the host, for `seal/ring`: whom agents obey | control plane, at its start |
 //! | `seal/ring` | the control plane's keys, sealed to each control node: [`crate::seal::ring`] | control plane |
+//! | `seal/rotation` | `Rotation`: there while the hosts of the control plane renew their keys: [`crate::seal::rotation`] | server, control plane |
 //! | `n/NODE/sealkey` | public key of the node: its orders' secrets are sealed to it | agent |
 //! | `fence/NODE/EPOCH` | `Fence`: no renewal of that epoch succeeds any more | leader, operator |
 //! | `confirmed/NODE/EPOCH` | `Confirmed`: that epoch is dead; created once | leader, operator |
@@ -87,7 +88,9 @@ pub const ALL_MEMBERS: &str = "cluster/member/";
 pub const ALL_WORDS: &str = "cluster/word/";
 pub const ALL_JOIN_TOKENS: &str = "join/";
 
+pub const ALL_SEAL: &str = "seal/";
 pub const SEAL_RING: &str = "seal/ring";
+pub const SEAL_ROTATION: &str = "seal/rotation";
 pub const ALL_CONTROL: &str = "control/";
 
 /// The newest format level this code writes: a store that has it holds records of that level.

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`text`] | one sealed text |
 //! | [`ring`] | the control plane's keys, and who holds them |
+//! | [`rotation`] | how all of them are renewed |
 //! | [`fields`] | where secrets lie in a record |
 //!
 //! Who reads: the control plane, and of what lies under `n/NODE/` that node. What a process may not open it passes on closed,
@@ -15,9 +16,10 @@
 
 pub mod fields;
 pub mod ring;
+pub mod rotation;
 pub mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -29,49 +31,73 @@ use vmkeep_types::ids::Revision;
 use self::fields::{Fields, Path, texts};
 use self::text::{MARK, PublicKey, SecretKey, is_sealed, open, seal};
 use crate::{
-    Change, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, WATCH_QUEUE_MAX, Watch, WatchBatch,
-    keys,
+    Change, Compare, Held, KeyValue, Leadership, Listing, Op, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, WATCH_QUEUE_MAX, Watch,
+    WatchBatch, keys,
 };
 
 /// What this process opens, and seals for.
 #[derive(Debug, Default)]
 pub struct Keys {
-    opens: RwLock<Vec<SecretKey>>,
-    /// The control plane's; None: this process seals nothing.
+    /// The host's, the newest first: what was sealed to one before is still read.
+    own: RwLock<Vec<SecretKey>>,
+    /// The control plane's.
+    ring: RwLock<Vec<SecretKey>>,
+    /// The newest of those; None: this process seals nothing.
     control: RwLock<Option<PublicKey>>,
 }
 
 impl Keys {
     /// A node that only reads what is meant for it.
     pub fn of_node(own: SecretKey) -> Arc<Self> {
-        Arc::new(Self { opens: RwLock::new(vec![own]), control: RwLock::default() })
+        Arc::new(Self { own: RwLock::new(vec![own]), ..Self::default() })
     }
 
     /// From now on it reads what the control plane reads, and seals.
     pub fn take_ring(&self, ring: &ring::Opened) {
-        let mut opens = self.opens.write().expect("nobody panics with it");
-        opens.truncate(1);
-        opens.extend(ring.keys.iter().cloned());
+        self.ring.write().expect("nobody panics with it").clone_from(&ring.keys);
         *self.control.write().expect("nobody panics with it") = Some(ring.current.clone());
+    }
+
+    /// The host has a new key.
+    pub fn take_own(&self, new: SecretKey) {
+        let mut own = self.own.write().expect("nobody panics with it");
+        if own.iter().all(|key| key.public() != new.public()) {
+            own.insert(0, new);
+        }
+    }
+
+    /// The host's keys, the newest first.
+    pub fn own(&self) -> Vec<SecretKey> {
+        self.own.read().expect("nobody panics with it").clone()
     }
 
     fn control(&self) -> Option<PublicKey> {
         self.control.read().expect("nobody panics with it").clone()
     }
 
-    fn open(&self, mut kv: KeyValue, fields: Fields) -> KeyValue {
-        let paths = fields(&kv.key);
+    fn open(&self, mut kv: KeyValue, fields: Fields) -> (KeyValue, Left) {
+        let (paths, mut left) = (fields(&kv.key), Left::Nothing);
         if !paths.is_empty() && mentions(&kv.value, [MARK]) {
-            let keys = self.opens.read().expect("nobody panics with it");
+            let (own, ring) = (self.own(), self.ring.read().expect("nobody panics with it").clone());
             let place = place_of(&kv.key).to_owned();
             change(&mut kv.value, paths, &mut |name, text| {
-                if let Some(opened) = open(text, &format!("{place}/{name}"), &keys) {
-                    *text = opened;
+                let place = format!("{place}/{name}");
+                match open(text, &place, &ring).or_else(|| open(text, &place, &own)) {
+                    Some(opened) => *text = opened,
+                    None if is_sealed(text) => left = Left::Closed,
+                    None => {}
                 }
             });
         }
-        kv
+        (kv, left)
     }
+}
+
+/// What of a record could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Closed,
 }
 
 /// Does it still hold a text that this process could not open?
@@ -112,16 +138,94 @@ fn change(value: &mut Vec<u8>, paths: &[Path], each: &mut dyn FnMut(&str, &mut S
     }
 }
 
-/// Opens what it reads and seals what it writes.
-pub struct Sealing {
+/// Opens what comes out of a store.
+#[derive(Clone)]
+struct Opener {
     store: Arc<dyn Store>,
     fields: Fields,
     keys: Arc<Keys>,
 }
 
+impl Opener {
+    async fn one(&self, kv: KeyValue) -> KeyValue {
+        let (opened, left) = self.keys.open(kv, self.fields);
+        if left == Left::Closed && self.catch_up().await { self.keys.open(opened, self.fields).0 } else { opened }
+    }
+
+    async fn all(&self, kvs: Vec<KeyValue>) -> Vec<KeyValue> {
+        let mut all = Vec::with_capacity(kvs.len());
+        let mut any = Left::Nothing;
+        for kv in kvs {
+            let (opened, left) = self.keys.open(kv, self.fields);
+            any = if left == Left::Closed { left } else { any };
+            all.push(opened);
+        }
+        if any == Left::Closed && self.catch_up().await {
+            all = all.into_iter().map(|kv| self.keys.open(kv, self.fields).0).collect();
+        }
+        all
+    }
+
+    async fn batch(&self, batch: WatchBatch) -> WatchBatch {
+        let mut changes = Vec::with_capacity(batch.changes.len());
+        for change in batch.changes {
+            changes.push(match change {
+                Change::Put(kv) => Change::Put(self.one(kv).await),
+                gone @ Change::Deleted { .. } => gone,
+            });
+        }
+        WatchBatch { changes, ..batch }
+    }
+
+    /// The control plane may have a newer key, which another control node has sealed with before this one has heard of it. True: it has.
+    async fn catch_up(&self) -> bool {
+        let Some(known) = self.keys.control() else { return false };
+        match ring::find(self.store.as_ref(), &self.keys.own()).await {
+            Ok(Some(ring)) if ring.current != known => {
+                self.keys.take_ring(&ring);
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+}
+
+/// Opens what it reads and seals what it writes.
+pub struct Sealing {
+    opener: Opener,
+}
+
 impl Sealing {
     pub fn over(store: Arc<dyn Store>, fields: Fields, keys: Arc<Keys>) -> Arc<Self> {
-        Arc::new(Self { store, fields, keys })
+        Arc::new(Self { opener: Opener { store, fields, keys } })
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.opener.store.as_ref()
+    }
+
+    /// What lies under `prefix` sealed to one of these keys is sealed to those of now. How many were written by others meanwhile, and are
+    /// to be looked at again.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn seal_anew(&self, prefix: &str, retired: &BTreeSet<String>) -> Result<usize, StoreError> {
+        let mut missed = 0;
+        for kv in self.store().list(prefix).await?.items {
+            let of_retired = retired.iter().any(|id| mentions(&kv.value, [&format!("{id}=")]));
+            if !(of_retired && mentions(&kv.value, [MARK])) {
+                continue;
+            }
+            let unchanged = Compare::ModifiedAt(kv.key.clone(), kv.modified);
+            let opened = self.opener.one(kv).await;
+            // What nobody reads any more stays as it is.
+            if is_closed(&opened) {
+                continue;
+            }
+            let written = self.txn(Txn::default().when(unchanged).then(Op::Put(opened.key, opened.value))).await?;
+            missed += usize::from(written.held == Held::No);
+        }
+        Ok(missed)
     }
 
     /// The keys of the nodes that a transaction writes secrets for. A node without one is of a version before sealing, and gets
@@ -131,8 +235,8 @@ impl Sealing {
         for op in txn.then.iter().chain(&txn.otherwise) {
             let Op::Put(key, value) = op else { continue };
             let Some(node) = reader_of(key) else { continue };
-            if !readers.contains_key(node) && may_have(value, (self.fields)(key)) {
-                let found = self.store.get(&keys::seal_key_of(node)).await?;
+            if !readers.contains_key(node) && may_have(value, (self.opener.fields)(key)) {
+                let found = self.store().get(&keys::seal_key_of(node)).await?;
                 let public = found.and_then(|kv| PublicKey::parse(std::str::from_utf8(&kv.value).ok()?));
                 readers.insert(node.to_owned(), public);
             }
@@ -142,7 +246,7 @@ impl Sealing {
 
     fn seal(&self, op: &mut Op, control: &PublicKey, readers: &BTreeMap<String, Option<PublicKey>>) {
         let Op::Put(key, value) = op else { return };
-        let paths = (self.fields)(key);
+        let paths = (self.opener.fields)(key);
         if !may_have(value, paths) {
             return;
         }
@@ -158,72 +262,83 @@ impl Sealing {
             }
         });
     }
-
-    fn open(&self, kv: KeyValue) -> KeyValue {
-        self.keys.open(kv, self.fields)
-    }
-
-    fn opened(&self, listing: Listing) -> Listing {
-        Listing { items: listing.items.into_iter().map(|kv| self.open(kv)).collect(), ..listing }
-    }
 }
 
 #[async_trait]
 impl Store for Sealing {
     fn id(&self) -> StoreId {
-        self.store.id()
+        self.store().id()
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        Ok(self.store.get(key).await?.map(|kv| self.open(kv)))
+        match self.store().get(key).await? {
+            Some(kv) => Ok(Some(self.opener.one(kv).await)),
+            None => Ok(None),
+        }
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        self.store.list(prefix).await.map(|listing| self.opened(listing))
+        let listing = self.store().list(prefix).await?;
+        Ok(Listing { items: self.opener.all(listing.items).await, ..listing })
     }
 
     async fn first(&self, prefix: &str, count: usize) -> Result<Vec<KeyValue>, StoreError> {
-        Ok(self.store.first(prefix, count).await?.into_iter().map(|kv| self.open(kv)).collect())
+        Ok(self.opener.all(self.store().first(prefix, count).await?).await)
     }
 
     async fn list_many(&self, prefixes: &[&str]) -> Result<Listing, StoreError> {
-        self.store.list_many(prefixes).await.map(|listing| self.opened(listing))
+        let listing = self.store().list_many(prefixes).await?;
+        Ok(Listing { items: self.opener.all(listing.items).await, ..listing })
     }
 
+    /// What cannot be opened at once comes as the last part.
     async fn visit(&self, prefixes: &[&str], part: &mut Visitor<'_>) -> Result<Revision, StoreError> {
-        let mut opened = |closed: Vec<KeyValue>| part(closed.into_iter().map(|kv| self.open(kv)).collect());
-        self.store.visit(prefixes, &mut opened).await
+        let mut closed = Vec::new();
+        let mut opened = |found: Vec<KeyValue>| {
+            let mut whole = Vec::with_capacity(found.len());
+            for kv in found {
+                match self.opener.keys.open(kv, self.opener.fields) {
+                    (kv, Left::Nothing) => whole.push(kv),
+                    (kv, Left::Closed) => closed.push(kv),
+                }
+            }
+            part(whole);
+        };
+        let revision = self.store().visit(prefixes, &mut opened).await?;
+        if !closed.is_empty() {
+            part(self.opener.all(closed).await);
+        }
+        Ok(revision)
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnOutcome, StoreError> {
-        if let Some(control) = self.keys.control() {
+        if let Some(control) = self.opener.keys.control() {
             let readers = self.readers(&txn).await?;
             txn.then.iter_mut().chain(&mut txn.otherwise).for_each(|op| self.seal(op, &control, &readers));
         }
-        let mut outcome = self.store.txn(txn).await?;
-        outcome.gets = outcome.gets.into_iter().map(|got| got.map(|kv| self.open(kv))).collect();
+        let mut outcome = self.store().txn(txn).await?;
+        for got in outcome.gets.iter_mut().flatten() {
+            *got = self.opener.one(got.clone()).await;
+        }
         Ok(outcome)
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        let mut closed = self.store.watch(prefix, from).await?;
+        let mut closed = self.store().watch(prefix, from).await?;
         let (told, watch) = mpsc::channel(WATCH_QUEUE_MAX);
-        let (keys, fields) = (self.keys.clone(), self.fields);
-        let opened = move |batch: WatchBatch| {
-            let open = |change| match change {
-                Change::Put(kv) => Change::Put(keys.open(kv, fields)),
-                gone @ Change::Deleted { .. } => gone,
-            };
-            WatchBatch { changes: batch.changes.into_iter().map(open).collect(), ..batch }
-        };
+        let opener = self.opener.clone();
         tokio::spawn(async move {
             loop {
                 let batch = tokio::select! {
                     () = told.closed() => return,
                     batch = closed.recv() => batch,
                 };
-                let Some(batch) = batch else { return };
-                if told.send(batch.map(&opened)).await.is_err() {
+                let batch = match batch {
+                    None => return,
+                    Some(Ok(batch)) => Ok(opener.batch(batch).await),
+                    Some(broken) => broken,
+                };
+                if told.send(batch).await.is_err() {
                     return;
                 }
             }
@@ -232,15 +347,15 @@ impl Store for Sealing {
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
-        self.store.revision().await
+        self.store().revision().await
     }
 
     async fn lead(&self, candidate: &str, ttl: Duration) -> Result<Option<Leadership>, StoreError> {
-        self.store.lead(candidate, ttl).await
+        self.store().lead(candidate, ttl).await
     }
 
     async fn resign(&self, lead: &Leadership) -> Result<(), StoreError> {
-        self.store.resign(lead).await
+        self.store().resign(lead).await
     }
 }
 

@@ -46,6 +46,7 @@ pub mod placement;
 pub mod pool;
 pub mod record;
 pub mod scalar;
+pub mod secret;
 pub mod stonith;
 pub mod units;
 pub mod user_data;

@@ -3,11 +3,14 @@
 //! ```text
 //!  /var/lib/vmkeep/seal.key   0600, made at the first start, never leaves the host; without it what was sealed stays closed
 //! ```
+//! `file` has it on the disk, `follow` keeps up with the control plane's keys and renews it.
+//!
 //! How it fails: a control node that nobody has let in waits for another to do so. When there is none (a host alone that lost its
 //! key, a cluster that lost all of them) it goes on with a new key: VMs run, and secrets must be written anew.
 
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod file;
+mod follow;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +18,24 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use vmkeep_store::seal::text::{MARK, PublicKey, SecretKey};
-use vmkeep_store::seal::{Keys, ring};
-use vmkeep_store::{Op, Store, StoreError, Txn, WatchBatch, keys};
+use vmkeep_store::seal::{Keys, Sealing, ring, rotation};
+use vmkeep_store::{Op, Store, StoreError, Txn, keys};
 use vmkeep_types::name::Name;
 
+use self::file::KeyFile;
+use self::follow::{Follower, Part};
 use crate::cluster::Opened;
 use crate::config::NodeRole;
 
-const FILE: &str = "seal.key";
 /// Between two looks whether somebody has let this control node in.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks before it goes on without the keys before.
 const LOOKS_MAX: u32 = 60;
-/// Between two attempts to follow the ring.
-const REST: Duration = Duration::from_secs(5);
 
 /// How this process reads secrets.
 pub struct Secrets {
     node: Name,
+    file: KeyFile,
     own: SecretKey,
     keys: Arc<Keys>,
 }
@@ -43,12 +46,18 @@ impl Secrets {
     /// # Errors
     /// The disk's; a file that holds no key.
     pub fn of_host(state: &Path, node: Name) -> anyhow::Result<Self> {
-        let own = host_key(state)?;
-        Ok(Self { node, keys: Keys::of_node(own.clone()), own })
+        let file = KeyFile::of(state);
+        let own = file.load()?;
+        Ok(Self { node, file, keys: Keys::of_node(own.clone()), own })
     }
 
     pub fn keys(&self) -> Arc<Keys> {
         self.keys.clone()
+    }
+
+    fn follower(&self, store: Arc<dyn Store>, part: Part) -> Follower {
+        let sealing = Sealing::over(store.clone(), vmkeep_server::records::secrets, self.keys());
+        Follower { store, sealing, file: self.file.clone(), node: self.node.clone(), part, keys: self.keys() }
     }
 
     /// Shows this host's key, and has those of the control plane where it is a part of it. None when it is told to stop.
@@ -61,41 +70,19 @@ impl Secrets {
             let others = if opened.etcd.is_some() { Others::Maybe } else { Others::None };
             let taken = take_ring(store, &self.node, &self.own, &self.keys, others, stop).await;
             let Some(()) = taken.context("the keys of secrets cannot be had")? else { return Ok(None) };
-            tokio::spawn(follow(opened.store.clone(), self.own.clone(), self.keys.clone(), stop.clone()));
         }
-        if roles.contains(&NodeRole::Compute) {
+        let agent = roles.contains(&NodeRole::Compute);
+        if agent {
             show_node(store, &self.node, &self.own).await.context("this node's key cannot be shown")?;
+        }
+        if roles.contains(&NodeRole::Control) {
+            let part = if agent { Part::Both } else { Part::Control };
+            tokio::spawn(self.follower(opened.store.clone(), part).run(stop.clone()));
+        } else {
+            tokio::spawn(follow::follow_file(opened.store.clone(), self.file.clone(), self.node.clone(), self.keys(), stop.clone()));
         }
         Ok(Some(()))
     }
-}
-
-/// The key of this host, in its state directory; made when there is none. Two processes of one host get the same.
-///
-/// # Errors
-/// The disk's; a file that holds no key.
-fn host_key(state: &Path) -> anyhow::Result<SecretKey> {
-    let file = state.join(FILE);
-    if !file.exists() {
-        make(&file).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    SecretKey::parse(&text)
-        .with_context(|| format!("{} holds no key; put it back from a backup, or remove it and write all secrets anew", file.display()))
-}
-
-fn make(file: &Path) -> std::io::Result<()> {
-    let new = file.with_file_name(format!(".{FILE}.{}", std::process::id()));
-    let mut out = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    out.write_all(SecretKey::random().to_text().as_bytes())?;
-    out.sync_all()?;
-    let linked = std::fs::hard_link(&new, file);
-    std::fs::remove_file(&new)?;
-    match linked {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    file.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
 }
 
 /// Tells the control plane to what key this node's secrets are sealed. Orders that were sealed to one before, which is lost, are
@@ -138,7 +125,8 @@ async fn take_ring(
             }
             ring::Found::Foreign if others == Others::None || look == LOOKS_MAX => {
                 tracing::error!(
-                    "secrets were sealed to a key that is lost ({FILE} of a control node); VMs run, but write their passwords and user-data again"
+                    "secrets were sealed to a key that is lost ({} of a control node); VMs run, but write their passwords and user-data again",
+                    file::NAME
                 );
                 ring::renew(store, &control_nodes(store).await?).await?;
             }
@@ -159,64 +147,15 @@ enum Others {
 }
 
 async fn control_nodes(store: &dyn Store) -> Result<Vec<PublicKey>, StoreError> {
-    let shown = store.list(keys::ALL_CONTROL).await?.items;
-    Ok(shown.iter().filter_map(|kv| PublicKey::parse(std::str::from_utf8(&kv.value).ok()?)).collect())
-}
-
-/// Takes new keys of the control plane, and lets new control nodes in, until `stop`.
-async fn follow(store: Arc<dyn Store>, own: SecretKey, keys: Arc<Keys>, stop: CancellationToken) {
-    let following = async {
-        loop {
-            if let Err(error) = follow_once(store.as_ref(), &own, &keys).await {
-                tracing::warn!(%error, "cannot follow the control plane's keys");
-            }
-            tokio::time::sleep(REST).await;
-        }
-    };
-    let _: Option<()> = stop.run_until_cancelled(following).await;
-}
-
-/// Until a watch ends.
-async fn follow_once(store: &dyn Store, own: &SecretKey, keys: &Keys) -> Result<(), StoreError> {
-    let from = store.revision().await?;
-    let mut control = store.watch(keys::ALL_CONTROL, from).await?;
-    let mut ring = store.watch(keys::SEAL_RING, from).await?;
-    loop {
-        if let ring::Found::Held(opened) = ring::open_or_make(store, own).await? {
-            keys.take_ring(&opened);
-            ring::share(store, own, &control_nodes(store).await?).await?;
-        }
-        let changed: Option<Result<WatchBatch, StoreError>> = tokio::select! {
-            batch = control.recv() => batch,
-            batch = ring.recv() => batch,
-        };
-        match changed {
-            None => return Ok(()),
-            Some(batch) => drop(batch?),
-        }
-    }
+    Ok(rotation::control_nodes(store).await?.into_iter().map(|shown| shown.key).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use vmkeep_store::embedded::EmbeddedStore;
     use vmkeep_types::ids::VmId;
 
     use super::*;
-
-    #[test]
-    fn a_host_has_one_key_that_only_it_reads() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let key = host_key(dir.path()).expect("made");
-        assert_eq!(host_key(dir.path()).expect("read").public(), key.public());
-        let rights = std::fs::metadata(dir.path().join(FILE)).expect("there").permissions().mode();
-        assert_eq!(rights & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
-        std::fs::write(dir.path().join(FILE), "nonsense").expect("written");
-        assert!(host_key(dir.path()).expect_err("no key").to_string().contains("write all secrets anew"));
-    }
 
     fn keyed() -> (SecretKey, Arc<Keys>) {
         let own = SecretKey::random();
@@ -232,7 +171,9 @@ mod tests {
             take_ring(store.as_ref(), &Name::known(name), own, keys, Others::Maybe, stop).await.expect("the store")
         };
         take("a", &one, &keys_one, &stop).await.expect("it makes the ring");
-        let following = tokio::spawn(follow(store.clone(), one.clone(), keys_one, stop.clone()));
+        let dir = tempfile::tempdir().expect("a folder");
+        let secrets = Secrets { node: Name::known("a"), file: KeyFile::of(dir.path()), own: one.clone(), keys: keys_one };
+        let following = tokio::spawn(secrets.follower(store.clone(), Part::Control).run(stop.clone()));
         take("b", &two, &keys_two, &stop).await.expect("let in");
         let ring::Found::Held(of_two) = ring::open_or_make(store.as_ref(), &two).await.expect("read") else { panic!("held") };
         let ring::Found::Held(of_one) = ring::open_or_make(store.as_ref(), &one).await.expect("read") else { panic!("held") };

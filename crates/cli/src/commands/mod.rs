@@ -15,6 +15,7 @@ pub mod network;
 pub mod node;
 pub mod op;
 pub mod pool;
+pub mod secret;
 pub mod shell;
 pub mod sim;
 pub mod token;
@@ -63,6 +64,7 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Op(command) => op::run(ctx, command).await,
         Command::Event(command) => event::run(ctx, command).await,
         Command::Token(command) => token::run(ctx, command).await,
+        Command::Secret(command) => secret::run(ctx, command).await,
         Command::Sim(args) => sim::run(ctx, &args),
         Command::Version => version::run(ctx).await,
         Command::Completions(args) => shell::completions(ctx, &args),

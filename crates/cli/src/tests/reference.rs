@@ -13,6 +13,7 @@ const MISSING: &str = "## Verbs that a noun does not have
 - `volume edit`: nothing of a volume can be changed afterwards. A disk grows by its VM (`vm resize-disk`).
 - `event create`, `edit`, `delete`, `op create`, `edit`, `token edit`: events and operations come from other commands; a token is
   withdrawn and another one made.
+- `secret list`, `create`, `edit`, `delete`: a secret is a field of its VM, and written with it.
 
 ";
 

@@ -40,6 +40,7 @@ pub async fn handle(mut call: Call) -> Answer {
         "network" | "pool" => networks(call).await,
         "op" | "event" => history(call).await,
         "token" => tokens(call).await,
+        "secret" => secrets(call).await,
         "cluster" => super::cluster::cluster(call).await,
         "ha" => super::ha::ha(call).await,
         "node" => nodes(call).await,
@@ -355,6 +356,14 @@ async fn tokens(mut call: Call) -> Answer {
             auth::delete(call.store(), call.field("id")).await?;
             Ok(respond::nothing())
         }
+        _ => Err(no_handler(&call)),
+    }
+}
+
+async fn secrets(call: Call) -> Answer {
+    match call.route.id {
+        "secret.show" => Ok(respond::json(&app::secret::show(call.store()).await?)),
+        "secret.rotate" => Ok(respond::json(&app::secret::rotate(call.store(), &call.ask).await?)),
         _ => Err(no_handler(&call)),
     }
 }

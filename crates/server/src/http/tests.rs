@@ -9,6 +9,7 @@ mod nouns;
 mod placement;
 mod pools;
 mod vms;
+mod secrets;
 mod watched;
 
 use std::collections::BTreeSet;

@@ -6,7 +6,7 @@
 //! No private key leaves its host in the clear: a control node that is new shows its public key (`control/NODE`), and any that
 //! has the ring already seals it to that one. The newest key seals; older ones stay for what they sealed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use vmkeep_types::ids::Revision;
@@ -57,6 +57,11 @@ impl Ring {
         })
     }
 
+    /// Some key of this ring can be had by `own`.
+    fn holds(&self, own: &PublicKey) -> bool {
+        self.keys.iter().any(|entry| entry.holders.contains_key(&own.id()))
+    }
+
     fn add_key(&mut self, holders: &[PublicKey]) {
         let secret = SecretKey::random();
         let mut entry = Entry { public: secret.public().to_text(), holders: BTreeMap::new() };
@@ -69,6 +74,54 @@ impl Entry {
     fn admit(&mut self, secret: &SecretKey, holder: &PublicKey) {
         self.holders.insert(holder.id(), seal(&secret.to_text(), &self.public, std::slice::from_ref(holder)));
     }
+}
+
+/// The ring as one of these keys reads it, where there is one that can be read.
+///
+/// # Errors
+/// The store's.
+pub async fn find(store: &dyn Store, own: &[SecretKey]) -> Result<Option<Opened>, StoreError> {
+    let Some((ring, _)) = read(store).await? else { return Ok(None) };
+    Ok(own.iter().find_map(|key| match ring.opened(key) {
+        Found::Held(opened) => Some(opened),
+        Found::Foreign => None,
+    }))
+}
+
+/// Ids of its keys, oldest first.
+///
+/// # Errors
+/// The store's.
+pub async fn ids(store: &dyn Store) -> Result<Vec<String>, StoreError> {
+    let ring = read(store).await?.map(|(ring, _)| ring).unwrap_or_default();
+    Ok(ring.keys.iter().filter_map(|entry| Some(PublicKey::parse(&entry.public)?.id())).collect())
+}
+
+/// Whether `new` reads all that `old` does.
+///
+/// # Errors
+/// The store's.
+pub async fn is_shared(store: &dyn Store, old: &PublicKey, new: &PublicKey) -> Result<bool, StoreError> {
+    let Some((ring, _)) = read(store).await? else { return Ok(false) };
+    let has = |entry: &Entry, key: &PublicKey| entry.holders.contains_key(&key.id());
+    Ok(ring.holds(new) && ring.keys.iter().all(|entry| !has(entry, old) || has(entry, new)))
+}
+
+/// Part of a transaction: keys of these ids read nothing of the ring any more, and a new key, held by `holders`, seals from now on.
+/// None where there is no ring.
+///
+/// # Errors
+/// The store's.
+pub(super) async fn without(store: &dyn Store, retired: &BTreeSet<String>, holders: &[PublicKey]) -> Result<Option<Txn>, StoreError> {
+    let Some((mut ring, at)) = read(store).await? else { return Ok(None) };
+    for entry in &mut ring.keys {
+        // The last reader stays, whoever that is: what it reads would be lost.
+        if entry.holders.keys().any(|id| !retired.contains(id)) {
+            entry.holders.retain(|id, _| !retired.contains(id));
+        }
+    }
+    ring.add_key(holders);
+    Ok(Some(Txn::default().when(Compare::ModifiedAt(keys::SEAL_RING.into(), at)).then(typed::put(keys::SEAL_RING, &ring))))
 }
 
 async fn read(store: &dyn Store) -> Result<Option<(Ring, Revision)>, StoreError> {

@@ -1,0 +1,70 @@
+//! The keys of secrets are renewed, whenever the daemon dies on the way.
+
+use std::time::Duration;
+
+use vmkeep_e2e::host::{Host, Net, text};
+use vmkeep_e2e::wait::until;
+
+const SETTLE: Duration = Duration::from_secs(30);
+const WISH: &str = "kind: vm\nname: a\nrun: manual\nfirmware: bios\nmemory: 16M\ncloud_init: null\nnics: []\nrng: false\nagent: false\n\
+                    display: {listen: tcp, password: s3cr3t}\ndisks: [{name: root, empty: true, size: 1M}]\n";
+
+fn key(host: &Host) -> String {
+    text(&host.exec(["cat", "/var/lib/vmkeep/seal.key"]).stdout)
+}
+
+fn until_renewed(host: &Host) {
+    until("no renewal is under way", SETTLE, || {
+        let view = host.json(["secret", "show", "-o", "json"]);
+        if view["rotation"].is_null() { Ok(()) } else { Err(view.to_string()) }
+    });
+}
+
+/// The control plane reads the record and the agent its order: the password comes to libvirt.
+fn password_is_read(host: &Host, round: usize) {
+    host.ok(["vm", "set", "a", &format!("description=round {round}")]);
+    let xml = host.virsh(["dumpxml", "a", "--inactive", "--security-info"]);
+    assert!(xml.contains(&format!("round {round}")) && xml.contains("passwd='s3cr3t'"), "{xml}");
+}
+
+#[test]
+fn keys_are_renewed_over_a_crash_at_every_point() {
+    let mut host = Host::new("secrets");
+    host.apply(WISH);
+    let log = host.path("points");
+    host.kill_daemon();
+    host.start_daemon_with(Net::Host, &[("VMKEEP_CRASH_LOG", log.to_str().expect("a path"))]);
+    std::thread::sleep(Duration::from_millis(500));
+    let before = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let old = key(&host);
+    let told = host.vmkeep(["secret", "rotate"]);
+    assert!(told.status.success() && text(&told.stderr).contains("all hosts of the control plane have new keys"), "{}", text(&told.stderr));
+    assert_ne!(key(&host), old);
+    let points = std::fs::read_to_string(&log).unwrap_or_default().lines().count() - before;
+    assert!(points >= 8, "too few points to prove anything: {points}");
+    password_is_read(&host, 0);
+
+    for n in 1..=points {
+        host.kill_daemon();
+        let (gate, at, old) = (host.path("gate"), n.to_string(), key(&host));
+        let _ = std::fs::remove_file(&gate);
+        host.start_daemon_with(Net::Host, &[("VMKEEP_CRASH_AT", &at), ("VMKEEP_CRASH_GATE", gate.to_str().expect("a path"))]);
+        std::fs::write(&gate, b"").expect("the gate");
+        let _ = host.vmkeep(["secret", "rotate", "--no-wait"]);
+        if !host.wait_for_daemon_death(Duration::from_secs(5)) {
+            host.kill_daemon();
+        }
+        host.start_daemon();
+        // Again, as a user would whose command failed; one that is under way goes on.
+        host.ok(["secret", "rotate"]);
+        until_renewed(&host);
+        assert_ne!(key(&host), old, "point {n}");
+        password_is_read(&host, n);
+    }
+    let files = text(&host.exec(["sh", "-c", "ls /var/lib/vmkeep | grep seal"]).stdout);
+    assert_eq!(files.trim(), "seal.key", "nothing half-made stays");
+    let audit = text(&host.exec(["cat", "/var/lib/vmkeep/audit.log"]).stdout);
+    assert!(audit.contains("secret.rotate"), "{audit}");
+    let (shown, told) = (host.ok(["secret", "show", "-o", "json"]), host.daemon_log());
+    assert!(!shown.contains("s3cr3t") && !told.contains("s3cr3t") && !told.contains(key(&host).trim()), "{shown}");
+}
