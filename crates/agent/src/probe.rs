@@ -33,5 +33,5 @@ pub fn read(xml: &str, wanted: &str) -> Taken {
     hv::agent_connected(xml);
     let host = NatHost { routes: Vec::new(), forward6: Forward6::Safe, fresh: uuid::Uuid::nil() };
     drop(nat::describe(&Name::known("default"), &spec, "vmkeep-default", Some(xml), &host));
-    Taken { adopted: domain::adopt(xml, xml).map(drop), compared: domain::compare(wanted, xml) }
+    Taken { adopted: domain::adopt(xml, xml, None).map(drop), compared: domain::compare(wanted, xml) }
 }

@@ -3,6 +3,9 @@
 //! The instance id is the VM's UUID, so that a guest applies it once in its life, and again after `vm reinit`. The file holds keys and perhaps a password:
 //! mode 0600, written beside and renamed over, never logged. A seed that would be the same is left alone.
 
+mod back;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,14 +13,44 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use vmkeep_types::error::{Code, Error};
+use vmkeep_types::ids::VmId;
+use vmkeep_types::name::Name;
 use vmkeep_types::order::Order;
 use vmkeep_types::user_data::{self, UserData};
-use vmkeep_types::vm::CloudInit;
+use vmkeep_types::vm::{CloudInit, VmSpec};
+
+pub use self::back::{read, read_back};
 
 /// A FAT12 volume; user-data over this is refused.
 const IMAGE_BYTES: usize = 1 << 20;
+const META_DATA: &str = "meta-data";
+const USER_DATA: &str = "user-data";
+const NETWORK_CONFIG: &str = "network-config";
 /// cloud-init reads any size; this leaves room for the rest of the volume.
 const USER_DATA_BYTES_MAX: usize = 768 << 10;
+
+/// Whose seed it is.
+#[derive(Clone, Copy)]
+pub struct Guest<'a> {
+    pub vm: VmId,
+    /// See `VmRecord::instance`.
+    pub instance: u32,
+    pub spec: &'a VmSpec,
+    /// Of NICs whose MAC was chosen for them.
+    pub macs: &'a BTreeMap<Name, String>,
+}
+
+impl<'a> From<&'a Order> for Guest<'a> {
+    fn from(order: &'a Order) -> Self {
+        Self { vm: order.vm, instance: order.instance, spec: &order.spec, macs: &order.choices.macs }
+    }
+}
+
+impl Guest<'_> {
+    fn image(&self, wish: &CloudInit) -> Result<Vec<u8>, Error> {
+        image(&[(META_DATA, meta_data(self, wish)), (USER_DATA, user_data(wish)?), (NETWORK_CONFIG, network_config(self, wish))])
+    }
+}
 
 /// Writes the seed of an order with cloud-init to `path`.
 ///
@@ -25,8 +58,7 @@ const USER_DATA_BYTES_MAX: usize = 768 << 10;
 /// The data do not fit, or the file cannot be written.
 pub fn write(order: &Order, path: &Path) -> Result<(), Error> {
     let Some(wish) = &order.spec.cloud_init else { return Ok(()) };
-    let image =
-        image(&[("meta-data", meta_data(order, wish)), ("user-data", user_data(wish)?), ("network-config", network_config(order, wish))])?;
+    let image = Guest::from(order).image(wish)?;
     if std::fs::read(path).is_ok_and(|old| old == image) {
         return Ok(());
     }
@@ -52,11 +84,11 @@ fn text(value: &Value) -> String {
     serde_json::to_string_pretty(value).expect("JSON values are plain data")
 }
 
-fn meta_data(order: &Order, wish: &CloudInit) -> String {
-    let hostname = wish.hostname.clone().unwrap_or_else(|| order.spec.name.to_string());
-    let instance = match order.instance {
-        0 => order.vm.to_string(),
-        again => format!("{}-{again}", order.vm),
+fn meta_data(guest: &Guest<'_>, wish: &CloudInit) -> String {
+    let hostname = wish.hostname.clone().unwrap_or_else(|| guest.spec.name.to_string());
+    let instance = match guest.instance {
+        0 => guest.vm.to_string(),
+        again => format!("{}-{again}", guest.vm),
     };
     text(&json!({"instance-id": instance, "local-hostname": hostname}))
 }
@@ -139,13 +171,13 @@ fn multipart(ours: &str, theirs: &str) -> Result<String, Error> {
 }
 
 /// Network config version 2, each NIC matched by its MAC: names differ between guests, addresses do not.
-fn network_config(order: &Order, wish: &CloudInit) -> String {
+fn network_config(guest: &Guest<'_>, wish: &CloudInit) -> String {
     if let Some(raw) = &wish.network_data {
         return raw.clone();
     }
     let mut ethernets = Map::new();
-    for nic in &order.spec.nics {
-        let chosen = order.choices.macs.get(&nic.name);
+    for nic in &guest.spec.nics {
+        let chosen = guest.macs.get(&nic.name);
         let Some(mac) = (if nic.mac == "auto" { chosen } else { Some(&nic.mac) }) else { continue };
         let has = |word: &str| nic.addresses.iter().any(|a| a == word);
         let fixed: Vec<&String> = nic.addresses.iter().filter(|a| *a != "dhcp" && *a != "slaac").collect();

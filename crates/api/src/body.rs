@@ -571,6 +571,9 @@ pub struct AdoptionProposal {
     /// Disk name to its top image.
     pub disks: BTreeMap<Name, FoundDisk>,
     pub running: bool,
+    /// How often its guest was told to take itself for a new one, as its cloud-init seed says.
+    #[serde(default)]
+    pub instance: u32,
     /// It carries vmkeep's mark.
     #[serde(default)]
     pub ours: bool,

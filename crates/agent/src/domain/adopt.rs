@@ -3,7 +3,8 @@
 //! What the manifest can say becomes the wish; where devices sit, MACs, serials, the CPU, the machine version and the NVRAM
 //! become choices; all else is kept as it is by `libvirt_xml` patches, so that the guest finds the same hardware when
 //! vmkeep writes the description for the first time. Disks are named by their target (`vda`), cdroms too, NICs by their
-//! order (`nic0`); devices of a domain that vmkeep wrote keep their names. XML that is no domain is an error.
+//! order (`nic0`); devices of a domain that vmkeep wrote keep their names, and its cloud-init seed becomes the wish again that it was made
+//! from. XML that is no domain is an error.
 
 mod devices;
 mod disks;
@@ -12,6 +13,7 @@ mod nics;
 mod system;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use vmkeep_api::body::{AdoptionProposal, FoundDisk};
 use vmkeep_types::error::Error;
@@ -21,12 +23,24 @@ use vmkeep_types::record::VmChoices;
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::tree::{self, Element};
+use crate::seed;
 
-/// What a domain is in vmkeep's words. Its CPU is the stored one: libvirt writes into a running one what QEMU made of it.
+/// Its alias in every domain.
+const SEED: &str = "ua-seed";
+
+/// Where the cloud-init seed of a domain that vmkeep wrote lies.
+pub fn seed_of(xml: &str) -> Option<PathBuf> {
+    let domain = tree::parse(xml).ok()?;
+    let seed = domain.devices().find(|device| device.name == "disk" && device.alias() == Some(SEED))?;
+    seed.attr_at("source", "file").map(PathBuf::from)
+}
+
+/// What a domain is in vmkeep's words, with its cloud-init seed as it was read. Its CPU is the stored one: libvirt writes into a running
+/// one what QEMU made of it.
 ///
 /// # Errors
 /// The XML does not parse or lacks what every domain has.
-pub fn adopt(xml: &str, stored: &str) -> Result<AdoptionProposal, Error> {
+pub fn adopt(xml: &str, stored: &str, seed: Option<&[u8]>) -> Result<AdoptionProposal, Error> {
     let mut domain = tree::parse(xml)?;
     if domain.name != "domain" {
         return Err(super::odd(format!("it is a <{}>, not a <domain>", domain.name.chars().take(60).collect::<String>())));
@@ -43,10 +57,25 @@ pub fn adopt(xml: &str, stored: &str) -> Result<AdoptionProposal, Error> {
     devices::take(&domain, &mut taken);
     keep::take(&domain, &mut taken);
     system::boot(&domain, &mut taken);
+    let instance = take_seed(&domain, &mut taken, uuid, seed);
     let running = domain.get("id").is_some();
     let Taken { mut spec, choices, disks, patches, warnings, .. } = taken;
     spec.libvirt_xml = patches;
-    Ok(AdoptionProposal { uuid, name, spec, choices, disks, running, ours: false, warnings })
+    Ok(AdoptionProposal { uuid, name, spec, choices, disks, running, instance, ours: false, warnings })
+}
+
+/// The wish that the seed was made from, where it can be told from the seed; else the seed stays by patch. Which instance the guest is.
+fn take_seed(domain: &Element, taken: &mut Taken, vm: VmId, seed: Option<&[u8]>) -> u32 {
+    let Some(disk) = domain.devices().find(|device| device.name == "disk" && device.alias() == Some(SEED)) else { return 0 };
+    let guest = seed::Guest { vm, instance: 0, spec: &taken.spec, macs: &taken.choices.macs };
+    let Some((wish, instance)) = seed.and_then(|image| seed::read_back(image, &guest)) else {
+        taken.warn("its cloud-init seed is kept as it is by libvirt_xml: take that out when you give cloud_init in the manifest");
+        taken.keep(disk);
+        return 0;
+    };
+    taken.spec.cloud_init = Some(wish);
+    taken.stays(disk, SEED);
+    instance
 }
 
 /// libvirt allows more in names than we do.

@@ -33,7 +33,7 @@ use vmkeep_types::order::Order;
 use crate::hypervisor::LiveChange;
 use crate::net::NetAttach;
 
-pub use adopt::adopt;
+pub use adopt::{adopt, seed_of};
 pub use build::build;
 pub use compare::{choices_from, compare, disk_files, disk_target, is_choice, machine_of};
 pub use live::{live_plan, password_change};

@@ -7,7 +7,8 @@ use std::process::Command;
 use vmkeep_types::observed::FieldChange;
 
 use super::testkit::{built, kvm, matrix, order};
-use super::{choices_from, compare, disk_files, live_plan};
+use super::{adopt, choices_from, compare, disk_files, live_plan, seed_of};
+use crate::seed;
 
 fn validate(name: &str, xml: &str) {
     let mut file = tempfile::NamedTempFile::with_suffix(".xml").expect("a file");
@@ -84,6 +85,32 @@ fn files_of_disks_are_told_with_what_lies_below_them() {
                <interface><source dev='eth0'/></interface></devices></domain>";
     let files: Vec<String> = disk_files(xml).expect("it parses").into_iter().collect();
     assert_eq!(files, ["/dev/vg/b", "/p/a.qcow2", "/p/a.snap1"]);
+}
+
+/// As after the loss of the store: with a seed that is vmkeep's, and with one that it cannot read.
+#[test]
+fn a_seed_stays_with_a_domain_that_is_taken_back() {
+    let (_, mut lost, host) = matrix().into_iter().find(|(name, ..)| name == "tcg-bios").expect("a wish");
+    let stored = golden("tcg-bios", "stored").expect("a dump");
+    lost.choices = choices_from(&stored, &lost.choices).expect("it parses");
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("seed.img");
+    seed::write(&lost, &file).expect("written");
+    assert_eq!(seed_of(&stored), Some(PathBuf::from(format!("{}/{}-seed.img", super::testkit::IMAGES, lost.vm))));
+    for image in [seed::read(&file), None] {
+        let taken = adopt(&stored, &stored, image.as_deref()).expect("a domain");
+        let (wish, patches) =
+            (taken.spec.cloud_init.clone(), taken.spec.libvirt_xml.iter().filter(|p| format!("{p:?}").contains("ua-seed")));
+        match image {
+            Some(_) => assert_eq!((wish, patches.count()), (lost.spec.cloud_init.clone(), 0)),
+            None => assert_eq!((wish, patches.count()), (None, 1), "kept as it is"),
+        }
+        let order = vmkeep_types::order::Order { spec: taken.spec, choices: taken.choices, ..lost.clone() };
+        let again = built(&order, &host);
+        validate("taken back", &again);
+        let found = compare(&again, &stored).expect("both parse");
+        assert_eq!((words(&found.drift), words(&found.conflicts)), (String::new(), String::new()), "{:?}", taken.warnings);
+    }
 }
 
 #[test]

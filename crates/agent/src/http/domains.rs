@@ -15,6 +15,7 @@ use super::answer::Answer;
 use super::xml as parts;
 use crate::domain;
 use crate::hypervisor::{AddressSource, DomainBrief, GuestAddress, XmlKind};
+use crate::seed;
 
 /// The kernel's neighbour table is read at once; a tool that hangs is left.
 const TOOL_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +71,11 @@ pub async fn adoption(State(node): State<Arc<NodeHttp>>, Path(wanted): Path<Stri
     }
     let xml = node.hv().xml(brief.uuid, current(brief)).await?;
     let stored = node.hv().xml(brief.uuid, XmlKind::Inactive).await?;
-    Ok(Json(AdoptionProposal { ours: brief.metadata.is_some(), ..domain::adopt(&xml, &stored)? }))
+    let seed = match domain::seed_of(&xml) {
+        Some(path) => tokio::task::spawn_blocking(move || seed::read(&path)).await.ok().flatten(),
+        None => None,
+    };
+    Ok(Json(AdoptionProposal { ours: brief.metadata.is_some(), ..domain::adopt(&xml, &stored, seed.as_deref())? }))
 }
 
 pub async fn addresses(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>) -> Answer<Json<Vec<AddressView>>> {

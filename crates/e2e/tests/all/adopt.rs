@@ -64,8 +64,10 @@ fn a_foreign_domain_is_never_touched() {
 #[test]
 fn what_a_lost_store_knew_is_taken_back_as_it_runs() {
     let mut host = host_with_tiny("lost");
-    host.apply(&manifest("a", "cloud_init: null\n"));
+    let cloud_init = "cloud_init: {user: alice, password: s3cret, packages: [nginx], user_data: \"#!/bin/sh\\nls\\n\"}\n";
+    host.apply(&manifest("a", cloud_init));
     let pids = host.qemu_pids("a");
+    let seed = seed_sum(&host, &host.vm("a")["id"]);
     let volume = host.json(["volume", "show", "a-root", "-o", "json"])["id"].as_str().expect("an id").to_owned();
     host.kill_daemon();
     let gone = host.exec(["find", "/var/lib/vmkeep", "-name", "vmkeep.db*", "-print", "-delete"]);
@@ -78,7 +80,20 @@ fn what_a_lost_store_knew_is_taken_back_as_it_runs() {
     assert_eq!((&vm["status"]["phase"], host.qemu_pids("a")), (&serde_json::json!("running"), pids), "{vm}");
     assert_eq!(vm["status"]["drift"], serde_json::json!([]), "a VM that was taken back is as wished");
     assert_eq!(host.json(["volume", "show", "a-root", "-o", "json"])["id"], volume.as_str(), "its disk is that volume again");
+    assert_eq!((&vm["spec"]["cloud_init"]["user"], &vm["spec"]["cloud_init"]["packages"][0]), (&"alice".into(), &"nginx".into()), "{vm}");
+    host.ok(["vm", "set", "a", "description=back again"]);
+    let stored = host.virsh(["dumpxml", "a", "--inactive"]);
+    assert!(stored.contains("back again") && stored.contains("vmkeep-seed"), "its seed stays with it: {stored}");
+    assert_eq!(seed_sum(&host, &vm["id"]), seed, "as it was, to the byte");
     host.ok(["vm", "delete", "a", "--yes"]);
-    let left = host.exec(["find", "/var/lib/libvirt/images", "-name", &format!("{volume}*")]);
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "and it leaves with its VM");
+    let id = vm["id"].as_str().expect("an id");
+    let left = host.exec(["find", "/var/lib/libvirt/images", "-name", &format!("{volume}*"), "-o", "-name", &format!("{id}*")]);
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "and both leave with their VM");
+}
+
+fn seed_sum(host: &Host, vm: &serde_json::Value) -> String {
+    let file = format!("/var/lib/libvirt/images/vmkeep/seeds/{}-seed.img", vm.as_str().expect("an id"));
+    let sum = host.exec(["sha256sum", &file]);
+    assert!(sum.status.success(), "{}", String::from_utf8_lossy(&sum.stderr));
+    String::from_utf8_lossy(&sum.stdout).into_owned()
 }

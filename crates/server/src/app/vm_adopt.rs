@@ -1,7 +1,5 @@
 //! Domains and disk chains that were there before, taken over as they are.
 
-use std::collections::BTreeMap;
-
 use vmkeep_api::body::{AdoptionProposal, DomainView, FoundDisk, PoolView};
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
@@ -23,21 +21,15 @@ use super::{Ask, begin, get, operation, pool, store_error, volume};
 pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: AdoptionProposal, name: Option<Name>) -> Result<Operation, Error> {
     let mut spec = proposal.spec;
     if let Some(name) = name {
-        spec.name = name;
+        let before = std::mem::replace(&mut spec.name, name);
+        // Its guest goes by that one: another name in vmkeep is no other seed.
+        if let Some(seed) = &mut spec.cloud_init {
+            seed.hostname.get_or_insert_with(|| before.to_string());
+        }
     }
     let free = free_name(store, ask, &spec.name).await?;
-    let created_at = jiff::Timestamp::now();
-    let mut record = VmRecord {
-        id: proposal.uuid,
-        project: ask.project.clone(),
-        spec,
-        volumes: BTreeMap::new(),
-        created_at,
-        origin: VmOrigin::Adopted,
-        leaving: None,
-        instance: 0,
-        reinit_due: None,
-    };
+    let created = VmRecord::created(proposal.uuid, ask.project.clone(), spec, jiff::Timestamp::now());
+    let mut record = VmRecord { origin: VmOrigin::Adopted, instance: proposal.instance, ..created };
     let name_key = keys::name("vm", &ask.project, &record.spec.name);
     let key = keys::vm(&ask.project, record.id);
     // Of whatever project: what another VM of this uuid left of itself is not overwritten.
@@ -48,17 +40,17 @@ pub async fn adopt(store: &dyn Store, ask: &Ask, node: &Name, proposal: Adoption
     }
     let pools = pool::list(store).await?;
     for (disk, found) in proposal.disks {
-        let volume = found_volume(store, &pools, (ask, &record), node, &disk, found).await?;
-        let volume_name = keys::name("volume", &ask.project, &volume.name);
+        let (volume, known) = found_volume(store, &pools, (ask, &record), node, &disk, found).await?;
         if let Some(wish) = record.spec.disks.iter_mut().find(|d| d.name == disk) {
             wish.volume = Some(volume.name.clone());
         }
         record.volumes.insert(disk, volume.id);
-        txn = txn
-            .when(Compare::Absent(volume_name.clone()))
-            .when(Compare::Absent(keys::volume(&ask.project, volume.id)))
-            .then(typed::put(volume_name, &volume.id))
-            .then(typed::put(keys::volume(&ask.project, volume.id), &volume));
+        let (key, name) = (keys::volume(&ask.project, volume.id), keys::name("volume", &ask.project, &volume.name));
+        txn = match known {
+            Known::At(revision) => txn.when(Compare::ModifiedAt(key.clone(), revision)),
+            Known::Not => txn.when(Compare::Absent(name.clone())).when(Compare::Absent(key.clone())).then(typed::put(name, &volume.id)),
+        };
+        txn = txn.then(typed::put(key, &volume));
     }
     let want = if proposal.running { PowerWish::On } else { PowerWish::Off };
     // Cycle 0 is no command: the domain stays as it is found.
@@ -111,8 +103,14 @@ pub async fn refuse_kept(store: &dyn Store, proposal: &mut AdoptionProposal) -> 
     Ok(())
 }
 
-/// The volume that a found disk becomes. A file that a pool of vmkeep made is that volume again, kept and deleted with its VM; of any
-/// other file vmkeep deletes nothing.
+/// Whether the store has the volume of a found disk.
+enum Known {
+    Not,
+    At(Revision),
+}
+
+/// The volume that a found disk becomes. A file that a pool of vmkeep made is that volume again, kept and deleted with its VM, also where
+/// the store knows it as nobody's; of any other file vmkeep deletes nothing.
 async fn found_volume(
     store: &dyn Store,
     pools: &[PoolView],
@@ -120,21 +118,27 @@ async fn found_volume(
     node: &Name,
     disk: &Name,
     found: FoundDisk,
-) -> Result<VolumeRecord, Error> {
+) -> Result<(VolumeRecord, Known), Error> {
     let (ask, record) = vm;
     let fresh = foreign_volume(ask, record, node, disk, found);
     let path = fresh.foreign_path.clone().unwrap_or_default();
     let stem = std::path::Path::new(&path).file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<VolumeId>().ok());
-    let Some(id) = stem else { return Ok(fresh) };
+    let Some(id) = stem else { return Ok((fresh, Known::Not)) };
     let Some((pool, format)) = pools.iter().find_map(|pool| Some((&pool.spec, own_format(&pool.spec, &path, id)?))) else {
-        return Ok(fresh);
+        return Ok((fresh, Known::Not));
     };
     // Volumes of other projects have the same folder.
     let known = super::list_readable::<VolumeRecord>(store, "volume/").await?.into_iter().find(|volume| volume.value.id == id);
-    match known {
-        Some(volume) => Err(volume::whose(store, &volume.value).await?),
-        None => Ok(VolumeRecord { id, pool: pool.name.clone(), format, foreign_path: None, ..fresh }),
+    let Some(known) = known else {
+        return Ok((VolumeRecord { id, pool: pool.name.clone(), format, foreign_path: None, ..fresh }, Known::Not));
+    };
+    let nobodys = known.value.attached.as_ref().is_none_or(|attached| attached.vm == record.id) && known.value.filling.is_none();
+    if !nobodys || known.value.project != ask.project {
+        return Err(volume::whose(store, &known.value).await?);
     }
+    // It is where its domain is, whatever was known of that.
+    let again = VolumeRecord { node: fresh.node, made: true, attached: fresh.attached, ..known.value };
+    Ok((again, Known::At(known.modified)))
 }
 
 fn foreign_volume(ask: &Ask, vm: &VmRecord, node: &Name, disk: &Name, found: FoundDisk) -> VolumeRecord {

@@ -32,8 +32,7 @@ pub fn take(domain: &Element, taken: &mut Taken) {
     let virtio_scsi = |d: &Element| d.name == "controller" && d.get("type") == Some("scsi") && d.get("model") == Some("virtio-scsi");
     let scsi_is_virtio = domain.devices().filter(|d| d.name == "controller" && d.get("type") == Some("scsi")).all(virtio_scsi);
     for disk in domain.devices().filter(|d| d.name == "disk") {
-        if disk.alias() == Some("ua-seed") {
-            taken.warn("its cloud-init seed goes with its next restart: give cloud_init in the manifest to keep one");
+        if disk.alias() == Some(super::SEED) {
             continue;
         }
         let is = |bus: &str| disk.attr_at("target", "bus") == Some(bus);

@@ -1,6 +1,6 @@
 //! Images, volumes, networks, pools, tokens, operations, nodes, adopted domains.
 
-use vmkeep_types::ids::OperationId;
+use vmkeep_types::ids::{OperationId, VolumeId};
 use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::pool::{PoolDriver, PoolRecord, VolumeRecord};
 use vmkeep_types::record::{VmOrigin, VmRecord};
@@ -289,6 +289,35 @@ async fn a_domain_of_ours_that_the_store_has_lost_is_shown_and_taken_back() {
     let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(lost))).await;
     let volume: VolumeRecord = bed.stored(&keys::volume(&default(), record.volumes[&Name::known("root")])).await;
     assert_eq!((volume.id.0, volume.foreign_path, volume.made), (disk, None, true), "a file of the pool's own is that volume again");
+}
+
+/// As after the restore of a store from before its volume had a VM.
+#[tokio::test]
+async fn a_lost_domain_takes_the_volume_that_the_store_knows_as_nobodys() {
+    let bed = Bed::new().await;
+    bed.call("POST /v1/volumes", json!({"name": "data", "size": "1G", "format": "raw"})).await;
+    made(&bed, "data").await;
+    let (id, lost): (VolumeId, _) = (bed.stored(&keys::name("volume", &default(), &Name::known("data"))).await, uuid::Uuid::from_u128(7));
+    let mut spec = serde_json::to_value(vmkeep_types::vm::VmSpec::named(Name::known("db"))).expect("plain data");
+    spec["disks"] = json!([{"name": "root", "volume": "db-root"}]);
+    let proposal = json!({"uuid": lost, "name": "db", "spec": spec, "choices": {"macs": {}, "serials": {}}, "running": true, "ours": true,
+        "disks": {"root": {"path": format!("/pool/{id}.raw"), "format": "raw"}}, "instance": 2, "warnings": []});
+    bed.node.answers.lock().expect("lock").push(("/n/domains/db/adoption", proposal));
+    bed.check("POST /v1/adopt", json!({"domain": "db"}), expect!["202 vm.adopt db pending"]).await;
+    let record: VmRecord = bed.stored(&keys::vm(&default(), VmId(lost))).await;
+    assert_eq!((record.volumes[&Name::known("root")], record.spec.disks[0].volume.clone()), (id, Some(Name::known("data"))));
+    assert_eq!(record.instance, 2, "as its seed says");
+    let volume: VolumeRecord = bed.stored(&keys::volume(&default(), id)).await;
+    let attached = volume.attached.expect("it is its disk");
+    assert_eq!((attached.vm.0, attached.disk, volume.node, volume.made), (lost, Name::known("root"), Some(Name::known("node1")), true));
+    bed.check(
+        "DELETE /v1/volumes/data",
+        Value::Null,
+        expect![[r#"
+            409 conflict: volume 'data' is disk 'root' of VM 'db'
+              hint: drop the disk from the VM first"#]],
+    )
+    .await;
 }
 
 #[tokio::test]
