@@ -91,8 +91,23 @@ pub fn serial_log(run_dir: &Path, order: &Order) -> PathBuf {
 }
 
 /// Where a VM's UEFI variables lie, unless it was adopted with a place of its own.
-fn nvram_path(vm: vmkeep_types::ids::VmId) -> String {
+pub fn nvram_path(vm: vmkeep_types::ids::VmId) -> String {
     format!("/var/lib/libvirt/qemu/nvram/{vm}_VARS.fd")
+}
+
+/// The UEFI variables of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variables {
+    pub path: PathBuf,
+    /// What libvirt makes them from when they are not there.
+    pub template: Option<PathBuf>,
+}
+
+/// Those that a description names; None: it has no UEFI.
+pub fn variables(xml: &str) -> Option<Variables> {
+    let domain = tree::parse(xml).ok()?;
+    let path = domain.text_at("os/nvram").filter(|path| path.starts_with('/')).map(PathBuf::from)?;
+    Some(Variables { path, template: domain.attr_at("os/nvram", "template").map(PathBuf::from) })
 }
 
 /// libvirt's XML did not make sense. `what` may quote it, and others may have edited it.

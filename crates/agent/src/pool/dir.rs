@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  PATH/UID.qcow2|.raw       volumes; clones name their image by absolute path
+//!  PATH/UID.nvram            UEFI variables kept with a volume
 //!  PATH/images/UID.qcow2     images, read-only
 //!  PATH/staging/             work in progress, uploads
 //! ```
@@ -260,6 +261,10 @@ impl Pool for DirPool {
         self.path_of(volume.id, volume.format)
     }
 
+    fn variables_path(&self, volume: VolumeId) -> PathBuf {
+        self.root.join(format!("{volume}.nvram"))
+    }
+
     fn image_path(&self, image: ImageId) -> PathBuf {
         let iso = self.root.join("images").join(format!("{image}.iso"));
         if iso.exists() { iso } else { self.root.join("images").join(format!("{image}.qcow2")) }
@@ -313,7 +318,7 @@ impl Pool for DirPool {
             self.clear(&staged(&path));
             self.remove(&path)?;
         }
-        Ok(())
+        self.remove(&self.variables_path(volume))
     }
 
     async fn copy_volume(&self, from: &Path, source_format: &str, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error> {

@@ -34,6 +34,8 @@ pub trait Pool: Send + Sync {
         volume.foreign_path.as_ref().map_or_else(|| self.volume_path(volume), PathBuf::from)
     }
     fn image_path(&self, image: ImageId) -> PathBuf;
+    /// Where the UEFI variables of a VM that is gone lie, for the next one that boots this volume; they go with the volume.
+    fn variables_path(&self, volume: VolumeId) -> PathBuf;
     /// Makes the volume if it is not there; `volume.image` is cloned copy-on-write.
     async fn create_volume(&self, volume: &VolumeRecord) -> Result<VolumeSeen, Error>;
     async fn stat_volume(&self, volume: &VolumeRecord) -> Result<Option<VolumeSeen>, Error>;

@@ -24,6 +24,7 @@ use vmkeep_types::record::VmOrigin;
 use super::claim;
 use super::grant::Until;
 use super::node::{Look, Node};
+use super::nvram;
 use super::qemu;
 use super::report::{self, State};
 use crate::domain::{self, BuildInput, DiskSource};
@@ -47,6 +48,7 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     prepare_volumes(node, state).await?;
     rename(node, state).await?;
     let wanted = wanted(node, state, Look::Fresh).await?;
+    nvram::take(node, state, &wanted.xml).await?;
     define(node, state, &wanted).await?;
     state.addresses_due = true;
     if lives(state) {
@@ -81,6 +83,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), NotStarted> {
         state.event(Level::Warn, "vm.rename-failed", error.message);
     }
     let wanted = wanted(node, state, Look::Fresh).await?;
+    nvram::take(node, state, &wanted.xml).await?;
     if fresh {
         define(node, state, &wanted).await?;
     } else {

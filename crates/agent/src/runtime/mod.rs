@@ -26,6 +26,7 @@ mod load;
 pub mod migrate;
 mod node;
 pub mod node_event;
+mod nvram;
 mod qemu;
 mod reboots;
 mod rejoin;

@@ -1,4 +1,4 @@
-//! The end of a VM on this node: description, volumes, seed and logs go, or only our mark does.
+//! The end of a VM on this node: description, volumes, seed and logs go, or only our mark does. Volumes that stay keep the UEFI variables.
 
 use vmkeep_store::{Op, Txn, keys};
 use vmkeep_types::error::Error;
@@ -7,6 +7,7 @@ use vmkeep_types::record::Leaving;
 
 use super::apply::{addresses, seed_path};
 use super::node::Node;
+use super::nvram;
 use super::report::State;
 use crate::hypervisor::{HvError, UndefineKeep};
 
@@ -26,7 +27,9 @@ pub async fn remove(node: &Node, state: &mut State, leaving: Leaving) -> Result<
             Ok(())
         }
         Leaving::DeleteKeepDisks => {
+            nvram::keep(node, state).await?;
             undefine(node, state, UndefineKeep::State).await?;
+            nvram::forget(node, &state.order);
             addresses::forget(node, state).await;
             delete_files(node, state);
             state.step("deleted, volumes kept");

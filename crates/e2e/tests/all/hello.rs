@@ -86,6 +86,68 @@ fn a_volume_kept_at_deletion_can_be_used_again() {
 }
 
 #[test]
+fn uefi_variables_stay_with_a_kept_disk_and_go_to_the_vm_that_boots_it() {
+    let host = Host::new("nvram");
+    let wish = |name: &str, disk: &str| {
+        format!(
+            "kind: vm\nname: {name}\nrun: manual\nfirmware: uefi\nmemory: 256M\nnics: []\ncloud_init: null\ndisks: [{{name: root, {disk}}}]\n"
+        )
+    };
+    let of = |name: &str| format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", host.vm(name)["id"].as_str().expect("an id"));
+    let sum = |file: &str| text(&host.exec(["sha256sum", file]).stdout).split(' ').next().unwrap_or_default().to_owned();
+    host.apply(&wish("one", "empty: true, size: 1M"));
+    host.ok(["vm", "start", "one"]);
+    host.ok(["vm", "kill", "one"]);
+    let first = of("one");
+    // As an installer would: something that no template has.
+    let marked = host.exec(["dd", "if=/dev/urandom", &format!("of={first}"), "bs=1", "count=64", "seek=540000", "conv=notrunc"]);
+    assert!(marked.status.success(), "{}", text(&marked.stderr));
+    let variables = sum(&first);
+    host.ok(["vm", "delete", "one", "--keep-disks", "--yes"]);
+    let volume = host.json(["volume", "show", "one-root", "-o", "json"])["id"].as_str().expect("an id").to_owned();
+    let kept = format!("/var/lib/libvirt/images/vmkeep/{volume}.nvram");
+    assert_eq!((sum(&kept), sum(&first)), (variables.clone(), String::new()), "beside the disk, and nowhere else");
+
+    host.apply(&wish("two", "volume: one-root"));
+    assert_eq!((sum(&of("two")), sum(&kept)), (variables, String::new()), "they are the next VM's");
+    host.ok(["vm", "start", "two"]);
+    host.ok(["vm", "kill", "two"]);
+    host.ok(["vm", "delete", "two", "--keep-disks", "--yes"]);
+    assert!(!sum(&kept).is_empty());
+    host.ok(["volume", "delete", "one-root", "--yes"]);
+    assert_eq!(sum(&kept), "", "and go with the volume");
+}
+
+#[test]
+fn a_nic_with_a_fixed_address_has_its_name_in_dns() {
+    let host = Host::new("names");
+    host.ok(["network", "create", "back", "--ipv4", "10.9.0.1/24"]);
+    let wish = |address: &str| {
+        format!(
+            "kind: vm\nname: web\nrun: manual\nfirmware: bios\nmemory: 64M\ndisks: [{{name: root, empty: true, size: 1M}}]\n\
+             nics: [{{name: lan, network: back, addresses: [{address}]}}]\n"
+        )
+    };
+    let answers = |wanted: &str| {
+        until(&format!("web.vmk is {wanted:?}"), BOOT, || {
+            let out = text(&host.exec(["busybox", "nslookup", "web.vmk", "10.9.0.1"]).stdout);
+            let found: Vec<&str> = out.lines().filter(|line| line.contains("10.9.0.") && !line.contains("10.9.0.1")).collect();
+            let right = if wanted.is_empty() { found.is_empty() } else { found.iter().any(|line| line.trim_end().ends_with(wanted)) };
+            if right { Ok(()) } else { Err(out) }
+        });
+    };
+    host.apply(&wish("10.9.0.5/24"));
+    host.ok(["vm", "start", "web"]);
+    answers("10.9.0.5");
+    host.ok(["vm", "kill", "web"]);
+    host.apply(&wish("10.9.0.6/24"));
+    answers("10.9.0.6");
+    host.ok(["vm", "delete", "web", "--yes"]);
+    assert!(!host.virsh(["net-dumpxml", "vmkeep-back"]).contains("<hostname>"), "the name is free again");
+    answers("");
+}
+
+#[test]
 fn a_clone_boots_with_the_data_of_its_source() {
     let host = host_with_tiny("clone");
     let disks = "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 8M}]\n";
