@@ -185,12 +185,16 @@ pub struct Lease {
     pub address: Ipv4Addr,
 }
 
-/// A change of what DHCP keeps for one MAC: the `<host …/>` element.
+/// A change of what a network keeps for one NIC: the `<host …/>` element of DHCP, or that of DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostChange {
     Add(String),
     /// One that is gone already is fine.
     Remove(String),
+    /// DNS answers it whether or not the guest asks for its address. libvirt loads no firewall anew for it.
+    AddName(String),
+    /// One that is gone already is fine.
+    RemoveName(String),
 }
 
 /// Where a domain is sent, and how.
@@ -332,7 +336,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The same; None also when it does not run.
     async fn active_network_xml(&self, name: &str) -> Result<Option<String>, HvError>;
     async fn remove_network(&self, name: &str) -> Result<(), HvError>;
-    /// Changes what DHCP keeps, running and stored, in order and without a break for the guests.
+    /// Changes what DHCP and DNS keep, running and stored, in order and without a break for the guests.
     async fn change_hosts(&self, network: &str, changes: Vec<HostChange>) -> Result<(), HvError>;
     /// IPv4 addresses that DHCP has given; none where the network does not run.
     async fn leases(&self, network: &str) -> Result<Vec<Lease>, HvError>;

@@ -48,11 +48,10 @@ pub fn describe(project: &Name, spec: &NetworkSpec, name: &str, present: Option<
         network = network.child(el("mtu").attr("size", mtu));
     }
     // localOnly: names of the VMs are never asked for outside.
-    network = network.child(el("domain").attr("name", &spec.domain).attr("localOnly", "yes")).child(ipv4(
-        gateway,
-        prefix,
-        reserve::kept(present.as_ref(), gateway, prefix),
-    ));
+    network = network
+        .child(el("domain").attr("name", &spec.domain).attr("localOnly", "yes"))
+        .children(reserve::names_kept(present.as_ref(), gateway, prefix))
+        .child(ipv4(gateway, prefix, reserve::kept(present.as_ref(), gateway, prefix)));
     if let Some((address, prefix)) = v6 {
         network = network.child(el("ip").attr("family", "ipv6").attr("address", address).attr("prefix", prefix));
     }

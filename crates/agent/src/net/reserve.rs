@@ -1,7 +1,8 @@
 //! The address and the name that a NAT network's DHCP keeps for a NIC: `<host mac name ip/>` of the libvirt network.
 //!
 //! libvirt stores them, nobody else: an address that was given once stays with its MAC. dnsmasq answers `NAME.DOMAIN` with it as
-//! soon as the guest has asked for it, whatever the guest calls itself.
+//! soon as the guest has asked for it, whatever the guest calls itself. A NIC with a fixed address never asks: DNS is told its name, too
+//! (`<dns><host ip>`), for which libvirt sends dnsmasq a signal and loads no firewall.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -69,17 +70,48 @@ pub fn reserve(network: &str, wanted: &Wanted, leases: &[Lease]) -> Result<Optio
     let lease = || leases.iter().find(leased).map(|lease| lease.address).filter(|ip| inside(*ip) && !taken.contains(ip));
     let Some(address) = fixed.or_else(kept).or_else(lease).or_else(|| free(&wanted.mac, gateway, mask, &taken)) else { return Ok(None) };
     let entry = el("host").attr("mac", &wanted.mac).attr_if("name", wanted.name.as_ref()).attr("ip", address);
+    let (mut changes, named) = name_changes(&network, wanted, address, mine.and_then(|host| ip_of(host)));
     if mine.is_some_and(|host| same(host, &entry)) {
-        return Ok(Some(Reserved { address, changes: Vec::new() }));
+        changes.extend(named);
+        return Ok(Some(Reserved { address, changes }));
     }
     // libvirt takes no second one with the same MAC, name or address: one that a VM left behind gives way.
     let stands = |host: &&&Element| {
         let name = wanted.name.is_some() && host.get("name") == wanted.name.as_deref();
         is_mine(host) || name || ip_of(host) == Some(address)
     };
-    let mut changes: Vec<HostChange> = hosts.iter().filter(stands).map(|host| HostChange::Remove(host.write())).collect();
+    changes.extend(hosts.iter().filter(stands).map(|host| HostChange::Remove(host.write())));
     changes.push(HostChange::Add(entry.write()));
+    changes.extend(named);
     Ok(Some(Reserved { address, changes }))
+}
+
+/// What goes from DNS before the address is kept, and what comes after it: the name of a NIC that never asks for its address. Entries of
+/// the same name or address that say otherwise give way, also those of before the NIC came to ask.
+fn name_changes(network: &Element, wanted: &Wanted, address: Ipv4Addr, before: Option<Ipv4Addr>) -> (Vec<HostChange>, Option<HostChange>) {
+    let entry = wanted.name.as_ref().filter(|_| !wanted.dhcp).map(|name| name_entry(address, name));
+    let same = |host: &&Element| entry.as_ref().is_some_and(|entry| ip_of(host) == ip_of(entry) && names_of(host).eq(names_of(entry)));
+    let about_it = |host: &&Element| {
+        let at = ip_of(host);
+        let named = wanted.name.as_deref().is_some_and(|name| names_of(host).any(|other| other == name));
+        named || at == Some(address) || (before.is_some() && at == before)
+    };
+    let gone = names(network).filter(|host| about_it(host) && !same(host)).map(|host| HostChange::RemoveName(host.write())).collect();
+    let there = names(network).any(|host| same(&host));
+    (gone, entry.filter(|_| !there).map(|entry| HostChange::AddName(entry.write())))
+}
+
+fn name_entry(address: Ipv4Addr, name: &str) -> Element {
+    el("host").attr("ip", address).child(el("hostname").text(name))
+}
+
+/// The entries of DNS.
+fn names(network: &Element) -> impl Iterator<Item = &Element> {
+    network.all("dns").flat_map(|dns| dns.all("host"))
+}
+
+fn names_of(host: &Element) -> impl Iterator<Item = String> {
+    host.all("hostname").map(|name| name.text.trim().to_owned())
 }
 
 /// The entries of NICs that are no more.
@@ -89,19 +121,32 @@ pub fn reserve(network: &str, wanted: &Wanted, leases: &[Lease]) -> Result<Optio
 pub fn release(network: &str, macs: &BTreeSet<String>) -> Result<Vec<HostChange>, Error> {
     let network = tree::parse(network)?;
     let gone = |host: &&Element| host.get("mac").is_some_and(|mac| macs.contains(&mac.to_ascii_lowercase()));
-    Ok(hosts(&network).filter(gone).map(|host| HostChange::Remove(host.write())).collect())
+    let addresses: BTreeSet<Ipv4Addr> = hosts(&network).filter(gone).filter_map(ip_of).collect();
+    let names = names(&network).filter(|host| ip_of(host).is_some_and(|ip| addresses.contains(&ip)));
+    let names = names.map(|host| HostChange::RemoveName(host.write()));
+    Ok(names.chain(hosts(&network).filter(gone).map(|host| HostChange::Remove(host.write()))).collect())
 }
 
 /// Entries that a network keeps when it is described anew with this range of addresses.
 pub(super) fn kept(present: Option<&Element>, gateway: Ipv4Addr, prefix: u8) -> Vec<Element> {
+    present.into_iter().flat_map(hosts).filter(|host| is_inside(host, gateway, prefix)).cloned().collect()
+}
+
+/// The same of DNS, in the element that they lie in.
+pub(super) fn names_kept(present: Option<&Element>, gateway: Ipv4Addr, prefix: u8) -> Option<Element> {
+    let kept: Vec<Element> = present.into_iter().flat_map(names).filter(|host| is_inside(host, gateway, prefix)).cloned().collect();
+    (!kept.is_empty()).then(|| el("dns").children(kept))
+}
+
+fn is_inside(host: &Element, gateway: Ipv4Addr, prefix: u8) -> bool {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    let inside = |host: &&Element| ip_of(host).is_some_and(|ip| ip != gateway && u32::from(ip) & mask == u32::from(gateway) & mask);
-    present.into_iter().flat_map(hosts).filter(inside).cloned().collect()
+    ip_of(host).is_some_and(|ip| ip != gateway && u32::from(ip) & mask == u32::from(gateway) & mask)
 }
 
 /// A network's description without its entries: two that differ only in them are the same network.
 pub(super) fn without(xml: &str) -> String {
-    xml.lines().filter(|line| !line.trim_start().starts_with("<host mac=")).collect::<Vec<_>>().join("\n")
+    let begins = ["<host mac=", "<dns>", "<host ip=", "<hostname>", "</host>", "</dns>"];
+    xml.lines().filter(|line| !begins.iter().any(|begin| line.trim_start().starts_with(begin))).collect::<Vec<_>>().join("\n")
 }
 
 fn hosts(network: &Element) -> impl Iterator<Item = &Element> {
@@ -162,6 +207,8 @@ mod tests {
                 let change = |change: &HostChange| match change {
                     HostChange::Add(xml) => format!("\n+ {}", xml.trim()),
                     HostChange::Remove(xml) => format!("\n- {}", xml.trim()),
+                    HostChange::AddName(xml) => format!("\n+ {}", flat(xml)),
+                    HostChange::RemoveName(xml) => format!("\n- {}", flat(xml)),
                 };
                 reserved.address.to_string() + &reserved.changes.iter().map(change).collect::<String>()
             }
@@ -233,6 +280,61 @@ mod tests {
         assert!(elsewhere.address.to_string().starts_with("10.77.3."), "{elsewhere:?}");
         let only_its_own = Wanted { dhcp: false, ..wanted(None, Some("192.168.9.9")) };
         assert_eq!(reserve(&network(""), &only_its_own, &[]), Ok(None));
+    }
+
+    fn flat(xml: &str) -> String {
+        xml.lines().map(str::trim).collect()
+    }
+
+    #[test]
+    fn a_nic_that_never_asks_has_its_name_in_dns() {
+        let never = Wanted { dhcp: false, ..wanted(Some("web"), Some("10.77.3.20")) };
+        check(
+            "",
+            &never,
+            &[],
+            expect![[r#"
+                10.77.3.20
+                + <host mac='52:54:00:00:00:01' name='web' ip='10.77.3.20'/>
+                + <host ip='10.77.3.20'><hostname>web</hostname></host>"#]],
+        );
+        let entry = "<host mac='52:54:00:00:00:01' name='web' ip='10.77.3.20'/>";
+        let named = |names: &str| network(entry).replacen("<ip ", &format!("<dns>{names}</dns><ip "), 1);
+        let told = |names: &str, wanted: &Wanted| {
+            let reserved = reserve(&named(names), wanted, &[]).expect("XML").expect("room");
+            reserved.changes.iter().map(|change| format!("{change:?}").replace("\\n", "").replace("  ", "")).collect::<Vec<_>>()
+        };
+        let mine = "<host ip='10.77.3.20'><hostname>web</hostname></host>";
+        assert!(told(mine, &never).is_empty(), "it is there");
+        let other = "<host ip='10.77.3.9'><hostname>web</hostname></host><host ip='10.77.3.8'><hostname>db</hostname></host>";
+        assert_eq!(
+            told(other, &never),
+            [
+                r#"RemoveName("<host ip='10.77.3.9'><hostname>web</hostname></host>")"#,
+                r#"AddName("<host ip='10.77.3.20'><hostname>web</hostname></host>")"#
+            ]
+        );
+        let asks = Wanted { dhcp: true, ..never.clone() };
+        assert_eq!(told(mine, &asks), [r#"RemoveName("<host ip='10.77.3.20'><hostname>web</hostname></host>")"#], "DHCP says it then");
+        let second = Wanted { name: None, ..never };
+        assert!(told("", &second).iter().all(|change| !change.contains("Name(")), "a name has one address");
+        let gone = release(&named(mine), &BTreeSet::from([MAC.to_owned()])).expect("XML");
+        assert_eq!(gone.len(), 2, "both go: {gone:?}");
+    }
+
+    #[test]
+    fn a_network_that_is_described_anew_keeps_its_names() {
+        let there = tree::parse(&network("").replacen(
+            "<ip ",
+            "<dns><host ip='10.77.3.9'><hostname>web</hostname></host><host ip='10.9.9.9'><hostname>db</hostname></host></dns><ip ",
+            1,
+        ));
+        let there = there.expect("XML");
+        let kept = names_kept(Some(&there), Ipv4Addr::new(10, 77, 3, 1), 24).expect("one");
+        assert_eq!(flat(&kept.write()), "<dns><host ip='10.77.3.9'><hostname>web</hostname></host></dns>");
+        assert_eq!(names_kept(None, Ipv4Addr::new(10, 77, 3, 1), 24), None);
+        let bare = "<network>\n  <domain name='vmk'/>\n</network>";
+        assert_eq!(without(&bare.replacen("  <domain", &format!("  {}\n  <domain", kept.write().trim()), 1)), bare);
     }
 
     #[test]

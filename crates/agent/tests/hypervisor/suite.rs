@@ -73,6 +73,16 @@ async fn networks(stand: &dyn Stand) {
     let stored = hv.active_network_xml(NETWORK).await.expect("look").expect("it runs");
     assert!(stored.contains(&entry("0b", 21)) && !stored.contains("0a' name"), "{stored}");
     hv.change_hosts(NETWORK, vec![HostChange::Remove(entry("0b", 21))]).await.expect("gone");
+    let name = |ip: u8| format!("<host ip='10.199.9.{ip}'>\n  <hostname>db</hostname>\n</host>");
+    hv.change_hosts(NETWORK, vec![HostChange::AddName(name(30))]).await.expect("a name");
+    let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
+    assert!(stored.contains("<host ip='10.199.9.30'>") && stored.contains("<hostname>db</hostname>"), "{stored}");
+    is_wrong_state(hv.change_hosts(NETWORK, vec![HostChange::AddName(name(30))]).await);
+    hv.change_hosts(NETWORK, vec![HostChange::RemoveName(name(30)), HostChange::RemoveName(name(30))])
+        .await
+        .expect("gone, and gone already");
+    let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");
+    assert!(!stored.contains("<hostname>db"), "{stored}");
     assert_eq!(hv.leases(NETWORK).await, Ok(Vec::new()));
     hv.ensure_network(NETWORK, &network_xml(98)).await.expect("changed");
     let stored = hv.network_xml(NETWORK).await.expect("look").expect("it is there");

@@ -48,6 +48,12 @@ pub struct Domain {
     pub console: Option<watch::Sender<()>>,
 }
 
+/// `<host ip='…'>` of an entry of DNS.
+fn begin_of_name(entry: &str) -> Option<&str> {
+    let entry = entry.trim();
+    entry.starts_with("<host ip=").then(|| entry.split_inclusive('>').next()).flatten()
+}
+
 fn not_running() -> HvError {
     HvError::WrongState("Requested operation is not valid: domain is not running".to_owned())
 }
@@ -112,6 +118,22 @@ impl Host {
                         return Err(HvError::WrongState("there is an existing dhcp host entry in network that matches".into()));
                     }
                     *xml = xml.replacen("</dhcp>", &format!("\n{}\n</dhcp>", entry.trim()), 1);
+                }
+                HostChange::RemoveName(entry) => {
+                    let begin = begin_of_name(entry).and_then(|begin| xml.find(begin));
+                    let range = begin.and_then(|at| Some(at..at + xml[at..].find("</host>")? + "</host>".len()));
+                    range.into_iter().for_each(|range| xml.replace_range(range, ""));
+                }
+                HostChange::AddName(entry) => {
+                    // Two addresses may have the same name.
+                    if begin_of_name(entry).is_some_and(|begin| xml.contains(begin)) {
+                        let words = "there is already at least one DNS HOST record with a matching field in network";
+                        return Err(HvError::WrongState(words.into()));
+                    }
+                    if !xml.contains("</dns>") {
+                        *xml = xml.replacen("<ip ", "<dns>\n</dns>\n<ip ", 1);
+                    }
+                    *xml = xml.replacen("</dns>", &format!("{}\n</dns>", entry.trim()), 1);
                 }
             }
         }

@@ -72,18 +72,24 @@ pub fn change_hosts(conn: &Conn, name: &str, changes: &[HostChange]) -> Result<(
     let Some(network) = find(conn, name)? else { return Err(HvError::WrongState(format!("libvirt has no network '{name}'"))) };
     let live = if network.is_active()? { sys::VIR_NETWORK_UPDATE_AFFECT_LIVE } else { 0 };
     for change in changes {
-        let (command, xml) = match change {
-            HostChange::Add(xml) => (sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, xml),
-            HostChange::Remove(xml) => (sys::VIR_NETWORK_UPDATE_COMMAND_DELETE, xml),
+        let (add, remove) = (sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, sys::VIR_NETWORK_UPDATE_COMMAND_DELETE);
+        let (dhcp, dns) = (sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, sys::VIR_NETWORK_SECTION_DNS_HOST);
+        let (command, section, xml) = match change {
+            HostChange::Add(xml) => (add, dhcp, xml),
+            HostChange::Remove(xml) => (remove, dhcp, xml),
+            HostChange::AddName(xml) => (add, dns, xml),
+            HostChange::RemoveName(xml) => (remove, dns, xml),
         };
         let xml = c_string(xml)?;
         let flags = live | sys::VIR_NETWORK_UPDATE_AFFECT_CONFIG;
         // SAFETY: our handle, a C string.
-        let made = unsafe { sys::virNetworkUpdate(network.0, command, sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml.as_ptr(), flags) };
+        let made = unsafe { sys::virNetworkUpdate(network.0, command, section, -1, xml.as_ptr(), flags) };
         match (check(made, None), change) {
             (Ok(_), _) => {}
-            (Err(error), HostChange::Remove(_)) => tracing::debug!(network = name, "an entry of DHCP is gone already: {error}"),
-            (Err(error), HostChange::Add(_)) => return Err(error),
+            (Err(error), HostChange::Remove(_) | HostChange::RemoveName(_)) => {
+                tracing::debug!(network = name, "an entry is gone already: {error}");
+            }
+            (Err(error), HostChange::Add(_) | HostChange::AddName(_)) => return Err(error),
         }
     }
     Ok(())
