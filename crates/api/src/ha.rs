@@ -14,6 +14,9 @@ pub struct HaStatus {
     pub leader: Option<String>,
     /// There while nothing is fenced or recovered.
     pub disarmed: Option<Disarm>,
+    /// There where nothing is ever armed or recovered, in words: a host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<String>,
     pub settings: HaSettings,
     pub timers: HaTimers,
     pub brake: HaBrake,

@@ -103,6 +103,29 @@ fn a_storm_puts_the_brake_on() {
 }
 
 #[test]
+fn a_host_alone_says_that_nothing_is_armed_and_why() {
+    let mut answer = status(
+        json!({"silent": 0, "live": 1, "limit": 5, "why": null}),
+        json!([node("node1", "online", "its VMs wait until it is back", Value::Null)]),
+        json!([]),
+    );
+    answer["alone"] = json!("this host is alone");
+    check(
+        &Stub::new(vec![("GET /v1/ha", 200, answer)]),
+        &["ha", "status"],
+        expect![[r#"
+        exit 0
+        --- stdout
+        State:    nothing is armed: this host is alone
+        Decides:  nobody: there is nothing to decide
+
+        NODE   STATE   EPOCH  VMS  IF IT DIES
+        node1  online  3      2    its VMs wait until it is back
+    "#]],
+    );
+}
+
+#[test]
 fn a_profile_that_does_not_fit_any_more_is_told() {
     let why = "the profile fast is for up to 64 nodes, and this cluster has 65: vmkeep ha set --profile standard";
     let mut answer = status(json!({"silent": 0, "live": 3, "limit": 5, "why": null}), json!([]), json!([]));

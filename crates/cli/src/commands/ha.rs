@@ -174,6 +174,12 @@ async fn status(ctx: &Ctx) -> Result<(), Failure> {
         || "armed".to_owned(),
         |disarm| format!("disarmed by {} since {} {}", disarm.by, time::local(disarm.at), disarm.why).trim_end().to_owned(),
     );
+    if let Some(why) = &answer.alone {
+        printer.card(&[("State", format!("nothing is armed: {why}")), ("Decides", "nobody: there is nothing to decide".to_owned())]);
+        printer.out("");
+        printer.table(&["NODE", "STATE", "EPOCH", "VMS", "IF IT DIES"], answer.nodes.iter().map(node).collect());
+        return Ok(());
+    }
     let (timers, profile, s) = (&answer.timers, answer.settings.profile.as_str(), |ms: u64| format!("{} s", ms / 1000));
     printer.card(&[
         ("State", armed),

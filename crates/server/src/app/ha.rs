@@ -25,11 +25,16 @@ use vmkeep_types::ids::{Epoch, Revision};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::VmRecord;
 
+use super::cluster::members;
 use super::{Ask, TRIES_MAX, commit, get, ha_profile, node, store_error, uid_of, upgrade};
 use crate::cache::Cache;
 use crate::metrics::HaNumbers;
 use crate::reconcile::ha::rescue;
 use crate::reconcile::view::{ClusterView, NodeKeys};
+
+/// Of a host in no cluster, the only one that its store knows.
+const ALONE: &str = "this host is alone: its watchdog is left to others, and no host is there that would start its VMs again. A VM with `ha` runs \
+                     like any other here; `vmkeep cluster init`, and hosts that join, make it highly available";
 
 /// From the proof to the first start elsewhere, ms: the leader looks each second.
 const PLACED_MS: u64 = 2_000;
@@ -46,10 +51,15 @@ pub async fn status(store: &dyn Store, cache: &Cache) -> Result<HaStatus, Error>
         priority: lost.priority(),
         why: waits_for(&view, &fleet, lost),
     };
-    let nodes: Vec<HaNode> = view.nodes.iter().map(|(name, keys)| shown(&view, name, keys)).collect();
+    let mut nodes: Vec<HaNode> = view.nodes.iter().map(|(name, keys)| shown(&view, name, keys)).collect();
+    let alone = (nodes.len() == 1 && members(store).await?.is_empty()).then(|| ALONE.to_owned());
+    if alone.is_some() {
+        nodes.iter_mut().for_each(|node| node.proof = "its VMs wait until it is back, and start then as their `run` says".into());
+    }
     Ok(HaStatus {
         leader,
         disarmed: view.disarmed.as_ref().map(|kept| kept.value.clone()),
+        alone,
         settings: view.ha_settings.clone(),
         timers: timers(&Timers::of(view.ha_settings.profile)),
         brake: brake(&nodes),

@@ -3,13 +3,14 @@
 mod apply;
 mod bad_input;
 mod conditions;
+mod ha;
 mod lists;
 mod many_nodes;
 mod nouns;
 mod placement;
 mod pools;
-mod vms;
 mod secrets;
+mod vms;
 mod watched;
 
 use std::collections::BTreeSet;
