@@ -10,7 +10,7 @@ use super::cluster::{SETTLE, host, init, join, token, until_healthy};
 use super::hello::BOOT;
 
 /// The two processes of a host.
-struct Roles {
+pub(super) struct Roles {
     control: Child,
     compute: Child,
 }
@@ -22,7 +22,7 @@ fn role(host: &Host, role: &str, point: Option<&str>) -> Child {
 }
 
 impl Roles {
-    fn of(host: &mut Host) -> Self {
+    pub(super) fn of(host: &mut Host) -> Self {
         host.kill_daemon();
         Self { control: role(host, "control", None), compute: role(host, "compute", None) }
     }
@@ -37,7 +37,7 @@ impl Drop for Roles {
     }
 }
 
-fn logs(host: &Host) -> String {
+pub(super) fn logs(host: &Host) -> String {
     ["control.log", "compute.log"].map(|log| tail(&std::fs::read_to_string(host.path(log)).unwrap_or_default())).join("\n")
 }
 
@@ -45,7 +45,7 @@ fn ends(child: &mut Child, host: &Host, what: &str) {
     until(what, SETTLE, || if child.try_wait().expect("a child").is_some() { Ok(()) } else { Err(logs(host)) });
 }
 
-fn two_members(switch: &Switch) -> (Host, Host) {
+pub(super) fn two_members(switch: &Switch) -> (Host, Host) {
     let (one, two) = (host(switch, 1), host(switch, 2));
     init(&one);
     let joined = join(&two, &token(&one));

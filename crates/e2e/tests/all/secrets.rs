@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use vmkeep_e2e::host::{Host, Net, text};
+use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
+
+use super::apart::{Roles, logs, two_members};
+use super::cluster::until_healthy;
 
 const SETTLE: Duration = Duration::from_secs(30);
 const WISH: &str = "kind: vm\nname: a\nrun: manual\nfirmware: bios\nmemory: 16M\ncloud_init: null\nnics: []\nrng: false\nagent: false\n\
@@ -21,9 +25,9 @@ fn until_renewed(host: &Host) {
 }
 
 /// The control plane reads the record and the agent its order: the password comes to libvirt.
-fn password_is_read(host: &Host, round: usize) {
+fn password_is_read(host: &Host, there: &Host, round: usize) {
     host.ok(["vm", "set", "a", &format!("description=round {round}")]);
-    let xml = host.virsh(["dumpxml", "a", "--inactive", "--security-info"]);
+    let xml = there.virsh(["dumpxml", "a", "--inactive", "--security-info"]);
     assert!(xml.contains(&format!("round {round}")) && xml.contains("passwd='s3cr3t'"), "{xml}");
 }
 
@@ -42,7 +46,7 @@ fn keys_are_renewed_over_a_crash_at_every_point() {
     assert_ne!(key(&host), old);
     let points = std::fs::read_to_string(&log).unwrap_or_default().lines().count() - before;
     assert!(points >= 8, "too few points to prove anything: {points}");
-    password_is_read(&host, 0);
+    password_is_read(&host, &host, 0);
 
     for n in 1..=points {
         host.kill_daemon();
@@ -59,7 +63,7 @@ fn keys_are_renewed_over_a_crash_at_every_point() {
         host.ok(["secret", "rotate"]);
         until_renewed(&host);
         assert_ne!(key(&host), old, "point {n}");
-        password_is_read(&host, n);
+        password_is_read(&host, &host, n);
     }
     let files = text(&host.exec(["sh", "-c", "ls /var/lib/vmkeep | grep seal"]).stdout);
     assert_eq!(files.trim(), "seal.key", "nothing half-made stays");
@@ -67,4 +71,31 @@ fn keys_are_renewed_over_a_crash_at_every_point() {
     assert!(audit.contains("secret.rotate"), "{audit}");
     let (shown, told) = (host.ok(["secret", "show", "-o", "json"]), host.daemon_log());
     assert!(!shown.contains("s3cr3t") && !told.contains("s3cr3t") && !told.contains(key(&host).trim()), "{shown}");
+}
+
+/// One of them has its control plane and its agent in two processes.
+#[test]
+fn members_renew_their_keys_each_in_its_time() {
+    let switch = Switch::new("keys");
+    let (one, mut two) = two_members(&switch);
+    one.apply(&format!("{WISH}placement: {{node_selector: {{node: node2}}}}\n"));
+    let roles = Roles::of(&mut two);
+    until_healthy(&two, "node1:member:follower node2:member:follower");
+    password_is_read(&one, &two, 0);
+    let before = [key(&one), key(&two)];
+    let told = text(&one.vmkeep(["secret", "rotate"]).stderr);
+    assert!(told.contains("all hosts of the control plane have new keys"), "{told}\n{}", logs(&two));
+    let between = [key(&one), key(&two)];
+    assert!(between[0] != before[0] && between[1] != before[1]);
+    password_is_read(&one, &two, 1);
+
+    // One that is away is waited for, and told of.
+    drop(roles);
+    let told = text(&one.vmkeep(["secret", "rotate", "--timeout", "3s"]).stderr);
+    assert!(told.contains("waits for node2"), "{told}");
+    assert_eq!(key(&two), between[1]);
+    let _roles = Roles::of(&mut two);
+    until_renewed(&one);
+    assert!(key(&one) != between[0] && key(&two) != between[1]);
+    password_is_read(&one, &two, 2);
 }
