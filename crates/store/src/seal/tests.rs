@@ -117,3 +117,35 @@ async fn what_was_written_before_sealing_is_read_and_sealed_by_the_next_write() 
     w.control.txn(put(&key, &read_back)).await.expect("written");
     assert!(!read(w.raw.as_ref(), &key).await.contains("s3cret"));
 }
+
+#[tokio::test]
+async fn what_another_has_sealed_under_a_newer_key_is_read_by_every_way() {
+    let (raw, host) = (Arc::new(EmbeddedStore::in_memory().expect("memory")), SecretKey::random());
+    let ring::Found::Held(old) = ring::open_or_make(raw.as_ref(), &host).await.expect("a ring") else { panic!("its own") };
+    let knows = |ring: &ring::Opened| {
+        let keys = Keys::of_node(host.clone());
+        keys.take_ring(ring);
+        Sealing::over(raw.clone(), fields, keys)
+    };
+    ring::renew(raw.as_ref(), &[host.public()]).await.expect("renewed");
+    let new = ring::find(raw.as_ref(), std::slice::from_ref(&host)).await.expect("read").expect("held");
+    let key = format!("vm/default/{UID}");
+    knows(&new).txn(put(&key, &record())).await.expect("written");
+
+    // Each of them has heard of the old key only.
+    let mut found = vec![knows(&old).get(&key).await.expect("read")];
+    found.push(knows(&old).list("vm/").await.expect("read").items.pop());
+    found.push(knows(&old).first("vm/", 1).await.expect("read").pop());
+    found.push(knows(&old).list_many(&["vm/"]).await.expect("read").items.pop());
+    found.push(knows(&old).txn(Txn::default().then(Op::Get(key.clone()))).await.expect("read").gets.remove(0));
+    knows(&old).visit(&["vm/"], &mut |part| found.extend(part.into_iter().map(Some))).await.expect("read");
+    let batch = knows(&old).watch("vm/", Revision(1)).await.expect("a watch").recv().await.expect("open").expect("a batch");
+    found.extend(batch.changes.into_iter().map(|change| match change {
+        Change::Put(kv) => Some(kv),
+        Change::Deleted { .. } => None,
+    }));
+    assert_eq!(found.len(), 7);
+    for (n, kv) in found.into_iter().enumerate() {
+        assert_eq!(kv.expect("there").value, record().to_string().into_bytes(), "way {n}");
+    }
+}
