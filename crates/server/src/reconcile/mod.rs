@@ -135,6 +135,7 @@ async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown
     let revision = store.visit(&view::PREFIXES, &mut |part| view.begin(&part, &mut touched)).await?;
     let mut intake = Intake::new(store.watch("", revision.next()).await?);
     view.begun(revision, &mut touched);
+    tracing::info!(vms = view.vms.len(), nodes = view.nodes.len(), "has listed the cluster");
     let mut turns = interval(TURNS);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();

@@ -36,6 +36,7 @@ mod touched;
 
 use super::deletion;
 use names::Names;
+use touched::Stage;
 pub use touched::Touched;
 
 /// A value and where it stands in the store's history.
@@ -138,6 +139,7 @@ pub struct ClusterView {
     names: Names,
     /// The same as placement sees it: VMs, owners and nodes, with their sums.
     fleet: Arc<Fleet>,
+    stage: Stage,
     /// The CPU that all nodes can run, worked out when it is first asked for.
     baseline: OnceLock<Result<Baseline, String>>,
 }
@@ -180,6 +182,7 @@ impl ClusterView {
 
     /// Takes a part of a listing in, whose revision is not known yet.
     pub fn begin(&mut self, part: &[KeyValue], touched: &mut Touched) {
+        self.stage = Stage::Listing;
         part.iter().for_each(|item| self.put(item, touched));
     }
 

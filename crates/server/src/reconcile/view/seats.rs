@@ -19,6 +19,7 @@ use vmkeep_types::record::{Owner, PowerWish, VmRecord};
 use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
 use vmkeep_types::vm::RunPolicy;
 
+use super::touched::Stage;
 use super::{ClusterView, FenceIs, Kept, Touched, decode, touch_vm};
 use crate::reconcile::ha::arm;
 
@@ -61,6 +62,9 @@ impl ClusterView {
     /// Something that its VM's placement may hang on changed.
     pub(super) fn touch_guest(&mut self, id: VmId, touched: &mut Touched) {
         touch_vm(touched, id);
+        if self.stage == Stage::Listing {
+            return;
+        }
         let guest = self.vms.get(&id).map(|record| self.guest(&record.value));
         match guest {
             Some(guest) => Arc::make_mut(&mut self.fleet).set_guest(guest),
@@ -72,7 +76,18 @@ impl ClusterView {
 
     pub(super) fn touch_owner(&mut self, id: VmId, touched: &mut Touched) {
         touch_vm(touched, id);
-        self.give_back(id);
+        if self.stage == Stage::Following {
+            self.give_back(id);
+        }
+    }
+
+    /// All that were listed, with their owners.
+    pub(super) fn seat_all(&mut self) {
+        let guests: Vec<Guest> = self.vms.values().map(|record| self.guest(&record.value)).collect();
+        let fleet = Arc::make_mut(&mut self.fleet);
+        guests.into_iter().for_each(|guest| fleet.set_guest(guest));
+        let owned: Vec<VmId> = self.owners.keys().copied().collect();
+        owned.into_iter().for_each(|id| self.give_back(id));
     }
 
     /// A node was told to do something with a VM on its way, or has it behind it.

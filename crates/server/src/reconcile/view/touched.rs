@@ -82,6 +82,8 @@ impl ClusterView {
     /// What was listed is all there is, at this revision.
     pub fn begun(&mut self, revision: Revision, touched: &mut Touched) {
         self.revision = revision;
+        self.stage = Stage::Following;
+        self.seat_all();
         let named = touched.vms.drain();
         self.touch_all(named, touched);
     }
@@ -99,6 +101,14 @@ impl ClusterView {
         let asked = self.open_ops.contains_key(&id) || self.moves.contains_key(&id) || self.memories.contains_key(&id);
         stays && self.owners.contains_key(&id) && !asked
     }
+}
+
+/// A VM has several keys, and each says where it belongs: while all of them come, that is worked out once, at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stage {
+    Listing,
+    #[default]
+    Following,
 }
 
 /// Of `count` places, those that the first kind may have while `others` wait: all but half, or what they need.
