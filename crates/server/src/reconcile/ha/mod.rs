@@ -249,8 +249,9 @@ fn todo(known: &Known<'_>, steps: Vec<Step>, nodes: &[NodeNow], wall: jiff::Time
             Step::Ping(node) => todo.pings.push(name(node)),
             Step::CutPower { node, epoch } => todo.cuts.push((name(node), epoch)),
             Step::RefuseWrites { node, epoch } => {
-                let pools = storage::pools_of(known.view, known.storage, &name(node)).unwrap_or_default();
-                todo.refusals.push((name(node), epoch, pools));
+                // Never none of them: that would be a proof out of nothing.
+                let pools = storage::pools_of(known.view, known.storage, &name(node));
+                todo.refusals.extend(pools.map(|pools| (name(node), epoch, pools)));
             }
             Step::Write { node, txn } => todo.txns.push(translate::txn(known, node, txn, heard(node), wall)),
         }
