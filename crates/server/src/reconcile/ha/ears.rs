@@ -41,8 +41,8 @@ pub async fn run(store: Arc<dyn Store>, desk: Arc<Desk>, me: Name, stop: Cancell
             tokio::time::sleep(REST).await;
         }
     };
-    let both = async { tokio::join!(listening, sing(store.as_ref(), &desk, &me)) };
-    stop.run_until_cancelled(both).await;
+    let all = async { tokio::join!(listening, sing(store.as_ref(), &desk, &me), seek(store.as_ref(), &desk)) };
+    stop.run_until_cancelled(all).await;
 }
 
 async fn listen(store: &dyn Store, desk: &Desk) -> Result<(), StoreError> {
@@ -71,16 +71,16 @@ fn hear(desk: &Desk, kv: &KeyValue) {
 }
 
 /// Between two canaries: an outage of the store must be noticed long before a node could be sealed.
-fn every(profile: TimerProfile) -> Duration {
-    let Timers { renew_ms, seal_ms, .. } = Timers::of(profile);
-    Duration::from_millis(renew_ms.min(seal_ms / 5))
+fn every(timers: &Timers) -> Duration {
+    Duration::from_millis(timers.renew_ms.min(timers.seal_ms / 5))
 }
 
 /// With one canary: three must fail, one after the other, before the store counts as one that does not answer. The first may have
 /// gone to the member of etcd that has just died.
 fn patience(profile: TimerProfile) -> Duration {
-    let late = Duration::from_millis(Timers::of(profile).canary_late_ms());
-    ANSWER.min(late.saturating_sub(every(profile)) / 2 - AGAIN)
+    let timers = Timers::of(profile);
+    let late = Duration::from_millis(timers.canary_late_ms());
+    ANSWER.min(late.saturating_sub(every(&timers)) / 2 - AGAIN)
 }
 
 /// Silence of nodes counts only while the store takes our own writes. A host alone has nobody to listen for.
@@ -89,7 +89,7 @@ async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
     let mut missed: u32 = 0;
     loop {
         desk.tick();
-        let mut pause = every(profile);
+        let mut pause = every(&Timers::of(profile));
         if desk.has_heard() {
             let late = |_| Err(StoreError::Unavailable("no answer in time".into()));
             match timeout(patience(profile), canary(store, desk, me)).await.unwrap_or_else(late) {
@@ -102,9 +102,16 @@ async fn sing(store: &dyn Store, desk: &Desk, me: &Name) {
                 }
             }
             desk.set_profile(profile);
-            look_for(store, desk).await;
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Beside the canaries: a read that hangs, at a member of etcd that was cut off, must not make them late.
+async fn seek(store: &dyn Store, desk: &Desk) {
+    loop {
+        look_for(store, desk).await;
+        tokio::time::sleep(every(&desk.timers())).await;
     }
 }
 
@@ -148,7 +155,7 @@ mod tests {
     #[test]
     fn one_canary_that_is_lost_is_not_an_outage() {
         for profile in TimerProfile::ALL {
-            let third = every(profile) + 2 * (patience(profile) + AGAIN);
+            let third = every(&Timers::of(profile)) + 2 * (patience(profile) + AGAIN);
             assert!(third <= Duration::from_millis(Timers::of(profile).canary_late_ms()), "{}", profile.as_str());
             assert!(patience(profile) >= Duration::from_millis(250), "{}: a busy etcd answers in that time", profile.as_str());
         }
