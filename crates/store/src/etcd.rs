@@ -1,7 +1,7 @@
 //! The store of a cluster: etcd.
 //!
 //! ```text
-//!  get, list, txn ──► one request each, with a deadline ──► any member that answers
+//!  get, list, txn ──► one request each, with a deadline ──► a member that answers ([`members`])
 //!  watch ──► pump task: stream ─ breaks ─► again from the last revision + 1 ──► one queue for the reader
 //!  lead  ──► lease, renewed by each call; the key's revision is what leaders compare
 //! ```
@@ -15,11 +15,13 @@
 pub mod admin;
 mod error;
 mod lease;
+mod members;
 pub mod rights;
 mod txn;
 mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,8 +30,9 @@ use tokio::task::JoinSet;
 use vmkeep_types::ids::Revision;
 
 use crate::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Visitor, Watch, limits};
-use error::{Purpose, outcome};
+use error::Purpose;
 use lease::Lease;
+use members::Members;
 
 /// For one request. etcd answers in milliseconds; an election of its leader takes 1 to 3 s.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -61,7 +64,7 @@ pub struct EtcdTls {
 
 pub struct EtcdStore {
     id: StoreId,
-    client: Client,
+    members: Arc<Members>,
     lease: tokio::sync::Mutex<Option<Lease>>,
 }
 
@@ -71,10 +74,8 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Invalid`] for endpoints or files that cannot be used, [`StoreError::Unavailable`] when no member answers.
     pub async fn connect(config: &EtcdConfig) -> Result<Self, StoreError> {
-        let options = connect_options(config)?;
-        let client = Client::connect(&config.endpoints, Some(options)).await;
-        let client = client.map_err(|e| StoreError::Invalid(format!("etcd at {}: {e}", config.endpoints.join(", "))))?;
-        let mut store = Self { id: StoreId(String::new()), client, lease: tokio::sync::Mutex::new(None) };
+        let members = Members::connect(config, connect_options(config)?).await?;
+        let mut store = Self { id: StoreId(String::new()), members: Arc::new(members), lease: tokio::sync::Mutex::new(None) };
         store.id = store.identify().await?;
         Ok(store)
     }
@@ -86,33 +87,21 @@ impl EtcdStore {
         Ok(StoreId(format!("etcd-{:016x}", header.cluster_id())))
     }
 
-    /// The client beneath, for what is etcd's own: members, status, snapshots.
-    pub fn client(&self) -> Client {
-        self.client.clone()
-    }
-
     /// Also asks this member from now on.
     ///
     /// # Errors
     /// It is no endpoint.
     pub async fn add_endpoint(&self, endpoint: &str) -> Result<(), StoreError> {
-        self.client.add_endpoint(endpoint).await.map_err(|e| StoreError::Invalid(format!("{endpoint}: {e}")))
+        self.members.add(endpoint).await
     }
 
     /// Asks this member no more.
-    ///
-    /// # Errors
-    /// It is no endpoint.
-    pub async fn remove_endpoint(&self, endpoint: &str) -> Result<(), StoreError> {
-        self.client.remove_endpoint(endpoint).await.map_err(|e| StoreError::Invalid(format!("{endpoint}: {e}")))
-    }
-
-    fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(ANSWER_BYTES_MAX)
+    pub fn remove_endpoint(&self, endpoint: &str) {
+        self.members.remove(endpoint);
     }
 
     async fn ask(&self, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, StoreError> {
-        get(&self.kv(), key, options).await
+        get(&self.members, Purpose::Read, key, options).await
     }
 
     /// All keys of a prefix at `at`, or at what is newest when that is 0; and the revision of it. While one part is taken in the next one
@@ -122,8 +111,8 @@ impl EtcdStore {
         let mut asked = JoinSet::new();
         let ask = |asked: &mut JoinSet<_>, from: Vec<u8>, at| {
             let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(at);
-            let kv = self.kv();
-            asked.spawn(async move { get(&kv, from, Some(options)).await });
+            let members = self.members.clone();
+            asked.spawn(async move { get(&members, Purpose::Listing, from, Some(options)).await });
         };
         ask(&mut asked, range_start(prefix), at);
         while let Some(answer) = asked.join_next().await {
@@ -143,13 +132,18 @@ impl EtcdStore {
 }
 
 /// One read, at whichever member answers.
-async fn get(kv: &KvClient, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, StoreError> {
+async fn get(members: &Members, purpose: Purpose, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, StoreError> {
     let key = key.into();
-    outcome(Purpose::Read, || {
-        let (mut kv, key, options) = (kv.clone(), key.clone(), options.clone());
-        async move { kv.get(key, options).await }
-    })
-    .await
+    members
+        .outcome(purpose, |client| {
+            let (mut kv, key, options) = (kv(&client), key.clone(), options.clone());
+            async move { kv.get(key, options).await }
+        })
+        .await
+}
+
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(ANSWER_BYTES_MAX)
 }
 
 fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, StoreError> {
@@ -234,11 +228,11 @@ impl Store for EtcdStore {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         limits::check(&txn)?;
-        txn::run(&self.kv(), txn).await
+        txn::run(&self.members, txn).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        watch::open(&self.client, prefix, from).await
+        watch::open(&self.members, prefix, from).await
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {

@@ -7,10 +7,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, MemberAddOptions};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, MemberAddOptions};
 use tokio::time::timeout;
 
-use super::error::{Purpose, outcome, outcome_within, told};
+use super::error::{Purpose, told};
+use super::members::Members;
 use super::{CALL_DEADLINE, EtcdConfig, EtcdStore, connect_options, etcd_revision};
 use crate::{Store, StoreError};
 
@@ -45,12 +46,8 @@ pub struct EtcdStatus {
 /// # Errors
 /// The member does not answer in time.
 pub async fn status(config: &EtcdConfig) -> Result<EtcdStatus, StoreError> {
-    let client = connect(config).await?;
-    let answer = outcome(Purpose::Read, || {
-        let mut client = client.clone();
-        async move { client.status().await }
-    })
-    .await?;
+    let members = Members::connect(config, alone(config)?).await?;
+    let answer = members.outcome(Purpose::Read, |mut client| async move { client.status().await }).await?;
     let bytes = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(EtcdStatus {
         id: answer.header().map_or(0, etcd_client::ResponseHeader::member_id),
@@ -68,25 +65,22 @@ pub async fn status(config: &EtcdConfig) -> Result<EtcdStatus, StoreError> {
 /// # Errors
 /// The member does not do it; its database is as it was.
 pub async fn defragment(config: &EtcdConfig) -> Result<(), StoreError> {
-    let mut client = connect(config).await?;
+    let client = Client::connect(&config.endpoints, Some(alone(config)?)).await;
+    let mut client = client.map_err(|e| StoreError::Invalid(format!("etcd at {}: {e}", config.endpoints.join(", "))))?;
     // As long as it takes: a database of 8 GiB is copied.
     client.defragment().await.map(drop).map_err(|e| StoreError::Unavailable(format!("etcd: {e}")))
 }
 
-async fn connect(config: &EtcdConfig) -> Result<Client, StoreError> {
-    let client = Client::connect(&config.endpoints, Some(connect_options(config)?.with_require_leader(false))).await;
-    client.map_err(|e| StoreError::Invalid(format!("etcd at {}: {e}", config.endpoints.join(", "))))
+/// To be asked about itself, with or without the others.
+fn alone(config: &EtcdConfig) -> Result<ConnectOptions, StoreError> {
+    Ok(connect_options(config)?.with_require_leader(false))
 }
 
 impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn members(&self) -> Result<Vec<EtcdMember>, StoreError> {
-        let answer = outcome(Purpose::Read, || {
-            let mut client = self.client();
-            async move { client.member_list().await }
-        })
-        .await?;
+        let answer = self.members.outcome(Purpose::Read, |mut client| async move { client.member_list().await }).await?;
         let member = |m: &etcd_client::Member| EtcdMember {
             id: m.id(),
             name: m.name().to_owned(),
@@ -101,12 +95,11 @@ impl EtcdStore {
     /// No majority, or another learner is not promoted yet.
     pub async fn add_learner(&self, peer_url: &str) -> Result<(), StoreError> {
         let options = MemberAddOptions::new().with_is_learner();
-        outcome(Purpose::Write, || {
-            let (mut client, options) = (self.client(), options.clone());
+        let add = |mut client: Client| {
+            let options = options.clone();
             async move { client.member_add([peer_url], Some(options)).await }
-        })
-        .await
-        .map(drop)
+        };
+        self.members.outcome(Purpose::Write, add).await.map(drop)
     }
 
     /// Gives a learner its vote.
@@ -114,23 +107,13 @@ impl EtcdStore {
     /// # Errors
     /// It has not caught up yet.
     pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
-        outcome(Purpose::Write, || {
-            let mut client = self.client();
-            async move { client.member_promote(id).await }
-        })
-        .await
-        .map(drop)
+        self.members.outcome(Purpose::Write, |mut client| async move { client.member_promote(id).await }).await.map(drop)
     }
 
     /// # Errors
     /// No majority without it, or it is no member.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        outcome(Purpose::Write, || {
-            let mut client = self.client();
-            async move { client.member_remove(id).await }
-        })
-        .await
-        .map(drop)
+        self.members.outcome(Purpose::Write, |mut client| async move { client.member_remove(id).await }).await.map(drop)
     }
 
     /// Drops the history up to now; watchers that are behind list again. Only that makes room which defragmentation can give back.
@@ -139,10 +122,8 @@ impl EtcdStore {
     /// No majority.
     pub async fn compact(&self) -> Result<(), StoreError> {
         let now = etcd_revision(self.revision().await?);
-        let done = outcome_within(COMPACT_DEADLINE, Purpose::Write, || {
-            let mut client = self.client();
-            async move { client.compact(now, Some(CompactionOptions::new().with_physical())).await }
-        });
+        let compact = |mut client: Client| async move { client.compact(now, Some(CompactionOptions::new().with_physical())).await };
+        let done = self.members.outcome_within(COMPACT_DEADLINE, Purpose::Write, compact);
         match done.await {
             // Nobody wrote since the last time.
             Err(StoreError::Compacted { .. }) => Ok(()),
@@ -155,11 +136,10 @@ impl EtcdStore {
     /// # Errors
     /// No majority.
     pub async fn out_of_space(&self) -> Result<Vec<u64>, StoreError> {
-        let answer = outcome(Purpose::Read, || {
-            let mut client = self.client();
-            async move { client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await }
-        })
-        .await?;
+        let answer = self
+            .members
+            .outcome(Purpose::Read, |mut client| async move { client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await })
+            .await?;
         Ok(answer.alarms().iter().filter(|a| a.alarm() == AlarmType::Nospace).map(etcd_client::AlarmMember::member_id).collect())
     }
 
@@ -172,11 +152,11 @@ impl EtcdStore {
         for member in self.out_of_space().await? {
             let mut of = AlarmOptions::new();
             of.with_member(member);
-            outcome(Purpose::Write, || {
-                let (mut client, of) = (self.client(), of.clone());
+            let clear = |mut client: Client| {
+                let of = of.clone();
                 async move { client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await }
-            })
-            .await?;
+            };
+            self.members.outcome(Purpose::Write, clear).await?;
         }
         Ok(())
     }
@@ -188,11 +168,7 @@ impl EtcdStore {
     pub async fn snapshot(&self, file: &Path) -> Result<(), StoreError> {
         let disk = |e: std::io::Error| StoreError::Unavailable(format!("{}: {e}", file.display()));
         let mut out = File::create(file).map_err(disk)?;
-        let mut stream = outcome(Purpose::Read, || {
-            let mut client = self.client();
-            async move { client.snapshot().await }
-        })
-        .await?;
+        let mut stream = self.members.outcome(Purpose::Read, |mut client| async move { client.snapshot().await }).await?;
         loop {
             let part = timeout(CALL_DEADLINE, stream.message()).await;
             let part = part.map_err(|_| StoreError::Unavailable("etcd stopped in the middle of its database".into()))?;

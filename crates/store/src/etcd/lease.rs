@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp, TxnResponse};
+use etcd_client::{Client, Compare, CompareOp, Error, LeaseRevokeResponse, PutOptions, Txn, TxnOp, TxnResponse};
 use tokio::time::timeout;
 
-use super::error::{Purpose, outcome, told};
-use super::{CALL_DEADLINE, EtcdStore, etcd_revision, revision};
+use super::error::{Purpose, told};
+use super::{CALL_DEADLINE, EtcdStore, etcd_revision, kv, revision};
 use crate::keys::LEADER;
 use crate::{Leadership, Op, Store, StoreError, typed};
 
@@ -54,17 +54,14 @@ impl EtcdStore {
 
     async fn acquire(&self, candidate: &str, ttl: Duration, guard: Compare) -> Result<Option<Lease>, StoreError> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
-        let granted = outcome(Purpose::Write, || {
-            let mut client = self.client();
-            async move { client.lease_grant(seconds, None).await }
-        })
-        .await?;
+        let grant = |mut client: Client| async move { client.lease_grant(seconds, None).await };
+        let granted = self.members.outcome(Purpose::Write, grant).await?;
         let Op::Put(key, value) = typed::put(LEADER, candidate) else { unreachable!("a put is a put") };
         let txn = Txn::new().when([guard]).and_then([TxnOp::put(key, value, Some(PutOptions::new().with_lease(granted.id())))]);
         let answer = self.lease_txn(&txn).await?;
         if !answer.succeeded() {
             // It runs out by itself.
-            let _ = timeout(CALL_DEADLINE, self.client().lease_revoke(granted.id())).await;
+            let _ = timeout(CALL_DEADLINE, self.revoke(granted.id())).await;
             return Ok(None);
         }
         let at = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -73,15 +70,12 @@ impl EtcdStore {
     }
 
     async fn renew(&self, held: &Lease) -> Result<Renewal, StoreError> {
-        let renewed = outcome(Purpose::Read, || {
-            let mut client = self.client();
-            async move {
-                match client.lease_keep_alive(held.id).await {
-                    Ok(_) => Ok(Renewal::Leads),
-                    // The crate's words for a lease that etcd does not know.
-                    Err(Error::LeaseKeepAliveError(_)) => Ok(Renewal::Lost),
-                    Err(error) => Err(error),
-                }
+        let renewed = self.members.outcome(Purpose::Read, |mut client| async move {
+            match client.lease_keep_alive(held.id).await {
+                Ok(_) => Ok(Renewal::Leads),
+                // The crate's words for a lease that etcd does not know.
+                Err(Error::LeaseKeepAliveError(_)) => Ok(Renewal::Lost),
+                Err(error) => Err(error),
             }
         });
         if matches!(renewed.await?, Renewal::Lost) {
@@ -92,11 +86,15 @@ impl EtcdStore {
     }
 
     async fn lease_txn(&self, txn: &Txn) -> Result<TxnResponse, StoreError> {
-        outcome(Purpose::Write, || {
-            let (mut kv, txn) = (self.kv(), txn.clone());
+        let call = |client: Client| {
+            let (mut kv, txn) = (kv(&client), txn.clone());
             async move { kv.txn(txn).await }
-        })
-        .await
+        };
+        self.members.outcome(Purpose::Write, call).await
+    }
+
+    async fn revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Error> {
+        self.members.pick().ask(Purpose::Write, |mut client| async move { client.lease_revoke(id).await }).await
     }
 
     pub(super) async fn give_up(&self, lead: &Leadership) -> Result<(), StoreError> {
@@ -105,7 +103,7 @@ impl EtcdStore {
         let guard = Compare::mod_revision(LEADER, CompareOp::Equal, etcd_revision(lead.revision));
         let txn = Txn::new().when([guard]).and_then([TxnOp::delete(LEADER, None)]);
         self.lease_txn(&txn).await?;
-        let revoked = self.client().lease_revoke(held.id).await;
+        let revoked = self.revoke(held.id).await;
         revoked.map(drop).or_else(|error| match told(Purpose::Read, &error) {
             // It ran out meanwhile.
             StoreError::Unavailable(_) | StoreError::Denied(_) => Ok(()),

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use etcd_client::{AuthClient, Error, Permission, PermissionType, RoleRevokePermissionOptions, UserAddOptions};
 use vmkeep_types::name::Name;
 
-use super::error::{Purpose, outcome};
+use super::error::Purpose;
 use super::{EtcdStore, range_end};
 use crate::{StoreError, keys};
 
@@ -87,7 +87,7 @@ impl EtcdStore {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        outcome(purpose, || call(self.client().auth_client())).await
+        self.members.outcome(purpose, |client| call(client.auth_client())).await
     }
 }
 

@@ -1,12 +1,13 @@
 //! A transaction in etcd's words.
 
-use etcd_client::{Compare as EtcdCompare, CompareOp, DeleteOptions, KvClient, Txn as EtcdTxn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare as EtcdCompare, CompareOp, DeleteOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse};
 
-use super::error::{Purpose, outcome};
-use super::{etcd_revision, key_value, range_end, range_start, revision};
+use super::error::Purpose;
+use super::members::Members;
+use super::{etcd_revision, key_value, kv, range_end, range_start, revision};
 use crate::{Compare, Held, Op, StoreError, Txn, TxnOutcome, crash};
 
-pub async fn run(kv: &KvClient, txn: Txn) -> Result<TxnOutcome, StoreError> {
+pub async fn run(members: &Members, txn: Txn) -> Result<TxnOutcome, StoreError> {
     let purpose = if writes(&txn) { Purpose::Write } else { Purpose::Read };
     let (then, otherwise) = (gets(&txn.then), gets(&txn.otherwise));
     let request = EtcdTxn::new()
@@ -16,11 +17,11 @@ pub async fn run(kv: &KvClient, txn: Txn) -> Result<TxnOutcome, StoreError> {
     if purpose == Purpose::Write {
         crash::point("store.txn.before");
     }
-    let answer = outcome(purpose, || {
-        let (mut kv, request) = (kv.clone(), request.clone());
+    let answered = members.outcome(purpose, |client| {
+        let (mut kv, request) = (kv(&client), request.clone());
         async move { kv.txn(request).await }
-    })
-    .await?;
+    });
+    let answer = answered.await?;
     if purpose == Purpose::Write {
         crash::point("store.txn.after");
     }

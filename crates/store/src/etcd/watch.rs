@@ -10,6 +10,7 @@
 //! The reader sees one watch. It ends with `Compacted` when the reader is too slow or what was missed is gone, and with another
 //! error when etcd refuses it for good.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
@@ -18,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use vmkeep_types::ids::Revision;
 
 use super::error::{Purpose, told};
+use super::members::Members;
 use super::{ANSWER_BYTES_MAX, CALL_DEADLINE, etcd_revision, get, key_value, range_end, range_start, revision};
 use crate::{Change, StoreError, WATCH_QUEUE_MAX, Watch, WatchBatch};
 
@@ -26,39 +28,41 @@ const REST: Duration = Duration::from_millis(200);
 
 type Queue = mpsc::Sender<Result<WatchBatch, StoreError>>;
 
-pub async fn open(client: &Client, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-    let newest = refuse_compacted(client, from).await?;
+pub async fn open(members: &Arc<Members>, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+    let newest = refuse_compacted(members, from).await?;
     // One place more, for the reason why it ends.
     let (queue, watch) = mpsc::channel(WATCH_QUEUE_MAX + 1);
     // Revision 0 would mean "from now on" to etcd; nothing was ever written at it.
     let next = etcd_revision(from).max(1);
-    let pump = Pump { client: client.clone(), prefix: prefix.to_owned(), next, past: newest, queue };
+    let pump = Pump { members: members.clone(), prefix: prefix.to_owned(), next, past: newest, queue };
     tokio::spawn(pump.run());
     Ok(watch)
 }
 
 /// The newest revision, when history from `from` on is there. etcd tells of compaction only some time after a watch began.
-async fn refuse_compacted(client: &Client, from: Revision) -> Result<i64, StoreError> {
-    let kv = client.kv_client();
-    let now = get(&kv, "\0", Some(GetOptions::new().with_count_only())).await?;
+async fn refuse_compacted(members: &Arc<Members>, from: Revision) -> Result<i64, StoreError> {
+    let now = get(members, Purpose::Read, "\0", Some(GetOptions::new().with_count_only())).await?;
     let newest = now.header().map_or(0, etcd_client::ResponseHeader::revision);
     if etcd_revision(from) > newest {
         return Ok(newest);
     }
     let then = GetOptions::new().with_count_only().with_revision(etcd_revision(from).max(1));
-    match get(&kv, "\0", Some(then)).await {
-        Err(StoreError::Compacted { .. }) => Err(StoreError::Compacted { asked: from, oldest: oldest(client, from).await }),
+    match get(members, Purpose::Read, "\0", Some(then)).await {
+        Err(StoreError::Compacted { .. }) => Err(StoreError::Compacted { asked: from, oldest: oldest(members, from).await }),
         Err(error) => Err(error),
         Ok(_) => Ok(newest),
     }
 }
 
 /// The oldest revision that is kept: only a watch from before it is told.
-async fn oldest(client: &Client, from: Revision) -> Revision {
+async fn oldest(members: &Arc<Members>, from: Revision) -> Revision {
     let asked = WatchOptions::new().with_start_revision(etcd_revision(from).max(1));
-    let mut watches = client.watch_client();
+    let open = |client: Client| {
+        let (mut watches, asked) = (client.watch_client(), asked.clone());
+        async move { watches.watch("\0", Some(asked)).await }
+    };
     let look = async {
-        let mut stream = watches.watch("\0", Some(asked)).await.ok()?;
+        let mut stream = members.pick().ask(Purpose::Read, open).await.ok()?;
         while let Ok(Some(message)) = stream.message().await {
             if message.canceled() {
                 return Some(revision(message.compact_revision()));
@@ -70,7 +74,7 @@ async fn oldest(client: &Client, from: Revision) -> Revision {
 }
 
 struct Pump {
-    client: Client,
+    members: Arc<Members>,
     prefix: String,
     /// The first revision that was not delivered yet.
     next: i64,
@@ -98,8 +102,13 @@ impl Pump {
 
     async fn stream(&mut self) -> End {
         let options = WatchOptions::new().with_range(range_end(&self.prefix)).with_start_revision(self.next);
-        let mut watches = self.client.watch_client().max_decoding_message_size(ANSWER_BYTES_MAX);
-        let mut stream = match timeout(CALL_DEADLINE, watches.watch(range_start(&self.prefix), Some(options))).await {
+        let open = |client: Client| {
+            let (mut watches, options) = (client.watch_client().max_decoding_message_size(ANSWER_BYTES_MAX), options.clone());
+            let from = range_start(&self.prefix);
+            async move { watches.watch(from, Some(options)).await }
+        };
+        let member = self.members.pick();
+        let mut stream = match timeout(CALL_DEADLINE, member.ask(Purpose::Read, open)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return self.refused(&error).await,
             Err(_) => return End::Broken,
@@ -117,7 +126,10 @@ impl Pump {
                     }
                 }
                 Ok(None) => return End::Broken,
-                Err(error) => return self.refused(&error).await,
+                Err(error) => {
+                    member.broke_off(&error);
+                    return self.refused(&error).await;
+                }
             }
         }
     }

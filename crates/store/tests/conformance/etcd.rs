@@ -39,7 +39,7 @@ impl Etcd {
         Self { child, ports, scheme, dir, more }
     }
 
-    fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.ports[0])
     }
 
@@ -171,7 +171,7 @@ async fn compacted_history_is_refused() {
         write(&store, [put("k/1", n.to_string())]).await;
     }
     let newest = store.revision().await.expect("a read");
-    real.client().compact(i64::try_from(newest.0).expect("small"), None).await.expect("compacted");
+    real.compact().await.expect("compacted");
     for asked in [Revision(0), first, Revision(newest.0 - 1)] {
         let refused = store.watch("k/", asked).await.map(|_| "a watch");
         assert_eq!(refused, Err(StoreError::Compacted { asked, oldest: newest }));
@@ -201,7 +201,7 @@ async fn what_a_broken_watch_missed_may_be_gone() {
     let shared: Shared = unseen.clone();
     write(&shared, [put("k/1", "2")]).await;
     let newest = write(&shared, [put("k/1", "3")]).await;
-    unseen.client().compact(i64::try_from(newest.0).expect("small"), None).await.expect("compacted");
+    unseen.compact().await.expect("compacted");
     twin.kill();
     std::mem::swap(&mut etcd.dir, &mut twin.dir);
     etcd.start_again();

@@ -1,13 +1,14 @@
 //! What every store must do, as functions over a fresh store; run on the embedded one, on a file and in memory, and on a real
 //! etcd.
 //!
-//! [`embedded`] and [`crash`] are about files only, [`etcd`] about what only a server can suffer.
+//! [`embedded`] and [`crash`] are about files only, [`etcd`] about what only a server can suffer, [`members`] about several of them.
 
 mod crash;
 mod embedded;
 mod etcd;
 mod lead;
 mod limits;
+mod members;
 mod read;
 mod txn;
 mod watch;

@@ -140,7 +140,7 @@ impl Cluster {
                 store.add_endpoint(url).await.map_err(store_error)?;
             }
             for url in known.etcd.endpoints.iter().filter(|url| !endpoints.contains(url)) {
-                store.remove_endpoint(url).await.map_err(store_error)?;
+                store.remove_endpoint(url);
             }
         }
         known.etcd.endpoints.clone_from(&endpoints);

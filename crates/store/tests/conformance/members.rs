@@ -1,0 +1,126 @@
+//! An etcd with two doors, one of which stops to let anything through, as the member whose host has lost its network does: it hangs up
+//! on nobody.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
+use vmkeep_store::{Store, StoreError, Txn};
+
+use crate::etcd::Etcd;
+use crate::put;
+
+/// For a door to be used again after it lets through.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Passes on what comes, while it is open.
+struct Door {
+    at: String,
+    open: watch::Sender<bool>,
+    /// Bytes that clients sent, also while it is shut.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Door {
+    async fn to(etcd: &Etcd) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = format!("http://{}", listener.local_addr().expect("an address"));
+        let to = etcd.endpoint().trim_start_matches("http://").to_owned();
+        let (open, is_open) = watch::channel(true);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (to, is_open, count) = (to.clone(), is_open.clone(), count.clone());
+                tokio::spawn(async move {
+                    let Ok(server) = TcpStream::connect(&to).await else { return };
+                    let (from_client, to_client) = client.into_split();
+                    let (from_server, to_server) = server.into_split();
+                    tokio::join!(pass(from_client, to_server, is_open.clone(), Some(count)), pass(from_server, to_client, is_open, None));
+                });
+            }
+        });
+        Self { at, open, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+async fn pass(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut open: watch::Receiver<bool>,
+    count: Option<Arc<AtomicUsize>>,
+) {
+    let mut part = vec![0; 16 << 10];
+    while let Ok(bytes @ 1..) = from.read(&mut part).await {
+        if let Some(count) = &count {
+            count.fetch_add(bytes, Ordering::Relaxed);
+        }
+        if open.wait_for(|open| *open).await.is_err() || to.write_all(&part[..bytes]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_hangs_is_left_alone_until_it_answers() {
+    let etcd = Etcd::start(&[]);
+    drop(etcd.connect().await);
+    let (good, bad) = (Door::to(&etcd).await, Door::to(&etcd).await);
+    let store = EtcdStore::connect(&EtcdConfig { endpoints: vec![good.at.clone(), bad.at.clone()], tls: None }).await.expect("an etcd");
+    // Both are in use.
+    let before = bad.asked();
+    for _ in 0..10 {
+        store.get("k").await.expect("a read");
+    }
+    assert!(bad.asked() > before, "it is asked in its turn");
+
+    bad.open.send_replace(false);
+    for _ in 0..4 {
+        store.get("k").await.expect("a read that was asked at the wrong door is asked at the other one, too");
+    }
+    for n in 0..50 {
+        let written = store.txn(Txn::default().then(put("k", n.to_string()))).await;
+        written.unwrap_or_else(|error| panic!("write {n}, after the door was found shut: {error}"));
+    }
+    let mut watch = store.watch("k", store.revision().await.expect("a read").next()).await.expect("a watch beside the shut door");
+    store.txn(Txn::default().then(put("k", "seen"))).await.expect("written");
+    watch.recv().await.expect("no end").expect("a change");
+
+    bad.open.send_replace(true);
+    let (began, before) = (Instant::now(), bad.asked());
+    // More than a probe says: it is asked by others again.
+    while bad.asked() < before + (4 << 10) {
+        assert!(began.elapsed() < PATIENCE, "it lets through, and nobody asks it");
+        store.get("k").await.expect("a read");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whoever is the only one left is asked, whatever it did before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_member_is_asked_though_it_was_silent() {
+    let etcd = Etcd::start(&[]);
+    drop(etcd.connect().await);
+    let door = Door::to(&etcd).await;
+    let store = EtcdStore::connect(&EtcdConfig { endpoints: vec![door.at.clone()], tls: None }).await.expect("an etcd");
+    door.open.send_replace(false);
+    let refused = store.get("k").await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let unknown = store.txn(Txn::default().then(put("k", "1"))).await;
+    assert!(matches!(unknown, Err(StoreError::Unknown(_))), "{unknown:?}");
+    door.open.send_replace(true);
+    let began = Instant::now();
+    while let Err(error) = store.get("k").await {
+        assert!(began.elapsed() < PATIENCE, "{error}");
+    }
+    store.remove_endpoint(&door.at);
+    store.get("k").await.expect("the last one is not forgotten");
+}
