@@ -15,6 +15,7 @@
 pub mod admin;
 mod error;
 mod lease;
+pub mod loopback;
 mod members;
 pub mod rights;
 mod txn;

@@ -1,12 +1,12 @@
 //! Three members of etcd on loopback, with the settings that vmkeepd gives its own.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use vmkeep_store::Store;
+use vmkeep_store::etcd::loopback::free_ports;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore, admin};
 
 use crate::daemon::Pid;
@@ -25,9 +25,10 @@ struct Member {
 }
 
 impl Etcds {
-    /// Starts them below `dir` and waits until they answer.
+    /// Starts them below `dir` and waits until all of them answer.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        let ports: Vec<[u16; 2]> = (0..MEMBERS).map(|_| anyhow::Ok([free_port()?, free_port()?])).collect::<anyhow::Result<_>>()?;
+        let ports: [u16; 2 * MEMBERS] = free_ports()?;
+        let ports: Vec<[u16; 2]> = ports.chunks_exact(2).map(|of| [of[0], of[1]]).collect();
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let cluster: Vec<String> = ports.iter().enumerate().map(|(n, [_, peer])| format!("m{n}={}", url(*peer))).collect();
         let mut etcds = Self { members: Vec::new() };
@@ -43,13 +44,15 @@ impl Etcds {
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             etcds.members.push(Member { child: command.spawn().context("cannot start etcd: install etcd-server")?, url: url(*client) });
         }
-        let config = EtcdConfig { endpoints: etcds.endpoints(), tls: None };
         let begin = Instant::now();
-        while let Err(error) = EtcdStore::connect(&config).await {
-            if begin.elapsed() > PATIENCE {
-                bail!("etcd does not answer: {error}");
+        for member in &etcds.members {
+            let config = EtcdConfig { endpoints: vec![member.url.clone()], tls: None };
+            while let Err(error) = EtcdStore::connect(&config).await {
+                if begin.elapsed() > PATIENCE {
+                    bail!("etcd at {} does not answer: {error}", member.url);
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(etcds)
     }
@@ -94,9 +97,4 @@ impl Drop for Etcds {
             let _ = member.child.wait();
         }
     }
-}
-
-/// Free at this moment; etcd takes no port 0.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

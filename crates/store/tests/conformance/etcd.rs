@@ -1,6 +1,5 @@
 //! A real etcd on loopback, hurt in the ways that a cluster's is: killed, frozen, compacted, full.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vmkeep_store::etcd::loopback::free_ports;
 use vmkeep_store::etcd::rights::{Right, user_of};
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
 use vmkeep_store::{Compare, KeyValue, Op, Store, StoreError, Txn, Watch};
@@ -33,7 +33,7 @@ impl Etcd {
     }
 
     fn start_in(dir: tempfile::TempDir, scheme: &'static str, more: &[&str]) -> Self {
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port());
+        let ports = free_ports().expect("loopback");
         let more: Vec<String> = more.iter().map(ToString::to_string).collect();
         let child = spawn(&dir, ports, scheme, &more);
         Self { child, ports, scheme, dir, more }

@@ -1,9 +1,9 @@
 //! Three real members of etcd on loopback, without TLS.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use vmkeep_store::etcd::EtcdConfig;
+use vmkeep_store::etcd::loopback::free_ports;
 use vmkeep_types::cluster::{MemberRole, MemberState};
 
 use super::*;
@@ -18,15 +18,12 @@ struct Etcds {
     _dir: tempfile::TempDir,
 }
 
-fn url() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-    format!("http://127.0.0.1:{port}")
-}
-
 impl Etcds {
     async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let urls: Vec<[String; 2]> = NAMES.iter().map(|_| [url(), url()]).collect();
+        let ports: [u16; 2 * NAMES.len()] = free_ports().expect("loopback");
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let urls: Vec<[String; 2]> = ports.chunks_exact(2).map(|of| [url(of[0]), url(of[1])]).collect();
         let all = NAMES.iter().zip(&urls).map(|(name, [_, peer])| format!("{name}={peer}")).collect::<Vec<_>>().join(",");
         let mut children = Vec::new();
         for (name, [client, peer]) in NAMES.iter().zip(&urls) {
