@@ -93,10 +93,21 @@ fn complete_address(device: &mut Node, slots: &mut BTreeSet<u32>, units: &mut BT
             .children
             .push(Node::new("address", &[("type", "drive"), ("controller", "0"), ("bus", "0"), ("target", "0"), ("unit", &number)]));
     } else if device.name != "controller" || device.get("model") != Some("pcie-root") {
-        let bus = format!("0x{:02x}", free(slots, 1));
-        let address = [("type", "pci"), ("domain", "0x0000"), ("bus", &bus), ("slot", "0x00"), ("function", "0x0")];
+        let (bus, slot, function) = on_root(device).unwrap_or_else(|| (free(slots, 1), 0, 0));
+        let [bus, slot] = [bus, slot].map(|number| format!("0x{number:02x}"));
+        let function = format!("0x{function:x}");
+        let address = [("type", "pci"), ("domain", "0x0000"), ("bus", &bus), ("slot", &slot), ("function", &function)];
         device.children.push(Node::new("address", &address));
     }
+}
+
+/// What sits on the root bus itself, and where: the display, and ports, eight to a slot.
+fn on_root(device: &Node) -> Option<(u32, u32, u32)> {
+    if device.name == "video" {
+        return Some((0, 1, 0));
+    }
+    let port = device.get("index").filter(|_| device.get("model") == Some("pcie-root-port"))?.parse::<u32>().ok()?.checked_sub(1)?;
+    Some((0, 2 + port / 8, port % 8))
 }
 
 fn free(taken: &mut BTreeSet<u32>, first: u32) -> u32 {
