@@ -18,7 +18,7 @@ use vmkeep_core::ha::fenced::wire::{Ask, Limits, Outcome, Standing, Urgency, WOR
 use vmkeep_core::ha::timers::Timers;
 use vmkeep_types::ha::WatchdogKind;
 
-use crate::runtime::guard::{Guard, Opened};
+use crate::runtime::guard::{Guard, Holds, Opened};
 
 pub use reset::{FILE, LastReset, Why, last_reset, tell};
 
@@ -204,10 +204,9 @@ impl Guard for Line {
         }
     }
 
-    async fn renewed(&self, sent: Now) {
-        if let Err(why) = self.ask(move |fenced| fenced.renewed(sent)).await {
-            tracing::error!(why, "the watchdog's guard does not hear that this node lives: when it is armed, it resets this host");
-        }
+    async fn renewed(&self, sent: Now) -> Result<Holds, String> {
+        let guarded = self.ask(move |fenced| fenced.renewed(sent)).await?;
+        Ok(if guarded.standing == Standing::Idle { Holds::Nothing } else { Holds::Open })
     }
 
     async fn disarm(&self) -> Result<(), String> {

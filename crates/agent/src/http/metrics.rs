@@ -77,7 +77,7 @@ fn node_label(node: &NodeHttp) -> String {
 fn write_life(text: &mut String, node: &str, stand: &Stand) {
     let is = match &stand.watchdog {
         Watchdog::Idle => "idle",
-        Watchdog::Armed(_) => "armed",
+        Watchdog::Open | Watchdog::Armed(_) => "armed",
         Watchdog::Unusable(_) => "unusable",
     };
     let states = ["idle", "armed", "unusable"].map(|state| (format!("{node},state=\"{state}\""), u8::from(state == is).to_string()));

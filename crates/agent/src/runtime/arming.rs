@@ -6,7 +6,7 @@
 //!   ▲                                 └─ it cannot ─► armed/E = unusable, and why              │
 //!   └────────────────── guard closes it ◄── armed/E = none, in one transaction ◄───────────────┘
 //! ```
-//! Each step is taken after a renewal that succeeded and is taken again when it was cut off.
+//! Each step is taken after a renewal that succeeded and is taken again when it was cut off; in between it is [`Watchdog::Open`].
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ impl Arming {
         self.idle_since = if wants { None } else { self.idle_since.or(Some(now)) };
         let idle = self.idle_since.is_some_and(|since| now.duration_since(since) >= IDLE_BEFORE_DISARM) || wanted == Wanted::Disarmed;
         match node.standing.now().watchdog {
-            Watchdog::Idle if wants => self.arm(store, node, life, sent).await,
+            Watchdog::Idle | Watchdog::Open if wants => self.arm(store, node, life, sent).await,
             Watchdog::Unusable(_) if wants && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK_AGAIN) => {
                 self.arm(store, node, life, sent).await
             }
@@ -80,14 +80,16 @@ impl Arming {
                 }
                 Ok(())
             }
-            Watchdog::Armed(_) if idle => self.disarm(store, node, life, wanted).await,
+            Watchdog::Open | Watchdog::Armed(_) if idle => self.disarm(store, node, life, wanted).await,
             Watchdog::Armed(opened) if wants && self.told == Told::Unknown => self.tell(store, node, life, opened).await,
-            Watchdog::Idle | Watchdog::Unusable(_) | Watchdog::Armed(_) => Ok(()),
+            Watchdog::Idle | Watchdog::Open | Watchdog::Unusable(_) | Watchdog::Armed(_) => Ok(()),
         }
     }
 
     async fn arm(&mut self, store: &dyn Store, node: &Node, life: &Compare, sent: Now) -> Result<(), StoreError> {
         self.looked = Some(Instant::now());
+        // First: whoever is cut off from here on has an open watchdog that must hear of renewals, and be closed when nobody wants it.
+        node.standing.set_watchdog(Watchdog::Open);
         let opened = match open(node, sent).await {
             Ok(opened) => opened,
             Err(why) => {
@@ -99,7 +101,6 @@ impl Arming {
             }
         };
         self.tell(store, node, life, opened).await?;
-        node.standing.set_profile(opened.profile());
         // Sealed (the next renewal tells) or disarmed: an open watchdog is closed by a transaction, as always.
         node.standing.set_watchdog(Watchdog::Armed(opened));
         Ok(())

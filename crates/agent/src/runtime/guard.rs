@@ -31,17 +31,29 @@ impl Opened {
     }
 }
 
+/// What the guard holds, by its own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// An open watchdog.
+    Open,
+    Nothing,
+}
+
 /// The watchdog's guard.
 #[async_trait]
 pub trait Guard: Send + Sync {
     /// Opens the watchdog by these timers. `sent` is when the last renewal that succeeded was sent. Armed already: tells what is open.
     ///
     /// # Errors
-    /// There is no usable watchdog, and why, for people. Nothing is armed then.
+    /// There is no usable watchdog, and why, for people. Nothing is armed then, unless the guard did not answer.
     async fn arm(&self, sent: Now, timers: &Timers) -> Result<Opened, String>;
 
-    /// A renewal that was sent then has succeeded. A failure is the guard's to notice: it then hears nothing.
-    async fn renewed(&self, sent: Now);
+    /// A renewal that was sent then has succeeded. It is told of each, whether it is known to be armed or not: who was cut off while it was
+    /// asked to arm does not know.
+    ///
+    /// # Errors
+    /// It did not hear it, and why; armed, it resets this host when that goes on.
+    async fn renewed(&self, sent: Now) -> Result<Holds, String>;
 
     /// A transaction has shown that nothing highly available is owned, or that all of it is disarmed: closes the watchdog.
     ///
@@ -62,7 +74,9 @@ impl Guard for NoGuard {
         Err("vmkeep-fenced is not set up on this host".into())
     }
 
-    async fn renewed(&self, _: Now) {}
+    async fn renewed(&self, _: Now) -> Result<Holds, String> {
+        Ok(Holds::Nothing)
+    }
 
     async fn disarm(&self) -> Result<(), String> {
         Ok(())
@@ -75,12 +89,14 @@ impl Guard for NoGuard {
 #[cfg(test)]
 pub mod fake {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
     #[derive(Default)]
     pub struct FakeGuard {
         told: Mutex<Vec<String>>,
+        open: AtomicBool,
         /// The watchdog's time-out is no shorter, ms.
         slow_ms: u64,
     }
@@ -107,15 +123,21 @@ pub mod fake {
             if timers.watchdog_ms < self.slow_ms {
                 return Err(format!("it bites after {} ms at the earliest", self.slow_ms));
             }
+            self.open.store(true, Ordering::Relaxed);
             Ok(Opened { kind: WatchdogKind::Hardware, pet_ms: timers.pet_ms, watchdog_ms: timers.watchdog_ms })
         }
 
-        async fn renewed(&self, _: Now) {
+        async fn renewed(&self, _: Now) -> Result<Holds, String> {
+            if !self.open.load(Ordering::Relaxed) {
+                return Ok(Holds::Nothing);
+            }
             self.note("renewed");
+            Ok(Holds::Open)
         }
 
         async fn disarm(&self) -> Result<(), String> {
             self.note("disarm");
+            self.open.store(false, Ordering::Relaxed);
             Ok(())
         }
 

@@ -20,6 +20,7 @@ use vmkeep_types::ids::{Epoch, Revision};
 
 use super::arming::{Arming, Wanted};
 use super::clock;
+use super::guard::Holds;
 use super::node::Node;
 use super::standing::{Life, Watchdog};
 
@@ -118,11 +119,10 @@ async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut A
         Ok(beat) => {
             node.standing.renewed(beat.sent);
             node.standing.set_profile(beat.profile);
-            if matches!(node.standing.now().watchdog, Watchdog::Armed(_)) {
-                node.config.guard.renewed(beat.sent).await;
-            }
+            tell_guard(node, beat.sent).await;
             let armed = timeout(Duration::from_millis(ANSWER_MS), arming.step(store, node, &beat.last.life, beat.sent, beat.wanted)).await;
-            if let Ok(Err(error)) = armed {
+            let late = |_| Err(StoreError::Unknown("no answer in time".into()));
+            if let Err(error) = armed.unwrap_or_else(late) {
                 tracing::warn!(%error, "the store does not take how this host would die; it is told again");
             }
             Ok(beat.last)
@@ -138,6 +138,18 @@ async fn turn(store: &dyn Store, node: &Node, last: Option<Last>, arming: &mut A
             Err(Missed::Refused)
         }
         Err(Missed::Store(error)) => Err(Missed::Store(error)),
+    }
+}
+
+/// A guard that is armed and that nobody tells of renewals resets a host that lives: what it holds is believed before what was asked of it.
+async fn tell_guard(node: &Node, sent: Now) {
+    let holds = node.config.guard.renewed(sent).await;
+    match (holds, node.standing.now().watchdog) {
+        (Ok(Holds::Open), Watchdog::Idle | Watchdog::Unusable(_)) => node.standing.set_watchdog(Watchdog::Open),
+        (Err(why), Watchdog::Open | Watchdog::Armed(_)) => {
+            tracing::error!(why, "the watchdog's guard does not hear that this node lives: when it is armed, it resets this host");
+        }
+        (Ok(_), _) | (Err(_), Watchdog::Idle | Watchdog::Unusable(_)) => {}
     }
 }
 
@@ -359,6 +371,36 @@ mod tests {
         assert!(turn(store.as_ref(), &node, last, &mut arming).await.is_err());
         assert!(node.standing.may_claim(&wish).await.is_err(), "it is over");
         assert_eq!(guard.told(), ["arm", "renewed", "renewed", "disarm", "arm", "sealed"]);
+    }
+
+    /// The store hangs just then, or the agent is killed; and then nobody wants it any more.
+    #[tokio::test]
+    async fn a_watchdog_that_was_opened_and_not_told_of_hears_of_renewals_and_is_closed_again() {
+        for restarted in [false, true] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let (store, guard) = (Arc::new(EmbeddedStore::in_memory().expect("memory")), Arc::new(FakeGuard::default()));
+            let mut node = member(&store, dir.path(), "one", guard.clone());
+            node.join().await.expect("joined");
+            let mut arming = Arming::default();
+            let mut last = turn(store.as_ref(), &node, None, &mut arming).await.ok();
+            let life = last.clone().expect("it beats").life;
+            let away = Away { inner: store.clone(), left: 1.into() };
+            let asked = arming.step(&away, &node, &life, clock::now(), Wanted::Asked).await;
+            assert!(asked.is_err(), "{asked:?}");
+            assert!(node.standing.now().watchdog == Watchdog::Open, "others do not count on it");
+            if restarted {
+                node = member(&store, dir.path(), "one", guard.clone());
+                node.join().await.expect("the same life");
+                (arming, last) = (Arming::default(), None);
+            }
+            last = turn(store.as_ref(), &node, last, &mut arming).await.ok();
+            assert_eq!(guard.told(), ["arm", "renewed"], "it would reset a host that lives");
+            assert_eq!((node.standing.now().watchdog, armed(&store, &node).await), (Watchdog::Open, Some(Armed::None)));
+            put(&store, Op::Put(keys::HA_DISARM.into(), Vec::new())).await;
+            turn(store.as_ref(), &node, last, &mut arming).await.expect("it beats");
+            assert_eq!(guard.told(), ["arm", "renewed", "renewed", "disarm"]);
+            assert_eq!(node.standing.now().watchdog, Watchdog::Idle);
+        }
     }
 
     #[tokio::test]

@@ -37,6 +37,8 @@ pub enum Life {
 pub enum Watchdog {
     #[default]
     Idle,
+    /// It is open, or may be, and nobody else counts on that: the guard was asked, and the store was not told yet.
+    Open,
     Armed(Opened),
     /// There is none, and why.
     Unusable(String),
@@ -80,9 +82,13 @@ impl Standing {
         self.stand.send_modify(|stand| stand.life = life);
     }
 
+    /// Armed, the node lives by what it was armed with.
     pub fn set_watchdog(&self, watchdog: Watchdog) {
         self.stand.send_if_modified(|stand| {
             let changed = stand.watchdog != watchdog;
+            if let Watchdog::Armed(opened) = &watchdog {
+                stand.profile = opened.profile();
+            }
             stand.watchdog = watchdog;
             changed
         });
@@ -91,7 +97,7 @@ impl Standing {
     /// What the node lives by from now on; one that is armed goes on with what it was armed with.
     pub fn set_profile(&self, profile: Profile) {
         self.stand.send_if_modified(|stand| {
-            let changes = stand.profile != profile && !matches!(stand.watchdog, Watchdog::Armed(_));
+            let changes = stand.profile != profile && !matches!(stand.watchdog, Watchdog::Open | Watchdog::Armed(_));
             if changes {
                 stand.profile = profile;
             }
@@ -148,7 +154,7 @@ impl Standing {
         if order.spec.ha.is_none() {
             return Ok(());
         }
-        let ready = stand.wait_for(|stand| stand.watchdog != Watchdog::Idle);
+        let ready = stand.wait_for(|stand| matches!(stand.watchdog, Watchdog::Armed(_) | Watchdog::Unusable(_)));
         if tokio::time::timeout(ARMS_WITHIN, ready).await.is_err() {
             return Err("the watchdog is not armed yet");
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use vmkeep_agent::runtime::guard::{Guard, Opened};
+use vmkeep_agent::runtime::guard::{Guard, Holds, Opened};
 use vmkeep_core::ha::clock::Now;
 use vmkeep_core::ha::timers::Timers;
 use vmkeep_store::{KeyValue, Leadership, Listing, Store, StoreError, StoreId, Txn, TxnOutcome, Watch};
@@ -97,7 +97,9 @@ impl Guard for Promise {
         Ok(Opened { kind: WatchdogKind::Hardware, pet_ms: timers.pet_ms, watchdog_ms: timers.watchdog_ms })
     }
 
-    async fn renewed(&self, _: Now) {}
+    async fn renewed(&self, _: Now) -> Result<Holds, String> {
+        Ok(Holds::Nothing)
+    }
 
     async fn disarm(&self) -> Result<(), String> {
         Ok(())
