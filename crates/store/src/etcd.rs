@@ -42,8 +42,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Interval and patience, while a call or a watch is open. A member that does not answer is given up; calls go to the others.
 /// etcd must allow it: `--grpc-keepalive-min-time=1s`, else it hangs up on who pings more than once in 5 s.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
-/// Keys asked for at once: a listing of a large cluster comes in parts of one revision.
-const PAGE_KEYS: i64 = 1000;
+/// Keys asked for at once: a listing of a large cluster comes in parts of one revision. For each part etcd counts all keys that are left, so
+/// that small values come in larger parts, of about so many bytes.
+const PAGE_KEYS: (usize, usize) = (1000, 8000);
+const PAGE_BYTES: usize = 8 << 20;
 /// Of one answer: a page of the largest values that are usual, or a transaction's gets.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
@@ -110,12 +112,21 @@ impl EtcdStore {
     async fn visit_at(&self, prefix: &str, mut at: i64, part: &mut Visitor<'_>) -> Result<i64, StoreError> {
         let end = range_end(prefix);
         let mut asked = JoinSet::new();
-        let ask = |asked: &mut JoinSet<_>, from: Vec<u8>, at| {
-            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(at);
-            let members = self.members.clone();
-            asked.spawn(async move { get(&members, Purpose::Listing, from, Some(options)).await });
+        let ask = |asked: &mut JoinSet<_>, from: Vec<u8>, at, count| {
+            let (members, options) = (self.members.clone(), GetOptions::new().with_range(end.clone()).with_revision(at));
+            asked.spawn(async move {
+                let page = async |count| {
+                    let options = options.clone().with_limit(i64::try_from(count).unwrap_or(i64::MAX));
+                    get(&members, Purpose::Listing, from.clone(), Some(options)).await
+                };
+                match page(count).await {
+                    // What follows on small values may be too large for one answer.
+                    Err(_) if count > PAGE_KEYS.0 => page(PAGE_KEYS.0).await,
+                    answer => answer,
+                }
+            });
         };
-        ask(&mut asked, range_start(prefix), at);
+        ask(&mut asked, range_start(prefix), at, PAGE_KEYS.0);
         while let Some(answer) = asked.join_next().await {
             let mut page = answer.map_err(|e| StoreError::Unavailable(format!("a listing was broken off: {e}")))??;
             if at == 0 {
@@ -124,12 +135,18 @@ impl EtcdStore {
             let more = page.more();
             let items = page.take_kvs().into_iter().map(key_value).collect::<Result<Vec<_>, _>>()?;
             if let Some(last) = items.last().filter(|_| more) {
-                ask(&mut asked, [last.key.as_bytes(), b"\0"].concat(), at);
+                ask(&mut asked, [last.key.as_bytes(), b"\0"].concat(), at, next_count(&items));
             }
             part(items);
         }
         Ok(at)
     }
+}
+
+/// Keys of the next part, if their values are like these.
+fn next_count(items: &[KeyValue]) -> usize {
+    let bytes: usize = items.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+    (PAGE_BYTES * items.len() / bytes.max(1)).clamp(PAGE_KEYS.0, PAGE_KEYS.1)
 }
 
 /// One read, at whichever member answers.

@@ -51,8 +51,9 @@ const VMS_PER_LOOK: usize = 256;
 const REST: Duration = Duration::from_secs(1);
 /// While somebody else leads: nobody does from the end of its lease to the next question.
 const LED_BY_ANOTHER: Duration = Duration::from_millis(250);
-/// Housekeeping of old operations and events.
-const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// Housekeeping of old operations and events: for the first time, when what is waited for was done, and then. A daemon that is restarted
+/// often would else never come to it.
+const HOUSEKEEPING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 /// Leads whenever it can, until shutdown; hears the nodes all the time.
 pub async fn run(store: Arc<dyn Store>, candidate: Name, desk: Arc<Desk>, shutdown: CancellationToken) {
@@ -95,6 +96,7 @@ async fn lead_until_it_ends(
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
     let keeper = AbortOnDropHandle::new(tokio::spawn(keep_leading(store.clone(), candidate.clone(), lead.clone(), desk.clone())));
+    let _housekeeper = AbortOnDropHandle::new(tokio::spawn(keep_house(store.clone(), lead.clone())));
     tokio::select! {
         ended = keeper => Err(ended.unwrap_or_else(|stopped| StoreError::Unavailable(format!("its lease is not renewed: {stopped}")))),
         ended = decide(store.as_ref(), lead, desk, shutdown) => ended,
@@ -130,6 +132,17 @@ async fn keep_leading(store: Arc<dyn Store>, candidate: Name, lead: Leadership, 
     }
 }
 
+/// Beside the decisions: in a large cluster it reads much.
+async fn keep_house(store: Arc<dyn Store>, lead: Leadership) {
+    tokio::time::sleep(HOUSEKEEPING.0).await;
+    loop {
+        if let Err(error) = crate::app::housekeeping(store.as_ref(), Some(&still_leading(&lead))).await {
+            tracing::warn!(%error, "old operations and events stay for another hour");
+        }
+        tokio::time::sleep(HOUSEKEEPING.1).await;
+    }
+}
+
 async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown: &CancellationToken) -> Result<(), StoreError> {
     let (mut view, mut touched) = (ClusterView::default(), Touched::default());
     let revision = store.visit(&view::PREFIXES, &mut |part| view.begin(&part, &mut touched)).await?;
@@ -140,8 +153,6 @@ async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();
     let mut beat_at = Instant::now();
-    // At once, too: a daemon that is restarted often would else never come to it.
-    let mut housekeeping_at = Instant::now();
     loop {
         intake.meanwhile(carry_out(store, lead, &mut view, &mut touched)).await?;
         tokio::select! {
@@ -151,10 +162,6 @@ async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown
                 touched.vms.extend(view.moves.keys().chain(view.memories.keys()));
                 let asked = ha::arm::look(&mut view, &mut touched, jiff::Timestamp::now());
                 intake.meanwhile(write_all(store, lead, asked)).await?;
-                if Instant::now() >= housekeeping_at {
-                    housekeeping_at = Instant::now() + HOUSEKEEPING;
-                    intake.meanwhile(crate::app::housekeeping(store, Some(&still_leading(lead)))).await?;
-                }
             }
             () = sleep_until(beat_at) => {
                 beat_at = Instant::now() + Duration::from_millis(Timers::of(view.ha_settings.profile).tick_ms);
