@@ -37,7 +37,7 @@ use members::Members;
 
 /// For one request. etcd answers in milliseconds; an election of its leader takes 1 to 3 s.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
-/// For the TCP and TLS handshake with one member.
+/// For the TCP and TLS handshake with one member, and for the first answer of any.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Interval and patience, while a call or a watch is open. A member that does not answer is given up; calls go to the others.
 /// etcd must allow it: `--grpc-keepalive-min-time=1s`, else it hangs up on who pings more than once in 5 s.

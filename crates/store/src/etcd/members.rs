@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, timeout};
 
 use super::error::{Purpose, is_answer, is_silence, never_left, silent, told};
-use super::{CALL_DEADLINE, EtcdConfig};
+use super::{CALL_DEADLINE, CONNECT_DEADLINE, EtcdConfig};
 use crate::StoreError;
 
 /// For one call, the rests between them included. With all members dead, all of them are refused within milliseconds.
@@ -54,7 +54,7 @@ struct Heard {
 }
 
 impl Members {
-    /// Asks each of them once, at the same time, until one has answered; the others are asked when they do.
+    /// Where there is a choice, asks each of them once, at the same time, until one has answered; the others are asked when they do.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] for an endpoint that cannot be one. That nobody answers is the next call's to tell.
@@ -66,10 +66,13 @@ impl Members {
         if all.is_empty() {
             return Err(StoreError::Invalid("no endpoint of etcd is known".into()));
         }
-        let mut asked: FuturesUnordered<_> = all.iter().map(|member| member.probe()).collect();
-        while asked.next().await == Some(false) {}
-        drop(asked);
-        all.iter().filter(|member| !member.heard().answers).for_each(|member| member.probe_until_it_answers());
+        if all.len() > 1 {
+            let mut asked: FuturesUnordered<_> = all.iter().map(|member| member.probe()).collect();
+            let answered = async { while asked.next().await == Some(false) {} };
+            let _ = timeout(CONNECT_DEADLINE, answered).await;
+            drop(asked);
+            all.iter().filter(|member| !member.heard().answers).for_each(Member::probe_until_it_answers);
+        }
         Ok(Self { options, all: RwLock::new(all), turn: AtomicUsize::new(0) })
     }
 

@@ -74,7 +74,8 @@ async fn a_member_that_hangs_is_left_alone_until_it_answers() {
     let etcd = Etcd::start(&[]);
     drop(etcd.connect().await);
     let (good, bad) = (Door::to(&etcd).await, Door::to(&etcd).await);
-    let store = EtcdStore::connect(&EtcdConfig { endpoints: vec![good.at.clone(), bad.at.clone()], tls: None }).await.expect("an etcd");
+    let config = EtcdConfig { endpoints: vec![bad.at.clone(), good.at.clone()], tls: None };
+    let store = EtcdStore::connect(&config).await.expect("an etcd");
     // Both are in use.
     let before = bad.asked();
     for _ in 0..10 {
@@ -89,6 +90,11 @@ async fn a_member_that_hangs_is_left_alone_until_it_answers() {
     for n in 0..50 {
         let written = store.txn(Txn::default().then(put("k", n.to_string()))).await;
         written.unwrap_or_else(|error| panic!("write {n}, after the door was found shut: {error}"));
+    }
+    let late = EtcdStore::connect(&config).await.expect("one of them answers");
+    for n in 0..10 {
+        let written = late.txn(Txn::default().then(put("late", n.to_string()))).await;
+        written.unwrap_or_else(|error| panic!("write {n} of one who came later: {error}"));
     }
     let mut watch = store.watch("k", store.revision().await.expect("a read").next()).await.expect("a watch beside the shut door");
     store.txn(Txn::default().then(put("k", "seen"))).await.expect("written");
