@@ -342,6 +342,12 @@ impl Fleet {
         self.leftovers.contains(&(id, node.clone()))
     }
 
+    /// Nodes that are to take away what they had of it.
+    pub fn leftovers_of(&self, id: VmId) -> impl Iterator<Item = &Name> {
+        let least = (id, Name::known("0"));
+        self.leftovers.range(least..).take_while(move |(of, _)| *of == id).map(|(_, node)| node)
+    }
+
     fn leave(&mut self, id: VmId, node: &Name) {
         let guest = self.guests.get(&id);
         match self.seats.get_mut(node) {

@@ -10,8 +10,6 @@ use std::collections::BTreeMap;
 
 use vmkeep_core::migrate::check::{self, Baggage};
 use vmkeep_core::migrate::{self, End, Next, PER_NODE_MAX, Saw};
-use vmkeep_core::place::need::Home;
-use vmkeep_core::place::{self, Need};
 use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{Epoch, VmId, VolumeId};
@@ -31,8 +29,11 @@ use super::view::{ClusterView, Kept};
 use super::vm::{ended, op_key, order_for, replace_op};
 
 pub mod send;
+mod target;
 #[cfg(test)]
 mod tests;
+
+use target::{Target, leftovers};
 
 /// What an order says of a migration under way.
 pub fn moving(view: &ClusterView, id: VmId) -> Option<Moving> {
@@ -63,8 +64,9 @@ pub fn next(view: &ClusterView, id: VmId, now: jiff::Timestamp) -> Option<Txn> {
 
 /// A node has taken away what was left there.
 fn tidy(view: &ClusterView, id: VmId) -> Option<Txn> {
-    view.nodes.iter().find_map(|(node, keys_of)| {
-        let order = keys_of.moves.get(&id).filter(|order| order.value.part.kind() == PartKind::Forget)?;
+    view.fleet().leftovers_of(id).find_map(|node| {
+        let keys_of = view.nodes.get(node)?;
+        let order = keys_of.moves.get(&id)?;
         let seen = keys_of.moved.get(&id)?;
         let clean = seen.value.op == order.value.op && seen.value.part == PartKind::Forget && seen.value.said == MoveSaid::Clean;
         clean.then(|| {
@@ -211,7 +213,8 @@ impl Going<'_> {
             }
         };
         let to = match self.target(&baggage, travel) {
-            Ok(to) => to,
+            Ok(Target::Node(to)) => to,
+            Ok(Target::Later(why)) => return self.blocked(&why),
             Err(error) => return Some(self.end(End::Stayed(error))),
         };
         if let Some(why) = self.in_the_way(&to) {
@@ -230,60 +233,12 @@ impl Going<'_> {
         Some(clear.under(self.set_out(&baggage, travel, &to)))
     }
 
-    fn target(&self, baggage: &Baggage<'_>, travel: Travel) -> Result<Name, Error> {
-        let from = &self.owner.value.node;
-        let wanted = self.m.options.to.as_ref();
-        if wanted == Some(from) {
-            return Err(Error::conflict(format!("it is on {from} already")));
-        }
-        if let Some(to) = wanted.filter(|to| self.facts(to).is_none()) {
-            return Err(Error::not_found("node", to));
-        }
-        let Some(guest) = self.view.fleet().guest(self.id()) else { return Err(Error::internal("placement does not know the VM")) };
-        // Its data goes along.
-        let guest = place::Guest { need: Need { home: Home::Anywhere, ..guest.need.clone() }, ..guest.clone() };
-        let mut refusals = Vec::new();
-        let others = match self.view.drains.contains_key(from) {
-            true => {
-                self.followers_can_move(&guest, from)?;
-                place::leave::explain(self.view.fleet(), &guest, from)
-            }
-            false => place::explain(self.view.fleet(), &guest),
-        };
-        for verdict in others.into_iter().filter(|v| v.node != *from).filter(|v| wanted.is_none_or(|to| v.node == *to)) {
-            let here = || self.facts(&verdict.node).and_then(|facts| check::refuses(baggage, travel, facts));
-            match verdict.fits.map_err(|refusal| refusal.to_string()).and_then(|_| here().map_or(Ok(()), Err)) {
-                Ok(()) => return Ok(verdict.node),
-                Err(why) => refusals.push(format!("{}: {why}", verdict.node)),
-            }
-        }
-        let told = if refusals.is_empty() { "there is no other node".to_owned() } else { refusals.join("; ") };
-        Err(Error::new(Code::NoCapacity, format!("it has nowhere to go ({told})")))
-    }
-
-    /// It leaves a node that is emptied only with those that a strict rule keeps with it.
-    fn followers_can_move(&self, leaver: &place::Guest, from: &Name) -> Result<(), Error> {
-        for follower in place::leave::followers(self.view.fleet(), leaver, from) {
-            let Some(record) = self.view.vms.get(&follower.id) else { continue };
-            let choices = self.view.choices.get(&follower.id).map(|kept| kept.value.clone()).unwrap_or_default();
-            let now = match guest(self.view, follower.id) {
-                Guest::Now(now) => now,
-                Guest::Busy(_) => Travel::Running,
-            };
-            if let Err(found) = check::travel(&baggage(self.view, &record.value, &choices), now, self.m.options.manner) {
-                let told = format!("VM '{}' must go along and cannot: {}", follower.name, check::words(&found));
-                return Err(Error::conflict(told));
-            }
-        }
-        Ok(())
-    }
-
     /// What must end before it can set out.
     fn in_the_way(&self, to: &Name) -> Option<String> {
         let from = &self.owner.value.node;
         for node in [from, to] {
             if self.view.nodes.get(node).is_some_and(|keys| keys.moves.contains_key(&self.id())) {
-                return Some(format!("{node} still takes away what an earlier migration left there"));
+                return Some(leftovers(node));
             }
             if self.view.fleet().on_the_way(node) >= PER_NODE_MAX {
                 return Some(format!("waits for its turn: {PER_NODE_MAX} migrations from or to {node} are under way"));

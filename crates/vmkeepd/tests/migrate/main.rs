@@ -10,6 +10,7 @@ mod records;
 mod shutdown;
 mod ticks;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use expect_test::expect;
@@ -17,9 +18,11 @@ use serde_json::json;
 use vmkeep_agent::hypervisor::HvError;
 use vmkeep_agent::hypervisor::fake::Fault;
 use vmkeep_server::app::op;
-use vmkeep_store::{Store, keys};
-use vmkeep_types::migration::{MigrateOptions, MoveManner, MovePhase};
+use vmkeep_store::{Store, Txn, keys, typed};
+use vmkeep_types::ids::OperationId;
+use vmkeep_types::migration::{MigrateOptions, MoveManner, MoveOrder, MovePart, MovePhase, Travel};
 use vmkeep_types::name::Name;
+use vmkeep_types::order::Order;
 use vmkeep_types::units::Seconds;
 
 use cluster::{Cluster, ask, uri};
@@ -56,6 +59,29 @@ async fn back_and_forth() {
     .assert_eq(&steps);
     let seeds = cluster.store.list(&format!("n/a/seen/{vm}")).await.expect("a listing").items;
     assert!(seeds.is_empty(), "the source says nothing of it any more");
+}
+
+/// The way back is asked for before the source has taken away what it had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_back_at_once_waits_until_what_was_left_there_is_gone() {
+    let (mut cluster, _pool) = shared().await;
+    let (vm, a) = (cluster.vm(json!({})).await, Name::known("a"));
+    let told = cluster.ending(&cluster.migrate(to("b")).await).await;
+    assert!(told.starts_with("Done; runs on b"), "{told}");
+    let left = keys::move_order(&a, vm);
+    cluster.until("it is gone", async |c| c.store.get(&left).await.expect("a read").is_none()).await;
+    cluster.end("a").await;
+    let order = typed::get_json::<Order>(cluster.store.as_ref(), &keys::order(&Name::known("b"), vm)).await.expect("a read");
+    let part = MovePart::Forget { volumes: BTreeMap::new() };
+    let order =
+        MoveOrder { op: OperationId(uuid::Uuid::from_u128(9)), vm, part, order: order.expect("its order").value, travel: Travel::Running };
+    cluster.store.txn(Txn::default().then(typed::put(left, &order))).await.expect("a write");
+    let op = cluster.migrate(to("a")).await;
+    let waits = "a still takes away what an earlier migration left there";
+    cluster.until("it waits", async |c| c.op(&op).await.blocked.as_deref() == Some(waits)).await;
+    cluster.begin("a");
+    let told = cluster.ending(&op).await;
+    assert!(told.starts_with("Done; runs on a"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
