@@ -22,6 +22,7 @@ mod play;
 mod recover;
 mod remote;
 mod rights;
+mod room;
 mod secrets;
 mod three_hosts;
 mod tidy;
