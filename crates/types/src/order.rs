@@ -145,7 +145,7 @@ pub enum Work {
         pool: PoolSpec,
         image: Option<ImageBrief>,
     },
-    /// Full copy, for `vm clone`; the source's VM must be off or its agent frozen.
+    /// For `vm clone`; the source's VM must be off or its agent frozen.
     CopyVolume {
         from: VolumeRecord,
         from_pool: PoolSpec,

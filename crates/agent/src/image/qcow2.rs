@@ -6,6 +6,8 @@ use std::io::{Error, Result};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::pool::qcow2::Header;
+
 /// Bits of a table's entry that are an offset.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -22,16 +24,13 @@ pub struct Disk {
 impl Disk {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
-        let mut header = [0; 80];
-        file.read_exact_at(&mut header, 0)?;
-        let u32_at = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-        let u64_at = |at: usize| u64::from_be_bytes(header[at..at + 8].try_into().expect("8 bytes"));
-        let (cluster_bits, features) = (u32_at(20), u64_at(72));
-        let plain = header[..4] == *b"QFI\xfb" && u32_at(4) == 3 && u64_at(8) == 0 && u32_at(32) == 0 && features == 0;
-        if !plain || !(9..=21).contains(&cluster_bits) {
+        let header = Header::of(&file)?;
+        let plain = header.version == 3 && header.backing.is_none() && !header.encrypted && header.features == 0;
+        if !plain || !(9..=21).contains(&header.cluster_bits) {
             return Err(Error::other("not a plain qcow2"));
         }
-        Ok(Self { file, cluster_bits, size: u64_at(24), l1_offset: u64_at(40), l1_entries: u64::from(u32_at(36)) })
+        let Header { size, cluster_bits, l1_offset, l1_entries, .. } = header;
+        Ok(Self { file, cluster_bits, size, l1_offset, l1_entries: u64::from(l1_entries) })
     }
 
     /// Up to `count` bytes, less at the disk's end.

@@ -8,6 +8,8 @@
 //! ```
 //! Files lie where libvirt's AppArmor profile lets QEMU read. libvirt sets the owner of a disk at each start.
 
+mod fill;
+
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::{Seek, SeekFrom};
@@ -24,6 +26,7 @@ use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::DiskFormat;
 
+use super::qcow2::Header;
 use super::qemu_img::{self, Trust};
 use super::{Pool, ProgressSink};
 
@@ -144,53 +147,6 @@ impl DirPool {
         settled.map_err(|e: std::io::Error| self.io("put into place", path, &e))
     }
 
-    async fn make(&self, volume: &VolumeRecord, fresh: &Path) -> Result<(), Error> {
-        let size = volume.size.map(|s| s.bytes().to_string());
-        let raw = volume.format == DiskFormat::Raw;
-        match (volume.image, size) {
-            (Some(image), size) => {
-                let base = self.image_path(image);
-                let bytes = qcow2_size(&base).map_err(|e| no_image(&base, self.io("read", &base, &e)))?;
-                check_size(volume, bytes)?;
-                self.clone_image(&base, fresh, raw).await?;
-                match size {
-                    Some(size) => qemu_img::run(
-                        ["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()],
-                        Trust::Ours,
-                    )
-                    .await
-                    .map(drop),
-                    None => Ok(()),
-                }
-            }
-            (None, Some(size)) => {
-                let args = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), format_of(raw).as_ref(), fresh.as_os_str(), size.as_ref()];
-                qemu_img::run(args, Trust::Ours).await.map(drop)
-            }
-            (None, None) => Err(Error::invalid(format!("volume {} has neither an image nor a size", volume.name))),
-        }
-    }
-
-    async fn clone_image(&self, base: &Path, fresh: &Path, raw: bool) -> Result<(), Error> {
-        if raw {
-            let args =
-                ["convert".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "-O".as_ref(), "raw".as_ref(), base.as_os_str(), fresh.as_os_str()];
-            return qemu_img::run(args, Trust::Ours).await.map(drop);
-        }
-        let args = [
-            "create".as_ref(),
-            "-q".as_ref(),
-            "-f".as_ref(),
-            "qcow2".as_ref(),
-            "-F".as_ref(),
-            "qcow2".as_ref(),
-            "-b".as_ref(),
-            base.as_os_str(),
-            fresh.as_os_str(),
-        ];
-        qemu_img::run(args, Trust::Ours).await.map(drop)
-    }
-
     fn remove(&self, path: &Path) -> Result<(), Error> {
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.io("remove", path, &e)),
@@ -204,7 +160,7 @@ impl DirPool {
         // By our names alone: what lies in a raw disk or in an upload is somebody's word.
         let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".qcow2"));
         let mut paths = files.into_iter().flatten().map(|entry| entry.path()).filter(ours);
-        paths.find(|path| qcow2_backing(path).is_ok_and(|backing| backing.is_some_and(|b| Path::new(&b) == image)))
+        paths.find(|path| Header::read(path).is_ok_and(|header| header.backing.is_some_and(|backing| Path::new(&backing) == image)))
     }
 
     fn sweep(&self) {
@@ -222,28 +178,6 @@ impl DirPool {
 /// How the names of a volume's files in staging begin.
 fn staged(path: &Path) -> String {
     format!("{}.", path.file_name().expect("volume paths have a name").to_string_lossy())
-}
-
-fn format_of(raw: bool) -> &'static str {
-    if raw { "raw" } else { "qcow2" }
-}
-
-fn no_image(path: &Path, error: Error) -> Error {
-    if path.exists() {
-        error
-    } else {
-        Error::new(Code::NotFound, format!("the image's file {} is missing", path.display())).hint("import the image again")
-    }
-}
-
-fn check_size(volume: &VolumeRecord, image_bytes: u64) -> Result<(), Error> {
-    match volume.size {
-        Some(size) if size.bytes() < image_bytes => {
-            let image = ByteCount::from_bytes(image_bytes).human();
-            Err(Error::invalid(format!("volume {} is wished with {size}, its image has {image}; a disk can only grow", volume.name)))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[async_trait]
@@ -287,7 +221,7 @@ impl Pool for DirPool {
     async fn stat_volume(&self, volume: &VolumeRecord) -> Result<Option<VolumeSeen>, Error> {
         let path = self.data_path(volume);
         let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
-        let size = if volume.data_format()? == "raw" { raw_size(&path) } else { qcow2_size(&path) };
+        let size = if volume.data_format()? == "raw" { raw_size(&path) } else { Header::read(&path).map(|header| header.size) };
         let size_bytes = size.map_err(|e| self.io("read", &path, &e))?;
         let allocated_bytes = if metadata.file_type().is_block_device() { size_bytes } else { metadata.blocks() * 512 };
         Ok(Some(VolumeSeen { size_bytes, allocated_bytes }))
@@ -328,21 +262,8 @@ impl Pool for DirPool {
         if path.exists() {
             return Ok(());
         }
-        let allocated_bytes = std::fs::metadata(from).map_err(|e| self.io("read", from, &e))?.blocks() * 512;
-        self.check_space(allocated_bytes)?;
         let fresh = self.fresh(&path);
-        let format = to.data_format()?;
-        let args = [
-            "convert".as_ref(),
-            "-p".as_ref(),
-            "-f".as_ref(),
-            source_format.as_ref(),
-            "-O".as_ref(),
-            format.as_ref(),
-            from.as_os_str(),
-            fresh.0.as_os_str(),
-        ];
-        qemu_img::run_with_progress(args, "copying", progress).await?;
+        self.copy(from, source_format, to, &fresh.0, progress).await?;
         vmkeep_store::crash::point("volume copied");
         self.settle(&fresh.0, &path, 0o600).await?;
         vmkeep_store::crash::point("copy in place");
@@ -395,36 +316,6 @@ fn rename_new(fresh: &Path, target: &Path) -> std::io::Result<Settled> {
 /// Of a file, or of a block device.
 fn raw_size(path: &Path) -> std::io::Result<u64> {
     File::open(path)?.seek(SeekFrom::End(0))
-}
-
-/// Virtual size from a qcow2 header: bytes 24..32, big-endian (QEMU docs/interop/qcow2.txt). Spares a process per look.
-fn qcow2_size(path: &Path) -> std::io::Result<u64> {
-    use std::os::unix::fs::FileExt;
-    let mut header = [0u8; 32];
-    File::open(path)?.read_exact_at(&mut header, 0)?;
-    if header[..4] != *b"QFI\xfb" {
-        return Err(std::io::Error::other("not a qcow2 file"));
-    }
-    Ok(u64::from_be_bytes(header[24..32].try_into().expect("8 bytes")))
-}
-
-/// The backing file that a qcow2 header names: its place in bytes 8..16, its length in 16..20, at most 1023.
-fn qcow2_backing(path: &Path) -> std::io::Result<Option<String>> {
-    use std::os::unix::fs::FileExt;
-    let mut header = [0u8; 20];
-    let file = File::open(path)?;
-    file.read_exact_at(&mut header, 0)?;
-    if header[..4] != *b"QFI\xfb" {
-        return Ok(None);
-    }
-    let offset = u64::from_be_bytes(header[8..16].try_into().expect("8 bytes"));
-    let length = u32::from_be_bytes(header[16..20].try_into().expect("4 bytes"));
-    if offset == 0 || length > 1023 {
-        return Ok(None);
-    }
-    let mut name = vec![0; length as usize];
-    file.read_exact_at(&mut name, offset)?;
-    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
 #[cfg(test)]
@@ -481,12 +372,22 @@ mod tests {
         let staged = pool.staging().join("image");
         std::fs::copy(pool.volume_path(&base), &staged).expect("a copy");
         pool.adopt_image(&staged, image).await.expect("adopted");
-        for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
-            let clone = volume(2, "16M", format, Some(image));
-            assert_eq!(pool.create_volume(&clone).await.expect("cloned").size_bytes, 16 << 20);
-            pool.delete_volume(clone.id).await.expect("deleted");
-            assert_eq!(pool.stat_volume(&clone).await.expect("a look"), None);
+        let clone = volume(2, "16M", DiskFormat::Qcow2, Some(image));
+        assert_eq!(pool.create_volume(&clone).await.expect("cloned").size_bytes, 16 << 20);
+        let raw = pool.create_volume(&volume(4, "16M", DiskFormat::Raw, Some(image))).await.expect_err("raw reads from no image");
+        assert!(raw.message.contains("must be qcow2"), "{raw}");
+
+        let silent: &ProgressSink = &|_, _| {};
+        let (from, base) = (pool.volume_path(&clone), pool.image_path(image).display().to_string());
+        for (id, of, backing) in [(5, Some(image), Some(base)), (6, None, None)] {
+            let copy = volume(id, "16M", DiskFormat::Qcow2, of);
+            pool.copy_volume(&from, "qcow2", &copy, silent).await.expect("copied");
+            let header = Header::read(&pool.volume_path(&copy)).expect("a header");
+            assert_eq!((header.size, header.backing), (16 << 20, backing), "it reads from the image that its record names");
+            pool.delete_volume(copy.id).await.expect("deleted");
         }
+        pool.delete_volume(clone.id).await.expect("deleted");
+        assert_eq!(pool.stat_volume(&clone).await.expect("a look"), None);
         let small = pool.create_volume(&volume(3, "1M", DiskFormat::Qcow2, Some(image))).await.expect_err("smaller than its image");
         assert!(small.message.contains("can only grow"), "{small}");
         assert_eq!(std::fs::read_dir(pool.staging()).expect("staging").count(), 0, "nothing half-made stays");
@@ -501,9 +402,9 @@ mod tests {
         let staged = pool.staging().join("image");
         std::fs::copy(pool.volume_path(&base), &staged).expect("a copy");
         pool.adopt_image(&staged, image).await.expect("adopted");
-        let (clone, copy) = (volume(2, "4M", DiskFormat::Qcow2, Some(image)), volume(3, "4M", DiskFormat::Raw, Some(image)));
+        let (clone, copy) = (volume(2, "4M", DiskFormat::Qcow2, Some(image)), volume(3, "4M", DiskFormat::Raw, None));
         pool.create_volume(&clone).await.expect("cloned");
-        pool.create_volume(&copy).await.expect("copied");
+        pool.create_volume(&copy).await.expect("made");
         std::fs::copy(pool.volume_path(&clone), pool.volume_path(&copy)).expect("a guest may write this into its raw disk");
         let kept = pool.delete_image(image).await.expect_err("a clone needs it");
         assert_eq!(kept.code, Code::Conflict, "{kept}");

@@ -5,7 +5,9 @@
 //! swept by [`Pool::ensure`]. Calls about one volume wait for each other.
 
 pub mod dir;
+pub mod qcow2;
 pub mod qemu_img;
+pub mod reflink;
 pub mod room;
 
 use std::path::{Path, PathBuf};
@@ -43,7 +45,9 @@ pub trait Pool: Send + Sync {
     async fn grow_volume(&self, volume: &VolumeRecord, size: ByteCount) -> Result<(), Error>;
     /// Absent is fine.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error>;
-    /// A full copy of another disk image, whose format the caller knows: a guess could read the host's files for a guest.
+    /// A copy of another disk, whose format the caller knows: a guess could read the host's files for a guest. It shares blocks
+    /// with its source where the file system can, and reads from `to.image` what its source reads from it; otherwise it needs
+    /// no other file.
     async fn copy_volume(&self, from: &Path, format: &str, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error>;
     async fn delete_image(&self, image: ImageId) -> Result<(), Error>;
     /// Takes a finished file of staging in as an image.

@@ -20,6 +20,7 @@ mod many;
 mod on_etcd;
 mod play;
 mod recover;
+mod reflink;
 mod remote;
 mod rights;
 mod room;

@@ -44,7 +44,7 @@ pub async fn rename(store: &dyn Store, ask: &Ask, name: &Name, new: Name) -> Res
         .ok_or_else(|| Error::conflict(format!("there is a VM '{new}' already, or '{name}' changed meanwhile")))
 }
 
-/// A full copy of a stopped VM, with a new uuid, new MACs and serials.
+/// A copy of a stopped VM, with a new uuid, new MACs and serials; it needs its source no more, only the images that both have.
 ///
 /// Its volumes are `filling` until their copies are through, and until then it gets no node. A copy that fails or is
 /// cancelled takes the whole clone with it (`reconcile::task`).
@@ -166,11 +166,11 @@ async fn copy_disk(store: &dyn Store, ask: &Ask, record: &mut VmRecord, disk: &N
     let to = VolumeRecord {
         id: VolumeId(uuid::Uuid::new_v4()),
         name: volume_name(&record.spec.name, disk),
-        image: None,
+        // What nobody wrote is read from the image by both.
+        image: from.image.filter(|_| format == DiskFormat::Qcow2),
         foreign_path: None,
         filling: Some(op_id),
         made: false,
-        // A copy has no image to take its size from.
         size: size_now(store, &from).await?,
         format,
         attached: Some(Attachment { vm: record.id, disk: disk.clone() }),

@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
 use super::row::{fail, ok, warn};
+use crate::pool::reflink;
 
 /// Less room than this in the pool: guests will soon be paused by a full disk.
 const POOL_FREE_MIN: ByteCount = ByteCount::from_gib(10);
@@ -19,9 +19,6 @@ const POOL_FREE_MIN: ByteCount = ByteCount::from_gib(10);
 const POOL_FREE_LEAST: ByteCount = ByteCount::from_gib(1);
 /// The store grows by kilobytes; without room nothing can be changed any more.
 const STORE_FREE_MIN: ByteCount = ByteCount::from_mib(256);
-
-/// `_IOW(0x94, 9, int)` of linux/fs.h: a copy that shares its blocks.
-const FICLONE: libc::c_ulong = 0x4004_9409;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -73,11 +70,15 @@ pub struct QemuUser {
 
 pub fn gather(pool: &Path, store: &Path) -> DiskFacts {
     let there = nearest(pool);
-    let (o_direct, reflink) = try_files(&there);
+    let reflink = match reflink::works(&there) {
+        Some(true) => Tried::Works,
+        Some(false) => Tried::Fails,
+        None => Tried::Unknown,
+    };
     DiskFacts {
         pool: space(pool, &there),
         store: space(store, &nearest(store)),
-        o_direct,
+        o_direct: try_direct(&there),
         reflink,
         way: there.ancestors().filter_map(folder).collect::<Vec<_>>().into_iter().rev().collect(),
         qemu: qemu_user(),
@@ -120,18 +121,10 @@ fn type_of(mountinfo: &str, path: &Path) -> Option<String> {
     best.map(|(_, kind)| kind.to_owned())
 }
 
-fn try_files(dir: &Path) -> (Tried, Tried) {
-    let Ok(file) = tempfile::NamedTempFile::new_in(dir) else { return (Tried::Unknown, Tried::Unknown) };
+fn try_direct(dir: &Path) -> Tried {
+    let Ok(file) = tempfile::NamedTempFile::new_in(dir) else { return Tried::Unknown };
     let direct = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(file.path());
-    let o_direct = if direct.is_ok() { Tried::Works } else { Tried::Fails };
-    // An empty file clones anywhere.
-    if fs::write(file.path(), [0; 4096]).is_err() {
-        return (o_direct, Tried::Unknown);
-    }
-    let (Ok(from), Ok(to)) = (File::open(file.path()), tempfile::tempfile_in(dir)) else { return (o_direct, Tried::Unknown) };
-    // SAFETY: both descriptors are open; FICLONE takes the source's descriptor by value.
-    let cloned = unsafe { libc::ioctl(to.as_raw_fd(), FICLONE as _, from.as_raw_fd()) };
-    (o_direct, if cloned == 0 { Tried::Works } else { Tried::Fails })
+    if direct.is_ok() { Tried::Works } else { Tried::Fails }
 }
 
 fn folder(path: &Path) -> Option<Folder> {
@@ -204,7 +197,7 @@ fn pool_kind(facts: &DiskFacts) -> CheckRow {
     let kind = facts.pool.as_ref().map_or("unknown", |space| space.file_system.as_str());
     let reflink = match facts.reflink {
         Tried::Works => "reflink",
-        Tried::Fails => "no reflink: clones of raw disks are full copies",
+        Tried::Fails => "no reflink: `vm clone` copies what was written",
         Tried::Unknown => "reflink not tried",
     };
     if matches!(kind, "tmpfs" | "ramfs") {
@@ -288,7 +281,7 @@ mod tests {
             |_| {},
             expect![[r#"
                 ok disk-space: 200G of 500G free in /var/lib/libvirt/images/vmkeep (ext4)
-                ok disk-type: ext4, O_DIRECT, no reflink: clones of raw disks are full copies
+                ok disk-type: ext4, O_DIRECT, no reflink: `vm clone` copies what was written
                 ok pool-access: libvirt-qemu gets to the pool
                 ok store-space: 200G of 500G free in /var/lib/vmkeep (ext4)
             "#]],
@@ -357,7 +350,7 @@ mod tests {
         check(
             |f| f.o_direct = Tried::Fails,
             expect![[r#"
-                warn disk-type: ext4, no reflink: clones of raw disks are full copies
+                warn disk-type: ext4, no reflink: `vm clone` copies what was written
                   no O_DIRECT: disks use the host's page cache (`cache: writeback`) and cost memory twice
                   $ put the pool on ext4, xfs or btrfs
             "#]],
