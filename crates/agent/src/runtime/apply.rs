@@ -27,6 +27,7 @@ use super::node::{Look, Node};
 use super::nvram;
 use super::qemu;
 use super::report::{self, State};
+use super::start_error::start_error;
 use crate::domain::{self, BuildInput, DiskSource};
 use crate::hypervisor::{HvError, Words, XmlKind};
 use crate::image;
@@ -151,12 +152,6 @@ async fn is_live(node: &Node, state: &State) -> bool {
 
 fn not_now(why: impl Into<String>) -> NotStarted {
     NotStarted::NotNow(Error::new(Code::Unavailable, why))
-}
-
-fn start_error(node: &Node, state: &State, error: &HvError) -> Error {
-    let log = node.config.log_dir.display();
-    let hint = format!("`vmkeep vm logs {} --source qemu` shows QEMU's own words; serial logs are in {log}", state.order.spec.name);
-    Error::refused(format!("QEMU did not start: {error}")).hint(hint)
 }
 
 fn refuse_conflicts(state: &State) -> Result<(), Error> {

@@ -33,6 +33,7 @@ mod rejoin;
 pub mod remove;
 pub mod report;
 pub mod standing;
+mod start_error;
 pub mod task;
 #[cfg(test)]
 mod tests;

@@ -13,17 +13,35 @@ const FIRST_BOOT: Duration = Duration::from_secs(540);
 /// How long the guest stands still; without help its clock stays so far behind.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// What the guest's firmware says of itself: 1 = it checks signatures.
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
 #[test]
-fn debian_12_is_built_launched_and_reached_by_ssh() {
-    launched_and_reached("debian-12");
+fn debian_12_is_built_and_reached_by_ssh_with_secure_boot_and_a_tpm() {
+    let host = reached("debian-12", |host, public| {
+        let key = std::fs::read_to_string(public).expect("a key");
+        host.apply(&format!(
+            "kind: vm\nname: web\nos: linux\nsecure_boot: true\ntpm: true\ncpus: 2\nmemory: 1G\n\
+             disks: [{{name: root, image: debian-12, size: 4G}}]\ncloud_init: {{ssh_keys: ['{}']}}\n",
+            key.trim()
+        ));
+    });
+    let inside = |words: &[&str]| host.ok(["vm", "exec", "web", "--"].iter().chain(words));
+    let bytes = inside(&["od", "-An", "-tu1", SECURE_BOOT]);
+    assert_eq!(bytes.split_whitespace().last(), Some("1"), "the guest checks signatures: {bytes}");
+    assert_eq!(inside(&["cat", "/sys/class/tpm/tpm0/tpm_version_major"]).trim(), "2");
 }
 
 #[test]
 fn debian_13_boots_for_real_and_is_reached_by_ssh() {
-    launched_and_reached("debian-13");
+    reached("debian-13", |host, public| {
+        let size = ["--cpus", "2", "--memory", "1GiB", "--disk", "4GiB"];
+        host.ok(["launch", "debian-13", "web"].iter().chain(&size).chain(&["--ssh-key", public]));
+    });
 }
 
-fn launched_and_reached(recipe: &str) {
+/// `make` gives it a VM `web` with 2 CPUs and 4 GiB of disk, which takes the public key of this file.
+fn reached(recipe: &str, make: impl FnOnce(&Host, &str)) -> Host {
     let image = built(recipe);
     let host = Host::new("debian");
     host.ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), recipe.as_ref()]);
@@ -31,7 +49,7 @@ fn launched_and_reached(recipe: &str) {
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().expect("ssh-keygen");
     assert!(made.success());
     let public = host.path("id.pub").display().to_string();
-    host.ok(["launch", recipe, "web", "--cpus", "2", "--memory", "1GiB", "--disk", "4GiB", "--ssh-key", &public]);
+    make(&host, &public);
     assert!(host.virsh(["dumpxml", "web"]).contains("OVMF"), "UEFI is the default");
 
     let mut inside = String::new();
@@ -58,6 +76,7 @@ fn launched_and_reached(recipe: &str) {
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs().saturating_sub(guest);
         if missed < PAUSE.as_secs() / 2 { Ok(()) } else { Err(format!("{missed} s behind")) }
     });
+    host
 }
 
 fn last_words(host: &Host) -> String {

@@ -75,6 +75,16 @@ fn the_vm_of_the_demo_says_what_the_demo_waits_for() {
 }
 
 #[test]
+fn launch_is_one_command_from_an_image_to_a_guest_that_speaks() {
+    let host = host_with_tiny("launch");
+    host.ok(["launch", "tiny", "web", "--memory", "256M", "--disk", "200M", "--label", "tier=db"]);
+    let vm = host.phase("web", "running", BOOT);
+    assert_eq!((&vm["spec"]["labels"]["tier"], &vm["spec"]["memory"]["size"]), (&"db".into(), &"256M".into()));
+    serial_says(&host, "web", "hello from web");
+    assert_eq!(host.json(["volume", "show", "web-root", "-o", "json"])["size"], "200M");
+}
+
+#[test]
 fn a_volume_kept_at_deletion_can_be_used_again() {
     let host = host_with_tiny("keep");
     host.apply(&manifest("one", "run: manual\n"));
@@ -116,6 +126,26 @@ fn uefi_variables_stay_with_a_kept_disk_and_go_to_the_vm_that_boots_it() {
     assert!(!sum(&kept).is_empty());
     host.ok(["volume", "delete", "one-root", "--yes"]);
     assert_eq!(sum(&kept), "", "and go with the volume");
+}
+
+#[test]
+fn secure_boot_starts_nothing_that_nobody_signed_and_a_tpm_keeps_what_it_holds() {
+    let host = host_with_tiny("sealed");
+    // The loader of `tiny` is ours, and signed by nobody.
+    let wish = |name: &str, more: &str| format!("kind: vm\nname: {name}\nimage: tiny\nfirmware: uefi\nmemory: 256M\nnics: []\n{more}");
+    host.apply(&wish("sealed", "secure_boot: true\ntpm: true\n"));
+    serial_says(&host, "sealed", "Access Denied");
+    host.ok(["vm", "kill", "sealed"]);
+    host.apply(&wish("open", "secure_boot: false\n"));
+    serial_says(&host, "open", "hello from open");
+
+    let made =
+        || text(&host.exec(["grep", "-c", "Successfully authored TPM state", "/var/log/swtpm/libvirt/qemu/sealed-swtpm.log"]).stdout);
+    assert_eq!(made().trim(), "1");
+    host.ok(["vm", "start", "sealed"]);
+    host.phase("sealed", "running", BOOT);
+    assert_eq!(made().trim(), "1", "it is the TPM of the first start");
+    assert!(host.virsh(["dumpxml", "sealed"]).contains("tpm-crb"));
 }
 
 #[test]
