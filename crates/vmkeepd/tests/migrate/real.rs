@@ -92,14 +92,15 @@ impl Lab {
     }
 
     /// The tiny guest by its kernel, with a disk.
-    async fn guest(&self, cluster: &Cluster) -> VmId {
+    async fn guest(&self, cluster: &Cluster, tpm: bool) -> VmId {
         let os = |element: &str, text: &str| json!({"op": "add", "path": "os", "value": format!("<{element}>{text}</{element}>")});
         let patches = [
             os("kernel", &format!("{}/vmlinuz", self.guest)),
             os("initrd", &format!("{}/initrd", self.guest)),
             os("cmdline", "console=ttyS0 quiet"),
         ];
-        cluster.vm(json!({"memory": "128M", "disks": [{"name": "root", "empty": true, "size": "16M"}], "libvirt_xml": patches})).await
+        let disks = json!([{"name": "root", "empty": true, "size": "16M"}]);
+        cluster.vm(json!({"memory": "128M", "tpm": tpm, "disks": disks, "libvirt_xml": patches})).await
     }
 }
 
@@ -221,7 +222,7 @@ async fn a_real_guest_goes_there_and_back_and_ticks_on() {
     let pool = tempfile::tempdir().expect("a folder");
     let Some(lab) = Lab::up("mig", pool.path()) else { return };
     let cluster = lab.cluster(pool.path(), true).await;
-    let vm = lab.guest(&cluster).await;
+    let vm = lab.guest(&cluster, false).await;
     let mut console = cluster.hv("a").console(vm).await.expect("a console");
     let mut last = uptime(&mut console).await;
     console.to_guest.send(ticks::TELL.into()).await.expect("typed");
@@ -265,7 +266,8 @@ async fn killed_and_cut_in_the_middle_it_stays_whole() {
     let pool = tempfile::tempdir().expect("a folder");
     let Some(lab) = Lab::up("cut", pool.path()) else { return };
     let mut cluster = lab.cluster(pool.path(), true).await;
-    let vm = lab.guest(&cluster).await;
+    // Its TPM comes along each time.
+    let vm = lab.guest(&cluster, true).await;
     let first = up(&cluster, "a", vm).await;
     // Slow enough to be met in the middle.
     let slow =
