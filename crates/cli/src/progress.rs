@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vmkeep_types::operation::{OpState, Operation};
 
+use crate::commands::op::guest_writes;
 use crate::plain::escaped;
 use crate::printer::Printer;
 
@@ -93,6 +94,9 @@ impl Track {
                 bar.set_length(p.total);
             }
             bar.set_position(p.done);
+            if let Some(copying) = &op.copying {
+                bar.set_message(guest_writes(copying));
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::{OperationId, Revision};
+use crate::migration::MoveProgress;
 use crate::name::Name;
 use crate::order::Progress;
 
@@ -20,6 +21,9 @@ pub struct Operation {
     /// What was done, in order.
     pub steps: Vec<String>,
     pub progress: Option<Progress>,
+    /// Of a live migration while it copies: bytes, and how the guest stands in its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<MoveProgress>,
     /// Why it cannot go on yet, in the planner's words.
     pub blocked: Option<String>,
     pub error: Option<Error>,

@@ -2,7 +2,9 @@
 
 use clap::Subcommand;
 use vmkeep_types::ids::OperationId;
+use vmkeep_types::migration::MoveProgress;
 use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::units::ByteCount;
 
 use super::{pages, show};
 use crate::context::Ctx;
@@ -82,6 +84,12 @@ pub async fn run(ctx: &Ctx, command: OpCommand) -> Result<(), Failure> {
     }
 }
 
+/// What a migration has against it: a guest that writes faster than the link carries never comes to its end.
+pub fn guest_writes(copying: &MoveProgress) -> String {
+    let rate = ByteCount::from_bytes(copying.dirty_rate).human();
+    format!("writes {rate}/s to its memory; would stand still for {} ms now", copying.expected_downtime_ms)
+}
+
 fn print(ctx: &Ctx, op: &Operation) -> Result<(), Failure> {
     let error = op.error.as_ref();
     let card = [
@@ -91,6 +99,7 @@ fn print(ctx: &Ctx, op: &Operation) -> Result<(), Failure> {
         ("State", state(op.state).0.into()),
         ("Waits for", op.blocked.clone().unwrap_or_default()),
         ("Progress", op.progress.map(|p| format!("{} of {}", p.done, p.total)).unwrap_or_default()),
+        ("Guest", op.copying.as_ref().map(guest_writes).unwrap_or_default()),
         ("Steps", op.steps.join("\n")),
         ("Error", error.map(ToString::to_string).unwrap_or_default()),
         ("Hint", error.and_then(|e| e.hint.clone()).unwrap_or_default()),

@@ -152,3 +152,90 @@ pub fn words(hindrances: &[Hindrance]) -> String {
     let all: Vec<String> = hindrances.iter().map(ToString::to_string).collect();
     all.join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use serde_json::{Value, json};
+    use vmkeep_types::ids::VolumeId;
+    use vmkeep_types::vm::DiskFormat;
+
+    use super::*;
+
+    struct Case {
+        spec: Value,
+        choices: VmChoices,
+        foreign: Option<&'static str>,
+        shared: bool,
+        cd: bool,
+    }
+
+    fn case() -> Case {
+        let choices = VmChoices { domain_type: Some("kvm".into()), ..VmChoices::default() };
+        Case { spec: json!({}), choices, foreign: None, shared: true, cd: false }
+    }
+
+    /// What keeps it from moving while it runs, and while it is off.
+    fn check(case: &Case, expect: Expect) {
+        let mut whole = json!({"name": "web", "disks": [{"name": "root", "empty": true, "size": "1G"}]});
+        whole.as_object_mut().expect("a map").extend(case.spec.as_object().expect("a map").clone());
+        let spec: VmSpec = serde_json::from_value(whole).expect("a wish");
+        let driver = PoolDriver::Dir { path: "/srv/pool".into(), shared: case.shared };
+        let pool = PoolSpec { name: Name::known("default"), description: String::new(), driver };
+        let volume = VolumeRecord {
+            id: VolumeId(uuid::Uuid::nil()),
+            project: Name::known("default"),
+            name: Name::known("web-root"),
+            pool: pool.name.clone(),
+            node: None,
+            size: None,
+            format: DiskFormat::Qcow2,
+            image: None,
+            foreign_path: case.foreign.map(str::to_owned),
+            filling: None,
+            made: true,
+            attached: None,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let drive = Name::known("cd0");
+        let cds = case.cd.then_some((&drive, Some(&pool))).into_iter().collect();
+        let disks = vec![(&spec.disks[0].name, &volume, Some(&pool))];
+        let baggage = Baggage { spec: &spec, choices: &case.choices, disks, cds, networks: Vec::new() };
+        let told = |travel| {
+            let found = hindrances(&baggage, travel);
+            if found.is_empty() { "nothing".into() } else { words(&found) }
+        };
+        expect.assert_eq(&format!("runs: {}\noff: {}", told(Travel::Running), told(Travel::Off)));
+    }
+
+    #[test]
+    fn each_hindrance_in_words() {
+        check(&case(), expect![[r#"
+            runs: nothing
+            off: nothing"#]]);
+        check(&Case { spec: json!({"devices": {"pci": ["0000:03:00.0"]}}), ..case() }, expect![[r#"
+            runs: devices: it has a device of this host
+            off: devices: it has a device of this host"#]]);
+        check(&Case { spec: json!({"shares": [{"name": "src", "path": "/srv/src"}]}), ..case() }, expect![[r#"
+            runs: shares: it shares a folder of this host
+            off: shares: it shares a folder of this host"#]]);
+        check(&Case { spec: json!({"cpu": {"model": "host"}}), ..case() }, expect![[r#"
+            runs: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
+            off: nothing"#]]);
+        let emulated = VmChoices { domain_type: Some("qemu".into()), ..VmChoices::default() };
+        check(&Case { spec: json!({"cpu": {"model": "max"}}), choices: emulated, ..case() }, expect![[r#"
+            runs: nothing
+            off: nothing"#]]);
+        check(&Case { shared: false, cd: true, ..case() }, expect![[r#"
+            runs: cdroms[cd0]: the CD is in a pool of this host; take it out first
+            off: cdroms[cd0]: the CD is in a pool of this host; take it out first; disks[root]: its data is on this host, and only a running guest takes it along"#]]);
+        check(&Case { foreign: Some("/data/web.img"), ..case() }, expect![[r#"
+            runs: disks[root]: /data/web.img is a file of this host that vmkeep did not make
+            off: disks[root]: /data/web.img is a file of this host that vmkeep did not make"#]]);
+        let firmware = FirmwareChoice::Uefi { loader: "/l".into(), loader_format: "raw".into(), template: "/t".into(), secure_boot: true };
+        let uefi = VmChoices { firmware: Some(firmware), ..case().choices };
+        check(&Case { spec: json!({"tpm": true}), choices: uefi, ..case() }, expect![[r#"
+            runs: nothing
+            off: its NVRAM is a file of this host, and only a running guest takes it along; its TPM state is a file of this host, and only a running guest takes it along"#]]);
+    }
+}

@@ -192,6 +192,8 @@ pub fn tolerates(need: &Need, taint: &Taint) -> bool {
 
 fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     let (offers, need) = (&seat.facts.offers, &guest.need);
+    // Who told its architecture has looked: what it does not name is not there.
+    let looked = !offers.arch.is_empty();
     if need.home.seen_from(&seat.name) == HoldsVolumes::Elsewhere {
         let scattered = need.home == super::need::Home::Scattered;
         return Some(if scattered { Refusal::VolumesScattered } else { Refusal::VolumesElsewhere });
@@ -199,12 +201,11 @@ fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     if !seat.has(guest.id) && fleet.has_leftovers(guest.id, &seat.name) {
         return Some(Refusal::Leftovers);
     }
-    if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| !offers.bridges.is_empty() && !offers.bridges.contains(bridge))
-    {
+    if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| looked && !offers.bridges.contains(bridge)) {
         return Some(Refusal::NoBridge { network: network.clone(), bridge: bridge.clone() });
     }
     for address in &need.pci {
-        if !offers.pci.is_empty() && !offers.pci.contains(address) {
+        if looked && !offers.pci.contains(address) {
             return Some(Refusal::NoDevice { address: address.clone() });
         }
         if let Some(by) = seat.pci_taken.get(address).filter(|by| **by != guest.id) {
@@ -227,7 +228,7 @@ fn room(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     let bytes = need.memory.bytes();
     if need.hugepages {
         let free = facts.offers.hugepages.bytes().saturating_sub(taken.hugepages);
-        if facts.offers.hugepages != ByteCount::ZERO && bytes > free {
+        if !facts.offers.arch.is_empty() && bytes > free {
             return Some(Refusal::HugepagesFree { needs: need.memory, free: ByteCount::from_bytes(free) });
         }
     } else if let Some(of) = limits.memory {

@@ -112,7 +112,8 @@ fn used_permille(fleet: &Fleet, seat: &Seat, guest: &Guest) -> u64 {
     let memory = share(taken.memory.saturating_add(plain), limits.memory.unwrap_or_else(|| seat.memory_for_vms()));
     let usual = seat.cpus_for_vms().saturating_mul(u64::from(CPU_OVERCOMMIT));
     let vcpus = share(taken.vcpus.saturating_add(u64::from(need.vcpus)), limits.vcpus.unwrap_or(usual));
-    let hugepages = if huge > 0 { share(taken.hugepages.saturating_add(huge), seat.facts.offers.hugepages.bytes()) } else { 0 };
+    let pages = seat.facts.offers.hugepages.bytes();
+    let hugepages = if huge > 0 && pages > 0 { share(taken.hugepages.saturating_add(huge), pages) } else { 0 };
     memory.max(vcpus).max(hugepages)
 }
 

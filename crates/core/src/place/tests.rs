@@ -100,8 +100,19 @@ fn each_filter_says_why() {
     add("old", &|f| f.offers.cpu_models = ["Nehalem".to_owned()].into(), disk.clone());
     add("tcg", &|f| f.kvm = KvmState::Unusable { why: "no vmx".into() }, disk.clone());
     add("aged", &|f| f.offers.machines = ["pc-q35-7.2".to_owned()].into(), disk.clone());
-    add("apart", &|f| f.offers.bridges = ["br1".to_owned()].into(), disk.clone());
-    add("nodev", &|f| f.offers.pci = ["0000:04:00.0".to_owned()].into(), disk.clone());
+    let looked = |f: &mut vmkeep_types::host::NodeFacts, bridge: &str| {
+        (f.offers.arch, f.offers.bridges) = ("x86_64".into(), [bridge.to_owned()].into());
+    };
+    add("apart", &|f| looked(f, "br1"), disk.clone());
+    add("bridgeless", &|f| f.offers.arch = "x86_64".into(), disk.clone());
+    add(
+        "nodev",
+        &|f| {
+            looked(f, "br0");
+            f.offers.pci = ["0000:04:00.0".to_owned()].into();
+        },
+        disk.clone(),
+    );
     add("small", &|f| f.memory = ByteCount::from_gib(1), disk.clone());
     add("cores", &|f| f.cpus = 1, disk.clone());
     let closed = NodeRecord {
@@ -128,6 +139,7 @@ fn each_filter_says_why() {
         apart: no: network 'lan' is not reachable: there is no bridge br0
         arm: no: its CPUs are aarch64, the machine is x86_64
         bare: no: node_selector wants disk=ssd, and it has no label disk
+        bridgeless: no: network 'lan' is not reachable: there is no bridge br0
         cores: no: needs 9 vCPUs, the host has 1 CPUs (8 vCPUs each at most)
         dead: no: libvirt does not answer
         full: no: PCI device 0000:03:00.0 is VM 'big''s
@@ -143,9 +155,33 @@ fn each_filter_says_why() {
     let tolerant = guest(2, "ml", json!({"placement": {"node_selector": {"node": "gpu"}, "tolerations": [{"key": "gpu"}]}}));
     assert_eq!(choose(&fleet, &tolerant), Choice::Node(name("gpu")));
     let Choice::Blocked(why) = choose(&fleet, &wish) else { panic!("it fits nowhere") };
-    assert!(words(&why).ends_with("and 6 more nodes; `vmkeep vm explain` tells them all)"), "{}", words(&why));
+    assert!(words(&why).ends_with("and 7 more nodes; `vmkeep vm explain` tells them all)"), "{}", words(&why));
     let Choice::Blocked(why) = choose(&Fleet::default(), &wish) else { panic!("there is no node") };
     assert_eq!(words(&why), "no node has joined yet");
+}
+
+#[test]
+fn overcommit_reserves_and_huge_pages_count() {
+    let mut fleet = fleet(&[("tight", 4, 64), ("kept", 4, 64), ("plain", 4, 64), ("huge", 4, 64), ("unasked", 4, 64)]);
+    fleet.set_node(facts("tight", 4, 64), record("tight", json!({"overcommit": {"cpu": "1.0"}})));
+    fleet.set_node(facts("kept", 4, 64), record("kept", json!({"overcommit": {"cpu": "2.0"}, "reserve": {"cpus": 1}})));
+    for (node, gib) in [("plain", 0), ("huge", 4)] {
+        let mut looked = facts(node, 4, 64);
+        (looked.offers.arch, looked.offers.hugepages) = ("x86_64".into(), ByteCount::from_gib(gib));
+        fleet.set_node(looked, record(node, json!({})));
+    }
+    put(&mut fleet, guest(9, "old", json!({"memory": {"size": "3G", "hugepages": true}})), "huge");
+    check(
+        &fleet,
+        &guest(1, "db", json!({"cpus": 7, "memory": {"size": "2G", "hugepages": true}})),
+        expect![[r#"
+        unasked: yes: 214748364800.0 % used then
+        huge: no: needs 2G of huge pages, 1G are free
+        kept: no: needs 7 vCPUs, 6 of 6 are free
+        plain: no: needs 2G of huge pages, 0B are free
+        tight: no: needs 7 vCPUs, 4 of 4 are free
+    "#]],
+    );
 }
 
 #[test]

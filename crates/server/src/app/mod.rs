@@ -107,6 +107,7 @@ pub fn operation(ask: &Ask, kind: &str, resource: ResourceRef, wanted: Wanted) -
         state: OpState::Pending,
         steps: Vec::new(),
         progress: None,
+        copying: None,
         blocked: None,
         error: None,
         wanted,

@@ -371,9 +371,9 @@ impl Going<'_> {
     }
 
     fn progress(&self, source: Option<&MoveSeen>) -> Option<Txn> {
-        let told = source.filter(|seen| seen.op == self.m.op).and_then(|seen| seen.progress)?.bytes();
-        let op = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over() && op.value.progress != Some(told))?;
-        Some(replace_op(op, &Operation { progress: Some(told), ..op.value.clone() }))
+        let copying = source.filter(|seen| seen.op == self.m.op).and_then(|seen| seen.progress)?;
+        let op = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over() && op.value.copying != Some(copying))?;
+        Some(replace_op(op, &Operation { progress: Some(copying.bytes()), copying: Some(copying), ..op.value.clone() }))
     }
 
     /// The one transaction that makes the destination the owner.

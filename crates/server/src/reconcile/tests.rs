@@ -53,6 +53,7 @@ fn operation(wanted: Wanted) -> Operation {
         state: OpState::Pending,
         steps: Vec::new(),
         progress: None,
+        copying: None,
         blocked: None,
         error: None,
         wanted,

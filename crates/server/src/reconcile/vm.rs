@@ -491,7 +491,7 @@ fn steps(op: &Operation, seen: &Seen) -> Vec<String> {
 }
 
 pub fn ended(op: &Operation, state: OpState, now: jiff::Timestamp) -> Operation {
-    Operation { state, ended_at: Some(now), blocked: None, ..op.clone() }
+    Operation { state, ended_at: Some(now), blocked: None, copying: None, ..op.clone() }
 }
 
 pub fn op_key(op: &Operation) -> String {

@@ -202,6 +202,8 @@ async fn called_off_by_people_time_and_a_cut_line() {
     let copying = async || {
         let op = cluster.migrate(MigrateOptions { timeout: Some(Seconds::new(3600)), ..to("b") }).await;
         cluster.until("it copies", async |c| c.op(&op).await.progress.is_some_and(|p| p.done > 0)).await;
+        let copying = cluster.op(&op).await.copying.expect("told with the bytes");
+        assert_eq!((copying.dirty_rate, copying.expected_downtime_ms), (1 << 20, 30), "what the hypervisor measured");
         op
     };
     let mut told = String::new();

@@ -138,6 +138,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_asked_for_is_what_libvirt_is_told() {
+        let plain = MigrateTo {
+            connect: "qemu+tls://10.0.0.2/system".into(),
+            data: "tcp://10.0.0.2".into(),
+            encrypted: false,
+            bandwidth_bytes: None,
+            auto_converge: false,
+            copy_disks: Vec::new(),
+            stay_disks: StayDisks::None,
+        };
+        let always = flags(&plain);
+        let paused = sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_PERSIST_DEST | sys::VIR_MIGRATE_LIVE;
+        assert_eq!(always & paused, paused, "it does not run there before vmkeep says so, and its domain stays");
+        assert_eq!(always & (sys::VIR_MIGRATE_UNDEFINE_SOURCE | sys::VIR_MIGRATE_POSTCOPY), 0);
+        let adds = |to: MigrateTo| flags(&to) ^ always;
+        assert_eq!(adds(MigrateTo { encrypted: true, ..plain.clone() }), sys::VIR_MIGRATE_TLS);
+        assert_eq!(adds(MigrateTo { auto_converge: true, ..plain.clone() }), sys::VIR_MIGRATE_AUTO_CONVERGE);
+        assert_eq!(adds(MigrateTo { copy_disks: vec!["vda".into()], ..plain.clone() }), sys::VIR_MIGRATE_NON_SHARED_DISK);
+        assert_eq!(adds(MigrateTo { stay_disks: StayDisks::Shared, ..plain.clone() }), sys::VIR_MIGRATE_UNSAFE);
+    }
+
+    #[test]
     fn qemu_listens_where_it_is_told_only() {
         for (uri, want) in
             [("tcp://10.0.0.2", Some("10.0.0.2")), ("tcp://[fd00::2]", Some("fd00::2")), ("tcp://node2", None), ("rdma://x", None)]

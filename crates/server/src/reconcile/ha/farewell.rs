@@ -107,6 +107,7 @@ impl Case<'_> {
             state: OpState::Pending,
             steps: vec![format!("the host goes down: {}", self.departure.value.farewell.as_str())],
             progress: None,
+            copying: None,
             blocked: None,
             error: None,
             wanted: Wanted::Drained,

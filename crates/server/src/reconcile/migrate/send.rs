@@ -29,6 +29,7 @@ pub fn send(txn: Txn, vm: &VmRecord, wish: Revision, sent: Sent<'_>, now: jiff::
         state: OpState::Pending,
         steps: vec![sent.step],
         progress: None,
+        copying: None,
         blocked: None,
         error: None,
         wanted: Wanted::Moved,
