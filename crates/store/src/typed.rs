@@ -160,13 +160,20 @@ pub fn stored<T: DeserializeOwned>(kv: KeyValue) -> Result<Stored<T>, StoreError
 /// # Errors
 /// [`StoreError::Newer`] when the store is of a level that this code does not know.
 pub async fn agree_on_level(store: &dyn Store) -> Result<u64, StoreError> {
+    // A store that is full takes no transaction that would write, whether it writes or not.
+    if let Some(found) = get_json::<u64>(store, LEVEL).await? {
+        return known(found.value);
+    }
     let first = Txn::default().when(Compare::Absent(LEVEL.into())).then(put(LEVEL, &LEVEL_NOW)).otherwise(Op::Get(LEVEL.into()));
     let outcome = store.txn(first).await?;
     if outcome.held == Held::Yes {
         return Ok(LEVEL_NOW);
     }
     let found = outcome.gets.into_iter().flatten().next();
-    let level: u64 = found.as_ref().map(decode).transpose()?.unwrap_or(LEVEL_NOW);
+    known(found.as_ref().map(decode).transpose()?.unwrap_or(LEVEL_NOW))
+}
+
+fn known(level: u64) -> Result<u64, StoreError> {
     if level > LEVEL_NOW {
         return Err(StoreError::Newer(format!("its level is {level}, this vmkeep knows {LEVEL_NOW}; install the newer one again")));
     }

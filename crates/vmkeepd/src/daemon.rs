@@ -27,6 +27,7 @@ use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::name::Name;
 
 use crate::cluster::desk::{Desk, Standing};
+use crate::cluster::endpoints::Endpoints;
 use crate::cluster::etcd::Etcd;
 use crate::cluster::{self, Cluster, Opened, Restart, apart};
 use crate::config::{Config, NodeRole};
@@ -114,6 +115,10 @@ pub async fn serve(config: Config, notify: Arc<Notify>, hangup: Signal, shutdown
         tokio::spawn(apart::watch(config.clone(), restart.clone()));
     }
     let Some(opened) = open_store(&config, member.as_ref(), notify, &restart).await? else { return Ok(restart.ended()) };
+    let endpoints = member.as_ref().map(|member| Endpoints::of(&config, member, shutdown.clone()));
+    if let (Some(endpoints), Some(store), Some(member)) = (&endpoints, &opened.etcd, &member) {
+        tokio::spawn(endpoints.clone().keep(store.clone(), member.etcd.endpoints.clone()));
+    }
     if let Some(member) = member.as_ref().filter(|member| member.has(MemberRole::Witness)) {
         return witness(config, member, opened, notify, &restart).await;
     }
@@ -127,7 +132,8 @@ pub async fn serve(config: Config, notify: Arc<Notify>, hangup: Signal, shutdown
     let Some(()) = prepare(store.as_ref(), &config, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let Some(()) = secrets.begin(&opened, &roles, &shutdown).await? else { return Ok(Ended::Stopped) };
     let mtls = member.as_ref().map(|member| Mtls::open(member.paths())).transpose()?;
-    let mut part = Part { config, member, name, store, mtls, shutdown, connections: TaskTracker::new(), tasks: JoinSet::new() };
+    let (connections, tasks) = (TaskTracker::new(), JoinSet::new());
+    let mut part = Part { config, member, endpoints, name, store, mtls, shutdown, connections, tasks };
     let cluster = Cluster::new(part.config.clone(), part.name.clone(), part.member.clone(), opened, restart.clone());
 
     let compute = if roles.contains(&NodeRole::Compute) { Some(Compute::assemble(&part, &cluster).await?) } else { None };
@@ -180,6 +186,8 @@ async fn at_the_desk(desk: Desk, stop: CancellationToken) -> &'static str {
 struct Part {
     config: Config,
     member: Option<Member>,
+    /// Of a member.
+    endpoints: Option<Endpoints>,
     name: Name,
     store: Arc<dyn Store>,
     mtls: Option<Arc<Mtls>>,

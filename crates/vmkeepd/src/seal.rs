@@ -116,7 +116,10 @@ async fn take_ring(
     others: Others,
     stop: &CancellationToken,
 ) -> Result<Option<()>, StoreError> {
-    store.txn(Txn::default().then(Op::Put(keys::control(node), own.public().to_text().into_bytes()))).await?;
+    let (key, public) = (keys::control(node), own.public().to_text().into_bytes());
+    if store.get(&key).await?.is_none_or(|kept| kept.value != public) {
+        store.txn(Txn::default().then(Op::Put(key, public))).await?;
+    }
     for look in 0.. {
         match ring::open_or_make(store, own).await? {
             ring::Found::Held(opened) => {

@@ -210,32 +210,56 @@ mod tests {
 
     #[test]
     fn each_hindrance_in_words() {
-        check(&case(), expect![[r#"
+        check(
+            &case(),
+            expect![[r#"
             runs: nothing
-            off: nothing"#]]);
-        check(&Case { spec: json!({"devices": {"pci": ["0000:03:00.0"]}}), ..case() }, expect![[r#"
+            off: nothing"#]],
+        );
+        check(
+            &Case { spec: json!({"devices": {"pci": ["0000:03:00.0"]}}), ..case() },
+            expect![[r#"
             runs: devices: it has a device of this host
-            off: devices: it has a device of this host"#]]);
-        check(&Case { spec: json!({"shares": [{"name": "src", "path": "/srv/src"}]}), ..case() }, expect![[r#"
+            off: devices: it has a device of this host"#]],
+        );
+        check(
+            &Case { spec: json!({"shares": [{"name": "src", "path": "/srv/src"}]}), ..case() },
+            expect![[r#"
             runs: shares: it shares a folder of this host
-            off: shares: it shares a folder of this host"#]]);
-        check(&Case { spec: json!({"cpu": {"model": "host"}}), ..case() }, expect![[r#"
+            off: shares: it shares a folder of this host"#]],
+        );
+        check(
+            &Case { spec: json!({"cpu": {"model": "host"}}), ..case() },
+            expect![[r#"
             runs: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
-            off: nothing"#]]);
+            off: nothing"#]],
+        );
         let emulated = VmChoices { domain_type: Some("qemu".into()), ..VmChoices::default() };
-        check(&Case { spec: json!({"cpu": {"model": "max"}}), choices: emulated, ..case() }, expect![[r#"
+        check(
+            &Case { spec: json!({"cpu": {"model": "max"}}), choices: emulated, ..case() },
+            expect![[r#"
             runs: nothing
-            off: nothing"#]]);
-        check(&Case { shared: false, cd: true, ..case() }, expect![[r#"
+            off: nothing"#]],
+        );
+        check(
+            &Case { shared: false, cd: true, ..case() },
+            expect![[r#"
             runs: cdroms[cd0]: the CD is in a pool of this host; take it out first
-            off: cdroms[cd0]: the CD is in a pool of this host; take it out first; disks[root]: its data is on this host, and only a running guest takes it along"#]]);
-        check(&Case { foreign: Some("/data/web.img"), ..case() }, expect![[r#"
+            off: cdroms[cd0]: the CD is in a pool of this host; take it out first; disks[root]: its data is on this host, and only a running guest takes it along"#]],
+        );
+        check(
+            &Case { foreign: Some("/data/web.img"), ..case() },
+            expect![[r#"
             runs: disks[root]: /data/web.img is a file of this host that vmkeep did not make
-            off: disks[root]: /data/web.img is a file of this host that vmkeep did not make"#]]);
+            off: disks[root]: /data/web.img is a file of this host that vmkeep did not make"#]],
+        );
         let firmware = FirmwareChoice::Uefi { loader: "/l".into(), loader_format: "raw".into(), template: "/t".into(), secure_boot: true };
         let uefi = VmChoices { firmware: Some(firmware), ..case().choices };
-        check(&Case { spec: json!({"tpm": true}), choices: uefi, ..case() }, expect![[r#"
+        check(
+            &Case { spec: json!({"tpm": true}), choices: uefi, ..case() },
+            expect![[r#"
             runs: nothing
-            off: its NVRAM is a file of this host, and only a running guest takes it along; its TPM state is a file of this host, and only a running guest takes it along"#]]);
+            off: its NVRAM is a file of this host, and only a running guest takes it along; its TPM state is a file of this host, and only a running guest takes it along"#]],
+        );
     }
 }

@@ -12,6 +12,10 @@ use vmkeep_e2e::wait::until;
 use super::hello::{BOOT, manifest};
 
 pub(super) const SETTLE: Duration = Duration::from_secs(120);
+/// `member.toml` is read anew every 2 s.
+const ENDPOINTS: Duration = Duration::from_secs(4);
+/// Longer than any node may be silent: 20 s are suspicious.
+const SILENT: Duration = Duration::from_secs(30);
 
 pub(super) fn host(switch: &Switch, n: u8) -> Host {
     let mut host = Host::without_daemon(&format!("form{n}"));
@@ -97,6 +101,8 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
     }
     assert_eq!(three.vm("a")["status"]["phase"], "running", "any member shows all");
 
+    the_first_member_lives_without_its_own_etcd(&one, &three);
+
     // libvirt's hook: what belongs to the cluster starts by the cluster's word only.
     one.apply(
         "kind: vm\nname: h\nrun: manual\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\n\
@@ -121,6 +127,33 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
     two.start_daemon();
     until_healthy(&two, all);
     a_guest_moves_encrypted_without_a_setting(&one, &three);
+}
+
+/// Its processes began when there was no other etcd than its own, and go on with those that came later.
+fn the_first_member_lives_without_its_own_etcd(one: &Host, other: &Host) {
+    until("it knows the others' etcd", SETTLE, || {
+        let file = text(&one.exec(["cat", "/var/lib/vmkeep/cluster/member.toml"]).stdout);
+        if file.contains("10.77.0.2:2379") && file.contains("10.77.0.3:2379") { Ok(()) } else { Err(file) }
+    });
+    std::thread::sleep(ENDPOINTS);
+    let signal = |signal: &str| {
+        let mine = "[ \"$(readlink /proc/$p/ns/mnt)\" = \"$(readlink /proc/self/ns/mnt)\" ]";
+        let all = format!(
+            "for p in $(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster'); do {mine} && kill {signal} $p && echo $p; done; true"
+        );
+        assert_eq!(text(&one.exec(["sh", "-c", &all]).stdout).lines().count(), 1, "one etcd got {signal}");
+    };
+    signal("-STOP");
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < SILENT {
+        let nodes = other.vmkeep(["node", "show", "node1", "-o", "json"]);
+        let node: Value = serde_json::from_slice(&nodes.stdout).unwrap_or_default();
+        assert_eq!(node["state"]["state"], "online", "{}{}\n{}", node, text(&nodes.stderr), tail(&one.daemon_log()));
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let changed = one.vmkeep(["node", "show", "node1", "-o", "json"]);
+    assert!(changed.status.success(), "its control plane answers too: {}", text(&changed.stderr));
+    signal("-CONT");
 }
 
 /// Certificates are the cluster's. Test hosts have no systemd, which would open libvirt's socket: it is restarted here.

@@ -180,11 +180,24 @@ pub async fn any_node(store: &dyn Store, near: Option<&Name>) -> Result<Name, Er
 /// Enters a node into the index of nodes, where the leader has not yet.
 pub async fn note_joined(store: &dyn Store, node: &Name) -> Result<(), Error> {
     let key = keys::joined(node);
+    if store.get(&key).await.map_err(store_error)?.is_some() {
+        return Ok(());
+    }
     commit(store, Txn::default().when(Compare::Absent(key.clone())).then(Op::Put(key, Vec::new()))).await.map(drop)
 }
 
 /// What every store begins with: the directory pool, the NAT network, the format level. Once; later calls change nothing.
 pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Result<(), Error> {
+    // Read first: a full store that has all of it is served, and is refused each transaction that could write.
+    if store.get(keys::LEVEL).await.map_err(store_error)?.is_none() {
+        fill(store, pool_path, shared).await?;
+    }
+    typed::agree_on_level(store).await.map_err(store_error)?;
+    layout::upgrade(store).await.map_err(store_error)?;
+    index::complete(store).await.map_err(store_error)
+}
+
+async fn fill(store: &dyn Store, pool_path: &str, shared: bool) -> Result<(), Error> {
     let project = Name::known("default");
     let default = Name::known("default");
     let created_at = jiff::Timestamp::now();
@@ -209,10 +222,7 @@ pub async fn bootstrap(store: &dyn Store, pool_path: &str, shared: bool) -> Resu
         .then(typed::put(keys::pool(pool.id), &pool))
         .then(typed::put(keys::name("network", &project, &default), &network.id))
         .then(typed::put(keys::network(&project, network.id), &network));
-    commit(store, txn).await?;
-    typed::agree_on_level(store).await.map_err(store_error)?;
-    layout::upgrade(store).await.map_err(store_error)?;
-    index::complete(store).await.map_err(store_error)
+    commit(store, txn).await.map(drop)
 }
 
 /// Removes what is older than its retention: operations after 7 days, the events of each object beyond the newest 200, all

@@ -17,6 +17,7 @@ pub mod apart;
 mod ask;
 mod backup;
 pub mod desk;
+pub mod endpoints;
 pub mod etcd;
 pub mod farewell;
 mod form;

@@ -134,15 +134,6 @@ impl Cluster {
         if endpoints.is_empty() || endpoints == old {
             return Ok(());
         }
-        if let Some(store) = &self.etcd_store {
-            let news = |url: &&String| !known.etcd.endpoints.contains(url);
-            for url in endpoints.iter().filter(news) {
-                store.add_endpoint(url).await.map_err(store_error)?;
-            }
-            for url in known.etcd.endpoints.iter().filter(|url| !endpoints.contains(url)) {
-                store.remove_endpoint(url);
-            }
-        }
         known.etcd.endpoints.clone_from(&endpoints);
         known.save(&self.config.store).map_err(refused)?;
         tracing::info!(endpoints = endpoints.join(" "), "other members have etcd now");

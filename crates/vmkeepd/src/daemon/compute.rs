@@ -21,11 +21,13 @@ use vmkeep_agent::image::{Peers, Reach};
 use vmkeep_agent::runtime::clock::BootId;
 use vmkeep_agent::runtime::guard::{Guard, NoGuard};
 use vmkeep_agent::runtime::{self, AgentConfig, Handle, Node};
+use vmkeep_store::StoreError;
 use vmkeep_store::etcd::EtcdConfig;
 use vmkeep_types::migration::MigrationAddress;
 use vmkeep_types::pool::PoolDriver;
 
 use super::{Part, control, make_folder};
+use crate::cluster::endpoints::Endpoints;
 use crate::cluster::libvirt::TLS_PORT;
 use crate::cluster::{Cluster, farewell, pki, renew};
 use crate::config::{Config, HypervisorKind};
@@ -114,8 +116,9 @@ impl Compute {
             wishes: Arc::new(Handle(node.clone())),
         }));
         if let Err(error) = node.join().await {
-            // Its life before must be proved dead first; the agent goes on trying.
-            if !node.awaits_proof().await.unwrap_or(false) {
+            // Its life before must be proved dead first, or the store is full and takes nothing; the agent goes on trying.
+            let full = matches!(error, StoreError::Full(_));
+            if !full && !node.awaits_proof().await.unwrap_or(false) {
                 return Err(error).context("the node cannot join its store");
             }
             tracing::warn!(%error, "the node joins later");
@@ -147,7 +150,7 @@ impl Compute {
             });
         }
         if let Some(etcd) = super::etcd_of(&part.config, part.member.as_ref()) {
-            heartbeat(etcd, self.node.clone(), part.shutdown.clone())?;
+            heartbeat(etcd, part.endpoints.clone(), self.node.clone(), part.shutdown.clone())?;
         }
         let (node, stop) = (self.node, part.shutdown.clone());
         part.tasks.spawn(async move {
@@ -159,12 +162,18 @@ impl Compute {
 }
 
 /// On a thread and a connection of its own: nothing that the agent does may delay it.
-fn heartbeat(etcd: EtcdConfig, node: Arc<Node>, stop: CancellationToken) -> anyhow::Result<()> {
+fn heartbeat(etcd: EtcdConfig, endpoints: Option<Endpoints>, node: Arc<Node>, stop: CancellationToken) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the heartbeat")?;
     let beating = move || {
         runtime.block_on(async move {
             match stop.run_until_cancelled(super::connect_etcd(&etcd, &AtomicBool::default())).await {
-                Some(Ok(store)) => runtime::heartbeat::run(Arc::new(store), node, stop).await,
+                Some(Ok(store)) => {
+                    let store = Arc::new(store);
+                    if let Some(endpoints) = endpoints {
+                        tokio::spawn(endpoints.keep(store.clone(), etcd.endpoints.clone()));
+                    }
+                    runtime::heartbeat::run(store, node, stop).await;
+                }
                 Some(Err(error)) => tracing::error!(error = format!("{error:#}"), "no heartbeat"),
                 None => {}
             }
