@@ -129,12 +129,17 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
     a_guest_moves_encrypted_without_a_setting(&one, &three);
 }
 
-/// Its processes began when there was no other etcd than its own, and go on with those that came later.
-fn the_first_member_lives_without_its_own_etcd(one: &Host, other: &Host) {
+/// Of three hosts; the file is written some seconds after they joined.
+pub(super) fn until_it_knows_all_etcd(host: &Host) {
     until("it knows the others' etcd", SETTLE, || {
-        let file = text(&one.exec(["cat", "/var/lib/vmkeep/cluster/member.toml"]).stdout);
+        let file = text(&host.exec(["cat", "/var/lib/vmkeep/cluster/member.toml"]).stdout);
         if file.contains("10.77.0.2:2379") && file.contains("10.77.0.3:2379") { Ok(()) } else { Err(file) }
     });
+}
+
+/// Its processes began when there was no other etcd than its own, and go on with those that came later.
+fn the_first_member_lives_without_its_own_etcd(one: &Host, other: &Host) {
+    until_it_knows_all_etcd(one);
     std::thread::sleep(ENDPOINTS);
     let signal = |signal: &str| {
         let mine = "[ \"$(readlink /proc/$p/ns/mnt)\" = \"$(readlink /proc/self/ns/mnt)\" ]";

@@ -7,7 +7,7 @@ use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, init, join, refusal, token, until_healthy};
+use super::cluster::{SETTLE, host, init, join, refusal, token, until_healthy, until_it_knows_all_etcd};
 use super::hello::{BOOT, manifest};
 
 fn told(host: &Host) -> String {
@@ -51,8 +51,17 @@ fn a_lost_majority_is_recovered_from_a_backup() {
     one.phase("late", "running", BOOT);
     let late = four.qemu_pids("late");
 
+    until_it_knows_all_etcd(&one);
     two.power_off();
     three.power_off();
+    until_told(&one, "a daemon that runs says who is silent", |told| {
+        let silent = |n: u8| told.contains(&format!("etcd at https://10.77.0.{n}:2379 does not answer"));
+        told.contains("the cluster's store cannot be read")
+            && told.contains("vmkeep cluster recover")
+            && silent(2)
+            && silent(3)
+            && !silent(1)
+    });
     // What waits for etcd says so, and takes no wish but this.
     one.kill_daemon();
     one.spawn_daemon(Net::Host, &[]);

@@ -23,6 +23,7 @@ use vmkeep_types::cluster::{ClusterLeave, ClusterLeft, ClusterProblem, ClusterVi
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::{Caller, Role};
 
+use super::status::AWAY;
 use super::{Cluster, Restart, leave, recover};
 use crate::config::Config;
 use crate::listen::{self, Serve, refuse};
@@ -92,7 +93,7 @@ impl Desk {
         let (message, mend) = match &self.standing {
             Standing::Member(_) => (
                 format!("'{node}' has no control plane"),
-                "ask a control node: vmkeep --url https://ADDRESS:7443, or its socket on that host".to_owned(),
+                "ask a control node: vmkeep --server https://ADDRESS:7443, or its socket on that host".to_owned(),
             ),
             Standing::Waiting { .. } if self.is_denied() => (
                 format!(
@@ -104,8 +105,7 @@ impl Desk {
             ),
             Standing::Waiting { .. } => (
                 format!("'{node}' waits for etcd at {}; VMs go on", self.member.etcd.endpoints.join(" ")),
-                "bring back a majority of its members; on each: systemctl status vmkeep-etcd; lost for good: vmkeep cluster recover"
-                    .to_owned(),
+                AWAY.to_owned(),
             ),
             Standing::Removed => (
                 format!("'{node}' is no member of the cluster {} any more", self.member.cluster),

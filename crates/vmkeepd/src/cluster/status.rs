@@ -7,7 +7,7 @@ use vmkeep_server::app::{self, cluster as members, leaving, recovery, releasing}
 use vmkeep_store::StoreError;
 use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
 use vmkeep_types::cluster::{ClusterMemberView, ClusterProblem, ClusterView, EtcdHealth, EtcdView, MemberRecord, MemberRole, MemberState};
-use vmkeep_types::error::Error;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
@@ -15,6 +15,7 @@ use super::etcd::{QUOTA_BYTES, client_url, peer_url};
 use super::form::failure_file;
 use super::strangers::strangers;
 use super::{Cluster, when_settled};
+use crate::member::Member;
 
 /// For one member of etcd, in a status that shows all.
 pub(super) const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
@@ -22,13 +23,19 @@ pub(super) const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 const ETCD_SAFE: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 /// Before its end, when it should have been renewed long ago.
 const CERTIFICATE_SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
+/// What mends an etcd without a majority.
+pub(super) const AWAY: &str =
+    "bring back a majority of its members; on each: systemctl status vmkeep-etcd; lost for good: vmkeep cluster recover";
 /// Of its quota, in percent: time to look.
 const FULL_PERCENT: u64 = 80;
 
 impl Cluster {
     pub(super) async fn look(&self) -> Result<ClusterView, Error> {
         let Some(member) = &self.member else { return Ok(self.look_alone()) };
-        let records = members::members(self.store.as_ref()).await?;
+        let records = match members::members(self.store.as_ref()).await {
+            Err(error) if error.code == Code::Unavailable => return Ok(self.look_without_a_store(member, &error).await),
+            records => records?,
+        };
         let asked = records.iter().map(|record| async {
             if !record.has_etcd() {
                 return None;
@@ -56,6 +63,23 @@ impl Cluster {
         let rows = records.into_iter().zip(statuses);
         let members = rows.map(|(record, status)| ClusterMemberView { record, etcd: status.as_ref().map(view) }).collect();
         Ok(ClusterView { cluster: Some(member.cluster), members, problems })
+    }
+
+    /// Who is silent is all that can be told, and what that means.
+    async fn look_without_a_store(&self, member: &Member, error: &Error) -> ClusterView {
+        let state = self.config.store.clone();
+        let now = tokio::task::spawn_blocking(move || Member::load(&state)).await;
+        let member = now.ok().and_then(Result::ok).flatten().unwrap_or_else(|| member.clone());
+        let asked = member.etcd.endpoints.iter().map(|url| async move {
+            let status = match self.only(url.clone()) {
+                Ok(only) => tokio::time::timeout(MEMBER_PATIENCE, admin::status(&only)).await.is_ok_and(|status| status.is_ok()),
+                Err(_) => false,
+            };
+            (!status).then(|| problem(format!("etcd at {url} does not answer"), "on that host: systemctl status vmkeep-etcd"))
+        });
+        let silent = join_all(asked).await.into_iter().flatten();
+        let first = problem(format!("the cluster's store cannot be read ({}); VMs go on", error.message), AWAY);
+        ClusterView { cluster: Some(member.cluster), members: Vec::new(), problems: [first].into_iter().chain(silent).collect() }
     }
 
     fn look_alone(&self) -> ClusterView {
@@ -91,7 +115,7 @@ impl Cluster {
         for member in store.members().await.map_err(app::store_error)? {
             let Some(url) = member.client_urls.first() else { continue };
             let status = admin::status(&self.only(url.clone())?).await.map_err(|e| {
-                Error::new(vmkeep_types::error::Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
+                Error::new(Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
                     .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
             })?;
             urls.push((status.leader == status.id, url.clone()));
