@@ -18,6 +18,7 @@ mod lab;
 mod live_changes;
 mod many;
 mod on_etcd;
+mod pair;
 mod play;
 mod recover;
 mod reflink;
