@@ -14,6 +14,7 @@ mod going;
 mod ha;
 mod hello;
 mod kept_running;
+mod killed_moves;
 mod lab;
 mod live_changes;
 mod many;

@@ -1,0 +1,89 @@
+//! Agents and the leader are killed, without a word, while a real guest moves between real hosts, and a host's only cable is out for a
+//! while. The move ends one way or the other, and the guest ran on all the time, on one host after the other.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use vmkeep_e2e::cluster::{Cluster, Program, Signal};
+use vmkeep_e2e::ha::{Home, RECOVERED};
+use vmkeep_e2e::wait::until;
+
+use super::play::Play;
+
+/// No watchdog bites before 15 s.
+const CUT: Duration = Duration::from_secs(7);
+/// 128 MiB of a guest take long enough to be met in the middle.
+const SLOW: &str = "2M";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    Source,
+    Destination,
+    Leader,
+    /// Nobody: the destination's line, over which its etcd is reached too.
+    Line,
+}
+
+fn migrations(cluster: &Cluster, asked: usize) -> Vec<Value> {
+    let out = cluster.host(asked).vmkeep(["op", "list", "-o", "json"]);
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+    all.as_array().into_iter().flatten().filter(|op| op["kind"] == "vm.migrate").cloned().collect()
+}
+
+/// Moves it, kills in the middle, and waits for the end.
+fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
+    let to = (before.host + 1) % 3;
+    let asked = cluster.beside(before.host);
+    let known: Vec<Value> = migrations(cluster, asked).iter().map(|op| op["id"].clone()).collect();
+    cluster.host(asked).ok(["vm", "migrate", "tick", "--to", &format!("node{}", to + 1), "--bandwidth", SLOW, "--no-wait"]);
+    let find = |cluster: &Cluster| migrations(cluster, asked).into_iter().find(|op| !known.contains(&op["id"]));
+    until("it copies", RECOVERED, || {
+        let op = find(cluster).unwrap_or_default();
+        let copies = op["copying"]["done"].as_u64().is_some_and(|done| done > 0);
+        if copies { Ok(()) } else { Err(format!("{op}\n{}", cluster.logs())) }
+    });
+    match whom {
+        Whom::Source | Whom::Destination => {
+            let host = if whom == Whom::Source { before.host } else { to };
+            cluster.members[host].signal(Program::Agent, Signal::Kill);
+            std::thread::sleep(Duration::from_secs(1));
+            cluster.members[host].start_compute();
+        }
+        Whom::Leader => {
+            let leader = cluster.leader();
+            cluster.members[leader].kill_control();
+            std::thread::sleep(Duration::from_secs(1));
+            cluster.members[leader].start_control();
+        }
+        Whom::Line => {
+            cluster.members[to].host.cut();
+            std::thread::sleep(CUT);
+            cluster.members[to].host.join();
+        }
+    }
+    let state = until("the move ends", RECOVERED, || {
+        let op = find(cluster).unwrap_or_default();
+        let state = op["state"].as_str().unwrap_or_default().to_owned();
+        if ["done", "failed"].contains(&state.as_str()) { Ok(state) } else { Err(format!("{op}\n{}", cluster.logs())) }
+    });
+    let now = until("it runs, and is known to", RECOVERED, || {
+        let out = cluster.host(asked).vmkeep(["vm", "show", "tick", "-o", "json"]);
+        let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], cluster.logs()))
+    });
+    println!("{whom:?} harmed: the move is {state}, the guest is on {}", now.node());
+    let moved = now.host == to && now.generation == before.generation + 1;
+    let stayed = now == before;
+    assert!(if state == "done" { moved } else { stayed }, "{state}: from {before:?} to {now:?}\n{}", cluster.logs());
+    now
+}
+
+#[test]
+fn who_is_killed_while_a_guest_moves_breaks_nothing() {
+    let mut play = Play::begin("moves");
+    for whom in [Whom::Source, Whom::Destination, Whom::Leader, Whom::Line] {
+        play.moves(|cluster, before| killed(cluster, before, whom));
+        play.cluster.until_nodes(play.home().host, "online online online");
+    }
+    play.ends();
+}
