@@ -62,7 +62,7 @@ pub struct Global {
     /// Socket of the local daemon
     #[arg(long, global = true, env = "VMKEEP_SOCKET", default_value = SOCKET, value_name = "PATH", hide_env_values = true)]
     pub socket: PathBuf,
-    /// Server to talk to instead, like https://host:8443
+    /// Server to talk to instead, like https://host:8443; several of one cluster with commas between
     #[arg(long, global = true, env = "VMKEEP_SERVER", value_name = "URL", hide_env_values = true)]
     pub server: Option<String>,
     /// File with the token for --server (or the token itself in VMKEEP_TOKEN)

@@ -85,7 +85,8 @@ fn help_is_short() {
               --project <NAME>     Project to work in [env: VMKEEP_PROJECT] [default: default]
               --socket <PATH>      Socket of the local daemon [env: VMKEEP_SOCKET] [default:
                                    /run/vmkeep/vmkeepd.sock]
-              --server <URL>       Server to talk to instead, like https://host:8443 [env: VMKEEP_SERVER]
+              --server <URL>       Server to talk to instead, like https://host:8443; several of one cluster
+                                   with commas between [env: VMKEEP_SERVER]
               --token-file <FILE>  File with the token for --server (or the token itself in VMKEEP_TOKEN)
                                    [env: VMKEEP_TOKEN_FILE]
               --ca-file <FILE>     Certificate of the authority that signed the server's [env:
@@ -138,7 +139,8 @@ fn help_of_a_verb_says_what_holds_everywhere_too() {
               --project <NAME>     Project to work in [env: VMKEEP_PROJECT] [default: default]
               --socket <PATH>      Socket of the local daemon [env: VMKEEP_SOCKET] [default:
                                    /run/vmkeep/vmkeepd.sock]
-              --server <URL>       Server to talk to instead, like https://host:8443 [env: VMKEEP_SERVER]
+              --server <URL>       Server to talk to instead, like https://host:8443; several of one cluster
+                                   with commas between [env: VMKEEP_SERVER]
               --token-file <FILE>  File with the token for --server (or the token itself in VMKEEP_TOKEN)
                                    [env: VMKEEP_TOKEN_FILE]
               --ca-file <FILE>     Certificate of the authority that signed the server's [env:

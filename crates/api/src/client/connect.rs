@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,6 +18,10 @@ use vmkeep_types::error::{Code, Error};
 
 /// TCP and TLS together; a host that does not answer at all should not hold a terminal for minutes.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Until the next server is tried beside one that has not answered yet.
+const NEXT_DOOR: Duration = Duration::from_millis(300);
+const DOORS_MAX: usize = 16;
 
 /// Where distributions keep the roots that the administrator trusts.
 const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -37,27 +42,24 @@ pub(super) enum Target {
     Https(Box<Https>),
 }
 
+/// The servers of one cluster, each of which has the whole API.
 pub(super) struct Https {
-    url: String,
+    /// As it was written.
+    urls: String,
+    doors: Vec<Door>,
+    tls: TlsConnector,
+}
+
+struct Door {
     /// Host and port as they are dialled and sent in `Host`.
     authority: String,
     host: String,
     port: u16,
     name: ServerName<'static>,
-    tls: TlsConnector,
 }
 
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Https(https) => f.write_str(&https.url),
-        }
-    }
-}
-
-impl Target {
-    pub(super) fn https(text: &str, ca_file: Option<&Path>, identity: Option<Identity<'_>>) -> Result<Self, Error> {
+impl Door {
+    fn of(text: &str) -> Result<Self, Error> {
         let bad = |why: String| Error::invalid(format!("'{text}' is not a server: {why}")).hint("write it like https://host:8443");
         let url = url::Url::parse(text).map_err(|e| bad(e.to_string()))?;
         if url.scheme() != "https" {
@@ -67,20 +69,49 @@ impl Target {
         let port = url.port_or_known_default().unwrap_or(443);
         let name = ServerName::try_from(host.clone()).map_err(|e| bad(e.to_string()))?;
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Ok(Self::Https(Box::new(Https {
-            url: text.trim_end_matches('/').to_owned(),
-            authority,
-            host,
-            port,
-            name,
-            tls: connector(ca_file, identity)?,
-        })))
+        Ok(Self { authority, host, port, name })
+    }
+}
+
+impl Https {
+    /// To the first that answers; nothing has been asked of anybody before.
+    async fn open(&self) -> io::Result<Box<dyn Stream>> {
+        let tries = self.doors.iter().zip(0..).map(|(door, place): (&Door, u32)| {
+            Box::pin(async move {
+                tokio::time::sleep(NEXT_DOOR * place).await;
+                let tcp = TcpStream::connect((door.host.as_str(), door.port)).await?;
+                tcp.set_nodelay(true)?;
+                self.tls.connect(door.name.clone(), tcp).await.map(|s| Box::new(s) as Box<dyn Stream>)
+            })
+        });
+        select_ok(tries).await.map(|(stream, _)| stream)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Https(https) => f.write_str(&https.urls),
+        }
+    }
+}
+
+impl Target {
+    /// One URL, or several with commas between: the servers of one cluster.
+    pub(super) fn https(text: &str, ca_file: Option<&Path>, identity: Option<Identity<'_>>) -> Result<Self, Error> {
+        let urls: Vec<&str> = text.split(',').map(|url| url.trim().trim_end_matches('/')).collect();
+        if urls.len() > DOORS_MAX {
+            return Err(Error::invalid(format!("{} servers are named; {DOORS_MAX} are enough", urls.len())));
+        }
+        let doors = urls.iter().map(|url| Door::of(url)).collect::<Result<_, _>>()?;
+        Ok(Self::Https(Box::new(Https { urls: urls.join(","), doors, tls: connector(ca_file, identity)? })))
     }
 
     pub(super) fn host(&self) -> &str {
         match self {
             Self::Unix(_) => "vmkeep",
-            Self::Https(https) => &https.authority,
+            Self::Https(https) => https.doors.first().map_or("vmkeep", |door| &door.authority),
         }
     }
 
@@ -88,11 +119,7 @@ impl Target {
         let opened = async {
             match self {
                 Self::Unix(path) => UnixStream::connect(path).await.map(|s| Box::new(s) as Box<dyn Stream>),
-                Self::Https(https) => {
-                    let tcp = TcpStream::connect((https.host.as_str(), https.port)).await?;
-                    tcp.set_nodelay(true)?;
-                    https.tls.connect(https.name.clone(), tcp).await.map(|s| Box::new(s) as Box<dyn Stream>)
-                }
+                Self::Https(https) => https.open().await,
             }
         };
         let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_PATIENCE.as_secs()));

@@ -292,6 +292,32 @@ async fn https_trusts_the_given_authority_and_no_other() {
 }
 
 #[tokio::test]
+async fn of_several_servers_the_first_that_answers_is_asked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (port, pem) = serve_tls("localhost").await;
+    let ours = dir.path().join("ours.pem");
+    std::fs::write(&ours, pem).expect("written");
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        listener.local_addr().expect("an address").port()
+    };
+    // It lets everybody in and says nothing, as a frozen host.
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = frozen.local_addr().expect("an address").port();
+    let (stranger, _) = serve_tls("localhost").await;
+    for first in [closed, silent, stranger] {
+        let urls = format!("https://localhost:{first}, https://localhost:{port}/");
+        let client = Client::https(&urls, Some("secret".into()), Some(&ours)).expect("a client");
+        assert_eq!(client.call("version").answer::<u32>().await, Ok(1), "{urls}");
+    }
+    let nobody = Client::https(&format!("https://localhost:{closed},https://localhost:{stranger}"), None, Some(&ours)).expect("a client");
+    let error = nobody.call("version").answer::<u32>().await.expect_err("nobody is there");
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains(&format!("https://localhost:{closed},https://localhost:{stranger}")), "{}", error.message);
+    assert!(Client::https("https://a:1,http://b:1", None, Some(&ours)).is_err_and(|e| e.message.contains("'http://b:1'")));
+}
+
+#[tokio::test]
 async fn a_refused_websocket_says_why() {
     let body = r#"{"type":"about:blank","title":"Conflict","status":409,"detail":"vm 'web' is off","code":"conflict"}"#;
     let (_dir, client) = serve(move |_, _| Some(reply("409 Conflict", body)));

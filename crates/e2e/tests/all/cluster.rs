@@ -80,6 +80,8 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
     let good = token(&one);
     let wrong = format!("{}{}", &good[..18], good[18..].replacen(['0', '1', '2', '3'], "4", 1));
     assert!(refusal(&join(&two, &wrong)).contains("token is wrong"), "{wrong}");
+    let of_another = format!("{}{}", &good[..good.len() - 1], if good.ends_with('0') { '1' } else { '0' });
+    assert!(refusal(&join(&two, &of_another)).contains("is not who the token was made by"), "{of_another}");
     assert!(refusal(&join(&two, "vmkj_nonsense")).contains("no join token"));
     two.configure_as("node1", "");
     two.restart_daemon();

@@ -13,7 +13,7 @@ use super::play::Play;
 /// No watchdog bites before 15 s.
 const CUT: Duration = Duration::from_secs(7);
 /// 128 MiB of a guest take long enough to be met in the middle.
-const SLOW: &str = "2M";
+const SLOW: &str = "4M";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Whom {

@@ -1,6 +1,6 @@
 //! Two hosts and a witness: any one of the three may be lost, also the first.
 
-use vmkeep_e2e::host::{Host, tail, text};
+use vmkeep_e2e::host::{Host, bin, tail, text};
 use vmkeep_e2e::net::Switch;
 
 use super::cluster::{host, init, join, token, until_healthy, until_it_knows_all_etcd};
@@ -26,6 +26,25 @@ fn a_vm_lives_here(host: &Host, n: usize) {
     host.ok(["vm", "delete", &name, "--yes"]);
 }
 
+/// It names both, whichever of them is there.
+fn any_control_node_serves_who_has_a_token(host: &Host, secret: &str) {
+    let vmkeep = bin("vmkeep").display().to_string();
+    let words = [
+        "env",
+        &format!("VMKEEP_TOKEN={secret}"),
+        "VMKEEP_SERVER=https://10.77.0.1:7443,https://10.77.0.2:7443",
+        &vmkeep,
+        "--ca-file",
+        "/var/lib/vmkeep/cluster/ca.pem",
+        "node",
+        "list",
+        "-o",
+        "name",
+    ];
+    let out = host.exec(words);
+    assert!(out.status.success() && text(&out.stdout).contains("node2"), "{}{}", text(&out.stdout), text(&out.stderr));
+}
+
 #[test]
 fn two_hosts_and_a_witness_survive_the_loss_of_any() {
     let switch = Switch::new("pair");
@@ -40,11 +59,16 @@ fn two_hosts_and_a_witness_survive_the_loss_of_any() {
         until_healthy(host, ALL);
         until_it_knows_all_etcd(host);
     }
+    let secret =
+        hosts[0].json(["token", "create", "ci", "--role", "operator", "-o", "json"])["secret"].as_str().expect("a secret").to_owned();
     for (lost, left) in [(0, 1), (1, 0), (2, 0)] {
         hosts[lost].power_off();
         let silent = ALL.replace(&format!("node{}:member:follower", lost + 1), &format!("node{}:member:silent", lost + 1));
         until_healthy(&hosts[left], &silent);
         a_vm_lives_here(&hosts[left], left + 1);
+        if lost < 2 {
+            any_control_node_serves_who_has_a_token(&hosts[left], &secret);
+        }
         hosts[lost].power_on();
         hosts[lost].spawn_daemon(vmkeep_e2e::host::Net::Host, &[]);
         until_healthy(&hosts[left], ALL);

@@ -120,3 +120,50 @@ impl ServerCertVerifier for Pinned {
         self.ring.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    struct Ca {
+        cert: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    fn authority(name: &str) -> Ca {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let cert = params.self_signed(&key).expect("signed");
+        Ca { cert: cert.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    fn leaf(ca: &Ca) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["10.0.0.1".to_owned()]).expect("a name");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().expect("a key");
+        params.signed_by(&key, &ca.issuer).expect("signed").der().clone()
+    }
+
+    #[test]
+    fn only_a_server_of_the_pinned_authority_is_believed() {
+        let (ours, theirs) = (authority("vmkeep"), authority("vmkeep"));
+        let pinned = Pinned { ca: fingerprint(&ours.cert), ring: Arc::new(rustls::crypto::ring::default_provider()) };
+        let believed = |leaf: &CertificateDer<'_>, behind: &[&Ca], name: &str, now: UnixTime| {
+            let behind: Vec<CertificateDer<'_>> = behind.iter().map(|ca| ca.cert.clone()).collect();
+            let name = ServerName::try_from(name.to_owned()).expect("a name");
+            pinned.verify_server_cert(leaf, &behind, &name, &[], now).is_ok()
+        };
+        let (good, forged, now) = (leaf(&ours), leaf(&theirs), UnixTime::now());
+        assert!(believed(&good, &[&ours], "10.0.0.1", now));
+        assert!(!believed(&good, &[], "10.0.0.1", now), "the authority is not shown");
+        assert!(!believed(&forged, &[&theirs], "10.0.0.1", now), "another authority of the same name");
+        assert!(!believed(&forged, &[&theirs, &ours], "10.0.0.1", now), "the pinned one is only laid beside it");
+        assert!(!believed(&good, &[&ours], "10.0.0.2", now), "another host of the same cluster");
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + (1 << 40)));
+        assert!(!believed(&good, &[&ours], "10.0.0.1", later), "its time is over");
+    }
+}
