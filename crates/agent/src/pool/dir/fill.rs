@@ -64,9 +64,12 @@ impl DirPool {
         self.check_space(0)?;
         // The one file that a copy may read from, as its record says.
         let base = to.image.map(|image| self.image_path(image));
-        let kept = format == "qcow2" && base.is_some() && backing(from).is_some_and(|name| Some(Path::new(&name)) == base.as_deref());
+        let header = if format == "qcow2" { Header::read(from).ok() } else { None };
+        let reads_from = header.as_ref().and_then(|header| header.backing.as_deref()).map(Path::new);
+        let kept = reads_from.is_some() && reads_from == base.as_deref();
+        let same_bytes = format == "raw" || header.is_some_and(|h| h.copies_as_it_is() && (kept || h.backing.is_none()));
         let wanted = to.data_format()?;
-        if format == wanted && self.shares(from, format, kept) && self.share(from, fresh).await? {
+        if format == wanted && same_bytes && self.share(from, fresh).await? {
             return Ok(());
         }
         let allocated_bytes = std::fs::metadata(from).map_err(|e| self.io("read", from, &e))?.blocks() * 512;
@@ -78,15 +81,6 @@ impl DirPool {
         args.extend([from.as_os_str(), fresh.as_os_str()]);
         qemu_img::run_with_progress(args, "copying", progress).await
     }
-
-    /// Whether the same bytes make the volume; `kept`: it may go on reading from its image.
-    fn shares(&self, from: &Path, format: &str, kept: bool) -> bool {
-        format == "raw" || Header::read(from).is_ok_and(|header| header.copies_as_it_is() && (kept || header.backing.is_none()))
-    }
-}
-
-fn backing(qcow2: &Path) -> Option<String> {
-    Header::read(qcow2).ok()?.backing
 }
 
 async fn run<const N: usize>(words: [&str; N], files: [&OsStr; 2]) -> Result<(), Error> {
