@@ -187,6 +187,8 @@ routes! {
     "cluster.vip.delete" Delete "/v1/cluster/vip" Cluster Admin () () Json "Take that address away";
     "cluster.token" Post "/v1/cluster/tokens" Cluster Admin ("JoinTokenCreate") ("JoinTokenCreated") Json "Make a token for one host to join with";
     "cluster.remove" Delete "/v1/cluster/members/{name}" Cluster Admin () () Json "Take a dead member out";
+    "cluster.promote" Post "/v1/cluster/members/{name}/promote" Cluster Admin () () Json "Make a compute node a control node with a vote in etcd";
+    "cluster.demote" Post "/v1/cluster/members/{name}/demote" Cluster Admin () () Json "Make a control node a compute node; its vote in etcd goes";
     "cluster.backup" Post "/v1/cluster/backup" Cluster Admin () ("ClusterBackup") Json "Copy etcd's database to a file on the node that answers";
     "cluster.defrag" Post "/v1/cluster/defrag" Cluster Admin () () Json "Give disk space of etcd back, one member after the other";
     "ha.status" Get "/v1/ha" Cluster Viewer () ("HaStatus") Json "Who would be reset, who decides, and which VMs wait for another host";

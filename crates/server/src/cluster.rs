@@ -32,6 +32,12 @@ pub trait HostCluster: Send + Sync + 'static {
     /// Takes a member out that does not come back.
     async fn remove(&self, node: &Name) -> Result<(), Error>;
 
+    /// Makes a compute node a control node: its record says so, and its host follows.
+    async fn promote(&self, node: &Name) -> Result<(), Error>;
+
+    /// Makes a control node a compute node: its record says so, its etcd is taken out, and its host follows.
+    async fn demote(&self, node: &Name) -> Result<(), Error>;
+
     /// Copies etcd's database to a file of this host.
     async fn backup(&self) -> Result<ClusterBackup, Error>;
 

@@ -137,6 +137,9 @@ pub struct ClusterJoin {
     /// etcd only: no VMs, no API.
     #[serde(default)]
     pub witness: bool,
+    /// A control node although there are three already; five at most.
+    #[serde(default)]
+    pub control: bool,
 }
 
 /// Which of its lives a cluster is in, at `cluster/incarnation`. A store that was restored begins the next.
@@ -231,6 +234,9 @@ pub struct Admission {
     pub level: u64,
     pub now: jiff::Timestamp,
     pub witness: bool,
+    /// A control node although there are three already.
+    #[serde(default)]
+    pub control: bool,
     /// PEM requests: one for the node's certificate, one for etcd's.
     pub node_request: String,
     pub etcd_request: String,

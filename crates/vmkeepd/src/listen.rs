@@ -37,6 +37,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::record::{Caller, Via};
 
+use crate::cluster;
 use crate::lease::{Lease, Tokens};
 use crate::mtls::Mtls;
 use crate::peer::{Names, Roles};
@@ -135,7 +136,7 @@ impl Who {
             };
         }
         // A host that wants to join has no bearer: its token is in the body, and that route looks at nothing else.
-        if matches!(self, Self::Remote(..)) && request.uri().path() == crate::cluster::admit::PATH {
+        if matches!(self, Self::Remote(..)) && request.uri().path() == cluster::admit::PATH {
             return router.oneshot(request).await.unwrap_or_else(|never| match never {});
         }
         let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
@@ -178,13 +179,14 @@ impl Who {
     }
 }
 
-/// Control nodes speak for people, who were asked who they are there; other nodes fetch images, renew their certificates and leave.
+/// Control nodes speak for people, who were asked who they are there; other nodes fetch images, renew their certificates, leave, and become
+/// control nodes where their record says so.
 async fn may_ask(node: &Name, controls: &Controls, method: &http::Method, path: &str) -> Result<(), Error> {
     if path.starts_with("/n/guests/") {
         return Err(Error::new(Code::Forbidden, "only the host itself shuts all its VMs down"));
     }
     let an_image = path.starts_with("/n/images/") && method == http::Method::GET;
-    let of_its_own = [crate::cluster::renew::PATH, crate::cluster::farewell::PATH].contains(&path) && method == http::Method::POST;
+    let of_its_own = [cluster::renew::PATH, cluster::farewell::PATH, cluster::roles::PATH].contains(&path) && method == http::Method::POST;
     if an_image || of_its_own || controls.has(node).await {
         return Ok(());
     }

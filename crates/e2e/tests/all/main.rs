@@ -6,6 +6,7 @@ mod bad_input;
 mod bench;
 mod cluster;
 mod consoles;
+mod control_nodes;
 mod crash;
 mod dead_host;
 mod debian;

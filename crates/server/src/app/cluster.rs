@@ -20,7 +20,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::Seconds;
 
-use super::{TRIES_MAX, commit, get, ha_profile, store_error, strays};
+use super::{TRIES_MAX, commit, get, ha_profile, roles, store_error, strays};
 
 /// A token lasts so long when nobody says otherwise, and no longer than a day.
 const TOKEN_LASTS: u64 = 3600;
@@ -29,10 +29,6 @@ const TOKEN_LASTS_MAX: u64 = 24 * 3600;
 const KEEP_OVER: SignedDuration = SignedDuration::from_hours(24);
 /// Leases and certificates need clocks that agree: this much apart is too much, in seconds.
 const CLOCK_APART_SECONDS: i64 = 120;
-/// The first so many members have etcd: the loss of one stops nothing.
-const VOTERS_WANTED: usize = 3;
-/// More members make etcd slower and no safer.
-const VOTERS_MAX: usize = 5;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct JoinToken {
@@ -217,17 +213,7 @@ fn judge(token: &JoinToken, members: &[MemberRecord], wish: &Admission, now: Tim
     if let Some(twin) = members.iter().find(|member| member.address == wish.address) {
         return Err(Error::conflict(format!("member '{}' has the address {}", twin.node, wish.address)).hint("--own-address says another"));
     }
-    roles(members, wish)
-}
-
-fn roles(members: &[MemberRecord], wish: &Admission) -> Result<Vec<MemberRole>, Error> {
-    let voters = members.iter().filter(|member| member.has_etcd()).count();
-    match (wish.witness, voters) {
-        (true, VOTERS_MAX..) => Err(Error::conflict(format!("{voters} members have etcd: a witness adds nothing"))),
-        (true, _) => Ok(vec![MemberRole::Witness]),
-        (false, 0..VOTERS_WANTED) => Ok(vec![MemberRole::Control, MemberRole::Compute]),
-        (false, _) => Ok(vec![MemberRole::Compute]),
-    }
+    roles::of_joiner(members, wish)
 }
 
 /// The member has started with the cluster's store, and says this. As long as members of an older version are there, which look
@@ -290,6 +276,7 @@ mod tests {
             level: keys::LEVEL_NOW,
             now: now(),
             witness: false,
+            control: false,
             node_request: String::new(),
             etcd_request: String::new(),
             guests: Vec::new(),
@@ -325,6 +312,15 @@ mod tests {
         assert_eq!(told, [2, 2, 2, 1]);
         let witness = Admission { witness: true, ..wish(&token(&store).await, "w", 9) };
         assert_eq!(admit(&store, &witness, now()).await.expect("admitted").roles, [MemberRole::Witness]);
+        let control = Admission { control: true, ..wish(&token(&store).await, "h5", 5) };
+        assert_eq!(admit(&store, &control, now()).await.expect("by its wish").roles.len(), 2);
+        for (more, expect) in [
+            (Admission { control: true, ..wish("", "h6", 6) }, expect!["5 members have etcd: one more makes it slower and no safer"]),
+            (Admission { witness: true, ..wish("", "h6", 6) }, expect!["5 members have etcd: a witness adds nothing"]),
+            (Admission { witness: true, control: true, ..wish("", "h6", 6) }, expect!["a witness has etcd only: it is no control node"]),
+        ] {
+            refused(&store, &Admission { token: token(&store).await, ..more }, now(), expect).await;
+        }
         assert!(members(&store).await.expect("members").iter().filter(|m| m.state == MemberState::Member).count() == 4);
     }
 

@@ -17,6 +17,7 @@ pub mod placement;
 pub mod pool;
 pub mod recovery;
 pub mod releasing;
+pub mod roles;
 pub mod secret;
 mod strays;
 pub mod upgrade;

@@ -109,6 +109,7 @@ mod tests {
             level: 0,
             now: jiff::Timestamp::UNIX_EPOCH,
             witness: false,
+            control: false,
             node_request: String::new(),
             etcd_request: String::new(),
             guests: guests.iter().map(|n| GuestThere { vm: id(*n), name: format!("web{n}") }).collect(),

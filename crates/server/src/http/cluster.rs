@@ -58,6 +58,14 @@ pub async fn cluster(mut call: Call) -> Result<Response, Error> {
             host.remove(&call.name()?).await?;
             Ok(respond::nothing())
         }
+        "cluster.promote" => {
+            host.promote(&call.name()?).await?;
+            Ok(respond::nothing())
+        }
+        "cluster.demote" => {
+            host.demote(&call.name()?).await?;
+            Ok(respond::nothing())
+        }
         "cluster.backup" => Ok(respond::json(&host.backup().await?)),
         "cluster.defrag" => {
             host.defragment().await?;

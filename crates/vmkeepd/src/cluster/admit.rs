@@ -16,7 +16,7 @@ use vmkeep_server::app::{self, cluster as members};
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::EtcdStore;
 use vmkeep_store::etcd::admin::EtcdMember;
-use vmkeep_types::cluster::{Admission, Admitted, MemberRole};
+use vmkeep_types::cluster::{Admission, Admitted, MemberRecord, MemberRole};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
@@ -54,44 +54,79 @@ async fn serve(State(cluster): State<Arc<Cluster>>, Json(wish): Json<Admission>)
 impl Cluster {
     async fn admit(&self, wish: &Admission) -> Result<Admitted, Error> {
         let _turn = self.turn.lock().await;
-        let member = self.member()?;
-        let paths = member.paths();
-        let no_authority = |e: anyhow::Error| Error::refused(format!("this member lets nobody in: {e:#}")).hint("ask a control node");
-        let authority = Authority::open(&paths).map_err(no_authority)?.for_a_life_of(self.config.certificate_life());
+        self.authority()?;
         let roles = members::examine(self.store.as_ref(), wish, jiff::Timestamp::now()).await?;
         // Before anything is changed: a request that is none.
-        let issue = |request: &str, purpose| authority.issue(request, purpose, &wish.node, &wish.address).map_err(invalid);
-        let (node_cert, etcd_cert) = (issue(&wish.node_request, Purpose::Node)?, issue(&wish.etcd_request, Purpose::Etcd)?);
-        let store = self.etcd_store()?;
+        let certificates = self.certificates(&wish.node, &wish.address, &wish.node_request, &wish.etcd_request)?;
         let peer = peer_url(&wish.address);
-        let etcd = if roles.iter().any(|role| role.has_etcd()) { Some(learner(&store, &peer).await?) } else { None };
+        let etcd = if roles.iter().any(|role| role.has_etcd()) { Some(self.learner(&peer).await?) } else { None };
         point("admit: a learner");
         let record = match members::admit(self.store.as_ref(), wish, jiff::Timestamp::now()).await {
             Ok(record) => record,
             Err(error) => {
-                take_back(&store, &peer, etcd.as_ref()).await;
+                take_back(self.etcd_store()?.as_ref(), &peer, etcd.as_ref()).await;
                 return Err(error);
             }
         };
         point("admit: a member");
         self.keep_rights().await?;
-        if etcd.is_some() {
+        self.papers(&record, certificates).await
+    }
+
+    fn authority(&self) -> Result<Authority, Error> {
+        let no_authority = |e: anyhow::Error| Error::refused(format!("this member lets nobody in: {e:#}")).hint("ask a control node");
+        let authority = Authority::open(&self.paths()).map_err(no_authority)?;
+        Ok(authority.for_a_life_of(self.config.certificate_life()))
+    }
+
+    /// Over the keys of these requests.
+    pub(super) fn certificates(&self, node: &Name, address: &str, for_node: &str, for_etcd: &str) -> Result<Certificates, Error> {
+        let authority = self.authority()?;
+        let issue = |request: &str, purpose| authority.issue(request, purpose, node, address).map_err(invalid);
+        Ok(Certificates { node: issue(for_node, Purpose::Node)?, etcd: issue(for_etcd, Purpose::Etcd)? })
+    }
+
+    /// What a member begins with, which has its record and, where it is to have etcd, its learner: that one gets its vote as soon as it
+    /// has what the others have.
+    pub(super) async fn papers(&self, record: &MemberRecord, certificates: Certificates) -> Result<Admitted, Error> {
+        let (member, store, peer) = (self.member()?, self.etcd_store()?, peer_url(&record.address));
+        if record.has_etcd() {
             tokio::spawn(promote(store.clone(), peer.clone()));
         }
         let all = store.members().await.map_err(app::store_error)?;
         let control = record.roles.contains(&MemberRole::Control);
-        let ca_key = if control { Some(std::fs::read_to_string(paths.ca_key()).map_err(|e| internal(e.into()))?) } else { None };
+        let key = || std::fs::read_to_string(member.paths().ca_key()).map_err(|e| internal(e.into()));
         Ok(Admitted {
             cluster: member.cluster,
-            roles: record.roles,
-            ca: authority.pem().to_owned(),
-            ca_key,
-            node_cert,
-            etcd_cert,
+            roles: record.roles.clone(),
+            ca: self.authority()?.pem().to_owned(),
+            ca_key: control.then(key).transpose()?,
+            node_cert: certificates.node,
+            etcd_cert: certificates.etcd,
             endpoints: all.iter().filter(|m| !m.learner).flat_map(|m| m.client_urls.clone()).collect(),
-            initial_cluster: etcd.map(|_| initial_cluster(&all, &wish.node, &peer)),
+            initial_cluster: record.has_etcd().then(|| initial_cluster(&all, &record.node, &peer)),
         })
     }
+
+    /// A member of etcd without a vote, for the host at `peer`; there may be one already.
+    pub(super) async fn learner(&self, peer: &str) -> Result<Learner, Error> {
+        let store = self.etcd_store()?;
+        let all = store.members().await.map_err(app::store_error)?;
+        if all.iter().any(|m| m.peer_urls.iter().any(|url| url == peer)) {
+            return Ok(Learner::Found);
+        }
+        if let Some(other) = all.iter().find(|m| m.learner) {
+            return Err(Error::new(Code::Unavailable, format!("another host joins at this moment ({})", other.peer_urls.join(" ")))
+                .hint("try again when it is through; if it never will be: vmkeep cluster remove NODE"));
+        }
+        when_settled(|| store.add_learner(peer)).await.map(|()| Learner::Made).map_err(app::store_error)
+    }
+}
+
+/// Of one host, PEM.
+pub(super) struct Certificates {
+    node: String,
+    etcd: String,
 }
 
 fn invalid(error: anyhow::Error) -> Error {
@@ -100,21 +135,9 @@ fn invalid(error: anyhow::Error) -> Error {
 
 /// Whether this very call made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Learner {
+pub(super) enum Learner {
     Made,
     Found,
-}
-
-async fn learner(store: &EtcdStore, peer: &str) -> Result<Learner, Error> {
-    let all = store.members().await.map_err(app::store_error)?;
-    if all.iter().any(|m| m.peer_urls.iter().any(|url| url == peer)) {
-        return Ok(Learner::Found);
-    }
-    if let Some(other) = all.iter().find(|m| m.learner) {
-        return Err(Error::new(Code::Unavailable, format!("another host joins at this moment ({})", other.peer_urls.join(" ")))
-            .hint("try again when it is through; if it never will be: vmkeep cluster remove NODE"));
-    }
-    when_settled(|| store.add_learner(peer)).await.map(|()| Learner::Made).map_err(app::store_error)
 }
 
 /// Gives a learner its vote when it has what the others have: a witness may not do it itself. A crash in between leaves it to the

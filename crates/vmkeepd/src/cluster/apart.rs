@@ -112,6 +112,7 @@ fn switch(only: Option<NodeRole>, member: Option<&Member>) -> Option<(&'static [
     match (only, member) {
         (None, Some(member)) if has_both(member) => Some((&TWO, &ONE)),
         (Some(_), None) => Some((&ONE, &TWO)),
+        (Some(_), Some(member)) if !has_both(member) => Some((&ONE, &TWO)),
         _ => None,
     }
 }
@@ -175,6 +176,8 @@ mod tests {
         assert_eq!(switch(None, Some(&both)), Some((&TWO[..], &ONE[..])));
         assert_eq!(switch(Some(NodeRole::Control), None), Some((&ONE[..], &TWO[..])));
         assert_eq!(switch(Some(NodeRole::Compute), Some(&both)), None);
+        let demoted = member(&[MemberRole::Compute]);
+        assert_eq!(switch(Some(NodeRole::Control), Some(&demoted)), Some((&ONE[..], &TWO[..])));
         assert_eq!(switch(None, None), None);
         for alone in [MemberRole::Compute, MemberRole::Witness] {
             assert_eq!(switch(None, Some(&member(&[alone]))), None);

@@ -10,6 +10,7 @@
 //! [`Etcd::keep`].
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -134,6 +135,17 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
+    }
+
+    /// Its settings, data and log are gone. It must not run.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn erase(&self) -> anyhow::Result<()> {
+        let (data, files) = (self.data(), [self.env_file(), self.log_file()]);
+        let removed = [fs::remove_dir_all(data)].into_iter().chain(files.map(fs::remove_file));
+        let failed = removed.filter_map(Result::err).find(|e| e.kind() != ErrorKind::NotFound);
+        failed.map_or(Ok(()), |e| Err(e).with_context(|| format!("cannot erase etcd's files in {}", self.paths.dir.display())))
     }
 
     /// Its process is there, whether it answers or not.

@@ -109,13 +109,14 @@ impl Cluster {
             level: keys::LEVEL_NOW,
             now: jiff::Timestamp::now(),
             witness: wish.witness,
+            control: wish.control,
             node_request: pki::request(&paths.node_key()).map_err(internal)?,
             etcd_request: pki::request(&paths.etcd_key()).map_err(internal)?,
             guests,
         })
     }
 
-    fn take_up(&self, admitted: &Admitted, address: &str, paths: &Paths) -> anyhow::Result<()> {
+    pub(super) fn take_up(&self, admitted: &Admitted, address: &str, paths: &Paths) -> anyhow::Result<()> {
         write_whole(&paths.ca(), 0o644, admitted.ca.as_bytes())?;
         if let Some(key) = &admitted.ca_key {
             write_whole(&paths.ca_key(), 0o600, key.as_bytes())?;
@@ -127,7 +128,7 @@ impl Cluster {
     }
 
     /// etcd runs here, has what the others have, and votes.
-    async fn begin_etcd(&self, admitted: &Admitted, address: &str, paths: &Paths) -> Result<(), Error> {
+    pub(super) async fn begin_etcd(&self, admitted: &Admitted, address: &str, paths: &Paths) -> Result<(), Error> {
         let etcd = self.etcd();
         etcd.start().map_err(refused)?;
         point("join: etcd started");

@@ -112,16 +112,15 @@ impl Cluster {
             farewell::say(self.store.as_ref(), &member.paths(), &self.node, Farewell::MayI).await?;
         }
         if member.has_etcd() {
-            self.etcd_goes_on().await?;
+            self.etcd_goes_on_without(&peer_url(&member.address)).await?;
         }
         begin(member, wish, &self.restart)
     }
 
-    /// Without this member a majority of etcd's others must be there.
-    async fn etcd_goes_on(&self) -> Result<(), Error> {
-        let own = peer_url(&self.member()?.address);
+    /// Without the member of etcd at `peer` a majority of the others must be there.
+    pub(super) async fn etcd_goes_on_without(&self, peer: &str) -> Result<(), Error> {
         let all = self.etcd_store()?.members().await.map_err(app::store_error)?;
-        let others: Vec<_> = all.iter().filter(|m| !m.learner && !m.peer_urls.contains(&own)).collect();
+        let others: Vec<_> = all.iter().filter(|m| !m.learner && !m.peer_urls.iter().any(|url| url == peer)).collect();
         let asked = others.iter().map(|other| async {
             let url = other.client_urls.first()?.clone();
             tokio::time::timeout(MEMBER_PATIENCE, admin::status(&self.only(url).ok()?)).await.ok()?.ok()

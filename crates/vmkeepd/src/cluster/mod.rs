@@ -6,6 +6,7 @@
 //!                          └► etcd started, promoted ─► member.toml ─► daemon anew
 //!  vmkeep cluster leave ─► daemon anew ─► leave: forgotten, out of etcd, files erased; a single host again
 //!                                          └══ mutual TLS ══► farewell (a control node): where only it may forget
+//!  vmkeep cluster promote, demote ─► the member's record ─► its host: roles ─► member.toml ─► daemon anew
 //!  vmkeep cluster recover ─► daemon anew ─► recover: etcd from a backup, alone; a new incarnation
 //!  20 s after 20 s     ─► tend: who has etcd and who has no business there (strangers), certificates that age (renew, libvirt),
 //!                         rights in etcd, copies of it
@@ -29,6 +30,7 @@ pub mod pki;
 mod recover;
 pub mod renew;
 mod rights;
+pub mod roles;
 mod status;
 mod strangers;
 pub mod tend;
@@ -256,6 +258,16 @@ impl HostCluster for Cluster {
         let _turn = self.turn.lock().await;
         self.take_out(node).await?;
         self.keep_rights().await
+    }
+
+    async fn promote(&self, node: &Name) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        self.promote_it(node).await
+    }
+
+    async fn demote(&self, node: &Name) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        self.demote_it(node).await
     }
 
     async fn backup(&self) -> Result<ClusterBackup, Error> {

@@ -1,5 +1,5 @@
-//! Members of etcd whose host is no member of the cluster: one that died on its way out, or a learner whose host never came back
-//! for its certificate.
+//! Members of etcd whose host is not to have one: it died on its way out of the cluster, it is no control node any more and nobody
+//! took its etcd out, or it is a learner whose host never came back for its certificate.
 //!
 //! ```text
 //!  leave: forgotten ─ the host dies for good ─► etcd counts on a vote that nobody gives ─ LEFT_BEHIND ─► the leader takes it out, and an event
@@ -31,10 +31,10 @@ const LEFT_BEHIND: Duration = Duration::from_secs(180);
 /// Strangers by their id, and since when each was seen.
 pub type Seen = BTreeMap<u64, Instant>;
 
-/// Members of etcd that no record knows, neither by address nor by name.
+/// Members of etcd that no record of a host with etcd knows, neither by address nor by name.
 pub fn strangers<'a>(etcd: &'a [EtcdMember], records: &[MemberRecord]) -> Vec<&'a EtcdMember> {
     let is = |member: &EtcdMember, record: &MemberRecord| {
-        member.peer_urls.contains(&peer_url(&record.address)) || member.name == record.node.as_str()
+        record.has_etcd() && (member.peer_urls.contains(&peer_url(&record.address)) || member.name == record.node.as_str())
     };
     etcd.iter().filter(|member| !records.iter().any(|record| is(member, record))).collect()
 }
@@ -48,7 +48,7 @@ impl Cluster {
             return Ok(());
         }
         let out = let_out(self.etcd_store()?.as_ref(), self.store.as_ref(), seen, Instant::now()).await?;
-        out.iter().for_each(|gone| tracing::warn!(?gone, "a member of etcd was taken out: its host is no member of the cluster"));
+        out.iter().for_each(|gone| tracing::warn!(?gone, "a member of etcd was taken out: its host is not to have one"));
         Ok(())
     }
 }
@@ -57,12 +57,13 @@ impl Cluster {
 async fn let_out(etcd: &EtcdStore, store: &dyn Store, seen: &mut Seen, now: Instant) -> Result<Vec<EtcdMember>, Error> {
     // Before the records: who is let in meanwhile is not in this list yet.
     let all = etcd.members().await.map_err(store_error)?;
-    let found = strangers(&all, &members::members(store).await?).into_iter().cloned().collect::<Vec<_>>();
+    let records = members::members(store).await?;
+    let found = strangers(&all, &records).into_iter().cloned().collect::<Vec<_>>();
     seen.retain(|id, _| found.iter().any(|stranger| stranger.id == *id));
     let mut out = Vec::new();
     for stranger in found {
         let since = *seen.entry(stranger.id).or_insert(now);
-        if now.duration_since(since) < LEFT_BEHIND || joins(store, &stranger).await? {
+        if now.duration_since(since) < LEFT_BEHIND || joins(store, &records, &stranger).await? {
             continue;
         }
         when_settled(|| etcd.remove_member(stranger.id)).await.map_err(store_error)?;
@@ -73,11 +74,11 @@ async fn let_out(etcd: &EtcdStore, store: &dyn Store, seen: &mut Seen, now: Inst
     Ok(out)
 }
 
-/// Somebody of its name has a node in the cluster.
-async fn joins(store: &dyn Store, stranger: &EtcdMember) -> Result<bool, Error> {
+/// Somebody of its name has a node in the cluster, and no record. A record says that it has no business in etcd.
+async fn joins(store: &dyn Store, records: &[MemberRecord], stranger: &EtcdMember) -> Result<bool, Error> {
     match stranger.name.parse::<Name>() {
-        Ok(name) => node::has_joined(store, &name).await,
-        Err(_) => Ok(false),
+        Ok(name) if records.iter().all(|record| record.node != name) => node::has_joined(store, &name).await,
+        _ => Ok(false),
     }
 }
 
@@ -94,7 +95,7 @@ fn told(stranger: &EtcdMember) -> vmkeep_store::Op {
         resource: ResourceRef { kind: "node".into(), project: project.clone(), name, uid },
         level: Level::Warn,
         code: "etcd.member-removed".into(),
-        message: format!("etcd's member {known} was taken out: its host is no member of the cluster and did not take it out itself"),
+        message: format!("etcd's member {known} was taken out: its host is not to have one, and nobody took it out"),
         node: None,
     };
     typed::put(keys::event(&project, "node", uid, format!("{:020}-etcd-{:06}", at.as_nanosecond(), 0)), &event)

@@ -36,6 +36,9 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
     let libvirt = Arc::new(Libvirt::default());
     let mut seen = strangers::Seen::new();
     loop {
+        if let Err(error) = cluster.follow_roles(&mut known).await {
+            tracing::warn!(%error, "this host takes up its roles later");
+        }
         if let Err(error) = cluster.tend(&mut known, &libvirt).await {
             tracing::debug!(%error, "the cluster is looked after later");
         }
@@ -44,7 +47,7 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
         {
             tracing::debug!(%error, "etcd's members are looked after later");
         }
-        if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+        if shutdown.run_until_cancelled(cluster.until_due(&known)).await.is_none() {
             return;
         }
     }
@@ -100,6 +103,18 @@ pub async fn same_life(cluster: Arc<Cluster>, shutdown: CancellationToken) {
 }
 
 impl Cluster {
+    /// Sooner where a control node is not to be one any more: others have taken its etcd out.
+    async fn until_due(&self, known: &Member) {
+        let begin = tokio::time::Instant::now();
+        while begin.elapsed() < EVERY {
+            let rest = if known.has(MemberRole::Control) { OFTEN } else { EVERY };
+            tokio::time::sleep(rest).await;
+            if known.has(MemberRole::Control) && self.has_other_roles(known).await {
+                return;
+            }
+        }
+    }
+
     async fn tend(&self, known: &mut Member, libvirt: &Arc<Libvirt>) -> Result<(), Error> {
         let mut problems = Vec::new();
         if let Err(error) = self.renew(known).await {

@@ -29,7 +29,7 @@ use vmkeep_types::pool::PoolDriver;
 use super::{Part, control, make_folder};
 use crate::cluster::endpoints::Endpoints;
 use crate::cluster::libvirt::TLS_PORT;
-use crate::cluster::{Cluster, farewell, pki, renew};
+use crate::cluster::{Cluster, farewell, pki, renew, roles};
 use crate::config::{Config, HypervisorKind};
 use crate::listen::{self, Controls};
 use crate::member::AGENT_PORT;
@@ -134,7 +134,8 @@ impl Compute {
             let listener = listen::bind_tls(SocketAddr::new(ip, AGENT_PORT)).await?;
             let controls = Arc::new(Controls::new(part.store.clone()));
             let renewals = renew::router(part.store.clone(), member.paths(), part.config.certificate_life());
-            let serve = part.serve(self.router.clone().merge(renewals).merge(farewell::router(cluster.clone())));
+            let of_members = renewals.merge(farewell::router(cluster.clone())).merge(roles::router(cluster.clone()));
+            let serve = part.serve(self.router.clone().merge(of_members));
             part.tasks.spawn(async move {
                 listen::agent(serve, listener, mtls, controls).await;
                 "the agent's listener"

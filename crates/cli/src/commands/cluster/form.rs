@@ -39,8 +39,9 @@ pub async fn join(ctx: &Ctx, args: JoinArgs) -> Result<(), Failure> {
     if ctx.is_rehearsal(&format!("join the cluster of {}", args.address)) {
         return Ok(());
     }
-    let JoinArgs { address, token, own_address, witness } = args;
-    let call = ctx.call("cluster.join")?.json(&ClusterJoin { address, token, own_address, witness }).patience(ANSWER_PATIENCE);
+    let JoinArgs { address, token, own_address, witness, control } = args;
+    let wish = ClusterJoin { address, token, own_address, witness, control };
+    let call = ctx.call("cluster.join")?.json(&wish).patience(ANSWER_PATIENCE);
     let formed: ClusterFormed = call.answer().await?;
     arrive(ctx, &formed).await
 }

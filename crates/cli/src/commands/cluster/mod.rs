@@ -1,4 +1,4 @@
-//! `cluster init|token|join|leave|recover|lost|status|remove|backup|defrag|upgrade-check|raise-level|vip|capacity|simulate|balance`: many hosts as one.
+//! `cluster init|token|join|leave|recover|lost|status|remove|promote|demote|backup|defrag|upgrade-check|raise-level|vip|capacity|simulate|balance`: many hosts as one.
 
 mod balance;
 mod capacity;
@@ -44,6 +44,16 @@ pub enum ClusterCommand {
     /// Take out a member that does not come back
     #[command(visible_alias = "rm")]
     Remove {
+        /// Its node name
+        node: Name,
+    },
+    /// Make a compute node a control node with a vote in etcd; five votes at most
+    Promote {
+        /// Its node name
+        node: Name,
+    },
+    /// Make a control node a compute node: its API and its vote in etcd go, its VMs stay
+    Demote {
         /// Its node name
         node: Name,
     },
@@ -93,6 +103,9 @@ pub struct JoinArgs {
     /// etcd only: a third vote for two hosts, on any small machine
     #[arg(long)]
     witness: bool,
+    /// A control node although there are three already; five votes at most
+    #[arg(long, conflicts_with = "witness")]
+    control: bool,
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +135,8 @@ pub async fn run(ctx: &Ctx, command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Lost { node } => recover::lost(ctx, &node).await,
         ClusterCommand::Status => status::status(ctx).await,
         ClusterCommand::Remove { node } => status::remove(ctx, &node).await,
+        ClusterCommand::Promote { node } => status::promote(ctx, &node).await,
+        ClusterCommand::Demote { node } => status::demote(ctx, &node).await,
         ClusterCommand::Backup => status::backup(ctx).await,
         ClusterCommand::Defrag => status::defrag(ctx).await,
         ClusterCommand::UpgradeCheck => upgrade::check(ctx).await,

@@ -76,6 +76,26 @@ pub async fn remove(ctx: &Ctx, node: &Name) -> Result<(), Failure> {
     Ok(())
 }
 
+pub async fn promote(ctx: &Ctx, node: &Name) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("make '{node}' a control node")) {
+        return Ok(());
+    }
+    ctx.call("cluster.promote")?.field("name", node).done().await?;
+    ctx.printer.say(&format!("'{node}' becomes a control node; VMs go on"));
+    ctx.printer.hint("vmkeep cluster status shows its etcd as a follower when it is one, within a minute");
+    Ok(())
+}
+
+pub async fn demote(ctx: &Ctx, node: &Name) -> Result<(), Failure> {
+    if ctx.is_rehearsal(&format!("make '{node}' a compute node")) {
+        return Ok(());
+    }
+    ctx.confirm(&format!("Take the role of a control node from '{node}'? Its API and its vote in etcd go, its VMs stay."))?;
+    ctx.call("cluster.demote")?.field("name", node).done().await?;
+    ctx.printer.say(&format!("'{node}' becomes a compute node; VMs go on"));
+    Ok(())
+}
+
 pub async fn backup(ctx: &Ctx) -> Result<(), Failure> {
     if ctx.is_rehearsal("copy etcd's database to a file") {
         return Ok(());
