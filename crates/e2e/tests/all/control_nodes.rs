@@ -76,9 +76,9 @@ fn five_control_nodes_lose_two_at_once_and_a_role_comes_and_goes() {
     let stands = refusal(&hosts[2].vmkeep(["cluster", "demote", "node4", "--yes"]));
     assert!(stands.contains("2 answer: without this one it would stand still"), "{stands}");
     assert!(refusal(&hosts[3].vmkeep(["cluster", "demote", "node4", "--yes"])).contains("is this host"));
-    for n in 0..2 {
-        hosts[n].power_on();
-        hosts[n].spawn_daemon(Net::Host, &[]);
+    for host in &mut hosts[..2] {
+        host.power_on();
+        host.spawn_daemon(Net::Host, &[]);
     }
     until_healthy(&hosts[2], &view(&[]));
 
