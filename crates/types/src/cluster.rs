@@ -95,6 +95,26 @@ pub struct ClusterInit {
     /// By which other hosts will reach this one; without it, the address of the default route.
     #[serde(default)]
     pub address: Option<String>,
+    /// An etcd that is there already, instead of one that vmkeep runs.
+    #[serde(default)]
+    pub etcd: Option<EtcdAccess>,
+}
+
+/// How an etcd is used that is not the cluster's own.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EtcdAccess {
+    /// `https://ADDRESS:2379` of its members.
+    pub endpoints: Vec<String>,
+    /// PEM: who signs its servers' certificates, and the client's certificate and key that every host of the cluster shows.
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for EtcdAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdAccess").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
 }
 
 /// A cluster of one was begun, or a cluster was joined; the daemon starts anew into it.
@@ -237,6 +257,9 @@ pub struct Admission {
     /// A control node although there are three already.
     #[serde(default)]
     pub control: bool,
+    /// Why it cannot run a member of etcd, if it should need to.
+    #[serde(default)]
+    pub no_etcd: Option<String>,
     /// PEM requests: one for the node's certificate, one for etcd's.
     pub node_request: String,
     pub etcd_request: String,
@@ -268,6 +291,9 @@ pub struct Admitted {
     /// `NAME=PEER_URL,…` for etcd's first start; none on a member without etcd.
     #[serde(default)]
     pub initial_cluster: Option<String>,
+    /// The cluster is in an etcd of its operator's.
+    #[serde(default)]
+    pub etcd: Option<EtcdAccess>,
 }
 
 /// A copy of etcd's database was made.
@@ -317,8 +343,18 @@ pub struct ClusterView {
     /// None: this host is alone.
     pub cluster: Option<Uuid>,
     pub members: Vec<ClusterMemberView>,
+    /// The endpoints of an etcd that is not the cluster's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub etcd: Vec<EtcdEndpointView>,
     /// What is not as it should be, and what to do.
     pub problems: Vec<ClusterProblem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EtcdEndpointView {
+    pub url: String,
+    #[serde(flatten)]
+    pub etcd: EtcdView,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@
 //!                          ca.key        0600, control nodes only: issues certificates
 //!                          node.pem/.key client and server: agent, control plane, user of etcd
 //!                          etcd.pem/.key etcd's own, for clients and peers
+//!                          etcd-client.* for an etcd that is not the cluster's own
 //! ```
 //! How it fails: a file that does not parse stops the daemon with the file's name and the reason; it never falls back to the
 //! single host's store, which is older.
@@ -52,6 +53,9 @@ pub struct Member {
 pub struct MemberEtcd {
     /// `https://ADDRESS:2379` of each member of etcd.
     pub endpoints: Vec<String>,
+    /// It is not the cluster's own: vmkeep uses it, and runs none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
 }
 
 /// The files of one state directory.
@@ -94,9 +98,17 @@ impl Paths {
         self.dir.join("etcd.key")
     }
 
+    /// With which an etcd is used that is not the cluster's own.
+    pub fn etcd_access(&self) -> EtcdTls {
+        let at = |name: &str| self.dir.join(format!("etcd-client.{name}"));
+        EtcdTls { ca: at("ca.pem"), cert: at("pem"), key: at("key") }
+    }
+
     /// How the node of this host connects to etcd.
     pub fn etcd_client(&self, endpoints: Vec<String>) -> EtcdConfig {
-        EtcdConfig { endpoints, tls: Some(EtcdTls { ca: self.ca(), cert: self.node_cert(), key: self.node_key() }) }
+        let own = EtcdTls { ca: self.ca(), cert: self.node_cert(), key: self.node_key() };
+        let access = self.etcd_access();
+        EtcdConfig { endpoints, tls: Some(if access.key.exists() { access } else { own }) }
     }
 
     /// # Errors
@@ -150,7 +162,7 @@ impl Member {
 
     /// It runs a member of etcd.
     pub fn has_etcd(&self) -> bool {
-        self.roles.iter().any(|role| role.has_etcd())
+        !self.etcd.external && self.roles.iter().any(|role| role.has_etcd())
     }
 
     pub fn paths(&self) -> Paths {
@@ -222,7 +234,7 @@ mod tests {
             node: Name::known("node1"),
             roles: vec![MemberRole::Control, MemberRole::Compute],
             address: "10.0.0.1".into(),
-            etcd: MemberEtcd { endpoints: vec!["https://10.0.0.1:2379".into()] },
+            etcd: MemberEtcd { endpoints: vec!["https://10.0.0.1:2379".into()], external: false },
             dir: PathBuf::new(),
         }
     }

@@ -10,6 +10,7 @@ mod control_nodes;
 mod crash;
 mod dead_host;
 mod debian;
+mod external_etcd;
 mod full;
 mod going;
 mod ha;

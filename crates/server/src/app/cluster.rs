@@ -277,6 +277,7 @@ mod tests {
             now: now(),
             witness: false,
             control: false,
+            no_etcd: None,
             node_request: String::new(),
             etcd_request: String::new(),
             guests: Vec::new(),
@@ -315,8 +316,11 @@ mod tests {
         let control = Admission { control: true, ..wish(&token(&store).await, "h5", 5) };
         assert_eq!(admit(&store, &control, now()).await.expect("by its wish").roles.len(), 2);
         for (more, expect) in [
-            (Admission { control: true, ..wish("", "h6", 6) }, expect!["5 members have etcd: one more makes it slower and no safer"]),
-            (Admission { witness: true, ..wish("", "h6", 6) }, expect!["5 members have etcd: a witness adds nothing"]),
+            (
+                Admission { control: true, ..wish("", "h6", 6) },
+                expect!["there are 5 control nodes and witnesses: one more makes it slower and no safer"],
+            ),
+            (Admission { witness: true, ..wish("", "h6", 6) }, expect!["there are 5 control nodes and witnesses: a witness adds nothing"]),
             (Admission { witness: true, control: true, ..wish("", "h6", 6) }, expect!["a witness has etcd only: it is no control node"]),
         ] {
             refused(&store, &Admission { token: token(&store).await, ..more }, now(), expect).await;

@@ -29,7 +29,9 @@ pub(super) fn of_joiner(members: &[MemberRecord], wish: &Admission) -> Result<Ve
     let voters = members.iter().filter(|member| member.has_etcd()).count();
     match (wish.witness, wish.control) {
         (true, true) => Err(Error::invalid("a witness has etcd only: it is no control node")),
-        (true, false) if voters >= VOTERS_MAX => Err(Error::conflict(format!("{voters} members have etcd: a witness adds nothing"))),
+        (true, false) if voters >= VOTERS_MAX => {
+            Err(Error::conflict(format!("there are {voters} control nodes and witnesses: a witness adds nothing")))
+        }
         (true, false) => Ok(vec![MemberRole::Witness]),
         (false, true) if voters >= VOTERS_MAX => Err(no_more(voters)),
         (false, control) if control || voters < VOTERS_WANTED => Ok(CONTROL.to_vec()),
@@ -38,7 +40,7 @@ pub(super) fn of_joiner(members: &[MemberRecord], wish: &Admission) -> Result<Ve
 }
 
 fn no_more(voters: usize) -> Error {
-    Error::conflict(format!("{voters} members have etcd: one more makes it slower and no safer"))
+    Error::conflict(format!("there are {voters} control nodes and witnesses: one more makes it slower and no safer"))
         .hint("vmkeep cluster demote NODE takes the role from another first")
 }
 
@@ -188,7 +190,10 @@ mod tests {
         refused(promote(&store, &name("none")).await, expect!["there is no member 'none'"]);
         let full =
             cluster(&[("a", &CONTROL), ("bb", &CONTROL), ("ccc", &CONTROL), ("dddd", &CONTROL), ("e", &WITNESS), ("f", &COMPUTE)]).await;
-        refused(promote(&full, &name("f")).await, expect!["5 members have etcd: one more makes it slower and no safer"]);
+        refused(
+            promote(&full, &name("f")).await,
+            expect!["there are 5 control nodes and witnesses: one more makes it slower and no safer"],
+        );
         let store = cluster(&[("a", &CONTROL), ("bb", &COMPUTE), ("ccc", &CONTROL)]).await;
         for node in ["bb", "ccc"] {
             store.txn(Txn::default().then(Op::Delete(keys::word(&name(node))))).await.expect("it never said a word");

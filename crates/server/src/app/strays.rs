@@ -110,6 +110,7 @@ mod tests {
             now: jiff::Timestamp::UNIX_EPOCH,
             witness: false,
             control: false,
+            no_etcd: None,
             node_request: String::new(),
             etcd_request: String::new(),
             guests: guests.iter().map(|n| GuestThere { vm: id(*n), name: format!("web{n}") }).collect(),

@@ -22,7 +22,7 @@ use vmkeep_types::name::Name;
 
 use super::etcd::peer_url;
 use super::pki::{Authority, Purpose};
-use super::{Cluster, LOOK_AGAIN, internal, when_settled};
+use super::{Cluster, LOOK_AGAIN, external, internal, when_settled};
 use crate::listen::refuse;
 
 pub const PATH: &str = "/join/v1";
@@ -59,7 +59,17 @@ impl Cluster {
         // Before anything is changed: a request that is none.
         let certificates = self.certificates(&wish.node, &wish.address, &wish.node_request, &wish.etcd_request)?;
         let peer = peer_url(&wish.address);
-        let etcd = if roles.iter().any(|role| role.has_etcd()) { Some(self.learner(&peer).await?) } else { None };
+        if self.is_external() && wish.witness {
+            return Err(Error::refused("this cluster is in an etcd of yours: a witness adds no vote to it"));
+        }
+        let etcd = if self.gives_etcd(&roles) {
+            if let Some(why) = &wish.no_etcd {
+                return Err(Error::refused(why.clone()).hint("the port must be free: ss -ltnp"));
+            }
+            Some(self.learner(&peer).await?)
+        } else {
+            None
+        };
         point("admit: a learner");
         let record = match members::admit(self.store.as_ref(), wish, jiff::Timestamp::now()).await {
             Ok(record) => record,
@@ -71,6 +81,11 @@ impl Cluster {
         point("admit: a member");
         self.keep_rights().await?;
         self.papers(&record, certificates).await
+    }
+
+    /// A host with these roles runs a member of etcd.
+    fn gives_etcd(&self, roles: &[MemberRole]) -> bool {
+        !self.is_external() && roles.iter().any(|role| role.has_etcd())
     }
 
     fn authority(&self) -> Result<Authority, Error> {
@@ -90,10 +105,14 @@ impl Cluster {
     /// has what the others have.
     pub(super) async fn papers(&self, record: &MemberRecord, certificates: Certificates) -> Result<Admitted, Error> {
         let (member, store, peer) = (self.member()?, self.etcd_store()?, peer_url(&record.address));
-        if record.has_etcd() {
+        let has_etcd = self.gives_etcd(&record.roles);
+        if has_etcd {
             tokio::spawn(promote(store.clone(), peer.clone()));
         }
-        let all = store.members().await.map_err(app::store_error)?;
+        let all = if self.is_external() { Vec::new() } else { store.members().await.map_err(app::store_error)? };
+        let own = all.iter().filter(|m| !m.learner).flat_map(|m| m.client_urls.clone()).collect();
+        let external = if self.is_external() { Some(external::taken_up(&member.paths(), self.endpoints_now()?)) } else { None };
+        let external = external.transpose().map_err(internal)?;
         let control = record.roles.contains(&MemberRole::Control);
         let key = || std::fs::read_to_string(member.paths().ca_key()).map_err(|e| internal(e.into()));
         Ok(Admitted {
@@ -103,8 +122,9 @@ impl Cluster {
             ca_key: control.then(key).transpose()?,
             node_cert: certificates.node,
             etcd_cert: certificates.etcd,
-            endpoints: all.iter().filter(|m| !m.learner).flat_map(|m| m.client_urls.clone()).collect(),
-            initial_cluster: record.has_etcd().then(|| initial_cluster(&all, &record.node, &peer)),
+            endpoints: external.as_ref().map_or(own, |access| access.endpoints.clone()),
+            initial_cluster: has_etcd.then(|| initial_cluster(&all, &record.node, &peer)),
+            etcd: external,
         })
     }
 

@@ -165,7 +165,7 @@ mod tests {
             node: Name::known("a"),
             roles: roles.to_vec(),
             address: "10.0.0.1".into(),
-            etcd: MemberEtcd { endpoints: vec!["https://10.0.0.1:2379".into()] },
+            etcd: MemberEtcd { endpoints: vec!["https://10.0.0.1:2379".into()], external: false },
             dir: PathBuf::new(),
         }
     }

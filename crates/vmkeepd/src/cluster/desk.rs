@@ -127,7 +127,7 @@ async fn show(State(desk): State<Arc<Desk>>) -> Response {
     let view = match &desk.standing {
         Standing::Member(cluster) => cluster.look().await,
         Standing::Waiting { .. } | Standing::Removed => {
-            Ok(ClusterView { cluster: Some(desk.member.cluster), members: Vec::new(), problems: vec![desk.problem()] })
+            Ok(ClusterView { cluster: Some(desk.member.cluster), members: Vec::new(), etcd: Vec::new(), problems: vec![desk.problem()] })
         }
     };
     view.map_or_else(refuse, |view| Json(view).into_response())

@@ -23,13 +23,13 @@ use vmkeep_store::crash::point;
 use vmkeep_store::embedded::EmbeddedStore;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_store::keys;
-use vmkeep_types::cluster::{ClusterFormed, ClusterInit, MemberRecord, MemberRole, MemberState};
+use vmkeep_types::cluster::{ClusterFormed, ClusterInit, EtcdAccess, MemberRecord, MemberRole, MemberState};
 use vmkeep_types::error::Error;
 use vmkeep_types::name::Name;
 
 use super::etcd::{Begin, Etcd, Listen, client_url};
 use super::pki::{self, Authority, Purpose};
-use super::{Cluster, ETCD_BEGINS, ETCD_PATIENCE, erase, internal, moving, refused, until_etcd, usable};
+use super::{Cluster, ETCD_BEGINS, ETCD_PATIENCE, ETCD_PORTS, OUR_PORTS, erase, external, internal, moving, refused, until_etcd, usable};
 use crate::config::Config;
 use crate::member::{Member, MemberEtcd, Paths, read_toml, write_toml, write_whole};
 
@@ -46,6 +46,9 @@ struct Forming {
     node: Name,
     address: String,
     machine_id: String,
+    /// Endpoints of an etcd that is not the cluster's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    external: Option<Vec<String>>,
     step: Step,
 }
 
@@ -73,7 +76,7 @@ impl Forming {
 
     /// As the node of the first member connects.
     fn etcd_client(&self, paths: &Paths) -> EtcdConfig {
-        paths.etcd_client(vec![client_url(&self.address)])
+        paths.etcd_client(self.external.clone().unwrap_or_else(|| vec![client_url(&self.address)]))
     }
 }
 
@@ -84,20 +87,31 @@ pub(super) fn failure_file(paths: &Paths) -> PathBuf {
 
 impl Cluster {
     pub(super) async fn form(&self, wish: ClusterInit) -> Result<ClusterFormed, Error> {
-        if !Etcd::is_installed() {
-            return Err(Error::refused("etcd is not installed").hint("apt-get install etcd-server"));
+        match &wish.etcd {
+            Some(access) => external::check(access)?,
+            None if Etcd::is_installed() => {}
+            None => return Err(Error::refused("etcd is not installed").hint("apt-get install etcd-server")),
         }
         let address = match wish.address {
             Some(address) => address,
             None => own_address()?,
         };
-        let address = usable(&address)?.to_string();
+        let address = usable(&address, &OUR_PORTS)?.to_string();
+        if wish.etcd.is_none() {
+            usable(&address, &ETCD_PORTS)?;
+        }
         let paths = self.paths();
-        let forming =
-            Forming { cluster: Uuid::new_v4(), node: self.node.clone(), address, machine_id: self.machine_id()?, step: Step::Prepare };
+        let forming = Forming {
+            cluster: Uuid::new_v4(),
+            node: self.node.clone(),
+            address,
+            machine_id: self.machine_id()?,
+            external: wish.etcd.as_ref().map(|access| access.endpoints.clone()),
+            step: Step::Prepare,
+        };
         forming.save(&paths, Step::Prepare).map_err(refused)?;
         point("form: begun");
-        if let Err(error) = prepare(&forming, &paths, &self.config).await {
+        if let Err(error) = prepare(&forming, wish.etcd.as_ref(), &paths, &self.config).await {
             undo(&forming, &paths).await.map_err(internal)?;
             return Err(error);
         }
@@ -110,7 +124,7 @@ impl Cluster {
             node: forming.node,
             address: forming.address,
             roles: ROLES.to_vec(),
-            warnings: Vec::new(),
+            warnings: forming.external.iter().map(|_| external::WARNING.to_owned()).collect(),
         })
     }
 }
@@ -127,11 +141,18 @@ fn own_address() -> Result<String, Error> {
     })
 }
 
-async fn prepare(forming: &Forming, paths: &Paths, config: &Config) -> Result<(), Error> {
+async fn prepare(forming: &Forming, access: Option<&EtcdAccess>, paths: &Paths, config: &Config) -> Result<(), Error> {
     let etcd = Etcd::new(paths.clone());
-    let made = || -> anyhow::Result<()> {
+    let certified = || -> anyhow::Result<()> {
         let authority = Authority::open_or_make(paths, forming.cluster)?.for_a_life_of(config.certificate_life());
-        pki::issue_own(&authority, paths, &forming.node, &forming.address, &Purpose::of(&ROLES))?;
+        pki::issue_own(&authority, paths, &forming.node, &forming.address, &Purpose::of(&ROLES))
+    };
+    certified().map_err(refused)?;
+    if let Some(access) = access {
+        external::lay_down(paths, access).map_err(refused)?;
+        return external::is_free(&forming.etcd_client(paths)).await;
+    }
+    let made = || -> anyhow::Result<()> {
         etcd.configure(forming.cluster, &forming.node, &forming.address, &Begin::New, Listen::Host)?;
         etcd.start()
     };
@@ -179,10 +200,15 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
 
 async fn move_over(config: &Config, forming: &Forming, paths: &Paths) -> anyhow::Result<()> {
     let etcd = Etcd::new(paths.clone());
-    etcd.start()?;
     let client = forming.etcd_client(paths);
-    let connect = || async { EtcdStore::connect(&client).await.map_err(|e| e.to_string()) };
-    let to = until_etcd(&etcd, "cannot move the store", connect).await?;
+    let to = if forming.external.is_some() {
+        let connected = tokio::time::timeout(ETCD_PATIENCE, EtcdStore::connect(&client)).await;
+        connected.context("etcd does not answer")?.context("cannot move the store")?
+    } else {
+        etcd.start()?;
+        let connect = || async { EtcdStore::connect(&client).await.map_err(|e| e.to_string()) };
+        until_etcd(&etcd, "cannot move the store", connect).await?
+    };
     let file = config.store.join("vmkeep.db");
     let from = EmbeddedStore::open(&file).with_context(|| format!("cannot open the store {}", file.display()))?;
     let first = MemberRecord {
@@ -204,7 +230,10 @@ async fn move_over(config: &Config, forming: &Forming, paths: &Paths) -> anyhow:
             Ok(Some(keys)) => tracing::info!(keys, "the store is in etcd now"),
             Ok(None) => {}
             // Each attempt begins anew or finds that it is done. systemd may take a moment to begin.
-            Err(error) if begin.elapsed() < ETCD_BEGINS || (begin.elapsed() < ETCD_PATIENCE && etcd.is_running()) => {
+            Err(error)
+                if begin.elapsed() < ETCD_BEGINS
+                    || (begin.elapsed() < ETCD_PATIENCE && (forming.external.is_some() || etcd.is_running())) =>
+            {
                 tracing::warn!(%error, "the store is moved again from the start");
                 tokio::time::sleep(super::LOOK_AGAIN).await;
                 continue;
@@ -218,7 +247,7 @@ async fn move_over(config: &Config, forming: &Forming, paths: &Paths) -> anyhow:
         node: forming.node.clone(),
         roles: ROLES.to_vec(),
         address: forming.address.clone(),
-        etcd: MemberEtcd { endpoints: client.endpoints.clone() },
+        etcd: MemberEtcd { endpoints: client.endpoints.clone(), external: forming.external.is_some() },
         dir: paths.dir.clone(),
     };
     member.save(&config.store)?;

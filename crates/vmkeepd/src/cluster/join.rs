@@ -18,7 +18,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::record::VmRecord;
 
 use super::etcd::{Begin, Listen, client_url, peer_url};
-use super::{Cluster, admit, internal, pki, refused, until_etcd, usable, wire};
+use super::{Cluster, ETCD_PORTS, OUR_PORTS, admit, external, internal, pki, refused, until_etcd, usable, wire};
 use crate::member::{API_PORT, Member, MemberEtcd, Paths, write_whole};
 
 /// VMs named in a refusal.
@@ -34,12 +34,14 @@ impl Cluster {
         let from_here = || stream.local_addr().map(|at| at.ip().to_string()).map_err(|e| Error::internal(e.to_string()));
         let address = wish.own_address.clone().map_or_else(from_here, Ok)?;
         let paths = self.paths();
+        let address = usable(&address, &OUR_PORTS)?.to_string();
         // An etcd that runs here is of an attempt that broke off.
-        let address = if self.etcd().is_running() { address } else { usable(&address)?.to_string() };
+        let free = if self.etcd().is_running() { Ok(()) } else { usable(&address, &ETCD_PORTS).map(drop) };
         let fresh = !paths.dir.exists();
         paths.make().map_err(refused)?;
         let asked = async {
-            let admission = self.admission(&wish, address.clone(), &paths, guests)?;
+            let no_etcd = free.err().map(|error| error.message);
+            let admission = Admission { no_etcd, ..self.admission(&wish, address.clone(), &paths, guests)? };
             wire::post::<Admitted>(stream, &host, &token.ca, admit::PATH, &admission).await
         };
         let admitted = match asked.await {
@@ -67,7 +69,7 @@ impl Cluster {
             node: self.node.clone(),
             roles: admitted.roles.clone(),
             address: address.clone(),
-            etcd: MemberEtcd { endpoints },
+            etcd: MemberEtcd { endpoints, external: admitted.etcd.is_some() },
             dir: paths.dir,
         };
         member.save(&self.config.store).map_err(refused)?;
@@ -110,6 +112,7 @@ impl Cluster {
             now: jiff::Timestamp::now(),
             witness: wish.witness,
             control: wish.control,
+            no_etcd: None,
             node_request: pki::request(&paths.node_key()).map_err(internal)?,
             etcd_request: pki::request(&paths.etcd_key()).map_err(internal)?,
             guests,
@@ -123,6 +126,9 @@ impl Cluster {
         }
         write_whole(&paths.node_cert(), 0o644, pki::chain(&admitted.node_cert, &admitted.ca).as_bytes())?;
         write_whole(&paths.etcd_cert(), 0o644, pki::chain(&admitted.etcd_cert, &admitted.ca).as_bytes())?;
+        if let Some(access) = &admitted.etcd {
+            external::lay_down(paths, access)?;
+        }
         let Some(initial) = &admitted.initial_cluster else { return Ok(()) };
         self.etcd().configure(admitted.cluster, &self.node, address, &Begin::Existing(initial.clone()), Listen::Host)
     }

@@ -46,6 +46,9 @@ struct Leaving {
     /// It may write the cluster's records itself.
     #[serde(default)]
     control: bool,
+    /// etcd is not the cluster's own.
+    #[serde(default)]
+    external: bool,
     step: Step,
 }
 
@@ -90,6 +93,7 @@ pub(super) fn begin(member: &Member, wish: &ClusterLeave, restart: &Restart) -> 
         address: member.address.clone(),
         endpoints: member.etcd.endpoints.clone(),
         control: member.has(MemberRole::Control),
+        external: member.etcd.external,
         step,
     };
     let _ = fs::remove_file(failure_file(&paths));
@@ -160,7 +164,12 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
         point("leave: forgotten");
     }
     if leaving.step == Step::Out {
-        let Some(()) = shutdown.run_until_cancelled(out_of_etcd(&leaving, &paths)).await else { return Ok(()) };
+        let out = async {
+            if !leaving.external {
+                out_of_etcd(&leaving, &paths).await;
+            }
+        };
+        let Some(()) = shutdown.run_until_cancelled(out).await else { return Ok(()) };
         leaving.save(&paths, Step::Erase)?;
         point("leave: out of etcd");
     }
@@ -175,7 +184,7 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
 /// The store forgets this node. Its own etcd is needed for that where it makes the majority.
 async fn ask(leaving: &Leaving, paths: &Paths) -> Result<(), Error> {
     let etcd = Etcd::new(paths.clone());
-    if leaving.endpoints.contains(&client_url(&leaving.address)) {
+    if !leaving.external && leaving.endpoints.contains(&client_url(&leaving.address)) {
         etcd.start().map_err(refused)?;
     }
     let client = paths.etcd_client(leaving.endpoints.clone());

@@ -363,7 +363,7 @@ mod tests {
             node: Name::known("a"),
             roles: vec![MemberRole::Compute],
             address: "10.0.0.1".into(),
-            etcd: crate::member::MemberEtcd { endpoints: Vec::new() },
+            etcd: crate::member::MemberEtcd { endpoints: Vec::new(), external: false },
             dir: paths.dir.clone(),
         };
         let told = libvirt.keep(&Config::default(), &member);

@@ -20,6 +20,7 @@ mod backup;
 pub mod desk;
 pub mod endpoints;
 pub mod etcd;
+mod external;
 pub mod farewell;
 mod form;
 mod join;
@@ -272,11 +273,13 @@ impl HostCluster for Cluster {
 
     async fn backup(&self) -> Result<ClusterBackup, Error> {
         let _turn = self.turn.lock().await;
+        self.of_its_own_etcd("a backup")?;
         self.back_up().await
     }
 
     async fn defragment(&self) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
+        self.of_its_own_etcd("defragmentation")?;
         self.defragment_each().await
     }
 }
@@ -312,16 +315,20 @@ fn refused(error: anyhow::Error) -> Error {
     Error::refused(format!("{error:#}"))
 }
 
-/// An address that other hosts can use and that is this host's, with our ports free on it.
-fn usable(address: &str) -> Result<IpAddr, Error> {
+/// Of every member.
+const OUR_PORTS: [(u16, &str); 2] = [(API_PORT, "the API"), (AGENT_PORT, "the agent")];
+const ETCD_PORTS: [(u16, &str); 2] = [(ETCD_CLIENT_PORT, "etcd"), (ETCD_PEER_PORT, "etcd's peers")];
+
+/// An address that other hosts can use and that is this host's, with these ports free on it.
+fn usable(address: &str, ports: &[(u16, &str)]) -> Result<IpAddr, Error> {
     let ip: IpAddr = address.parse().map_err(|_| Error::invalid(format!("'{address}' is no IP address")))?;
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
         return Err(
             Error::invalid(format!("{ip} leads other hosts nowhere")).hint("give the address of this host in the network of the others")
         );
     }
-    for (port, what) in [(ETCD_CLIENT_PORT, "etcd"), (ETCD_PEER_PORT, "etcd's peers"), (API_PORT, "the API"), (AGENT_PORT, "the agent")] {
-        TcpListener::bind((ip, port)).map_err(|e| {
+    for (port, what) in ports {
+        TcpListener::bind((ip, *port)).map_err(|e| {
             Error::refused(format!("cannot listen on {ip} port {port} for {what}: {e}"))
                 .hint("the address must be this host's, and the port free: ip address; ss -ltnp")
         })?;

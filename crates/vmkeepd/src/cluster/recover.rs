@@ -79,6 +79,10 @@ impl Recovering {
 /// # Errors
 /// This host has no etcd, a tool or the backup is missing; the disk's.
 pub(super) fn begin(member: &Member, wish: &ClusterRecover, restart: &Restart) -> Result<ClusterRecovering, Error> {
+    if member.etcd.external {
+        return Err(Error::refused("recovery is for an etcd that vmkeep runs; this cluster's is yours")
+            .hint("its keeper restores it; read docs/guide/cluster.md before"));
+    }
     if !member.roles.iter().any(|role| role.has_etcd()) || !member.paths().ca_key().exists() {
         return Err(Error::conflict(format!("'{}' is no control node", member.node)).hint("recover on one that is left"));
     }
@@ -166,7 +170,7 @@ pub async fn resume(config: &Config, shutdown: &CancellationToken) -> anyhow::Re
     begun?;
     etcd.stop().await?;
     etcd.configure(member.cluster, &member.node, &member.address, &Begin::New, Listen::Host)?;
-    let alone = Member { etcd: MemberEtcd { endpoints: vec![client_url(&member.address)] }, ..member };
+    let alone = Member { etcd: MemberEtcd { endpoints: vec![client_url(&member.address)], external: false }, ..member };
     alone.save(&config.store)?;
     point("recover: alone");
     tracing::warn!(

@@ -40,7 +40,7 @@ impl Cluster {
     /// # Errors
     /// The store's.
     pub(super) async fn keep_rights(&self) -> Result<(), Error> {
-        if !self.member()?.has(MemberRole::Control) || !in_force(self.store.as_ref()).await? {
+        if self.is_external() || !self.member()?.has(MemberRole::Control) || !in_force(self.store.as_ref()).await? {
             return Ok(());
         }
         let mut kept = self.rights.lock().await;

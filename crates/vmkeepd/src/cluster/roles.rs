@@ -27,10 +27,10 @@ use vmkeep_types::cluster::{Admitted, MemberRecord, MemberRole};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
-use super::etcd::{Etcd, client_url, peer_url};
+use super::etcd::{client_url, peer_url};
 use super::{Cluster, ask, internal, pki, refused, vip, when_settled};
 use crate::listen::{Peer, refuse};
-use crate::member::{Member, MemberEtcd, Paths, write_whole};
+use crate::member::{Member, Paths, write_whole};
 use crate::mtls::Mtls;
 
 pub const PATH: &str = "/n/cluster/rise";
@@ -91,6 +91,9 @@ impl Cluster {
         }
         let record = self.record_of(node).await?.ok_or_else(|| Error::not_found("member", node))?;
         let peer = peer_url(&record.address);
+        if self.is_external() {
+            return roles::demote(self.store.as_ref(), node).await;
+        }
         self.etcd_goes_on_without(&peer).await?;
         roles::demote(self.store.as_ref(), node).await?;
         point("demote: recorded");
@@ -116,7 +119,9 @@ impl Cluster {
         let record = self.record_of(node).await?.filter(|record| record.roles.contains(&MemberRole::Control));
         let record = record.ok_or_else(|| Error::new(Code::Forbidden, format!("'{node}' is not to be a control node")))?;
         let certificates = self.certificates(node, &record.address, &wish.node_request, &wish.etcd_request)?;
-        self.learner(&peer_url(&record.address)).await?;
+        if !self.is_external() {
+            self.learner(&peer_url(&record.address)).await?;
+        }
         point("raise: a learner");
         self.keep_rights().await?;
         self.papers(&record, certificates).await
@@ -140,7 +145,7 @@ impl Cluster {
             _ => return Ok(()),
         };
         known.roles.clone_from(&record.roles);
-        known.etcd = MemberEtcd { endpoints };
+        known.etcd.endpoints = endpoints;
         known.save(&self.config.store).map_err(refused)?;
         point("roles: member.toml");
         let _ = fs::remove_file(risen_file(&known.paths()));
@@ -163,6 +168,9 @@ impl Cluster {
         let admitted = self.ask_to_rise(&paths, &wish).await?;
         point("rise: admitted");
         self.take_up(&admitted, &known.address, &paths).map_err(refused)?;
+        if known.etcd.external {
+            return Ok(known.etcd.endpoints.clone());
+        }
         self.begin_etcd(&admitted, &known.address, &paths).await?;
         let own = client_url(&known.address);
         let others = admitted.endpoints.into_iter().filter(|url| *url != own);
@@ -184,19 +192,21 @@ impl Cluster {
 
     async fn step_down(&self, known: &Member) -> Result<Vec<String>, Error> {
         let paths = known.paths();
-        let peer = peer_url(&known.address);
-        let voters = self.etcd_store()?.members().await.map_err(store_error)?;
-        if voters.iter().any(|voter| voter.peer_urls.contains(&peer)) {
-            return Err(Error::new(Code::Unavailable, "another control node has not taken this host's etcd out yet"));
+        if !known.etcd.external {
+            let peer = peer_url(&known.address);
+            let voters = self.etcd_store()?.members().await.map_err(store_error)?;
+            if voters.iter().any(|voter| voter.peer_urls.contains(&peer)) {
+                return Err(Error::new(Code::Unavailable, "another control node has not taken this host's etcd out yet"));
+            }
+            let etcd = self.etcd();
+            etcd.stop().await.map_err(refused)?;
+            etcd.erase().map_err(refused)?;
+            point("step down: etcd erased");
         }
-        let etcd = Etcd::new(paths.clone());
-        etcd.stop().await.map_err(refused)?;
-        etcd.erase().map_err(refused)?;
-        point("step down: etcd erased");
         vip::Keepalived::new(paths.clone()).set(None).map_err(refused)?;
         remove_file(&paths.ca_key()).map_err(refused)?;
-        let own = client_url(&known.address);
-        Ok(known.etcd.endpoints.iter().filter(|url| **url != own).cloned().collect())
+        let is_ours = |url: &&String| !known.etcd.external && **url == client_url(&known.address);
+        Ok(known.etcd.endpoints.iter().filter(|url| !is_ours(url)).cloned().collect())
     }
 }
 

@@ -37,7 +37,7 @@ impl Cluster {
             records => records?,
         };
         let asked = records.iter().map(|record| async {
-            if !record.has_etcd() {
+            if member.etcd.external || !record.has_etcd() {
                 return None;
             }
             let only = self.only(client_url(&record.address)).ok()?;
@@ -46,10 +46,20 @@ impl Cluster {
         });
         let statuses: Vec<Option<Result<EtcdStatus, StoreError>>> = join_all(asked).await;
         let store = self.etcd_store()?;
-        let (etcd, full) = (store.members().await.map_err(app::store_error)?, store.out_of_space().await.map_err(app::store_error)?);
-        let mut problems = problems(&records, &statuses, &etcd);
+        let full = store.out_of_space().await.map_err(app::store_error)?;
+        let mut problems = problems_of_members(&records, &statuses);
+        let mut endpoints = Vec::new();
+        if member.etcd.external {
+            let (found, more) = self.endpoints().await?;
+            endpoints = found;
+            problems.extend(more);
+        } else {
+            problems.extend(problems_of_etcd(&records, &store.members().await.map_err(app::store_error)?));
+        }
         if !full.is_empty() {
-            problems.push(problem("etcd is over its quota: nothing can be changed until there is room", "vmkeep cluster defrag"));
+            let mend =
+                if member.etcd.external { "etcdctl … compact, defrag and alarm disarm, where it runs" } else { "vmkeep cluster defrag" };
+            problems.push(problem("etcd is over its quota: nothing can be changed until there is room", mend));
         }
         // What other nodes have said of themselves is control nodes' to read.
         if member.has(MemberRole::Control)
@@ -62,7 +72,7 @@ impl Cluster {
         }
         let rows = records.into_iter().zip(statuses);
         let members = rows.map(|(record, status)| ClusterMemberView { record, etcd: status.as_ref().map(view) }).collect();
-        Ok(ClusterView { cluster: Some(member.cluster), members, problems })
+        Ok(ClusterView { cluster: Some(member.cluster), members, etcd: endpoints, problems })
     }
 
     /// Who is silent is all that can be told, and what that means.
@@ -79,19 +89,24 @@ impl Cluster {
         });
         let silent = join_all(asked).await.into_iter().flatten();
         let first = problem(format!("the cluster's store cannot be read ({}); VMs go on", error.message), AWAY);
-        ClusterView { cluster: Some(member.cluster), members: Vec::new(), problems: [first].into_iter().chain(silent).collect() }
+        ClusterView {
+            cluster: Some(member.cluster),
+            members: Vec::new(),
+            etcd: Vec::new(),
+            problems: [first].into_iter().chain(silent).collect(),
+        }
     }
 
     fn look_alone(&self) -> ClusterView {
         let failed = std::fs::read_to_string(failure_file(&self.paths())).ok();
         let problems =
             failed.map(|why| problem(format!("no cluster was formed: {}", why.trim()), "mend that and run vmkeep cluster init again"));
-        ClusterView { cluster: None, members: Vec::new(), problems: problems.into_iter().collect() }
+        ClusterView { cluster: None, members: Vec::new(), etcd: Vec::new(), problems: problems.into_iter().collect() }
     }
 
     /// Out of etcd first: a dead member counts for the majority as long as it is in.
     pub(super) async fn take_out(&self, node: &Name) -> Result<(), Error> {
-        self.member()?;
+        let external = self.member()?.etcd.external;
         let records = members::members(self.store.as_ref()).await?;
         let record = records.iter().find(|record| record.node == *node).ok_or_else(|| Error::not_found("member", node))?;
         if *node == self.node {
@@ -100,7 +115,8 @@ impl Cluster {
         releasing::release(self.store.as_ref(), node, jiff::Timestamp::now()).await?;
         let store = self.etcd_store()?;
         let peer = peer_url(&record.address);
-        let etcd = store.members().await.map_err(app::store_error)?;
+        // A member of an etcd of yours on the same host is yours.
+        let etcd = if external { Vec::new() } else { store.members().await.map_err(app::store_error)? };
         if let Some(gone) = etcd.iter().find(|m| m.peer_urls.contains(&peer)) {
             when_settled(|| store.remove_member(gone.id)).await.map_err(app::store_error)?;
         }
@@ -154,7 +170,7 @@ pub(super) fn problem(message: impl Into<String>, mend: impl Into<String>) -> Cl
     ClusterProblem { message: message.into(), mend: mend.into() }
 }
 
-fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
+pub(super) fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
     match status {
         Err(_) => EtcdView { health: EtcdHealth::Silent, version: None, size: None },
         Ok(status) => {
@@ -168,7 +184,7 @@ fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
     }
 }
 
-fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>], etcd: &[EtcdMember]) -> Vec<ClusterProblem> {
+fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>]) -> Vec<ClusterProblem> {
     let mut problems = Vec::new();
     for (record, status) in records.iter().zip(statuses) {
         let node = &record.node;
@@ -215,6 +231,11 @@ fn problems(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, Stor
             ));
         }
     }
+    problems
+}
+
+fn problems_of_etcd(records: &[MemberRecord], etcd: &[EtcdMember]) -> Vec<ClusterProblem> {
+    let mut problems = Vec::new();
     for stranger in strangers(etcd, records) {
         problems.push(problem(
             format!("etcd has a member that vmkeep does not know: {}", stranger.peer_urls.join(" ")),

@@ -43,6 +43,7 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
             tracing::debug!(%error, "the cluster is looked after later");
         }
         if known.has(MemberRole::Control)
+            && !known.etcd.external
             && let Err(error) = cluster.let_strangers_out(&mut seen).await
         {
             tracing::debug!(%error, "etcd's members are looked after later");
@@ -139,6 +140,12 @@ impl Cluster {
         members::arrived(self.store.as_ref(), &self.node, word).await?;
         if known.has(MemberRole::Control) {
             self.keep_rights().await?;
+        }
+        // Who has it, and copies of it, are its keeper's.
+        if known.etcd.external {
+            return Ok(());
+        }
+        if known.has(MemberRole::Control) {
             self.back_up_when_due().await?;
         }
         let records = members::members(self.store.as_ref()).await?;

@@ -1,9 +1,11 @@
 //! Beginning and joining: the daemon answers, starts anew, and is waited for.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vmkeep_types::cluster::{
-    ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterView, JoinTokenCreate, JoinTokenCreated, MemberRole,
+    ClusterFormed, ClusterInit, ClusterJoin, ClusterLeave, ClusterLeft, ClusterView, EtcdAccess, JoinTokenCreate, JoinTokenCreated,
+    MemberRole,
 };
 use vmkeep_types::error::{Code, Error};
 
@@ -27,12 +29,20 @@ pub async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
         return Ok(());
     }
     ctx.confirm("Make this host the first member of a cluster? There is no way back to a single host.")?;
-    let call = ctx.call("cluster.init")?.json(&ClusterInit { address: args.address }).patience(ANSWER_PATIENCE);
+    let wish = ClusterInit { address: args.address.clone(), etcd: access(&args)? };
+    let call = ctx.call("cluster.init")?.json(&wish).patience(ANSWER_PATIENCE);
     let formed: ClusterFormed = call.answer().await?;
-    ctx.printer.say("etcd runs; vmkeepd starts anew and moves its store there, VMs go on");
+    ctx.printer.say("etcd answers; vmkeepd starts anew and moves its store there, VMs go on");
     arrive(ctx, &formed).await?;
     ctx.printer.hint("next: vmkeep cluster token, and on another host: vmkeep cluster join");
     Ok(())
+}
+
+/// To an etcd of one's own.
+fn access(args: &InitArgs) -> Result<Option<EtcdAccess>, Error> {
+    let (Some(ca), Some(cert), Some(key)) = (&args.etcd_ca, &args.etcd_cert, &args.etcd_key) else { return Ok(None) };
+    let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::invalid(format!("cannot read {}: {e}", file.display())));
+    Ok(Some(EtcdAccess { endpoints: args.etcd.clone(), ca: read(ca)?, cert: read(cert)?, key: read(key)? }))
 }
 
 pub async fn join(ctx: &Ctx, args: JoinArgs) -> Result<(), Failure> {

@@ -81,6 +81,18 @@ pub struct InitArgs {
     /// IP address of this host by which the others will reach it; without it, that of the default route
     #[arg(long, value_name = "IP")]
     address: Option<String>,
+    /// An etcd of yours instead of one that vmkeep runs: empty, with TLS, and for this cluster alone; several endpoints with commas
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires_all = ["etcd_ca", "etcd_cert", "etcd_key"])]
+    etcd: Vec<String>,
+    /// Who signs its certificates, PEM
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_ca: Option<PathBuf>,
+    /// The certificate that every host of the cluster shows it, PEM
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_cert: Option<PathBuf>,
+    /// That certificate's key, PEM
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -59,6 +59,10 @@ pub async fn status(ctx: &Ctx) -> Result<(), Failure> {
     if view.cluster.is_some() {
         ctx.printer.list(&view.members)?;
     }
+    for seen in &view.etcd {
+        let of_etcd = [Some(word(&seen.etcd.health)), seen.etcd.version.clone(), seen.etcd.size.map(|size| size.human())];
+        ctx.printer.say(&format!("etcd {}: {}", seen.url, of_etcd.into_iter().flatten().collect::<Vec<_>>().join(", ")));
+    }
     for problem in &view.problems {
         ctx.printer.warn(&problem.message);
         ctx.printer.hint(&problem.mend);
