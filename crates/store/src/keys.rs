@@ -56,6 +56,7 @@
 //! | `n/NODE/rejoined` | `Rejoined`: the node's domains, for that | agent |
 //! | `cluster/vip` | `Vip`: the API's one address | server |
 //! | `cluster/moving` | there while an embedded store is moved here; nothing else counts then | whoever forms it |
+//! | `cluster/defragmented` | when etcd's members were defragmented last | control nodes |
 //! | `cluster/member/NODE` | `MemberRecord` | server |
 //! | `cluster/word/NODE` | `MemberWord`: what the member says of itself | that member |
 //! | `join/ID` | a join token's hash and its use | server |
@@ -82,6 +83,7 @@ pub const ALL_INCIDENTS: &str = "cluster/ha/incident/";
 pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
 pub const CLUSTER_VIP: &str = "cluster/vip";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
+pub const CLUSTER_DEFRAGMENTED: &str = "cluster/defragmented";
 /// Everything that a member reads of its cluster, also one that was taken out.
 pub const ALL_CLUSTER: &str = "cluster/";
 pub const ALL_MEMBERS: &str = "cluster/member/";

@@ -71,6 +71,15 @@ pub async fn defragment(config: &EtcdConfig) -> Result<(), StoreError> {
     client.defragment().await.map(drop).map_err(|e| StoreError::Unavailable(format!("etcd: {e}")))
 }
 
+/// Another member leads from now on. `config` names the leader alone.
+///
+/// # Errors
+/// It does not lead, or the other one has no vote or does not answer.
+pub async fn move_leader(config: &EtcdConfig, to: u64) -> Result<(), StoreError> {
+    let members = Members::connect(config, alone(config)?).await?;
+    members.outcome(Purpose::Write, |mut client| async move { client.move_leader(to).await }).await.map(drop)
+}
+
 /// To be asked about itself, with or without the others.
 fn alone(config: &EtcdConfig) -> Result<ConnectOptions, StoreError> {
     Ok(connect_options(config)?.with_require_leader(false))

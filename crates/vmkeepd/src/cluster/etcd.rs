@@ -30,7 +30,7 @@ use crate::member::{ETCD_CLIENT_PORT, ETCD_PEER_PORT, Paths, write_whole};
 const PROGRAM: &str = "etcd";
 const UNIT: &str = "vmkeep-etcd.service";
 /// Of the database. 20 000 VMs need less than 200 MiB; etcd's own default.
-pub const QUOTA_BYTES: u64 = 2 << 30;
+const QUOTA_BYTES: u64 = 2 << 30;
 /// History that watchers may still ask for.
 const COMPACTION: &str = "1h";
 /// Between two looks at a member that runs.
@@ -162,6 +162,13 @@ impl Etcd {
     fn pid(&self) -> Option<Pid> {
         let data = self.data();
         detached(|args| is_etcd_of(args, &data)).first().copied()
+    }
+
+    /// Of this host's member, in bytes: an administrator may have set another one in its settings.
+    pub fn quota(&self) -> u64 {
+        let env = fs::read_to_string(self.env_file()).unwrap_or_default();
+        let set = env.lines().find_map(|line| line.strip_prefix("ETCD_QUOTA_BACKEND_BYTES="));
+        set.and_then(|bytes| bytes.trim().parse().ok()).filter(|bytes| *bytes > 0).unwrap_or(QUOTA_BYTES)
     }
 
     /// What it said last, for an error.

@@ -17,6 +17,7 @@ pub mod admit;
 pub mod apart;
 mod ask;
 mod backup;
+mod defrag;
 pub mod desk;
 pub mod endpoints;
 pub mod etcd;

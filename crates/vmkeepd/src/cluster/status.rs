@@ -1,4 +1,4 @@
-//! How the cluster is: members, etcd, and what to do about what is wrong. And what mends it: remove, defragment.
+//! How the cluster is: members, etcd, and what to do about what is wrong. And what takes a member out.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 use vmkeep_types::units::ByteCount;
 
-use super::etcd::{QUOTA_BYTES, client_url, peer_url};
+use super::defrag::{FULL_PERCENT, is_nearly_full};
+use super::etcd::{client_url, peer_url};
 use super::form::failure_file;
 use super::strangers::strangers;
 use super::{Cluster, when_settled};
@@ -26,8 +27,6 @@ const CERTIFICATE_SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(
 /// What mends an etcd without a majority.
 pub(super) const AWAY: &str =
     "bring back a majority of its members; on each: systemctl status vmkeep-etcd; lost for good: vmkeep cluster recover";
-/// Of its quota, in percent: time to look.
-const FULL_PERCENT: u64 = 80;
 
 impl Cluster {
     pub(super) async fn look(&self) -> Result<ClusterView, Error> {
@@ -47,7 +46,7 @@ impl Cluster {
         let statuses: Vec<Option<Result<EtcdStatus, StoreError>>> = join_all(asked).await;
         let store = self.etcd_store()?;
         let full = store.out_of_space().await.map_err(app::store_error)?;
-        let mut problems = problems_of_members(&records, &statuses);
+        let mut problems = problems_of_members(&records, &statuses, self.etcd().quota());
         let mut endpoints = Vec::new();
         if member.etcd.external {
             let (found, more) = self.endpoints().await?;
@@ -122,27 +121,6 @@ impl Cluster {
         }
         leaving::forget(self.store.as_ref(), node).await
     }
-
-    /// The leader last: the others do not wait for it while it copies its database.
-    pub(super) async fn defragment_each(&self) -> Result<(), Error> {
-        self.member()?;
-        let store = self.etcd_store()?;
-        let mut urls = Vec::new();
-        for member in store.members().await.map_err(app::store_error)? {
-            let Some(url) = member.client_urls.first() else { continue };
-            let status = admin::status(&self.only(url.clone())?).await.map_err(|e| {
-                Error::new(Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
-                    .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
-            })?;
-            urls.push((status.leader == status.id, url.clone()));
-        }
-        urls.sort();
-        store.compact().await.map_err(app::store_error)?;
-        for (_, url) in urls {
-            admin::defragment(&self.only(url)?).await.map_err(app::store_error)?;
-        }
-        store.clear_alarms().await.map_err(app::store_error)
-    }
 }
 
 fn recovering(silent: &[Name]) -> Vec<ClusterProblem> {
@@ -184,7 +162,7 @@ pub(super) fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
     }
 }
 
-fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>]) -> Vec<ClusterProblem> {
+fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>], quota: u64) -> Vec<ClusterProblem> {
     let mut problems = Vec::new();
     for (record, status) in records.iter().zip(statuses) {
         let node = &record.node;
@@ -203,7 +181,7 @@ fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdS
             )),
             Some(Ok(status)) => {
                 problems.extend(status.errors.iter().map(|told| problem(format!("etcd on '{node}': {told}"), "vmkeep cluster defrag")));
-                if status.db_bytes * 100 > QUOTA_BYTES * FULL_PERCENT {
+                if is_nearly_full(status.db_bytes, quota) {
                     problems.push(problem(format!("etcd on '{node}' has used {FULL_PERCENT} % of its quota"), "vmkeep cluster defrag"));
                 }
                 if is_unsafe(&status.version) {

@@ -42,8 +42,7 @@ pub fn strangers<'a>(etcd: &'a [EtcdMember], records: &[MemberRecord]) -> Vec<&'
 impl Cluster {
     /// On the leader's host; on others nothing is remembered.
     pub(super) async fn let_strangers_out(&self, seen: &mut Seen) -> Result<(), Error> {
-        let leader = typed::get_json::<String>(self.store.as_ref(), keys::LEADER).await.map_err(store_error)?;
-        if leader.is_none_or(|leader| leader.value != self.node.as_str()) {
+        if !self.leads().await? {
             seen.clear();
             return Ok(());
         }

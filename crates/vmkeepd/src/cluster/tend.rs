@@ -48,6 +48,12 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
         {
             tracing::debug!(%error, "etcd's members are looked after later");
         }
+        if known.has(MemberRole::Control)
+            && !known.etcd.external
+            && let Err(error) = cluster.defragment_when_due().await
+        {
+            tracing::warn!(%error, "etcd is nearly full and is defragmented later");
+        }
         if shutdown.run_until_cancelled(cluster.until_due(&known)).await.is_none() {
             return;
         }

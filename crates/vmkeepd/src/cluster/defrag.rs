@@ -1,0 +1,129 @@
+//! Room in etcd's databases: history is dropped, and each member's file is written anew without its gaps, one after the other.
+//!
+//! ```text
+//!  asked for, or one has used 80 % of its quota ─► compaction ─► followers, one by one ─► another leads ─► the one that led ─► alarms off
+//! ```
+//! A member answers nobody meanwhile, so nobody begins while another one is away, and no member does while it leads: writes, and with
+//! them every host's heartbeat, go on.
+//!
+//! How it fails: whoever cannot be reached ends it before the next member pauses; by itself it is tried again 20 s later.
+
+use std::time::Duration;
+
+use vmkeep_server::app;
+use vmkeep_store::etcd::admin::{self, EtcdStatus};
+use vmkeep_store::{Store, Txn, keys, typed};
+use vmkeep_types::error::{Code, Error};
+
+use super::Cluster;
+
+/// Of its quota, in percent: time to make room, and to be told.
+pub const FULL_PERCENT: u64 = 80;
+/// Between two times that it is done by itself: what is in use stays in use.
+const REST: Duration = Duration::from_secs(3600);
+/// The same while nothing can be written.
+const REST_WHEN_FULL: Duration = Duration::from_secs(300);
+
+pub fn is_nearly_full(db_bytes: u64, quota: u64) -> bool {
+    db_bytes.saturating_mul(100) > quota.saturating_mul(FULL_PERCENT)
+}
+
+/// May it be done by itself, `since` the last time?
+fn is_due(fullest: u64, quota: u64, refuses: bool, since: Option<Duration>) -> bool {
+    let rested = |rest| since.is_none_or(|since| since >= rest);
+    (refuses && rested(REST_WHEN_FULL)) || (is_nearly_full(fullest, quota) && rested(REST))
+}
+
+struct Member {
+    url: String,
+    status: EtcdStatus,
+}
+
+impl Cluster {
+    /// Leads the cluster, not etcd.
+    pub(super) async fn leads(&self) -> Result<bool, Error> {
+        let leader = typed::get_json::<String>(self.store.as_ref(), keys::LEADER).await.map_err(app::store_error)?;
+        Ok(leader.is_some_and(|leader| leader.value == self.node.as_str()))
+    }
+
+    /// All of them, or nothing is begun.
+    async fn members_of_etcd(&self) -> Result<Vec<Member>, Error> {
+        let mut all = Vec::new();
+        for member in self.etcd_store()?.members().await.map_err(app::store_error)? {
+            let Some(url) = member.client_urls.first() else { continue };
+            let status = admin::status(&self.only(url.clone())?).await.map_err(|e| {
+                Error::new(Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
+                    .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
+            })?;
+            all.push(Member { url: url.clone(), status });
+        }
+        Ok(all)
+    }
+
+    /// One member after the other, and none of them while it leads.
+    pub(super) async fn defragment_each(&self) -> Result<(), Error> {
+        let all = self.members_of_etcd().await?;
+        let store = self.etcd_store()?;
+        store.compact().await.map_err(app::store_error)?;
+        for member in all.iter().filter(|member| member.status.leader != member.status.id) {
+            self.defragment_one(&member.url).await?;
+        }
+        for member in all.iter().filter(|member| member.status.leader == member.status.id) {
+            if let Some(next) = all.iter().find(|other| other.url != member.url && !other.status.learner) {
+                let moved = admin::move_leader(&self.only(member.url.clone())?, next.status.id).await;
+                // It may have lost the lead meanwhile: it is looked at once more.
+                moved.unwrap_or_else(|error| tracing::debug!(%error, "etcd's leader is not moved"));
+                let now = admin::status(&self.only(member.url.clone())?).await.map_err(app::store_error)?;
+                if now.leader == now.id {
+                    return Err(Error::new(Code::Unavailable, "etcd's leader does not let another one lead: it is not made to pause")
+                        .hint("try again; see vmkeep cluster status"));
+                }
+            }
+            self.defragment_one(&member.url).await?;
+        }
+        store.clear_alarms().await.map_err(app::store_error)?;
+        let done = typed::put(keys::CLUSTER_DEFRAGMENTED, &jiff::Timestamp::now());
+        store.txn(Txn::default().then(done)).await.map(drop).map_err(app::store_error)
+    }
+
+    async fn defragment_one(&self, url: &str) -> Result<(), Error> {
+        admin::defragment(&self.only(url.to_owned())?).await.map_err(app::store_error)
+    }
+
+    /// On the leader's host, before there is no room left: without it hosts could not say that they live.
+    pub(super) async fn defragment_when_due(&self) -> Result<(), Error> {
+        if !self.leads().await? {
+            return Ok(());
+        }
+        let store = self.etcd_store()?;
+        let quota = self.etcd().quota();
+        let fullest = self.members_of_etcd().await?.iter().map(|member| member.status.db_bytes).max().unwrap_or(0);
+        let refuses = !store.out_of_space().await.map_err(app::store_error)?.is_empty();
+        let last = typed::get_json::<jiff::Timestamp>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED).await.map_err(app::store_error)?;
+        let since = last.map(|last| Duration::try_from(jiff::Timestamp::now().duration_since(last.value)).unwrap_or_default());
+        if !is_due(fullest, quota, refuses, since) {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        tracing::warn!(fullest, quota, "etcd is nearly full: its history is dropped, and its members are defragmented");
+        self.defragment_each().await?;
+        tracing::info!("etcd has room again");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_done_by_itself_before_there_is_no_room_and_not_again_and_again() {
+        let quota = 1000;
+        assert!(!is_due(800, quota, false, None));
+        assert!(is_due(801, quota, false, None));
+        assert!(!is_due(801, quota, false, Some(REST - Duration::from_secs(1))), "it helped as much as it could");
+        assert!(is_due(801, quota, false, Some(REST)));
+        assert!(is_due(1000, quota, true, Some(REST_WHEN_FULL)) && !is_due(1000, quota, true, Some(Duration::ZERO)));
+        assert!(!is_nearly_full(u64::MAX, u64::MAX), "and a quota of any size");
+    }
+}
