@@ -21,6 +21,8 @@ pub struct Outcome {
     pub resets: u32,
     /// From a node's last sign of life to its VMs running elsewhere, ms, the slowest.
     pub slowest_ms: u64,
+    /// The same of the first: the others waited for it, each of a priority of its own.
+    pub first_ms: u64,
     pub recoveries: usize,
 }
 

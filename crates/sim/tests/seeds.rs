@@ -91,7 +91,9 @@ fn only_a_lie_breaks_the_promise() {
 fn weakened_guards_are_caught() {
     for weak in Weakness::ALL.iter().filter(|weak| !NOT_CAUGHT.contains(weak)) {
         let mut seeds = CAUGHT_BEFORE.iter().copied().chain(0..MUTATION_SEEDS_MAX);
-        let caught = seeds.find(|seed| !seeds::run(*seed, Class::Sharp, Some(*weak)).violations.is_empty());
+        let outage = Class::Outage { nodes: 3, profile: Profile::Standard };
+        let class = if *weak == Weakness::NoGrace { outage } else { Class::Sharp };
+        let caught = seeds.find(|seed| !seeds::run(*seed, class, Some(*weak)).violations.is_empty());
         assert!(caught.is_some(), "without the guard '{}' {MUTATION_SEEDS_MAX} seeds find nothing", weak.as_str());
     }
 }
@@ -112,6 +114,16 @@ fn short_outages_fence_nobody() {
     for profile in Profile::ALL {
         for nodes in [2, 3, 5] {
             all_hold(0..100, Class::Blip { nodes, profile });
+        }
+    }
+}
+
+/// Longer ones, which nobody notices before they are over: who lives has time to say so.
+#[test]
+fn an_outage_that_resets_nobody_fences_nobody() {
+    for profile in Profile::ALL {
+        for nodes in [2, 3, 5] {
+            all_hold(0..100, Class::Outage { nodes, profile });
         }
     }
 }

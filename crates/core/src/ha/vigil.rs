@@ -342,8 +342,12 @@ impl Vigil {
         }
         match self.heard.get(&node) {
             Some(heard) if heard.at >= steady => now.shortest_since(heard.at) >= seal_ms,
-            // After an outage everybody gets two more renewals.
-            Some(_) | None => steady_ms >= seal_ms + 2 * renew_ms,
+            // After an outage everybody gets two more renewals: who lives is heard with the first attempt that begins after its end.
+            Some(heard) => {
+                let grace_ms = if self.weak == Some(Weakness::NoGrace) { 0 } else { 2 * renew_ms };
+                now.shortest_since(heard.at) >= seal_ms && steady_ms >= grace_ms
+            }
+            None => steady_ms >= seal_ms + 2 * renew_ms,
         }
     }
 

@@ -66,6 +66,8 @@ weaknesses! {
     NoBrake = "no-brake",
     /// A node is dead as soon as the storage was asked to refuse it, whatever came of that.
     RefusalUnheard = "refusal-unheard",
+    /// After an outage of the store nobody gets time to be heard again.
+    NoGrace = "no-grace",
     /// A VM is started however long ago its claim was asked for.
     StartLate = "start-late",
 }

@@ -19,6 +19,8 @@ pub enum Class {
     Sharp,
     /// One thing happens that is too short to fence anybody for (L4).
     Blip { nodes: usize, profile: Profile },
+    /// The store answers nobody, for so long that VMs are killed and no host is reset: nobody may be fenced for it (L4).
+    Outage { nodes: usize, profile: Profile },
     /// Fence agents lie: I1 may break then, and the story names the lie.
     Lies,
     /// Nothing happens: for measuring the simulator.
@@ -102,6 +104,7 @@ impl Plan {
         match class {
             Class::SingleLoss { nodes, profile, stonith } => Self::single_loss(seed, &mut dice, nodes, profile, stonith),
             Class::Blip { nodes, profile } => Self::blip(seed, &mut dice, nodes, profile),
+            Class::Outage { nodes, profile } => Self::outage(seed, &mut dice, nodes, profile),
             Class::Calm { nodes } => {
                 Self { end: 3_600_000, promise: Promise::RidesOut, ..Self::bare(seed, nodes, 2 * nodes, Profile::Standard) }
             }
@@ -160,6 +163,17 @@ impl Plan {
         };
         plan.faults.push((WARM_MS + dice.between(0, 10_000), ms, fault));
         (plan.healed_at, plan.end) = (u64::MAX, WARM_MS + 90_000);
+        plan.promise = Promise::RidesOut;
+        plan
+    }
+
+    fn outage(seed: u64, dice: &mut Dice, nodes: usize, profile: Profile) -> Self {
+        let mut plan = Self::bare(seed, nodes, 2 * nodes, profile);
+        let Timers { pet_ms, renew_ms, tick_ms, .. } = Timers::of(profile);
+        // Before it a renewal that it just hinders, after it an attempt that hangs: the watchdog is still petted then.
+        let ms = dice.between(Timers::of(profile).rides_out_ms(), pet_ms - 2 * renew_ms - 2 * tick_ms);
+        plan.faults.push((WARM_MS + dice.between(0, 10_000), ms, Fault::EtcdOut));
+        (plan.healed_at, plan.end) = (u64::MAX, WARM_MS + 120_000);
         plan.promise = Promise::RidesOut;
         plan
     }

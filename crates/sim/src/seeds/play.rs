@@ -75,7 +75,8 @@ pub fn play(plan: &Plan, weak: Option<Weakness>, telling: Telling) -> (Outcome, 
     if !world.log.is_over() {
         world.check_promise(plan);
     }
-    let slowest_ms = world.checks.recoveries.iter().map(|r| r.running_at.0 - r.silent_at.0).max().unwrap_or(0);
+    let took_ms = || world.checks.recoveries.iter().map(|r| r.running_at.0 - r.silent_at.0);
+    let (slowest_ms, first_ms) = (took_ms().max().unwrap_or(0), took_ms().min().unwrap_or(0));
     let outcome = Outcome {
         seed: plan.seed,
         violations: world.log.violations,
@@ -84,6 +85,7 @@ pub fn play(plan: &Plan, weak: Option<Weakness>, telling: Telling) -> (Outcome, 
         nodes: plan.nodes,
         resets: world.checks.resets,
         slowest_ms,
+        first_ms,
         recoveries: world.checks.recoveries.len(),
     };
     (outcome, world.log.lines)

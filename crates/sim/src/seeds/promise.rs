@@ -20,14 +20,14 @@ pub enum Promise {
 /// A start takes at most so long, from order to running, ms.
 const START_MS_MAX: u64 = 2_600;
 
-/// From the last sign of life of a node to its VMs running elsewhere, at most, ms. With the timers of `fast` the election that follows
-/// when etcd's leader was on the lost node is an outage of its own, after which silence is counted anew.
+/// From the last sign of life of a node to its VMs running elsewhere, at most, ms. Where etcd's leader was on the lost node its election
+/// is an outage of its own, after which everybody has time to be heard; with `fast` and fence agents that is what takes longest.
 pub fn recovery_ms_max(profile: Profile, stonith: bool) -> u64 {
     match (profile, stonith) {
         (Profile::Standard, false) => 60_000,
-        (Profile::Standard, true) => 32_000,
+        (Profile::Standard, true) => 30_000,
         (Profile::Fast, false) => 25_000,
-        (Profile::Fast, true) => 18_500,
+        (Profile::Fast, true) => 16_500,
     }
 }
 
