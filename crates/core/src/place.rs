@@ -14,6 +14,7 @@
 pub mod balance;
 pub mod baseline;
 pub mod capacity;
+pub mod cpu;
 pub mod fleet;
 pub mod leave;
 pub mod need;

@@ -1,6 +1,6 @@
 //! Facts of a host and the rows of `vmkeep host check`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,15 @@ pub struct NodeOffers {
     pub machines: BTreeSet<String>,
     /// Features that the host's CPU has beyond its own model.
     pub cpu_features: BTreeSet<String>,
+    /// Its own model: the nearest one to the CPU that guests get here.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cpu_model: String,
+    /// All features that guests can have here, those of its own model too.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub cpu_guest_features: BTreeSet<String>,
+    /// Models that guests can have without a few features, and those features; what is nowhere named guests cannot have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cpu_models_without: BTreeMap<String, BTreeSet<String>>,
     pub numa: Vec<NumaNode>,
     /// Bridges that networks of `mode: bridge` can be plugged into.
     pub bridges: BTreeSet<String>,

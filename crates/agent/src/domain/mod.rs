@@ -12,6 +12,7 @@ mod build;
 mod compare;
 mod diff;
 mod field;
+mod guest_cpus;
 mod live;
 mod metadata;
 mod patch;

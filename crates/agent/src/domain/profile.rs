@@ -10,6 +10,7 @@ use serde::Deserialize;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::KvmState;
 
+use super::guest_cpus::{self, GuestCpus};
 use super::tree::{self, Element, el};
 use crate::hypervisor::Hypervisor;
 
@@ -48,6 +49,8 @@ pub struct HostProfile {
     pub cpu_models: BTreeSet<String>,
     /// Those of them that libvirt says this host can run.
     pub usable_cpus: BTreeSet<String>,
+    /// What else guests can have with KVM.
+    pub guest_cpus: GuestCpus,
     pub disk_buses: BTreeSet<String>,
     pub video_models: BTreeSet<String>,
     /// Hyper-V enlightenments.
@@ -116,6 +119,9 @@ impl HostProfile {
         let unavailable = |e| Error::new(Code::Unavailable, format!("libvirt does not tell what QEMU can do: {e}"));
         let capabilities = hv.domain_capabilities(domain_type(kvm), "q35").await.map_err(unavailable)?;
         let mut profile = Self::from_capabilities(&capabilities, &HostFacts::read(kvm))?;
+        if let Some(host_cpu) = profile.host_cpu.as_ref().filter(|_| profile.has_kvm()) {
+            profile.guest_cpus = guest_cpus::learn(hv, &tree::parse(&capabilities)?, host_cpu).await;
+        }
         // A QEMU without the old chipset is one for which there is nothing to upgrade.
         if let Ok(capabilities) = hv.domain_capabilities(domain_type(kvm), "pc").await {
             profile.newest_machines.extend(tree::parse(&capabilities)?.text_at("machine").map(str::to_owned));
@@ -146,6 +152,7 @@ impl HostProfile {
             deprecated_machines: BTreeSet::new(),
             machines: BTreeSet::new(),
             cpu_models: cpu_models(&tree, |_| true),
+            guest_cpus: GuestCpus::default(),
             usable_cpus: cpu_models(&tree, |model| model.get("usable") == Some("yes")),
             disk_buses: values(&tree, "devices/disk", "bus"),
             video_models: values(&tree, "devices/video", "modelType"),

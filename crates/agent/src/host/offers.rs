@@ -38,6 +38,9 @@ pub fn cpus(offers: &mut NodeOffers, profile: &HostProfile) {
     offers.cpu_models.clone_from(&profile.usable_cpus);
     offers.machines.clone_from(&profile.machines);
     offers.cpu_features = profile.host_features();
+    offers.cpu_model.clone_from(&profile.guest_cpus.own);
+    offers.cpu_guest_features.clone_from(&profile.guest_cpus.features);
+    offers.cpu_models_without.clone_from(&profile.guest_cpus.models_without);
 }
 
 fn entries(dir: &Path) -> BTreeSet<String> {

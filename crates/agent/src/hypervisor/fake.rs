@@ -6,6 +6,7 @@
 
 mod complete;
 mod control;
+mod cpu;
 mod guest;
 mod host;
 mod migrate;
@@ -65,6 +66,8 @@ struct State {
     host: Host,
     connected: bool,
     kvm: bool,
+    /// Libvirt's `<cpu>` of the domain capabilities with KVM; None: as without.
+    cpus: Option<String>,
     delay: Duration,
     delays: BTreeMap<&'static str, Duration>,
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
@@ -88,6 +91,7 @@ impl FakeHypervisor {
             host: Host::default(),
             connected: true,
             kvm: false,
+            cpus: None,
             delay: Duration::ZERO,
             delays: BTreeMap::new(),
             faults: BTreeMap::new(),
@@ -222,13 +226,19 @@ impl Hypervisor for FakeHypervisor {
                 return Err(HvError::Refused(format!("invalid argument: the machine '{machine}' is not supported by emulator")));
             }
             let qemu = include_str!("fake/domain-capabilities.xml");
-            Ok(qemu.replace("<domain>qemu</domain>", &format!("<domain>{domain_type}</domain>")))
+            let qemu = qemu.replace("<domain>qemu</domain>", &format!("<domain>{domain_type}</domain>"));
+            let cpus = state.cpus.as_ref().filter(|_| domain_type == "kvm");
+            Ok(cpus.map_or_else(|| qemu.clone(), |cpus| cpu::instead(&qemu, cpus)))
         })
         .await
     }
 
     async fn capabilities(&self) -> Result<String, HvError> {
         self.look("capabilities", |_| Ok(include_str!("fake/capabilities.xml").to_owned())).await
+    }
+
+    async fn expand_cpu(&self, _: &str, cpu: &str) -> Result<String, HvError> {
+        self.look("expand_cpu", |_| cpu::expand(cpu)).await
     }
 
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError> {

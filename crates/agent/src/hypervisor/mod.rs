@@ -287,6 +287,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn domain_capabilities(&self, domain_type: &str, machine: &str) -> Result<String, HvError>;
     /// libvirt's capabilities XML of the host: its machine types, the deprecated ones among them.
     async fn capabilities(&self) -> Result<String, HvError>;
+    /// A guest's `<cpu>` with all features of its model written out, as libvirt names them; no host's word on what it can run.
+    async fn expand_cpu(&self, domain_type: &str, cpu: &str) -> Result<String, HvError>;
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError>;
     async fn find(&self, uuid: VmId) -> Result<DomainBrief, HvError>;
     /// The domain of that name; None when there is none.

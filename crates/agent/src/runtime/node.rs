@@ -295,6 +295,9 @@ impl Node {
                 offers.cpu_models.clone_from(&old.offers.cpu_models);
                 offers.machines.clone_from(&old.offers.machines);
                 offers.cpu_features.clone_from(&old.offers.cpu_features);
+                offers.cpu_model.clone_from(&old.offers.cpu_model);
+                offers.cpu_guest_features.clone_from(&old.offers.cpu_guest_features);
+                offers.cpu_models_without.clone_from(&old.offers.cpu_models_without);
             }
             (None, None) => {}
         }

@@ -10,12 +10,14 @@
 //! [`Fleet::check`] tells when it is broken; tests call it after each change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use vmkeep_types::host::{NodeFacts, NodeHealth};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{NodeRecord, Ratio};
 
+use super::cpu::CpuKind;
 use super::need::{Counts, Guest};
 use super::rules::RuleIndex;
 
@@ -77,6 +79,8 @@ pub struct Limits {
 pub struct Seat {
     pub name: Name,
     pub facts: NodeFacts,
+    /// Shared with the nodes of the same CPU.
+    pub(super) cpu: Arc<CpuKind>,
     pub health: NodeHealth,
     pub record: NodeRecord,
     /// Why nobody could prove that it is dead; None: somebody could, or it was not asked.
@@ -162,6 +166,8 @@ pub struct Fleet {
     leftovers: BTreeSet<(VmId, Name)>,
     /// Nodes that a trial took away.
     hidden: usize,
+    /// The CPUs that nodes have, each once.
+    cpus: Vec<Arc<CpuKind>>,
 }
 
 impl Fleet {
@@ -219,20 +225,35 @@ impl Fleet {
 
     /// A node as it describes itself and as people want it.
     pub fn set_node(&mut self, facts: NodeFacts, record: NodeRecord) {
+        let cpu = self.cpu_kind(&facts);
         if let Some(seat) = self.seats.get_mut(&facts.name) {
-            (seat.facts, seat.record) = (facts, record);
+            (seat.facts, seat.record, seat.cpu) = (facts, record, cpu);
             return;
         }
         let name = facts.name.clone();
         let (taken, owned, coming, pci_taken) = Default::default();
         let (health, unprovable) = (NodeHealth::Online, None);
-        let mut seat = Seat { name: name.clone(), facts, health, record, unprovable, taken, owned, coming, pci_taken };
+        let mut seat = Seat { name: name.clone(), facts, cpu, health, record, unprovable, taken, owned, coming, pci_taken };
         for id in self.waiting.remove(&name).unwrap_or_default() {
             self.guests.get(&id).into_iter().for_each(|guest| seat.add(guest));
         }
         let coming = self.heirs.iter().filter(|(_, heir)| **heir == name).filter_map(|(id, _)| self.guests.get(id));
         coming.for_each(|guest| seat.expect(guest));
         self.seats.insert(name, seat);
+    }
+
+    fn cpu_kind(&mut self, facts: &NodeFacts) -> Arc<CpuKind> {
+        if let Some(kind) = self.cpus.iter().find(|kind| kind.is_of(facts)) {
+            return kind.clone();
+        }
+        self.cpus.retain(|kind| Arc::strong_count(kind) > 1);
+        let kind = Arc::new(CpuKind::of(facts));
+        self.cpus.push(kind.clone());
+        kind
+    }
+
+    pub(super) fn cpu_kinds(&self) -> &[Arc<CpuKind>] {
+        &self.cpus
     }
 
     /// What is heard of a node.

@@ -1,12 +1,16 @@
 //! What one VM asks of a node: the part of its records that placement looks at.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::placement::PlacementWish;
+use vmkeep_types::record::VmChoices;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
+
+use super::cpu::{GuestCpu, KeptCpus};
 
 /// A VM as placement sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +37,8 @@ pub struct Need {
     pub vcpus: u32,
     pub memory: ByteCount,
     pub hugepages: bool,
-    /// A named CPU model; None: any CPU will do.
-    pub cpu_model: Option<String>,
+    /// The CPU that its guest sees; None: any will do.
+    pub cpu: Option<Arc<GuestCpu>>,
     /// The versioned machine type that was chosen for it; None: none yet.
     pub machine: Option<String>,
     pub accel: Accel,
@@ -83,18 +87,14 @@ pub enum HoldsVolumes {
 /// VMs without `ha` come after those with the lowest priority.
 const PRIORITY_LAST: u8 = 6;
 
-/// Models that are no names of CPUs.
-const MODES: [&str; 4] = ["auto", "host", "cluster", "max"];
-
 impl Need {
-    /// `bridges` and `home` come from the networks' and volumes' records.
+    /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it is added by its owner.
     pub fn of(spec: &VmSpec, accel: Accel, bridges: Vec<(Name, String)>, home: Home) -> Self {
-        let model = spec.cpu.model.as_str();
         Self {
             vcpus: spec.cpus.count,
             memory: spec.memory.size,
             hugepages: spec.memory.hugepages,
-            cpu_model: (!MODES.contains(&model)).then(|| model.to_owned()),
+            cpu: GuestCpu::of(spec, &VmChoices::default(), &KeptCpus::default()),
             machine: None,
             accel,
             bridges,

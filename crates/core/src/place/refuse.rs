@@ -7,6 +7,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::node::{Taint, TaintEffect};
 use vmkeep_types::units::ByteCount;
 
+use super::cpu::CpuLack;
 use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat, Taken};
 use super::need::{Accel, Guest, HoldsVolumes, Need};
 use super::rules::Neighbours;
@@ -40,9 +41,7 @@ pub enum Refusal {
     Machine {
         wants: String,
     },
-    CpuModel {
-        wants: String,
-    },
+    Cpu(CpuLack),
     NoKvm {
         why: String,
     },
@@ -112,7 +111,7 @@ impl fmt::Display for Refusal {
             Self::Selector { key, wants, has: Some(has) } => write!(f, "node_selector wants {key}={wants}, and it has {key}={has}"),
             Self::Selector { key, wants, has: None } => write!(f, "node_selector wants {key}={wants}, and it has no label {key}"),
             Self::Arch { has } => write!(f, "its CPUs are {has}, the machine is {ARCH}"),
-            Self::CpuModel { wants } => write!(f, "guests cannot have the CPU {wants} here"),
+            Self::Cpu(lack) => lack.fmt(f),
             Self::Machine { wants } => write!(f, "its QEMU has no machine type {wants}"),
             Self::NoKvm { why } => write!(f, "the VM runs with hardware virtualisation, and it has none ({why})"),
             Self::VolumesElsewhere => f.write_str("its volumes are on another node"),
@@ -141,13 +140,13 @@ impl fmt::Display for Refusal {
 
 /// The first reason that keeps `guest` from `seat`; None: it may come.
 pub fn refuse(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours) -> Option<Refusal> {
-    node_itself(seat, guest)
+    node_itself(seat, guest, neighbours)
         .or_else(|| reach(fleet, seat, guest))
         .or_else(|| room(fleet, seat, guest))
         .or_else(|| by_rules(seat, neighbours))
 }
 
-fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
+fn node_itself(seat: &Seat, guest: &Guest, neighbours: &Neighbours) -> Option<Refusal> {
     let (facts, need) = (&seat.facts, &guest.need);
     if seat.health != NodeHealth::Online {
         return Some(Refusal::Silent);
@@ -170,10 +169,8 @@ fn node_itself(seat: &Seat, guest: &Guest) -> Option<Refusal> {
     if !facts.offers.arch.is_empty() && facts.offers.arch != ARCH {
         return Some(Refusal::Arch { has: facts.offers.arch.clone() });
     }
-    if let Some(model) =
-        need.cpu_model.as_ref().filter(|model| !facts.offers.cpu_models.is_empty() && !facts.offers.cpu_models.contains(*model))
-    {
-        return Some(Refusal::CpuModel { wants: model.clone() });
+    if let Some(lack) = neighbours.cpu_lack(seat) {
+        return Some(Refusal::Cpu(lack.clone()));
     }
     let has_machine = |machine: &&String| facts.offers.machines.is_empty() || facts.offers.machines.contains(*machine);
     if let Some(machine) = need.machine.as_ref().filter(|machine| !has_machine(machine)) {

@@ -8,11 +8,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::placement::{VmRule, Within};
 
+use super::cpu::{CpuKind, CpuLack};
 use super::fleet::{Fleet, Seat};
 use super::need::Guest;
 
@@ -176,9 +178,11 @@ impl Spots {
     }
 }
 
-/// All that rules say of one VM, looked up once for all nodes.
+/// All that rules say of one VM, and each kind of CPU, looked up once for all nodes.
 #[derive(Debug, Default)]
 pub struct Neighbours {
+    /// Kinds of CPUs that cannot run it.
+    cpus: Vec<(Arc<CpuKind>, CpuLack)>,
     pub(super) never_with: Vec<Spots>,
     pub(super) only_with: Vec<Spots>,
     pub(super) rather_without: Vec<Spots>,
@@ -187,7 +191,8 @@ pub struct Neighbours {
 
 impl Neighbours {
     pub fn of(fleet: &Fleet, guest: &Guest) -> Self {
-        let mut found = Self::default();
+        let lack = |kind: &Arc<CpuKind>| Some((kind.clone(), kind.lacks(guest.need.cpu.as_ref()?)?));
+        let mut found = Self { cpus: fleet.cpu_kinds().iter().filter_map(lack).collect(), ..Self::default() };
         for (side, rule) in rules_of(guest) {
             let nodes = fleet.rules().meant(fleet, &guest.project, rule, guest.id);
             found.put(side, rule, Spots::new(fleet, Words(rule).to_string(), rule.within, &nodes));
@@ -205,6 +210,11 @@ impl Neighbours {
             found.put(*side, rule, Spots::new(fleet, words(), rule.within, &nodes));
         }
         found
+    }
+
+    /// Why this node cannot run its CPU.
+    pub(super) fn cpu_lack(&self, seat: &Seat) -> Option<&CpuLack> {
+        self.cpus.iter().find(|(kind, _)| Arc::ptr_eq(kind, &seat.cpu)).map(|(_, lack)| lack)
     }
 
     /// Whom it wants to be with does not hold it on a node that all leave.

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use serde::de::DeserializeOwned;
 use vmkeep_core::place::Fleet;
 use vmkeep_core::place::baseline::Baseline;
+use vmkeep_core::place::cpu::KeptCpus;
 use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::cluster::{Incarnation, Recovery, Rejoined};
 use vmkeep_types::drain::Drain;
@@ -142,6 +143,7 @@ pub struct ClusterView {
     stage: Stage,
     /// The CPU that all nodes can run, worked out when it is first asked for.
     baseline: OnceLock<Result<Baseline, String>>,
+    kept_cpus: KeptCpus,
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.

@@ -74,6 +74,18 @@ impl Conn {
             super::error::take_text(xml, None)
         }
     }
+
+    pub fn expand_cpu(&self, domain_type: &str, cpu: &str) -> Result<String, HvError> {
+        let (kind, cpu) = (c_string(domain_type)?, c_string(cpu)?);
+        let mut cpus = [cpu.as_ptr()];
+        let (list, flags) = (cpus.as_mut_ptr(), sys::VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES);
+        // SAFETY: C strings, one of them in the list of one; a null emulator or machine means libvirt's own choice.
+        unsafe {
+            let arch = c"x86_64".as_ptr();
+            let xml = sys::virConnectBaselineHypervisorCPU(self.0, std::ptr::null(), arch, std::ptr::null(), kind.as_ptr(), list, 1, flags);
+            super::error::take_text(xml, None)
+        }
+    }
 }
 
 impl Drop for Conn {

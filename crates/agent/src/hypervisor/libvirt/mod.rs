@@ -164,6 +164,11 @@ impl Hypervisor for LibvirtHypervisor {
         self.with_session("capabilities", CHANGE, |conn| conn.capabilities()).await
     }
 
+    async fn expand_cpu(&self, domain_type: &str, cpu: &str) -> Result<String, HvError> {
+        let (domain_type, cpu) = (domain_type.to_owned(), cpu.to_owned());
+        self.query("expand_cpu", move |conn| conn.expand_cpu(&domain_type, &cpu)).await
+    }
+
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError> {
         self.query("list", |conn| domain::list(conn)).await
     }

@@ -209,7 +209,7 @@ fn guest(vm: VmNo, wish: &Wish, settings: &Settings, roster: &Roster) -> Guest {
         vcpus: wish.cpus,
         memory: ByteCount::from_mib(wish.memory_mib),
         hugepages: false,
-        cpu_model: None,
+        cpu: None,
         machine: None,
         accel: Accel::Any,
         bridges: Vec::new(),

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::baseline::{Baseline, baseline};
+use vmkeep_core::place::cpu::GuestCpu;
 use vmkeep_core::place::need::{Accel, Counts, Home};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_store::KeyValue;
@@ -258,13 +259,14 @@ impl ClusterView {
         let chosen = self.choices.get(&vm.id).map(|kept| &kept.value);
         let kvm = chosen.is_some_and(|chosen| chosen.domain_type.as_deref() == Some("kvm"));
         let need = Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, bridges, home);
+        let cpu = chosen.map_or_else(|| need.cpu.clone(), |chosen| GuestCpu::of(&vm.spec, chosen, &self.kept_cpus));
         let off = self.power.get(&vm.id).is_some_and(|kept| matches!(kept.value.want, PowerWish::Off | PowerWish::Killed));
         Guest {
             id: vm.id,
             project: vm.project.clone(),
             name: vm.spec.name.clone(),
             labels: vm.spec.labels.clone(),
-            need: Need { machine: chosen.and_then(|chosen| chosen.machine.clone()), ..need },
+            need: Need { cpu, machine: chosen.and_then(|chosen| chosen.machine.clone()), ..need },
             counts: if off || vm.spec.run == RunPolicy::Halted { Counts::No } else { Counts::Yes },
         }
     }
