@@ -45,6 +45,32 @@ pub struct CapacityAnswer {
     pub breaks: Option<CapacityBreak>,
     pub largest: Option<LargestVm>,
     pub nodes: Vec<NodeRoom>,
+    /// What a new VM with `cpu: {model: cluster}` gets; None: the daemon is too old to tell.
+    #[serde(default)]
+    pub cpu: Option<CpuBaseline>,
+}
+
+/// The CPU that guests can have on every node.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct CpuBaseline {
+    /// None: there is none, and VMs get their node's.
+    pub model: Option<String>,
+    /// Beyond the model.
+    pub features: Vec<String>,
+    /// Why there is none.
+    pub why_not: Option<String>,
+    /// Nodes that joined later and cannot run what VMs have been given.
+    pub strangers: Vec<CpuStranger>,
+}
+
+/// A node to which VMs with the CPU of the cluster cannot come.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct CpuStranger {
+    pub node: Name,
+    /// How many they are.
+    pub vms: usize,
+    /// What the node lacks of the CPU of one of them.
+    pub text: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

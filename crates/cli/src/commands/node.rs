@@ -1,9 +1,11 @@
 //! `node …`: hosts, their facts, and what people say of them.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand, ValueEnum};
 use vmkeep_api::body::{Accepted, NodeView};
 use vmkeep_api::place::{DrainRequest, NodeActionRequest};
-use vmkeep_types::host::{KvmState, NodeHealth};
+use vmkeep_types::host::{KvmState, NodeHealth, NodeOffers};
 use vmkeep_types::manifest::node_from_json;
 use vmkeep_types::migration::MoveManner;
 use vmkeep_types::name::Name;
@@ -233,6 +235,17 @@ fn over(averages: Averages) -> String {
     format!("{} over a minute, {} over five", percent(averages.minute), percent(averages.five_minutes))
 }
 
+/// The host's own model and how guests' differs from it.
+fn cpu(offers: &NodeOffers) -> String {
+    let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+    let with = if offers.cpu_features.is_empty() { String::new() } else { format!("\nwith {}", list(&offers.cpu_features)) };
+    let lacks = offers.cpu_models_without.get(&offers.cpu_model).filter(|lacks| !lacks.is_empty());
+    match offers.cpu_model.as_str() {
+        "" => "-".into(),
+        model => format!("{model}{with}{}", lacks.map(|lacks| format!("\nwithout {}", list(lacks))).unwrap_or_default()),
+    }
+}
+
 fn show_one(ctx: &Ctx, node: &NodeView) -> Result<(), Failure> {
     let facts = &node.facts;
     let kvm = match &facts.kvm {
@@ -254,6 +267,7 @@ fn show_one(ctx: &Ctx, node: &NodeView) -> Result<(), Failure> {
         ("libvirt", if facts.hypervisor_up { "answers".into() } else { "does not answer".into() }),
         ("Cordoned", or_dash(cordon.as_ref())),
         ("CPUs", facts.cpus.to_string()),
+        ("CPU of guests", cpu(&facts.offers)),
         ("Memory", facts.memory.human()),
         ("KVM", kvm),
         ("NUMA nodes", facts.offers.numa.len().max(1).to_string()),

@@ -15,8 +15,13 @@ use std::sync::{Arc, Mutex};
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 use vmkeep_types::host::{KvmState, NodeFacts};
+use vmkeep_types::name::Name;
 use vmkeep_types::record::VmChoices;
 use vmkeep_types::vm::{Switch, VmSpec};
+
+use super::fleet::{Fleet, Seat};
+use super::need::Guest;
+use super::rules::Neighbours;
 
 /// Models that are no names of CPUs.
 const MODES: [&str; 4] = ["auto", "host", "cluster", "max"];
@@ -24,6 +29,8 @@ const MODES: [&str; 4] = ["auto", "host", "cluster", "max"];
 const KEPT: [&str; 2] = ["auto", "cluster"];
 /// Missing features that a sentence names; the others are counted.
 const FEATURES_TOLD_MAX: usize = 8;
+/// Nodes that a sentence names; the others are counted, and `vm explain` tells them all.
+const NODES_TOLD_MAX: usize = 4;
 /// Different CPUs that are remembered: as many as there are kinds of hosts, times what people switch off.
 const REMEMBERED_MAX: usize = 1_000;
 
@@ -45,6 +52,8 @@ pub enum CpuOrigin {
     Named,
     /// It was chosen at the first start, and is kept.
     Kept,
+    /// All nodes could run it when the VM got its first one, and it is kept.
+    Cluster,
 }
 
 /// Why a node cannot run a CPU.
@@ -59,9 +68,9 @@ impl fmt::Display for CpuLack {
         let origin = |origin: &CpuOrigin| match origin {
             CpuOrigin::Named => "",
             CpuOrigin::Kept => ", which was chosen for the VM and is kept,",
+            CpuOrigin::Cluster => ", which all nodes could run when the VM got it,",
         };
         match self {
-            Self::Model { model, origin: CpuOrigin::Named } => write!(f, "guests cannot have the CPU {model} here"),
             Self::Model { model, origin: by } => write!(f, "guests cannot have the CPU {model}{} here", origin(by)),
             Self::Features { model, missing, origin: by } => {
                 let told: Vec<&str> = missing.iter().take(FEATURES_TOLD_MAX).map(String::as_str).collect();
@@ -109,7 +118,7 @@ impl CpuKind {
 
     /// Why guests cannot have `cpu` here; None: they can, as far as the node tells.
     pub fn lacks(&self, cpu: &GuestCpu) -> Option<CpuLack> {
-        if self.models.is_empty() || (self.emulates && cpu.origin == CpuOrigin::Kept) {
+        if self.models.is_empty() || (self.emulates && cpu.origin != CpuOrigin::Named) {
             return None;
         }
         let (model, origin) = (cpu.model.clone(), cpu.origin);
@@ -137,7 +146,11 @@ impl GuestCpu {
             // What was chosen for emulation is chosen anew where there is hardware virtualisation.
             let xml = choices.cpu_xml.as_ref().filter(|_| choices.domain_type.as_deref().is_none_or(|kind| kind == "kvm"))?;
             let cpu = kept.read(xml)?;
-            return Some(if spec.cpu.features.is_empty() { cpu } else { Arc::new((*cpu).clone().overlaid(spec)) });
+            if spec.cpu.features.is_empty() && model == "auto" {
+                return Some(cpu);
+            }
+            let origin = if model == "auto" { CpuOrigin::Kept } else { CpuOrigin::Cluster };
+            return Some(Arc::new(Self { origin, ..(*cpu).clone() }.overlaid(spec)));
         }
         let (with, without) = Default::default();
         let named = || Self { model: model.to_owned(), with, without, origin: CpuOrigin::Named }.overlaid(spec);
@@ -186,6 +199,70 @@ impl GuestCpu {
         }
         self
     }
+}
+
+/// The nodes that cannot run a VM's CPU, of all but the one that owns it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub nodes: usize,
+    pub cannot: Vec<(Name, CpuLack)>,
+}
+
+impl Elsewhere {
+    /// What keeps the VM where it is: no other node can run its CPU.
+    pub fn hinders(&self) -> Option<String> {
+        (!self.cannot.is_empty() && self.cannot.len() == self.nodes).then(|| format!("cpu: no other node can run it ({})", self.words()))
+    }
+
+    /// Some can, some cannot.
+    pub fn warns(&self) -> Option<String> {
+        let (cannot, nodes) = (self.cannot.len(), self.nodes);
+        (cannot > 0 && cannot < nodes).then(|| format!("cpu: {cannot} of {nodes} other nodes cannot run it ({})", self.words()))
+    }
+
+    fn words(&self) -> String {
+        let told: Vec<String> = self.cannot.iter().take(NODES_TOLD_MAX).map(|(node, lack)| format!("{node}: {lack}")).collect();
+        match self.cannot.len().saturating_sub(NODES_TOLD_MAX) {
+            0 => told.join("; "),
+            more => format!("{}; and {more} more", told.join("; ")),
+        }
+    }
+}
+
+/// Where else a VM's CPU is none.
+pub fn elsewhere(fleet: &Fleet, guest: &Guest) -> Elsewhere {
+    let others = || fleet.seats().filter(|seat| fleet.owner(guest.id) != Some(&seat.name));
+    let neighbours = Neighbours::of(fleet, guest);
+    let lack = |seat: &Seat| Some((seat.name.clone(), neighbours.cpu_lack(seat)?.clone()));
+    Elsewhere { nodes: others().count(), cannot: others().filter_map(lack).collect() }
+}
+
+/// A node that joined after VMs got the CPU of the cluster, and cannot run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    pub node: Name,
+    /// VMs with `cpu: {model: cluster}` that cannot come to it.
+    pub vms: usize,
+    /// Of one of them.
+    pub lack: CpuLack,
+}
+
+/// Nodes to which not all VMs with the CPU of the cluster can come.
+pub fn strangers(fleet: &Fleet) -> Vec<Stranger> {
+    // Thousands of VMs have the same few.
+    let mut cpus: Vec<(&GuestCpu, usize)> = Vec::new();
+    for cpu in fleet.guests().filter_map(|guest| guest.need.cpu.as_deref()).filter(|cpu| cpu.origin == CpuOrigin::Cluster) {
+        match cpus.iter_mut().find(|(other, _)| *other == cpu) {
+            Some((_, vms)) => *vms += 1,
+            None => cpus.push((cpu, 1)),
+        }
+    }
+    let stranger = |seat: &Seat| {
+        let mut lacks = cpus.iter().filter_map(|(cpu, vms)| Some((seat.cpu.lacks(cpu)?, *vms))).peekable();
+        let lack = lacks.peek()?.0.clone();
+        Some(Stranger { node: seat.name.clone(), vms: lacks.map(|(_, vms)| vms).sum(), lack })
+    };
+    fleet.seats().filter_map(stranger).collect()
 }
 
 /// Kept CPUs by their text: thousands of VMs have the same few.

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use vmkeep_api::place::{
-    BalanceAnswer, CapacityAnswer, CapacityBreak, LargestVm, NodeRoom, NodeVerdict, PlacementAnswer, ProposedMove, SimulateAnswer,
-    SimulateBreak, SimulateRequest,
+    BalanceAnswer, CapacityAnswer, CapacityBreak, CpuBaseline, CpuStranger, LargestVm, NodeRoom, NodeVerdict, PlacementAnswer,
+    ProposedMove, SimulateAnswer, SimulateBreak, SimulateRequest,
 };
-use vmkeep_core::place::{self, Fleet, Guest, Refusal, balance, capacity, simulate};
+use vmkeep_core::place::{self, Fleet, Guest, Refusal, balance, baseline, capacity, cpu, simulate};
 use vmkeep_store::{KeyValue, Store, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
@@ -124,7 +124,17 @@ fn answer_capacity(fleet: &Fleet) -> CapacityAnswer {
         breaks: found.breaks.map(|b| CapacityBreak { failed: b.failed, left_over: b.left_over }),
         largest: found.largest.map(|l| LargestVm { node: l.node, memory: l.memory, vcpus: l.vcpus }),
         nodes: fleet.seats().map(room).collect(),
+        cpu: Some(cpu_baseline(fleet)),
     }
+}
+
+fn cpu_baseline(fleet: &Fleet) -> CpuBaseline {
+    let (model, features, why_not) = match baseline::baseline(fleet.seats().map(|seat| &seat.facts)) {
+        Ok(common) => (Some(common.model), common.features.into_iter().collect(), None),
+        Err(why) => (None, Vec::new(), Some(why)),
+    };
+    let told = |found: cpu::Stranger| CpuStranger { node: found.node, vms: found.vms, text: found.lack.to_string() };
+    CpuBaseline { model, features, why_not, strangers: cpu::strangers(fleet).into_iter().map(told).collect() }
 }
 
 pub async fn simulate(store: &dyn Store, cache: &Cache, project: &Name, request: SimulateRequest) -> Result<SimulateAnswer, Error> {

@@ -3,6 +3,7 @@
 use vmkeep_api::body::{MovableAnswer, MoveBy};
 use vmkeep_core::migrate::TIMEOUT_SECONDS;
 use vmkeep_core::migrate::check::{self, Baggage};
+use vmkeep_core::place::cpu;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
 use vmkeep_types::error::Error;
@@ -15,6 +16,8 @@ use vmkeep_types::pool::{PoolRecord, PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmChoices;
 
 use super::vm_parts::{busy, record, resource};
+use crate::cache::Cache;
+
 use super::{Ask, TRIES_MAX, begin, commit, get, list, operation};
 
 /// Kind of the operations that give a VM another node.
@@ -79,7 +82,7 @@ pub async fn call_off(store: &dyn Store, ask: &Ask, op: &Stored<Operation>) -> R
 }
 
 /// What keeps a VM from moving.
-pub async fn movable(store: &dyn Store, project: &Name, name: &Name) -> Result<MovableAnswer, Error> {
+pub async fn movable(store: &dyn Store, cache: &Cache, project: &Name, name: &Name) -> Result<MovableAnswer, Error> {
     let vm = record(store, project, name).await?.value;
     let choices = get::<VmChoices>(store, &keys::choices(vm.id)).await?.map(|s| s.value).unwrap_or_default();
     let pools: Vec<PoolSpec> = list::<PoolRecord>(store, keys::ALL_POOLS).await?.into_iter().map(|p| p.value.spec).collect();
@@ -102,6 +105,10 @@ pub async fn movable(store: &dyn Store, project: &Name, name: &Name) -> Result<M
         cds: inserted.map(|(drive, name)| (drive, images.iter().find(|i| i.spec.name == *name).and_then(|i| pool(&i.spec.pool)))).collect(),
         networks: networks.iter().filter(|n| vm.spec.nics.iter().any(|nic| nic.network == n.spec.name)).map(|n| &n.spec).collect(),
     };
-    let by = |travel| MoveBy { why_not: check::hindrances(&baggage, travel).iter().map(ToString::to_string).collect() };
-    Ok(MovableAnswer { live: by(Travel::Running), cold: by(Travel::Off), warnings: check::warnings(&baggage) })
+    let fleet = cache.fleet(store).await?;
+    let abroad = fleet.guest(vm.id).map(|guest| cpu::elsewhere(&fleet, guest)).unwrap_or_default();
+    let cpu = abroad.hinders();
+    let by = |travel| MoveBy { why_not: check::hindrances(&baggage, travel).iter().map(ToString::to_string).chain(cpu.clone()).collect() };
+    let (live, cold) = (by(Travel::Running), by(Travel::Off));
+    Ok(MovableAnswer { live, cold, warnings: check::warnings(&baggage).into_iter().chain(abroad.warns()).collect() })
 }

@@ -108,7 +108,7 @@ async fn vms(mut call: Call) -> Answer {
             let told = app::ha::check_vm(call.store(), &call.server.cache, &call.ask.project, &call.name()?).await?;
             Ok(respond::json(&told))
         }
-        "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.ask.project, &call.name()?).await?)),
+        "vm.movable" => Ok(respond::json(&vm_migrate::movable(call.store(), &call.server.cache, &call.ask.project, &call.name()?).await?)),
         "vm.adopt" => adopt(call).await,
         "vm.explain" => placement(call).await,
         "vm.events" => {

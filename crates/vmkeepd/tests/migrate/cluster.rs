@@ -127,10 +127,25 @@ impl Cluster {
         Self::fakes(pool, true, Of::Cluster).await
     }
 
+    /// Fakes on `a` and `b` with one pool and these CPUs; see [`FakeHypervisor::offer_cpu`].
+    pub async fn of_cpus(pool: &Path, a: [&str; 4], b: [&str; 4]) -> Self {
+        Self::on(pool, true, Of::Nothing, |name, fake| {
+            let [model, usable, more, without] = if name == "a" { a } else { b };
+            fake.offer_kvm();
+            fake.offer_cpu(model, usable, more, without);
+        })
+        .await
+    }
+
     async fn fakes(pool: &Path, shared: bool, of: Of) -> Self {
+        Self::on(pool, shared, of, |_, _| ()).await
+    }
+
+    async fn on(pool: &Path, shared: bool, of: Of, with: impl Fn(&str, &FakeHypervisor)) -> Self {
         let wire = Wire::default();
         let machine = |name: &str| {
             let fake = Arc::new(FakeHypervisor::new());
+            with(name, &fake);
             wire.join(&uri(name), &fake);
             Machine { hv: fake.clone(), fake: Some(fake), address: MigrationAddress { connect: uri(name), data: format!("tcp://{name}") } }
         };
@@ -199,7 +214,10 @@ impl Cluster {
             run_dir: dir.join("run"),
             cpus: 4,
             memory: ByteCount::from_gib(8),
-            kvm: KvmState::Unusable { why: "a test".into() },
+            kvm: match host.machine.fake.as_ref().is_some_and(|fake| fake.has_kvm()) {
+                true => KvmState::Usable,
+                false => KvmState::Unusable { why: "a test".into() },
+            },
             address: Some(uri(name)),
             migration: Some(host.machine.address.clone()),
             peers: if self.of == Of::Nothing { None } else { Some(self.library.clone()) },
@@ -264,6 +282,13 @@ impl Cluster {
 
     pub fn serial_log(&self, name: &str, vm: VmId) -> PathBuf {
         self.hosts[name].dir.path().join("logs").join(format!("{vm}.log"))
+    }
+
+    /// Tells what its libvirt says of it, as the daemon has it do from time to time.
+    pub async fn describe(&self, name: &str) {
+        let node = self.hosts[name].node.as_ref().expect("it runs");
+        node.profile().await.expect("capabilities");
+        node.refresh_facts().await.expect("a write");
     }
 
     pub async fn until(&self, what: &str, holds: impl AsyncFn(&Self) -> bool) {

@@ -14,6 +14,10 @@ impl FakeHypervisor {
         self.world.lock().kvm = true;
     }
 
+    pub fn has_kvm(&self) -> bool {
+        self.world.lock().kvm
+    }
+
     /// With KVM, guests can have the `usable` models whole; the host's own is `model`, with `more` features and not those `without`.
     pub fn offer_cpu(&self, model: &str, usable: &str, more: &str, without: &str) {
         self.world.lock().cpus = Some(super::cpu::host(model, usable, more, without));

@@ -1,6 +1,6 @@
 //! `cluster capacity`: what may fail.
 
-use vmkeep_api::place::{CapacityAnswer, CapacityBreak, NodeRoom};
+use vmkeep_api::place::{CapacityAnswer, CapacityBreak, CpuBaseline, CpuStranger, NodeRoom};
 use vmkeep_types::name::Name;
 
 use crate::commands::joined;
@@ -59,7 +59,27 @@ fn words(answer: &CapacityAnswer) -> String {
     if answer.bound > 0 && answer.nodes.len() > 1 {
         lines.push(format!("{} of {} VMs have their disks on one node only: if that fails they wait for it.", answer.bound, answer.vms));
     }
+    lines.extend(answer.cpu.iter().filter(|_| answer.nodes.len() > 1).flat_map(cpu));
     lines.join("\n")
+}
+
+/// The CPU of the cluster, and who cannot run what VMs have got.
+fn cpu(baseline: &CpuBaseline) -> Vec<String> {
+    let features = if baseline.features.is_empty() { String::new() } else { format!(" with {}", baseline.features.join(", ")) };
+    let mut lines = vec![match (&baseline.model, &baseline.why_not) {
+        (Some(model), _) => format!("CPU of the cluster (cpu: {{model: cluster}}): {model}{features}."),
+        (None, why) => format!("There is no CPU of the cluster: {}.", why.as_deref().unwrap_or("no reason is told")),
+    }];
+    let (shown, more) = baseline.strangers.split_at(baseline.strangers.len().min(NAMES_MAX));
+    let told = |found: &CpuStranger| match found.vms {
+        1 => format!("1 VM with the CPU of the cluster cannot come to {}: {}.", found.node, found.text),
+        n => format!("{n} VMs with the CPU of the cluster cannot come to {}: {}.", found.node, found.text),
+    };
+    lines.extend(shown.iter().map(told));
+    if !more.is_empty() {
+        lines.push(format!("The same is so of {} more nodes: `vmkeep cluster capacity -o yaml` tells them all.", more.len()));
+    }
+    lines
 }
 
 fn breaks(found: &CapacityBreak) -> String {
@@ -104,5 +124,17 @@ mod tests {
             "nodes": [room("n1"), room("n2"), room("n3")], "all_tried": false, "homeless": 2, "bound": 4,
             "breaks": {"failed": ["n1", "n2"], "left_over": ["a", "b", "c", "d", "e", "f"]}
         })));
+        let cpu = |cpu: serde_json::Value| told(json!({"nodes": [room("n1"), room("n2")], "largest": largest, "cpu": cpu}));
+        expect![[r#"
+            1 node may fail, and everything still fits on the others (N+1).
+            Room for one more VM of up to 5G of memory with 29 vCPUs, on n1.
+            CPU of the cluster (cpu: {model: cluster}): Haswell-noTSX with pdpe1gb, ssbd.
+            3 VMs with the CPU of the cluster cannot come to n2: of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f."#]].assert_eq(&cpu(json!({"model": "Haswell-noTSX", "features": ["pdpe1gb", "ssbd"], "why_not": null, "strangers": [
+            {"node": "n2", "vms": 3, "text": "of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f"}]})));
+        expect![[r#"
+            1 node may fail, and everything still fits on the others (N+1).
+            Room for one more VM of up to 5G of memory with 29 vCPUs, on n1.
+            There is no CPU of the cluster: no node has hardware virtualisation."#]]
+        .assert_eq(&cpu(json!({"model": null, "features": [], "why_not": "no node has hardware virtualisation", "strangers": []})));
     }
 }

@@ -1,0 +1,98 @@
+//! The CPU that a guest was given keeps it from hosts that cannot run it, before anything happens.
+
+use expect_test::expect;
+use serde_json::json;
+use vmkeep_api::place::DrainRequest;
+use vmkeep_core::place;
+use vmkeep_server::app::{drain, placement};
+use vmkeep_store::{Store, keys, typed};
+use vmkeep_types::host::NodeFacts;
+use vmkeep_types::ids::VmId;
+use vmkeep_types::migration::{MigrateOptions, MoveManner};
+use vmkeep_types::name::Name;
+use vmkeep_types::record::VmChoices;
+
+use super::cluster::{Cluster, ask};
+use super::to;
+
+/// As hosts of today: the model without what firmware took away.
+const SKYLAKE: [&str; 4] = ["Skylake-Server", "Nehalem Haswell-noTSX", "ssbd", "mpx"];
+const HASWELL: [&str; 4] = ["Haswell-noTSX", "Nehalem Haswell-noTSX", "ssbd", ""];
+const NEHALEM: [&str; 4] = ["Nehalem", "Nehalem", "", ""];
+
+async fn facts(c: &Cluster, node: &'static str) -> NodeFacts {
+    let kv = c.store.get(&keys::facts(&Name::known(node))).await.expect("a read").expect("facts");
+    typed::decode(&kv).expect("facts")
+}
+
+/// Both have told what their CPUs are.
+async fn told(c: &Cluster, a: &str, b: &str) {
+    let known = async |c: &Cluster, node: &'static str, model: &str| {
+        c.describe(node).await;
+        facts(c, node).await.offers.cpu_model == model
+    };
+    c.until("their CPUs are known", async |c| known(c, "a", a).await && known(c, "b", b).await).await;
+}
+
+async fn cpu(c: &Cluster, vm: VmId) -> String {
+    let kv = c.store.get(&keys::choices(vm)).await.expect("a read").expect("choices");
+    typed::decode::<VmChoices>(&kv).expect("choices").cpu_xml.unwrap_or_default()
+}
+
+async fn error(c: &Cluster, options: MigrateOptions) -> String {
+    c.over(&c.migrate(options).await).await.error.map(|e| e.message).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_cannot_run_the_kept_cpu_is_refused_with_what_it_lacks() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let c = Cluster::of_cpus(pool.path(), SKYLAKE, HASWELL).await;
+    told(&c, "Skylake-Server", "Haswell-noTSX").await;
+    c.node("b", "cordon").await;
+    let vm = c.vm(json!({})).await;
+    c.node("b", "uncordon").await;
+    c.until("its CPU is kept", async |c| !cpu(c, vm).await.is_empty()).await;
+    let cold = || MigrateOptions { manner: MoveManner::Cold, ..to("b") };
+    let mut said = format!("live: {}\ncold: {}\n", error(&c, to("b")).await, error(&c, cold()).await);
+    let view = placement::view(c.store.as_ref()).await.expect("a view");
+    for verdict in place::explain(view.fleet(), view.fleet().guest(vm).expect("it is there")) {
+        said += &format!("{}: {}\n", verdict.node, verdict.fits.map_or_else(|no| no.to_string(), |yes| yes.to_string()));
+    }
+    let wish = DrainRequest { at_once: Some(1), ..DrainRequest::default() };
+    let op = drain::drain(c.store.as_ref(), &ask(), &Name::known("a"), wish).await.expect("taken");
+    said += &format!("drain: {}\n", c.over(&op).await.error.map(|e| e.message).unwrap_or_default());
+    expect![[r#"
+        live: it has nowhere to go (b: of the CPU Skylake-Server, which was chosen for the VM and is kept, guests cannot have here: avx512f)
+        cold: it has nowhere to go (b: of the CPU Skylake-Server, which was chosen for the VM and is kept, guests cannot have here: avx512f)
+        a: 3.1 % used then
+        b: of the CPU Skylake-Server, which was chosen for the VM and is kept, guests cannot have here: avx512f
+        drain: 1 of 1 VMs are still on a: web: it has nowhere to go (b: of the CPU Skylake-Server, which was chosen for the VM and is kept, guests cannot have here: avx512f)
+    "#]].assert_eq(&said);
+    assert_eq!(c.runs_on(vm).await, ["a"]);
+}
+
+/// A host that joins later takes nothing from the VMs that have the CPU of the cluster; new ones get what it can run too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cpu_of_the_cluster_is_kept_when_an_older_host_joins() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let mut c = Cluster::of_cpus(pool.path(), SKYLAKE, HASWELL).await;
+    told(&c, "Skylake-Server", "Haswell-noTSX").await;
+    c.node("b", "cordon").await;
+    let cluster = |name: &str| json!({"name": name, "cpu": {"model": "cluster"}});
+    let vm = c.vm(cluster("web")).await;
+    c.node("b", "uncordon").await;
+    assert_eq!(error(&c, to("b")).await, "");
+    assert_eq!(error(&c, to("a")).await, "");
+    let before = cpu(&c, vm).await;
+    c.end("b").await;
+    let [model, usable, more, without] = NEHALEM;
+    c.fake("b").offer_cpu(model, usable, more, without);
+    c.begin("b");
+    told(&c, "Skylake-Server", "Nehalem").await;
+    let mut said = format!("{before}\nto b: {}\n", error(&c, to("b")).await);
+    assert_eq!(cpu(&c, vm).await, before, "a guest's CPU does not change under it");
+    c.node("b", "cordon").await;
+    let newer = c.vm(cluster("web2")).await;
+    said += &format!("{}\n", cpu(&c, newer).await);
+    expect![[""]].assert_eq(&said);
+}
