@@ -154,7 +154,11 @@ async fn update(store: &dyn Store, ask: &Ask, old: &Stored<VmRecord>, spec: VmSp
     let chosen = kept.as_ref().map(|kept| kept.value.clone()).unwrap_or_default();
     txn.then.extend(dropped_macs(&old.value.spec, &record.spec, &chosen));
     if let Some(kept) = kept {
-        let new = choices(&record.spec, kept.value.clone());
+        let mut new = choices(&record.spec, kept.value.clone());
+        if record.spec.cpu.model == "cluster" && old.value.spec.cpu.model != "cluster" {
+            // What was chosen for this VM alone gives way to what all nodes can run.
+            new.cpu_xml = None;
+        }
         if new != kept.value {
             txn = claim_macs(&kept.value, &new, record.id, txn);
             txn = txn.when(Compare::ModifiedAt(choices_key.clone(), kept.modified)).then(typed::put(choices_key, &new));

@@ -21,6 +21,7 @@ use vmkeep_types::vm::VmSpec;
 use super::view::{ClusterView, PREFIXES};
 use super::{task, vm};
 
+mod cpu;
 mod deletion;
 mod volumes;
 

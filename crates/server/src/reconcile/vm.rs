@@ -225,6 +225,11 @@ fn follow(view: &ClusterView, record: &Kept<VmRecord>, owner: &Kept<Owner>, now:
     if let Some(txn) = seen.and_then(|seen| booted_once(record, seen)).or_else(|| free_dropped(view, record, owner)) {
         return Some(txn);
     }
+    // A wish that asks for the cluster's CPU only now, before the node chooses its own.
+    if let Some((choices, read_at)) = cluster_cpu(view, vm).filter(|_| vm.leaving.is_none()) {
+        let guard = Compare::ModifiedAt(keys::choices(vm.id), read_at);
+        return Some(Txn::default().when(guard).then(typed::put(keys::choices(vm.id), &choices)));
+    }
     let node = &owner.value.node;
     let brought = bring(view, vm, node);
     if !brought.is_empty() && vm.leaving.is_none() {

@@ -94,5 +94,14 @@ async fn the_cpu_of_the_cluster_is_kept_when_an_older_host_joins() {
     c.node("b", "cordon").await;
     let newer = c.vm(cluster("web2")).await;
     said += &format!("{}\n", cpu(&c, newer).await);
-    expect![[""]].assert_eq(&said);
+    expect![[r#"
+        <cpu mode='custom' match='exact' check='partial'>
+          <model fallback='forbid'>Haswell-noTSX</model>
+          <feature policy='require' name='ssbd'/>
+        </cpu>
+        to b: it has nowhere to go (b: of the CPU Haswell-noTSX, which all nodes could run when the VM got it, guests cannot have here: avx2, fma, ssbd)
+        <cpu mode='custom' match='exact' check='partial'>
+          <model fallback='forbid'>Nehalem</model>
+        </cpu>
+    "#]].assert_eq(&said);
 }

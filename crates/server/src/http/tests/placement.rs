@@ -2,8 +2,10 @@
 
 use vmkeep_types::drain::Drain;
 use vmkeep_types::host::{NodeHealth, NodeState};
+use vmkeep_types::ids::Generation;
 use vmkeep_types::migration::Stop;
 use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
+use vmkeep_types::record::{Owner, VmChoices};
 
 use super::*;
 
@@ -57,6 +59,73 @@ async fn every_node_says_why() {
     bed.call("POST /v1/nodes/node2/actions/uncordon", json!({})).await;
     let shown = bed.get("/v1/nodes/node2").await;
     assert_eq!((&shown["cordon"], &shown["spec"]["failure_domain"]), (&Value::Null, &json!("rack2")));
+}
+
+/// The CPU that a VM has been given and what a host cannot run of it.
+#[tokio::test]
+async fn a_vm_says_where_its_cpu_is_none() {
+    let bed = two_nodes().await;
+    let names = |names: &str| names.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let cpu = async |node: &'static str, own: &str, models: &str, features: &str, without: Value| {
+        let key = keys::facts(&Name::known(node));
+        let mut facts: Value = serde_json::to_value(bed.stored::<NodeFacts>(&key).await).expect("plain data");
+        (facts["kvm"], facts["offers"]["cpu_model"]) = (json!({"is": "usable"}), json!(own));
+        (facts["offers"]["cpu_models"], facts["offers"]["cpu_guest_features"]) = (json!(names(models)), json!(names(features)));
+        facts["offers"]["cpu_models_without"] = without;
+        bed.put_all(vec![typed::put(key, &facts)]).await;
+    };
+    cpu("node1", "Cooperlake", "Nehalem Haswell", "avx2 ssbd", json!({"Cooperlake": ["mpx"]})).await;
+    cpu("node2", "Haswell", "Nehalem Haswell", "avx2 ssbd", json!({"Haswell": [], "Cooperlake": ["avx512f", "mpx"]})).await;
+    for (name, model) in [("web1", "auto"), ("web2", "cluster")] {
+        let made = bed.call("POST /v1/vms", json!({"name": name, "memory": "2G", "nics": [], "cpu": {"model": model}})).await;
+        assert_eq!(made.status, 202, "{}", made.body);
+    }
+    let xml = "<cpu mode='custom'><model fallback='forbid'>Cooperlake</model><feature policy='disable' name='mpx'/></cpu>";
+    for name in ["web1", "web2"] {
+        let id = bed.vm_id(name).await;
+        let mut choices = bed.stored::<VmChoices>(&keys::choices(id)).await;
+        (choices.cpu_xml, choices.domain_type) = (Some(xml.into()), Some("kvm".into()));
+        let owner = Owner {
+            vm: id,
+            project: Name::known("default"),
+            node: Name::known("node1"),
+            epoch: Epoch(1),
+            generation: Generation(1),
+            to: None,
+        };
+        bed.put_all(vec![typed::put(keys::choices(id), &choices), typed::put(keys::owner(id), &owner)]).await;
+    }
+    let movable = bed.get("/v1/vms/web1/movable").await;
+    expect![[r#"
+        {
+          "cold": {
+            "why_not": [
+              "cpu: no other node can run it (node2: of the CPU Cooperlake, which was chosen for the VM and is kept, guests cannot have here: avx512f)"
+            ]
+          },
+          "live": {
+            "why_not": [
+              "cpu: no other node can run it (node2: of the CPU Cooperlake, which was chosen for the VM and is kept, guests cannot have here: avx512f)"
+            ]
+          },
+          "warnings": []
+        }"#]].assert_eq(&serde_json::to_string_pretty(&movable).expect("JSON"));
+    let answer = bed.get("/v1/vms/web2/placement").await;
+    expect![[r#""node1" "of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f""#]].assert_eq(&format!("{} {}", answer["choice"], answer["nodes"][1]["text"]));
+    let capacity = bed.get("/v1/cluster/capacity").await;
+    expect![[r#"
+        {
+          "features": [],
+          "model": "Nehalem",
+          "strangers": [
+            {
+              "node": "node2",
+              "text": "of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f",
+              "vms": 1
+            }
+          ],
+          "why_not": null
+        }"#]].assert_eq(&serde_json::to_string_pretty(&capacity["cpu"]).expect("JSON"));
 }
 
 #[tokio::test]
