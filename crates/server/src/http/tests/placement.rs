@@ -111,7 +111,8 @@ async fn a_vm_says_where_its_cpu_is_none() {
           "warnings": []
         }"#]].assert_eq(&serde_json::to_string_pretty(&movable).expect("JSON"));
     let answer = bed.get("/v1/vms/web2/placement").await;
-    expect![[r#""node1" "of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f""#]].assert_eq(&format!("{} {}", answer["choice"], answer["nodes"][1]["text"]));
+    expect![[r#""node1" "of the CPU Cooperlake, which all nodes could run when the VM got it, guests cannot have here: avx512f""#]]
+        .assert_eq(&format!("{} {}", answer["choice"], answer["nodes"][1]["text"]));
     let capacity = bed.get("/v1/cluster/capacity").await;
     expect![[r#"
         {
@@ -125,7 +126,8 @@ async fn a_vm_says_where_its_cpu_is_none() {
             }
           ],
           "why_not": null
-        }"#]].assert_eq(&serde_json::to_string_pretty(&capacity["cpu"]).expect("JSON"));
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&capacity["cpu"]).expect("JSON"));
 }
 
 #[tokio::test]

@@ -56,7 +56,8 @@ async fn the_cpu_of_the_cluster_is_chosen_with_the_first_node_and_kept() {
     let now = view(&store).await;
     let strangers = place::cpu::strangers(now.fleet());
     let told: Vec<String> = strangers.iter().map(|found| format!("{} VM not on {}: {}", found.vms, found.node, found.lack)).collect();
-    expect!["1 VM not on node0: guests cannot have the CPU Haswell-noTSX, which all nodes could run when the VM got it, here"].assert_eq(&told.join("\n"));
+    expect!["1 VM not on node0: guests cannot have the CPU Haswell-noTSX, which all nodes could run when the VM got it, here"]
+        .assert_eq(&told.join("\n"));
     expect![[r#"Ok(Baseline { model: "Nehalem", features: {} })"#]].assert_eq(&format!("{:?}", now.baseline()));
 }
 
