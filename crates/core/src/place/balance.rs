@@ -4,6 +4,9 @@
 //!  NodeLoad of each node ──► pressure over one minute and over five ──► hot: both high above the mean
 //!  hot node ──► each of its VMs × each node that may take it ──► the move with the most gain ──► as though done, and again
 //! ```
+//! What has to be copied costs: a move along which a disk goes must gain more, by its size; nothing goes to a node whose programs wait
+//! for its disks; and what cannot move while it runs is not proposed.
+//!
 //! What keeps it from moving VMs to and fro: a node is hot only when it was so for a minute *and* for five; a move must gain
 //! something worth it; the target must stay cooler than a hot node after it; a VM that was moved rests; and preferences of
 //! rules are never made worse. It proposes and moves nothing.
@@ -14,9 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use vmkeep_types::ids::VmId;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{NodeLoad, VmLoad};
+use vmkeep_types::units::ByteCount;
 
 use super::fleet::{Fleet, Seat};
-use super::need::{Counts, Guest};
+use super::need::{Counts, Guest, Home, Need};
 use super::refuse::refuse;
 use super::rules::Neighbours;
 use super::score::{Score, score};
@@ -29,13 +33,17 @@ pub struct Policy {
     pub floor: u32,
     /// 1/1000 that a move must take off the worse of its two nodes.
     pub gain_min: u32,
+    /// Bytes of disks to copy for which a move must gain 1/1000 more.
+    pub copy_bytes: u64,
+    /// 1/1000 of time in which programs of a node wait for its disks, from which on nothing is sent there.
+    pub io_stall_max: u32,
     /// Moves of one proposal.
     pub moves_max: usize,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { threshold: 150, floor: 500, gain_min: 50, moves_max: 5 }
+        Self { threshold: 150, floor: 500, gain_min: 50, copy_bytes: 1 << 30, io_stall_max: 200, moves_max: 5 }
     }
 }
 
@@ -44,6 +52,15 @@ pub const COOL_DOWN_SECONDS: i64 = 3600;
 
 /// What was measured longer ago says nothing of now.
 pub const STALE_SECONDS: i64 = 300;
+
+/// What goes along with a VM that moves while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// Bytes of disks that only its node reaches, beside its memory.
+    Disks(ByteCount),
+    /// It cannot move so.
+    Bound,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
@@ -123,8 +140,17 @@ fn heats(fleet: &Fleet, loads: &BTreeMap<Name, NodeLoad>) -> BTreeMap<Name, Heat
     loads.iter().filter_map(|(node, load)| Some((node.clone(), Heat::of(fleet.seat(node)?, load)))).collect()
 }
 
-/// The moves that help most, the best first. `loads`: fresh ones only; `resting`: VMs that were moved within the cool-down.
-pub fn propose(fleet: &Fleet, loads: &BTreeMap<Name, NodeLoad>, resting: &BTreeSet<VmId>, policy: &Policy) -> Vec<Move> {
+/// What is known of the VMs.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Moved within the cool-down.
+    pub resting: BTreeSet<VmId>,
+    /// What goes along with each; one that is missing has no disk of its node.
+    pub carried: BTreeMap<VmId, Carried>,
+}
+
+/// The moves that help most, the best first. `loads`: fresh ones only.
+pub fn propose(fleet: &Fleet, loads: &BTreeMap<Name, NodeLoad>, known: &Known, policy: &Policy) -> Vec<Move> {
     let mut heats = heats(fleet, loads);
     if heats.len() < 2 {
         return Vec::new();
@@ -133,14 +159,14 @@ pub fn propose(fleet: &Fleet, loads: &BTreeMap<Name, NodeLoad>, resting: &BTreeS
     // Moves shift load and make none: the mean stays.
     let mean = heats.values().map(|heat| heat.lasting()).fold(0_u32, u32::saturating_add) / count;
     let hot = mean.saturating_add(policy.threshold).max(policy.floor);
-    let (mut fleet, mut resting, mut moves) = (fleet.clone(), resting.clone(), Vec::new());
+    let (mut fleet, mut known, mut moves) = (fleet.clone(), known.clone(), Vec::new());
     while moves.len() < policy.moves_max {
         let mut hottest: Vec<&Name> = heats.iter().filter(|(_, heat)| heat.lasting() >= hot).map(|(node, _)| node).collect();
         hottest.sort_by_key(|node| (Reverse(heats[*node].lasting()), (*node).clone()));
-        let look = Look { fleet: &fleet, loads, heats: &heats, resting: &resting, hot, gain_min: policy.gain_min };
+        let look = Look { fleet: &fleet, loads, heats: &heats, known: &known, hot, policy };
         let Some(best) = hottest.into_iter().find_map(|node| look.best_from(node)) else { break };
         fleet.set_owner(best.vm, Some(&best.to));
-        resting.insert(best.vm);
+        known.resting.insert(best.vm);
         for (node, sign) in [(&best.from, -1), (&best.to, 1)] {
             let (Some(vm), Some(seat)) = (measured(loads, best.vm), fleet.seat(node)) else { continue };
             let by = share(seat, vm);
@@ -159,25 +185,46 @@ struct Look<'a> {
     fleet: &'a Fleet,
     loads: &'a BTreeMap<Name, NodeLoad>,
     heats: &'a BTreeMap<Name, Heat>,
-    resting: &'a BTreeSet<VmId>,
+    known: &'a Known,
     hot: u32,
-    gain_min: u32,
+    policy: &'a Policy,
 }
 
 impl Look<'_> {
-    /// The move off a node that gains most; of equal ones that with the least memory to carry, then by ids and names.
+    /// Bytes of disks to copy; None: it stays.
+    fn disks(&self, vm: VmId) -> Option<u64> {
+        match self.known.carried.get(&vm) {
+            None => Some(0),
+            Some(Carried::Disks(bytes)) => Some(bytes.bytes()),
+            Some(Carried::Bound) => None,
+        }
+    }
+
+    /// What a move must gain with so much to copy.
+    fn worth(&self, disks: u64) -> u32 {
+        let more = u32::try_from(disks / self.policy.copy_bytes.max(1)).unwrap_or(u32::MAX);
+        self.policy.gain_min.saturating_add(more)
+    }
+
+    /// The move off a node that gains most above what it must; of equal ones that with the least to carry, then by ids and names.
     fn best_from(&self, node: &Name) -> Option<Move> {
         let from = self.fleet.seat(node)?;
         let load = self.loads.get(node)?;
         let stays = |id: &VmId| from.owned.contains(id) && self.fleet.heir(*id).is_none();
-        let vms = load.vms.iter().filter(|(id, _)| stays(id) && !self.resting.contains(id));
+        let vms = load.vms.iter().filter(|(id, _)| stays(id) && !self.known.resting.contains(id));
         let guests = vms.filter_map(|(id, vm)| Some((self.fleet.guest(*id)?, vm))).filter(|(guest, _)| guest.counts == Counts::Yes);
-        let moves = guests.flat_map(|(guest, vm)| self.targets(from, guest, vm).into_iter().map(move |found| (found, vm.memory)));
-        let best = moves.min_by_key(|(found, memory)| (Reverse(found.gain / 10), *memory, found.to_after, found.vm, found.to.clone()));
-        best.map(|(found, _)| found)
+        let moves = guests.filter_map(|(guest, vm)| Some((guest, vm, self.disks(guest.id)?))).flat_map(|(guest, vm, disks)| {
+            let carried = vm.memory.bytes().saturating_add(disks);
+            let over = move |found: &Move| found.gain.saturating_sub(self.worth(disks));
+            self.targets(from, guest, vm, disks).into_iter().map(move |found| (over(&found), carried, found))
+        });
+        let best = moves.min_by_key(|(over, carried, found)| (Reverse(over / 10), *carried, found.to_after, found.vm, found.to.clone()));
+        best.map(|(_, _, found)| found)
     }
 
-    fn targets(&self, from: &Seat, guest: &Guest, vm: &VmLoad) -> Vec<Move> {
+    fn targets(&self, from: &Seat, guest: &Guest, vm: &VmLoad, disks: u64) -> Vec<Move> {
+        // Its data goes along.
+        let guest = &Guest { need: Need { home: Home::Anywhere, ..guest.need.clone() }, ..guest.clone() };
         let neighbours = Neighbours::of(self.fleet, guest);
         let wishes = |score: &Score| (score.speed, score.preferred_broken, score.crowd_in_domain);
         let now = wishes(&score(self.fleet, from, guest, &neighbours));
@@ -190,7 +237,9 @@ impl Look<'_> {
             // The target counts by its worse span: what is rising there is not made worse.
             let to_after = after.minute.worst().max(after.five_minutes.worst());
             let gain = from_before.max(to_before).saturating_sub(from_after.max(to_after));
-            let worth_it = gain >= self.gain_min && to_after < self.hot;
+            let stall = self.loads.get(node).map(|load| load.io_stall).unwrap_or_default();
+            let waits = stall.minute.max(stall.five_minutes) >= self.policy.io_stall_max;
+            let worth_it = gain >= self.worth(disks) && to_after < self.hot && !waits;
             if worth_it && refuse(self.fleet, to, guest, &neighbours).is_none() && wishes(&score(self.fleet, to, guest, &neighbours)) <= now
             {
                 let (vm, from, to) = (guest.id, from.name.clone(), to.name.clone());

@@ -12,20 +12,24 @@ use vmkeep_api::place::{
     BalanceAnswer, CapacityAnswer, CapacityBreak, CpuBaseline, CpuStranger, LargestVm, NodeRoom, NodeVerdict, PlacementAnswer,
     ProposedMove, SimulateAnswer, SimulateBreak, SimulateRequest,
 };
+use vmkeep_core::migrate::check::{hindrances, local_disks};
 use vmkeep_core::place::{self, Fleet, Guest, Refusal, balance, baseline, capacity, cpu, simulate};
 use vmkeep_store::{KeyValue, Store, keys, typed};
 use vmkeep_types::check;
 use vmkeep_types::error::{Code, Error, Problem};
 use vmkeep_types::ids::{Revision, VmId};
 use vmkeep_types::manifest;
+use vmkeep_types::migration::Travel;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeLoad;
 use vmkeep_types::operation::{OpState, Operation};
+use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
 use super::{list_readable, node, store_error, uid_of, vm_migrate};
 use crate::cache::Cache;
+use crate::reconcile::migrate::baggage;
 use crate::reconcile::view::ClusterView;
 
 /// Kinds of VMs in one simulation.
@@ -184,7 +188,11 @@ pub async fn balance(store: &dyn Store, cache: &Cache) -> Result<BalanceAnswer, 
     let fresh = |(_, load): &(Name, NodeLoad)| now.duration_since(load.at).as_secs() < balance::STALE_SECONDS;
     let loads: BTreeMap<Name, NodeLoad> = loads.filter(fresh).collect();
     let resting = recently_moved(store, now).await?;
-    let moves = balance::propose(&fleet, &loads, &resting, &balance::Policy::default());
+    let view = cache.view(store).await?;
+    let measured = loads.values().flat_map(|load| load.vms.keys());
+    let carried = measured.filter_map(|id| Some((*id, carried(&view, *id)?))).collect();
+    let known = balance::Known { resting, carried };
+    let moves = balance::propose(&fleet, &loads, &known, &balance::Policy::default());
     let told = |found: balance::Move| {
         let guest = fleet.guest(found.vm)?;
         Some(ProposedMove {
@@ -201,6 +209,21 @@ pub async fn balance(store: &dyn Store, cache: &Cache) -> Result<BalanceAnswer, 
     };
     let not_measured = fleet.seats().map(|seat| &seat.name).filter(|node| !loads.contains_key(*node)).cloned().collect();
     Ok(BalanceAnswer { moves: moves.into_iter().filter_map(told).collect(), pressure: balance::pressures(&fleet, &loads), not_measured })
+}
+
+/// What goes along with a VM that moves while it runs. A disk counts as large as the guest sees it: how full it is, its node knows.
+fn carried(view: &ClusterView, id: VmId) -> Option<balance::Carried> {
+    let vm = &view.vms.get(&id)?.value;
+    let choices = view.choices.get(&id).map(|kept| kept.value.clone()).unwrap_or_default();
+    let baggage = baggage(view, vm, &choices);
+    if !hindrances(&baggage, Travel::Running).is_empty() {
+        return Some(balance::Carried::Bound);
+    }
+    let local = local_disks(&baggage);
+    let of_image = |image| Some(view.images.get(&image)?.value.facts.as_ref()?.virtual_size);
+    let size = |volume: &VolumeRecord| volume.size.or_else(|| of_image(volume.image?)).map_or(0, ByteCount::bytes);
+    let disks = baggage.disks.iter().filter(|(disk, _, _)| local.contains(*disk));
+    Some(balance::Carried::Disks(ByteCount::from_bytes(disks.map(|(_, volume, _)| size(volume)).sum())))
 }
 
 /// VMs that were given another node within the cool-down.

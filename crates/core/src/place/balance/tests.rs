@@ -9,8 +9,9 @@ use vmkeep_types::name::Name;
 use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
 use vmkeep_types::units::ByteCount;
 
-use super::{COOL_DOWN_SECONDS, Move, Policy, pressures, propose};
+use super::{COOL_DOWN_SECONDS, Carried, Known, Move, Policy, pressures, propose};
 use crate::place::Fleet;
+use crate::place::need::Home;
 use crate::place::testkit::{Dice, fleet, guest, put};
 
 /// CPU pressure of a build machine, 1/1000, every 10 s; read from /proc/pressure/cpu.
@@ -25,6 +26,8 @@ struct Story {
     curve: Vec<u32>,
     /// VM to the part of the curve that it begins at, and how many CPUs it has at most.
     phase: BTreeMap<VmId, (usize, u32)>,
+    /// Disks of one node.
+    carried: BTreeMap<VmId, Carried>,
     /// Usage of the VMs in the last steps, the newest last.
     past: Vec<BTreeMap<VmId, u32>>,
     moved: Vec<(i64, Move)>,
@@ -45,7 +48,7 @@ impl Story {
             // All on the first half of the nodes.
             put(&mut fleet, guest, &named[dice.below(u64::from(nodes.div_ceil(2))) as usize]);
         }
-        Self { fleet, curve, phase, past: Vec::new(), moved: Vec::new(), now: 0 }
+        Self { fleet, curve, phase, carried: BTreeMap::new(), past: Vec::new(), moved: Vec::new(), now: 0 }
     }
 
     fn step(&mut self) {
@@ -83,7 +86,8 @@ impl Story {
     /// One look, and what it proposes done at once.
     fn balance(&mut self, policy: &Policy, cool_down: i64) {
         let resting: BTreeSet<VmId> = self.moved.iter().filter(|(at, _)| self.now - at < cool_down).map(|(_, moved)| moved.vm).collect();
-        for proposal in propose(&self.fleet, &self.loads(), &resting, policy) {
+        let known = Known { resting, carried: self.carried.clone() };
+        for proposal in propose(&self.fleet, &self.loads(), &known, policy) {
             assert_eq!(self.fleet.owner(proposal.vm), Some(&proposal.from));
             self.fleet.set_owner(proposal.vm, Some(&proposal.to));
             self.moved.push((self.now, proposal));
@@ -155,7 +159,7 @@ fn recorded_load_makes_no_vm_go_to_and_fro() {
 /// The same load and none of what damps: the test above would see it.
 #[test]
 fn without_damping_they_do() {
-    let hasty = Policy { threshold: 0, floor: 0, gain_min: 1, moves_max: 5 };
+    let hasty = Policy { threshold: 0, floor: 0, gain_min: 1, ..Policy::default() };
     let flips: usize = (1..5).map(|seed| Story::new(seed * 0x9e37_79b9, 4, 24).hours(2, &hasty, 0).flips()).sum();
     assert!(flips > 0, "the load is uneven enough to be chased");
 }
@@ -174,6 +178,61 @@ fn what_must_not_move_stays() {
         story.past.last_mut().expect("a step").values_mut().for_each(|usage| *usage = 8000);
     }
     let resting = BTreeSet::from([guest(2, "x", json!({})).id]);
-    assert_eq!(propose(&story.fleet, &story.loads(), &resting, &Policy::default()), Vec::new());
-    assert_eq!(propose(&story.fleet, &story.loads(), &BTreeSet::new(), &Policy::default()).len(), 1);
+    let proposed = |known: &Known| propose(&story.fleet, &story.loads(), known, &Policy::default()).len();
+    assert_eq!(proposed(&Known { resting, ..Known::default() }), 0);
+    assert_eq!(proposed(&Known::default()), 1);
+    let carried = BTreeMap::from([(guest(2, "x", json!({})).id, Carried::Bound)]);
+    assert_eq!(proposed(&Known { carried, ..Known::default() }), 0, "it has a device of its host");
+}
+
+/// Which of two equal VMs goes, one with a disk of so many GiB that only its node reaches, and what it gains.
+fn goes(gib: u64, io_stall: u32) -> String {
+    let mut story = Story::new(7, 2, 0);
+    for (n, name) in [(1, "disk"), (2, "bare")] {
+        let mut vm = guest(n, name, json!({"memory": "2G"}));
+        if name == "disk" {
+            vm.need.home = Home::Only(Name::known("n0"));
+            story.carried.insert(vm.id, Carried::Disks(ByteCount::from_gib(gib)));
+        }
+        story.phase.insert(vm.id, (0, 8));
+        put(&mut story.fleet, vm, "n0");
+    }
+    for _ in 0..30 {
+        story.step();
+        story.past.last_mut().expect("a step").values_mut().for_each(|usage| *usage = 7000);
+    }
+    let mut loads = story.loads();
+    let waits = Averages { minute: io_stall, five_minutes: io_stall };
+    loads.get_mut(&Name::known("n1")).expect("measured").io_stall = waits;
+    let told = |carried: BTreeMap<VmId, Carried>, resting: &[u64]| {
+        let resting = resting.iter().map(|n| guest(*n, "x", json!({})).id).collect();
+        let moves = propose(&story.fleet, &loads, &Known { resting, carried }, &Policy::default());
+        let name = |m: &Move| format!("{} gains {}", story.fleet.guest(m.vm).expect("known").name, m.gain);
+        if moves.is_empty() { "none".into() } else { moves.iter().map(name).collect::<Vec<_>>().join(", ") }
+    };
+    format!("{}; without the bare one {}", told(story.carried.clone(), &[]), told(story.carried.clone(), &[2]))
+}
+
+#[test]
+fn a_disk_that_is_copied_must_be_worth_it() {
+    expect!["disk gains 437; without the bare one disk gains 437"].assert_eq(&goes(0, 0));
+    expect!["bare gains 437; without the bare one disk gains 437"].assert_eq(&goes(100, 0));
+    expect!["bare gains 437; without the bare one none"].assert_eq(&goes(400, 0));
+    expect!["none; without the bare one none"].assert_eq(&goes(0, 200));
+}
+
+#[test]
+fn disks_that_are_copied_make_no_vm_go_to_and_fro() {
+    let mut moves = 0;
+    for seed in 1..5 {
+        let mut story = Story::new(seed * 0x9e37_79b9, 4, 24);
+        let vms: Vec<VmId> = story.phase.keys().copied().collect();
+        for (n, vm) in vms.into_iter().enumerate() {
+            story.carried.insert(vm, Carried::Disks(ByteCount::from_gib(10 * n as u64)));
+        }
+        let story = story.hours(6, &Policy::default(), COOL_DOWN_SECONDS);
+        assert_eq!(story.flips(), 0, "seed {seed}: {:?}", story.moved);
+        moves += story.moved.len();
+    }
+    assert!(moves > 0, "there was something to do");
 }

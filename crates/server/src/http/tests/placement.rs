@@ -287,6 +287,50 @@ async fn moves_are_proposed_from_what_was_measured() {
     ));
 }
 
+/// A disk of one host goes along; a device of the host does not.
+#[tokio::test]
+async fn vms_with_disks_of_their_host_are_proposed_and_bound_ones_are_not() {
+    let bed = two_nodes().await;
+    let (hot, cool) = (Name::known("node1"), Name::known("node2"));
+    let disk = |size: &str| json!([{"name": "root", "empty": true, "size": size}]);
+    bed.call("POST /v1/vms", json!({"name": "light", "memory": "2G", "nics": [], "disks": disk("1G")})).await;
+    bed.call("POST /v1/vms", json!({"name": "heavy", "memory": "2G", "nics": [], "disks": disk("2T")})).await;
+    let shares = json!([{"name": "src", "path": "/srv/src"}]);
+    bed.call("POST /v1/vms", json!({"name": "shares", "memory": "2G", "nics": [], "shares": shares})).await;
+    let ids = [bed.vm_id("light").await, bed.vm_id("heavy").await, bed.vm_id("shares").await];
+    let mut writes = Vec::new();
+    for id in ids {
+        writes.push(typed::put(keys::owner(id), &json!({"vm": id, "project": "default", "node": hot, "epoch": 1, "generation": 1})));
+    }
+    for volume in ["light-root", "heavy-root"] {
+        let id: vmkeep_types::ids::VolumeId = bed.stored(&keys::name("volume", &default(), &Name::known(volume))).await;
+        let mut record = bed.stored::<Value>(&keys::volume(&default(), id)).await;
+        record["node"] = json!(hot);
+        writes.push(typed::put(keys::volume(&default(), id), &record));
+    }
+    bed.put_all(writes).await;
+    let load = |cpu: u32, vms: &[VmId]| NodeLoad {
+        at: jiff::Timestamp::now(),
+        cpu: Averages { minute: cpu, five_minutes: cpu },
+        memory_used: ByteCount::from_gib(1),
+        cpu_stall: Averages::default(),
+        memory_stall: Averages::default(),
+        io_stall: Averages::default(),
+        vms: vms.iter().map(|id| (*id, VmLoad { cpu: 1000, memory: ByteCount::from_gib(2) })).collect(),
+    };
+    let mut told = String::new();
+    for vms in [&ids[..], &ids[1..], &ids[2..]] {
+        bed.put_all(vec![typed::put(keys::load(&hot), &load(900, vms)), typed::put(keys::load(&cool), &load(100, &[]))]).await;
+        let moves = bed.get("/v1/cluster/balance").await["moves"].clone();
+        told += &format!("{} of {}: {}\n", moves.as_array().map_or(0, Vec::len), vms.len(), moves[0]["vm"]);
+    }
+    expect![[r#"
+        1 of 3: "light"
+        0 of 2: null
+        0 of 1: null
+    "#]].assert_eq(&told);
+}
+
 /// As the leader sees it: what its answers are worth.
 #[tokio::test]
 async fn a_disk_in_a_shared_pool_binds_no_vm_and_a_silent_node_takes_none() {
