@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!  asked ─► preparing ──ready, hands off──► copying ──sent──► arriving ──resumed──► moved
-//!               │                            │   └─kept, paused─► returning
-//!               └──────────── stayed ◄───────┴──────────────────────┘
+//!               │   └─off, data─► fetching ──►┤   └─kept, paused─► returning
+//!               └──────────── stayed ◄───┴────┴──────────────────────┘
 //! ```
+//! A VM that is off does not send its data: the destination fetches it, and the source makes its promise only when all is there.
 //! The destination resumes only after one transaction has made it the owner, with the next generation; that transaction is
 //! made only of the source's promise never to run the old one. No side resumes a domain that it found paused unless its part
 //! says so, so for a moment none may run, and never two. A crash of either agent or of the leader changes nothing: the record
@@ -19,8 +20,9 @@ pub mod node;
 mod tests;
 
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::migration::{Migration, MigrationAddress, MovePart, MovePhase, MoveSaid, MoveSeen, PartKind, Stop, Travel};
+use vmkeep_types::migration::{Migration, MigrationAddress, MovePart, MovePhase, MoveSaid, MoveSeen, PartKind, Stop, Travel, Way};
 use vmkeep_types::observed::{DomainState, Observed};
+use vmkeep_types::order::Holder;
 
 /// A migration without a time of its own is called off after this.
 pub const TIMEOUT_SECONDS: i64 = 3600;
@@ -70,7 +72,8 @@ pub fn step(m: &Migration, saw: &Saw<'_>) -> Next {
     let destination = said(m, saw.destination);
     match m.phase {
         MovePhase::Asked => Next::Wait,
-        MovePhase::Preparing => preparing(m, way.travel, saw, destination),
+        MovePhase::Preparing => preparing(m, way, saw, destination),
+        MovePhase::Fetching => fetching(m, saw, destination),
         MovePhase::Copying => copying(m, way.travel, saw, source),
         MovePhase::Arriving => arriving(way.travel, saw, destination),
         MovePhase::Returning => returning(m, source),
@@ -89,7 +92,12 @@ fn reason(m: &Migration, saw: &Saw<'_>) -> Option<Stop> {
     m.stop.clone().or_else(against).or_else(late)
 }
 
-fn preparing(m: &Migration, travel: Travel, saw: &Saw<'_>, destination: Option<(PartKind, &MoveSaid)>) -> Next {
+/// Whether the destination copies something itself.
+fn fetches(way: &Way) -> bool {
+    way.travel == Travel::Off && !(way.copy.is_empty() && way.state.is_empty())
+}
+
+fn preparing(m: &Migration, way: &Way, saw: &Saw<'_>, destination: Option<(PartKind, &MoveSaid)>) -> Next {
     if let Some(stop) = reason(m, saw) {
         return Next::End(End::Stayed(stop_error(&stop)));
     }
@@ -97,10 +105,11 @@ fn preparing(m: &Migration, travel: Travel, saw: &Saw<'_>, destination: Option<(
         return Next::End(End::Stayed(error.clone()));
     }
     let Some(domain) = saw.hands_off else { return Next::Wait };
-    match (fits(travel, domain), destination) {
+    match (fits(way.travel, domain), destination) {
         (Fit::No, _) => {
             Next::End(End::Stayed(Error::conflict("the guest is not as it was when the migration began: it went down or was paused")))
         }
+        (Fit::Yes, Some((PartKind::Prepare, MoveSaid::Ready))) if fetches(way) => Next::Enter(MovePhase::Fetching),
         (Fit::Yes, Some((PartKind::Prepare, MoveSaid::Ready))) => Next::Enter(MovePhase::Copying),
         (Fit::Yes | Fit::NotYet, _) => Next::Wait,
     }
@@ -120,6 +129,21 @@ fn fits(travel: Travel, domain: &Observed<DomainState>) -> Fit {
         (Travel::Off, Observed::Absent | Observed::Known(DomainState::Off)) => Fit::Yes,
         (Travel::Off, Observed::Known(_)) => Fit::NotYet,
         (Travel::Running | Travel::Paused, _) => Fit::No,
+    }
+}
+
+/// The source does nothing but stay off, so it can be called off at any moment.
+fn fetching(m: &Migration, saw: &Saw<'_>, destination: Option<(PartKind, &MoveSaid)>) -> Next {
+    if let Some(stop) = reason(m, saw) {
+        return Next::End(End::Stayed(stop_error(&stop)));
+    }
+    match (saw.hands_off, destination) {
+        (Some(Observed::Known(state)), _) if *state != DomainState::Off => {
+            Next::End(End::Stayed(Error::conflict("the VM was started meanwhile, so what was copied of it is worth nothing")))
+        }
+        (_, Some((PartKind::Fetch, MoveSaid::Refused { error }))) => Next::End(End::Stayed(error.clone())),
+        (Some(Observed::Known(_) | Observed::Absent), Some((PartKind::Fetch, MoveSaid::Ready))) => Next::Enter(MovePhase::Copying),
+        _ => Next::Wait,
     }
 }
 
@@ -179,7 +203,7 @@ pub fn stop_error(stop: &Stop) -> Error {
 pub fn source_part(m: &Migration, to: &MigrationAddress) -> Option<MovePart> {
     let way = m.way.as_ref()?;
     match m.phase {
-        MovePhase::Asked | MovePhase::Preparing | MovePhase::Arriving => None,
+        MovePhase::Asked | MovePhase::Preparing | MovePhase::Fetching | MovePhase::Arriving => None,
         MovePhase::Copying if m.stop.is_some() => Some(MovePart::Halt),
         MovePhase::Copying => Some(MovePart::Send {
             to: to.clone(),
@@ -191,11 +215,15 @@ pub fn source_part(m: &Migration, to: &MigrationAddress) -> Option<MovePart> {
     }
 }
 
-/// What the destination does in this phase; None: nothing, or to forget it.
-pub fn destination_part(m: &Migration) -> Option<MovePart> {
+/// What the destination does in this phase; None: nothing, or to forget it. `from`: the source's agent, where it is known.
+pub fn destination_part(m: &Migration, from: Option<Holder>) -> Option<MovePart> {
     let way = m.way.as_ref()?;
     match m.phase {
-        MovePhase::Preparing | MovePhase::Copying => Some(MovePart::Prepare { copy: way.copy.clone() }),
+        MovePhase::Fetching | MovePhase::Copying if fetches(way) => {
+            let from = from.unwrap_or_else(|| Holder { node: way.from.clone(), address: String::new() });
+            Some(MovePart::Fetch { from, copy: way.copy.clone(), state: way.state.clone(), bandwidth: m.options.bandwidth })
+        }
+        MovePhase::Preparing | MovePhase::Fetching | MovePhase::Copying => Some(MovePart::Prepare { copy: way.copy.clone(), from }),
         MovePhase::Arriving if way.travel != Travel::Off => Some(MovePart::Resume),
         MovePhase::Asked | MovePhase::Arriving | MovePhase::Returning => None,
     }

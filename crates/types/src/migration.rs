@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::ids::{Generation, OperationId, VmId, VolumeId};
 use crate::name::Name;
 use crate::observed::{DomainState, Observed, RestartCount, VmMemory};
-use crate::order::{Order, Progress};
+use crate::order::{Holder, Order, Progress};
 use crate::units::{ByteCount, Seconds};
 
 /// What a person asks of a migration.
@@ -72,6 +72,8 @@ pub enum MovePhase {
     Asked,
     /// The guest is at the source; the destination makes ready and the source's worker takes its hands off.
     Preparing,
+    /// The guest is off at the source and stays so, while the destination copies what lies there.
+    Fetching,
     /// The source sends. The guest runs at the source, or is paused on both sides at the very end.
     Copying,
     /// The destination owns the VM and may resume it; the source has promised never to run it again.
@@ -92,8 +94,19 @@ pub struct Way {
     pub power_cycle: u64,
     /// Disks whose data is copied, because only the source reaches their pool.
     pub copy: BTreeSet<Name>,
+    /// Files of the source's libvirt that are copied, because the guest is off.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub state: BTreeSet<LocalState>,
     /// What the source remembered; set when the destination becomes the owner.
     pub handed: Option<Handed>,
+}
+
+/// What libvirt keeps of a VM that is off, in files of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalState {
+    /// UEFI variables.
+    Nvram,
 }
 
 /// How the guest goes.
@@ -164,8 +177,15 @@ pub struct MoveOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum MovePart {
-    /// Destination: networks, seed and empty volumes for the disks that are copied.
-    Prepare { copy: BTreeSet<Name> },
+    /// Destination: networks, seed and, for a guest that runs, empty volumes for the disks that are copied.
+    Prepare {
+        copy: BTreeSet<Name>,
+        /// The source; None: its address is not known, or the leader is older.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Holder>,
+    },
+    /// Destination: copy what lies at the source, where the guest is off.
+    Fetch { from: Holder, copy: BTreeSet<Name>, state: BTreeSet<LocalState>, bandwidth: Option<ByteCount> },
     /// Source: send it.
     Send { to: MigrationAddress, copy: BTreeSet<Name>, bandwidth: Option<ByteCount>, auto_converge: bool },
     /// Source: call the sending off, and say how it ended.
@@ -182,6 +202,7 @@ impl MovePart {
     pub fn kind(&self) -> PartKind {
         match self {
             Self::Prepare { .. } => PartKind::Prepare,
+            Self::Fetch { .. } => PartKind::Fetch,
             Self::Send { .. } => PartKind::Send,
             Self::Halt => PartKind::Halt,
             Self::TakeBack => PartKind::TakeBack,
@@ -195,6 +216,7 @@ impl MovePart {
 #[serde(rename_all = "kebab-case")]
 pub enum PartKind {
     Prepare,
+    Fetch,
     Send,
     Halt,
     TakeBack,
@@ -218,7 +240,7 @@ pub struct MoveSeen {
 pub enum MoveSaid {
     /// Under way. Of the source: libvirt was or is about to be asked.
     Working,
-    /// Destination: everything is there.
+    /// Destination: everything is there, and on its disks.
     Ready,
     /// It cannot be done here, and nothing was.
     Refused { error: Error },

@@ -130,6 +130,7 @@ impl Who {
         if let Self::Member(node, controls) = self {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             request.extensions_mut().insert(Peer(node.clone()));
+            request.extensions_mut().insert(vmkeep_agent::http::Member(node.clone()));
             return match may_ask(node, controls, &method, &path).await {
                 Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
                 Err(error) => refuse(error),
@@ -179,15 +180,17 @@ impl Who {
     }
 }
 
-/// Control nodes speak for people, who were asked who they are there; other nodes fetch images, renew their certificates, leave, and become
-/// control nodes where their record says so.
+/// Control nodes speak for people, who were asked who they are there; other nodes fetch images and what moves to them, renew their
+/// certificates, leave, and become control nodes where their record says so.
 async fn may_ask(node: &Name, controls: &Controls, method: &http::Method, path: &str) -> Result<(), Error> {
     if path.starts_with("/n/guests/") {
         return Err(Error::new(Code::Forbidden, "only the host itself shuts all its VMs down"));
     }
     let an_image = path.starts_with("/n/images/") && method == http::Method::GET;
+    // The agent asks the owner's record whether it may.
+    let to_its_heir = path.starts_with("/n/moves/") && method == http::Method::GET;
     let of_its_own = [cluster::renew::PATH, cluster::farewell::PATH, cluster::roles::PATH].contains(&path) && method == http::Method::POST;
-    if an_image || of_its_own || controls.has(node).await {
+    if an_image || to_its_heir || of_its_own || controls.has(node).await {
         return Ok(());
     }
     Err(Error::new(Code::Forbidden, format!("'{node}' is no control node")))

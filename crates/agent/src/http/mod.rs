@@ -5,6 +5,7 @@
 //!  server ──NodeGate──► /n/vms/UID/…   console, vnc, screenshot, sendkey, exec, addresses, logs, xml
 //!                       /n/domains/…   foreign domains, adoption proposals
 //!                       /n/host/check, /n/stats, /n/metrics
+//!                       /n/moves/UID/…  what goes along with a VM that is off, for its heir alone
 //!                       /n/uploads/…, /n/images/UID/content|digest   bytes into and out of a pool
 //!  unix socket ───────► /n/guests/…    host shutdown; root only, the daemon sees to it
 //! ```
@@ -23,6 +24,7 @@ mod images;
 mod keys;
 mod logs;
 mod metrics;
+mod moves;
 mod screen;
 mod uploads;
 mod vnc;
@@ -44,6 +46,7 @@ use vmkeep_types::name::Name;
 
 pub use guests::Guests;
 pub use images::ImageDigest;
+pub use moves::{Member, MoveList, Moves};
 pub use wish::Wishes;
 
 use crate::host::check::CheckInput;
@@ -64,6 +67,7 @@ pub struct NodeHttpConfig {
     pub check: CheckInput,
     pub guests: Arc<dyn Guests>,
     pub wishes: Arc<dyn Wishes>,
+    pub moves: Arc<dyn Moves>,
 }
 
 /// The pools of this node, as they are now.
@@ -131,6 +135,10 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/uploads/{id}", put(uploads::append).get(uploads::show).delete(uploads::drop_it))
         .route("/n/images/{uid}/content", get(images::content))
         .route("/n/images/{uid}/digest", get(images::digest))
+        .route("/n/moves/{uid}", get(moves::list))
+        .route("/n/moves/{uid}/same", get(moves::same))
+        .route("/n/moves/{uid}/volumes/{volume}", get(moves::volume))
+        .route("/n/moves/{uid}/nvram", get(moves::nvram))
         .route("/n/guests/shutdown", post(guests::shutdown))
         .route("/n/guests/resume", post(guests::resume))
         .fallback(answer::no_route)

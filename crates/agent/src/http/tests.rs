@@ -14,8 +14,12 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
 use vmkeep_api::body::{AdoptionProposal, WishCheck};
+use vmkeep_types::error::Code;
 use vmkeep_types::ha::{Farewell, WatchdogKind};
-use vmkeep_types::pool::{PoolDriver, PoolSpec};
+use vmkeep_types::ids::{Epoch, VolumeId};
+use vmkeep_types::order::Order;
+use vmkeep_types::pool::{PoolDriver, PoolSpec, VolumeRecord};
+use vmkeep_types::vm::DiskFormat;
 
 use super::*;
 use crate::hypervisor::fake::FakeHypervisor;
@@ -53,6 +57,35 @@ impl Wishes for Shutdowns {
     }
 
     async fn look(&self, _: Vec<VmId>) {}
+}
+
+/// `web`, off, goes to `node2` with one disk.
+#[async_trait]
+impl Moves for Shutdowns {
+    async fn goes_to(&self, _: VmId, to: &Name) -> Result<(), Error> {
+        if to.as_str() == "node2" { Ok(()) } else { Err(Error::new(Code::Forbidden, "not to you")) }
+    }
+
+    async fn leaves(&self, vm: VmId) -> Result<Order, Error> {
+        let name = Name::known("default");
+        let volume = VolumeRecord {
+            id: VolumeId(vm.0),
+            project: name.clone(),
+            name: Name::known("web-root"),
+            pool: name,
+            node: None,
+            size: None,
+            format: DiskFormat::Raw,
+            image: None,
+            foreign_path: None,
+            filling: None,
+            made: true,
+            attached: None,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let order = crate::runtime::claim::tests::order(Epoch(1));
+        Ok(Order { vm, volumes: [(Name::known("root"), volume)].into(), ..order })
+    }
 }
 
 struct OnePool(Arc<dyn Pool>);
@@ -101,6 +134,7 @@ impl Bed {
             check: CheckInput { pool: dir.path().join("pool"), store: dir.path().to_owned(), tls_listen: None, migration_port: None },
             guests: guests.clone(),
             wishes: guests.clone(),
+            moves: guests.clone(),
         }));
         std::fs::create_dir(dir.path().join("logs")).expect("a folder");
         std::fs::create_dir(dir.path().join("qemu")).expect("a folder");
@@ -489,6 +523,59 @@ async fn an_image_is_streamed_whole() {
         expect!["404 cannot read the image 00000000-0000-4000-8000-000000000002: No such file or directory (os error 2)"],
     )
     .await;
+}
+
+#[tokio::test]
+async fn what_goes_along_is_for_the_heir_alone() {
+    let bed = Bed::new().await;
+    let pool = bed.dir.path().join("pool");
+    std::fs::create_dir_all(pool.join("staging")).expect("a folder");
+    std::fs::write(pool.join(format!("{VM}.raw")), vec![5; 70_000]).expect("a disk");
+    std::fs::write(pool.join("staging/same-1"), "").expect("a mark");
+    let mut told = String::new();
+    for (member, path) in [
+        (None, String::new()),
+        (Some("node3"), String::new()),
+        (Some("node3"), format!("/volumes/{VM}")),
+        (Some("node2"), String::new()),
+        (Some("node2"), format!("/volumes/{FOREIGN}")),
+        (Some("node2"), "/nvram".into()),
+        (Some("node2"), "/same?pool=default&file=same-1".into()),
+        (Some("node2"), "/same?pool=default&file=same-2".into()),
+        (Some("node2"), "/same?pool=default&file=../default".into()),
+        (Some("node3"), "/same?pool=default&file=same-1".into()),
+    ] {
+        let mut request = Request::builder().uri(format!("/n/moves/{VM}{path}")).body(Body::empty()).expect("a request");
+        if let Some(member) = member {
+            request.extensions_mut().insert(super::Member(Name::known(member)));
+        }
+        let response = bed.router.clone().oneshot(request).await.expect("an answer");
+        let status = response.status().as_u16();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        let body: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+        let said = body["detail"].as_str().map_or_else(|| body.to_string(), str::to_owned);
+        told += &format!("{} {path}: {status} {said}\n", member.unwrap_or("nobody"));
+    }
+    expect![[r#"
+        nobody : 403 only another node asks for this, by its certificate
+        node3 : 403 not to you
+        node3 /volumes/00000000-0000-4000-8000-000000000001: 403 not to you
+        node2 : 200 {"nvram":null,"volumes":{"00000000-0000-4000-8000-000000000001":70000}}
+        node2 /volumes/00000000-0000-4000-8000-000000000002: 404 there is no volume of the VM '00000000-0000-4000-8000-000000000002'
+        node2 /nvram: 404 there is no UEFI variables of the VM 'web1'
+        node2 /same?pool=default&file=same-1: 200 true
+        node2 /same?pool=default&file=same-2: 200 false
+        node2 /same?pool=default&file=../default: 422 file: letters, digits and - only
+        node3 /same?pool=default&file=same-1: 403 not to you
+    "#]]
+    .assert_eq(&told);
+    let mut request = Request::builder().uri(format!("/n/moves/{VM}/volumes/{VM}")).body(Body::empty()).expect("a request");
+    request.extensions_mut().insert(super::Member(Name::known("node2")));
+    let response = bed.router.clone().oneshot(request).await.expect("an answer");
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+    let mut writer = crate::pool::wire::Writer::into_file(tempfile::tempfile().expect("a file"));
+    assert_eq!(writer.take(&bytes).expect("pieces"), 70_000);
+    assert_eq!(writer.end().expect("whole").metadata().expect("a look").len(), 70_000);
 }
 
 #[tokio::test]

@@ -100,7 +100,8 @@ async fn accepted(holder: &Holder, response: Response<Body>) -> Result<Response<
     Err(Error::new(Code::Unavailable, format!("{}: {}", holder.node, error.message)))
 }
 
-fn broke(holder: &Holder, error: &dyn std::fmt::Display) -> Error {
+/// The line to a node, or the node at its end, broke.
+pub fn broke(holder: &Holder, error: &dyn std::fmt::Display) -> Error {
     Error::new(Code::Unavailable, format!("the answer of {} broke off: {error}", holder.node))
 }
 

@@ -18,7 +18,7 @@ mod ova;
 mod qcow2;
 mod reach;
 
-pub use bring::{Peers, bring, digest};
+pub use bring::{Peers, bring, broke, digest};
 pub use build::{BUILD_TOOLS, build};
 pub use download::{Remote, fetch};
 pub use import::{VolumeSource, from_volume, import_file};

@@ -270,6 +270,16 @@ impl Pool for DirPool {
         Ok(())
     }
 
+    async fn adopt_volume(&self, file: &Path, volume: &VolumeRecord) -> Result<(), Error> {
+        let _turn = self.turn(volume.id).await;
+        let path = self.volume_path(volume);
+        self.remove(&path)?;
+        match self.settle(file, &path, 0o600).await? {
+            Settled::Placed => Ok(()),
+            Settled::WasThere => Err(Error::conflict(format!("{} appeared while it was put into place", path.display()))),
+        }
+    }
+
     async fn delete_image(&self, image: ImageId) -> Result<(), Error> {
         let path = self.image_path(image);
         if let Some(user) = self.clone_of(&path) {

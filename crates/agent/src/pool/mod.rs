@@ -9,6 +9,7 @@ pub mod qcow2;
 pub mod qemu_img;
 pub mod reflink;
 pub mod room;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub trait Pool: Send + Sync {
     /// with its source where the file system can, and reads from `to.image` what its source reads from it; otherwise it needs
     /// no other file.
     async fn copy_volume(&self, from: &Path, format: &str, to: &VolumeRecord, progress: &ProgressSink) -> Result<(), Error>;
+    /// Takes a finished file of staging in as the volume; one that is there is of an earlier try, and goes. Durable when it returns.
+    async fn adopt_volume(&self, file: &Path, volume: &VolumeRecord) -> Result<(), Error>;
     async fn delete_image(&self, image: ImageId) -> Result<(), Error>;
     /// Takes a finished file of staging in as an image.
     async fn adopt_image(&self, file: &Path, image: ImageId) -> Result<(), Error>;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use vmkeep_types::host::{KvmState, NodeFacts};
-use vmkeep_types::migration::{MoveManner, Travel};
+use vmkeep_types::migration::{LocalState, MoveManner, Travel};
 use vmkeep_types::name::Name;
 use vmkeep_types::network::{NetworkMode, NetworkSpec};
 use vmkeep_types::pool::{PoolDriver, PoolSpec, VolumeRecord};
@@ -36,10 +36,12 @@ pub enum Hindrance {
     LocalCd(Name),
     /// A file that vmkeep did not make; nobody knows whether other hosts reach it.
     ForeignFile(Name, String),
-    /// Its data is on this host, and only a running guest takes it along.
+    /// Its data is on this host alone: who comes after that is lost finds none.
     LocalDisk(Name),
-    /// NVRAM or TPM state is a file of this host, and only a running guest takes it along.
-    LocalState(&'static str),
+    /// UEFI variables are a file of this host alone.
+    LocalNvram,
+    /// TPM state is a file of this host, and only a running guest takes it along.
+    LocalTpm,
 }
 
 impl fmt::Display for Hindrance {
@@ -52,8 +54,9 @@ impl fmt::Display for Hindrance {
             }
             Self::LocalCd(drive) => write!(f, "cdroms[{drive}]: the CD is in a pool of this host; take it out first"),
             Self::ForeignFile(disk, path) => write!(f, "disks[{disk}]: {path} is a file of this host that vmkeep did not make"),
-            Self::LocalDisk(disk) => write!(f, "disks[{disk}]: its data is on this host, and only a running guest takes it along"),
-            Self::LocalState(what) => write!(f, "its {what} is a file of this host, and only a running guest takes it along"),
+            Self::LocalDisk(disk) => write!(f, "disks[{disk}]: its data is on this host alone"),
+            Self::LocalNvram => f.write_str("its NVRAM is a file of this host alone"),
+            Self::LocalTpm => f.write_str("its TPM state is a file of this host, and only a running guest takes it along"),
         }
     }
 }
@@ -90,17 +93,25 @@ pub fn hindrances(baggage: &Baggage<'_>, travel: Travel) -> Vec<Hindrance> {
         |(drive, pool): &(&Name, Option<&PoolSpec>)| (!pool.is_some_and(is_shared)).then(|| Hindrance::LocalCd((*drive).clone()));
     found.extend(baggage.cds.iter().filter_map(local_cd));
     if travel == Travel::Off {
-        found.extend(local_disks(baggage).into_iter().map(Hindrance::LocalDisk));
-        if matches!(baggage.choices.firmware, Some(FirmwareChoice::Uefi { .. })) {
-            found.push(Hindrance::LocalState("NVRAM"));
-        }
         if spec.tpm() {
-            found.push(Hindrance::LocalState("TPM state"));
+            found.push(Hindrance::LocalTpm);
         }
     } else if baggage.choices.domain_type.as_deref() == Some("kvm") && matches!(spec.cpu.model.as_str(), "host" | "max") {
         found.push(Hindrance::HostCpu(spec.cpu.model.clone()));
     }
     found
+}
+
+/// Files of its host's libvirt that go along when it is off.
+pub fn local_state(baggage: &Baggage<'_>) -> BTreeSet<LocalState> {
+    let uefi = matches!(baggage.choices.firmware, Some(FirmwareChoice::Uefi { .. }));
+    uefi.then_some(LocalState::Nvram).into_iter().collect()
+}
+
+/// What a VM would miss that is begun anew elsewhere because its host is lost, beside [`hindrances`].
+pub fn lost_with_host(baggage: &Baggage<'_>) -> Vec<Hindrance> {
+    let disks = local_disks(baggage).into_iter().map(Hindrance::LocalDisk);
+    disks.chain(local_state(baggage).into_iter().map(|LocalState::Nvram| Hindrance::LocalNvram)).collect()
 }
 
 /// How it travels, or what keeps it from that.
@@ -245,7 +256,7 @@ mod tests {
             &Case { shared: false, cd: true, ..case() },
             expect![[r#"
             runs: cdroms[cd0]: the CD is in a pool of this host; take it out first
-            off: cdroms[cd0]: the CD is in a pool of this host; take it out first; disks[root]: its data is on this host, and only a running guest takes it along"#]],
+            off: cdroms[cd0]: the CD is in a pool of this host; take it out first"#]],
         );
         check(
             &Case { foreign: Some("/data/web.img"), ..case() },
@@ -259,7 +270,7 @@ mod tests {
             &Case { spec: json!({"tpm": true}), choices: uefi, ..case() },
             expect![[r#"
             runs: nothing
-            off: its NVRAM is a file of this host, and only a running guest takes it along; its TPM state is a file of this host, and only a running guest takes it along"#]],
+            off: its TPM state is a file of this host, and only a running guest takes it along"#]],
         );
     }
 }

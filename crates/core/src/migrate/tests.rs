@@ -59,14 +59,16 @@ fn seen(part: PartKind, said: MoveSaid) -> Option<MoveSeen> {
     Some(MoveSeen { op: op(), vm: vm(), part, said, progress: None })
 }
 
-fn begun(travel: Travel) -> Migration {
+/// `copy`: disks that only the source reaches.
+fn begun(travel: Travel, copy: &[&'static str]) -> Migration {
     let way = Way {
         from: Name::known("a"),
         to: Name::known("b"),
         generation: Generation(1),
         travel,
         power_cycle: 1,
-        copy: BTreeSet::new(),
+        copy: copy.iter().map(|disk| Name::known(disk)).collect(),
+        state: BTreeSet::new(),
         handed: None,
     };
     Migration {
@@ -87,14 +89,14 @@ fn address() -> MigrationAddress {
 }
 
 impl World {
-    fn new(travel: Travel) -> Self {
+    fn new(travel: Travel, copy: &[&'static str]) -> Self {
         let source = match travel {
             Travel::Running => Qemu::Running,
             Travel::Paused => Qemu::Paused,
             Travel::Off => Qemu::Dead,
         };
         Self {
-            m: begun(travel),
+            m: begun(travel, copy),
             ended: None,
             source,
             destination: Qemu::None,
@@ -145,6 +147,9 @@ impl World {
         match step(&self.m, &saw) {
             Next::Wait => return None,
             Next::Enter(phase) => {
+                if phase == MovePhase::Copying && !self.m.way.as_ref().expect("chosen").copy.is_empty() && self.travel() == Travel::Off {
+                    assert_eq!(self.destination_said, seen(PartKind::Fetch, MoveSaid::Ready), "all its data is there");
+                }
                 if phase == MovePhase::Arriving {
                     assert!(matches!(self.source_said.as_ref().map(|s| &s.said), Some(MoveSaid::Sent)), "only after the source's promise");
                     next.source_owns = false;
@@ -206,11 +211,19 @@ impl World {
             }
             return all;
         }
-        match destination_part(&self.m) {
+        match destination_part(&self.m, None) {
             Some(MovePart::Prepare { .. }) if self.destination_said.is_none() => {
                 let refused = MoveSaid::Refused { error: Error::refused("no room") };
                 for said in [MoveSaid::Ready, refused] {
                     all.push(Self { destination_said: seen(PartKind::Prepare, said), ..self.clone() });
+                }
+            }
+            Some(MovePart::Fetch { .. })
+                if self.destination_said.as_ref().is_none_or(|s| s.part != PartKind::Fetch || s.said == MoveSaid::Working) =>
+            {
+                let refused = MoveSaid::Refused { error: Error::refused("no room for the copy") };
+                for said in [MoveSaid::Ready, MoveSaid::Working, refused] {
+                    all.push(Self { destination_said: seen(PartKind::Fetch, said), ..self.clone() });
                 }
             }
             Some(MovePart::Resume) => {
@@ -298,6 +311,10 @@ impl World {
         if matches!(self.source, Qemu::Running | Qemu::Paused) && self.lib != Lib::Active {
             push(&|w| w.source = Qemu::Dead);
         }
+        // Somebody goes round the hook, and off again.
+        if self.travel() == Travel::Off && self.source_owns && self.m.phase == MovePhase::Fetching {
+            push(&|w| w.source = if w.source == Qemu::Dead { Qemu::Running } else { Qemu::Dead });
+        }
         if self.m.stop.is_none() && self.ended.is_none() && self.m.phase < MovePhase::Arriving {
             push(&|w| w.m.stop = Some(Stop::Cancelled { by: "alice".into() }));
         }
@@ -328,12 +345,12 @@ impl World {
 }
 
 /// Walks everything; how often each end is met.
-fn walk(travel: Travel) -> BTreeMap<String, usize> {
+fn walk(travel: Travel, copy: &[&'static str]) -> BTreeMap<String, usize> {
     let mut ids: BTreeMap<String, usize> = BTreeMap::new();
     let mut before: Vec<Vec<usize>> = Vec::new();
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     let mut over: Vec<usize> = Vec::new();
-    let mut todo = VecDeque::from([World::new(travel)]);
+    let mut todo = VecDeque::from([World::new(travel, copy)]);
     ids.insert(format!("{:?}", todo[0]), 0);
     before.push(Vec::new());
     while let Some(world) = todo.pop_front() {
@@ -368,7 +385,8 @@ fn walk(travel: Travel) -> BTreeMap<String, usize> {
 
 #[test]
 fn never_two_and_always_an_end() {
-    let told = |travel| walk(travel).into_keys().collect::<Vec<_>>().join("\n");
+    let walked = |travel, copy: &[&'static str]| walk(travel, copy).into_keys().collect::<Vec<_>>().join("\n");
+    let told = |travel| walked(travel, &[]);
     expect_test::expect![[r#"
         lost
         moved
@@ -396,13 +414,20 @@ fn never_two_and_always_an_end() {
         stayed: cancelled by alice; the guest stayed where it was
         stayed: no room"#]]
     .assert_eq(&told(Travel::Off));
+    expect_test::expect![[r#"
+        moved
+        stayed: cancelled by alice; the guest stayed where it was
+        stayed: no room
+        stayed: no room for the copy
+        stayed: the VM was started meanwhile, so what was copied of it is worth nothing"#]]
+    .assert_eq(&walked(Travel::Off, &["root"]));
 }
 
 #[test]
 fn a_deadline_and_a_contrary_wish_call_it_off() {
     let saw =
         |against: Option<&str>, now| Saw { now, hands_off: None, source: None, destination: None, against: against.map(str::to_owned) };
-    let mut m = begun(Travel::Running);
+    let mut m = begun(Travel::Running, &[]);
     m.deadline = jiff::Timestamp::UNIX_EPOCH;
     let before = jiff::Timestamp::from_second(-1).expect("a time");
     assert_eq!(step(&m, &saw(None, before)), Next::Wait);

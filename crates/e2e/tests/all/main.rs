@@ -5,6 +5,7 @@ mod apart;
 mod bad_input;
 mod bench;
 mod cluster;
+mod cold_moves;
 mod consoles;
 mod control_nodes;
 mod crash;

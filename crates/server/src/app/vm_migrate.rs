@@ -72,7 +72,7 @@ pub async fn call_off(store: &dyn Store, ask: &Ask, op: &Stored<Operation>) -> R
     let moved_on = || Error::conflict("the operation moved on meanwhile; look again");
     let kept = get::<Migration>(store, &key).await?.filter(|kept| kept.value.op == op.value.id).ok_or_else(moved_on)?;
     match kept.value.phase {
-        MovePhase::Asked | MovePhase::Preparing | MovePhase::Copying => {}
+        MovePhase::Asked | MovePhase::Preparing | MovePhase::Fetching | MovePhase::Copying => {}
         MovePhase::Arriving => return Err(Error::conflict("it is too late: the guest is at its destination")),
         MovePhase::Returning => return Err(Error::conflict("it goes back to its host already")),
     }

@@ -6,7 +6,7 @@
 //! Every transaction compares the record and the owner it was decided from. What a node has still to take away after the end is
 //! an order of its own (`Forget`), which outlives the record; as long as it stands no migration of the VM comes to that node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vmkeep_core::migrate::check::{self, Baggage};
 use vmkeep_core::migrate::{self, End, Next, PER_NODE_MAX, Saw};
@@ -19,7 +19,7 @@ use vmkeep_types::migration::{
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Doing, DomainState, Observed, VmMemory};
 use vmkeep_types::operation::{OpState, Operation};
-use vmkeep_types::order::Order;
+use vmkeep_types::order::{Holder, Order};
 use vmkeep_types::record::{Heir, Owner, PowerWish, VmRecord};
 use vmkeep_types::units::ByteCount;
 
@@ -212,6 +212,7 @@ impl Going<'_> {
                 return Some(self.end(End::Stayed(error.hint(format!("`vmkeep vm show {}` says what keeps it", vm.spec.name)))));
             }
         };
+        let (copied, state) = (check::local_disks(&baggage), check::local_state(&baggage));
         let to = match self.target(&baggage, travel) {
             Ok(Target::Node(to)) => to,
             Ok(Target::Later(why)) => return self.blocked(&why),
@@ -225,9 +226,19 @@ impl Going<'_> {
             Turn::Ask(txn) => return Some(txn),
             Turn::Wait(why) => return self.blocked(&why),
         };
+        if travel == Travel::Off && self.view.level() < keys::LEVEL_FETCHES && !(copied.is_empty() && state.is_empty()) {
+            let told = format!(
+                "its data is on this host, and off it takes that along from store level {} on; this store has level {}",
+                keys::LEVEL_FETCHES,
+                self.view.level()
+            );
+            return Some(
+                self.end(End::Stayed(Error::conflict(told).hint("vmkeep cluster upgrade-check; then vmkeep cluster raise-level"))),
+            );
+        }
         // Just after it has come its node has not looked at them yet.
         let unknown = |disk: &Name| vm.volumes.get(disk).is_none_or(|volume| self.size(&self.owner.value.node, *volume).is_none());
-        if travel != Travel::Off && check::local_disks(&baggage).iter().any(unknown) {
+        if travel != Travel::Off && copied.iter().any(unknown) {
             return self.blocked("its node has not said yet how large its disks are");
         }
         Some(clear.under(self.set_out(&baggage, travel, &to)))
@@ -255,11 +266,13 @@ impl Going<'_> {
             travel,
             power_cycle: self.view.power.get(&self.id()).map_or(0, |power| power.value.cycle),
             copy: check::local_disks(baggage),
+            state: if travel == Travel::Off { check::local_state(baggage) } else { BTreeSet::new() },
             handed: None,
         };
         let owner = Owner { to: Some(Heir { node: to.clone(), epoch: self.epoch(to) }), ..self.owner.value.clone() };
         let how = match (travel, way.copy.len()) {
-            (Travel::Off, _) => "off".to_owned(),
+            (Travel::Off, 0) => "off".to_owned(),
+            (Travel::Off, disks) => format!("off, {disks} disks copied along"),
             (_, 0) => "live".to_owned(),
             (_, disks) => format!("live, {disks} disks copied along"),
         };
@@ -295,7 +308,13 @@ impl Going<'_> {
     /// Who does what in a phase.
     fn parts<'w>(&self, way: &'w Way, m: &Migration) -> impl Iterator<Item = (&'w Name, MovePart)> + use<'w> {
         let source = migrate::source_part(m, &self.address(way)).map(|part| (&way.from, part));
-        source.into_iter().chain(migrate::destination_part(m).map(|part| (&way.to, part)))
+        source.into_iter().chain(migrate::destination_part(m, self.source(way)).map(|part| (&way.to, part)))
+    }
+
+    /// The source's agent, as far as it has told an address.
+    fn source(&self, way: &Way) -> Option<Holder> {
+        let address = self.facts(&way.from)?.address.clone()?;
+        Some(Holder { node: way.from.clone(), address })
     }
 
     /// What one side is told; `None` while a record that it must name is missing.
@@ -330,9 +349,13 @@ impl Going<'_> {
             Some(told.into_iter().fold(txn, Txn::then))
         };
         match migrate::step(self.m, &saw) {
-            Next::Wait => self.mend_orders(way).or_else(|| self.progress(source)),
+            Next::Wait => self.mend_orders(way).or_else(|| self.progress(source)).or_else(|| self.progress(destination)),
             Next::Enter(MovePhase::Arriving) => self.hand_over(way),
-            Next::Enter(phase) => with(Migration { phase, ..self.m.clone() }, &format!("{} is ready", way.to)),
+            Next::Enter(phase) => {
+                let fetched = self.m.phase == MovePhase::Fetching;
+                let step = if fetched { format!("its data is on {}", way.to) } else { format!("{} is ready", way.to) };
+                with(Migration { phase, ..self.m.clone() }, &step)
+            }
             Next::Stop(stop) => with(Migration { stop: Some(stop), ..self.m.clone() }, "is being called off"),
             Next::TakeBack(error) => {
                 let m = Migration { phase: MovePhase::Returning, broke: Some(error), ..self.m.clone() };
@@ -370,8 +393,9 @@ impl Going<'_> {
         (power.cycle > way.power_cycle && power.want != PowerWish::On).then(|| "it was told to stop or to restart".into())
     }
 
-    fn progress(&self, source: Option<&MoveSeen>) -> Option<Txn> {
-        let copying = source.filter(|seen| seen.op == self.m.op).and_then(|seen| seen.progress)?;
+    /// As far as the side says that copies.
+    fn progress(&self, side: Option<&MoveSeen>) -> Option<Txn> {
+        let copying = side.filter(|seen| seen.op == self.m.op).and_then(|seen| seen.progress)?;
         let op = self.view.ops.get(&self.m.op).filter(|op| !op.value.state.is_over() && op.value.copying != Some(copying))?;
         Some(replace_op(op, &Operation { progress: Some(copying.bytes()), copying: Some(copying), ..op.value.clone() }))
     }
@@ -417,12 +441,21 @@ impl Going<'_> {
     }
 
     fn forget(&self, way: &Way, node: &Name, mut txn: Txn) -> Txn {
-        let copied = way.copy.iter().filter_map(|disk| self.record.value.volumes.get(disk));
+        let copied = way.copy.iter().filter(|_| *node == way.from || self.has_made(way));
+        let copied = copied.filter_map(|disk| self.record.value.volumes.get(disk));
         let volumes: BTreeMap<VolumeId, Name> =
             copied.filter_map(|id| self.view.volumes.get(id)).map(|v| (v.value.id, v.value.pool.clone())).collect();
         let order = self.order(way, node, MovePart::Forget { volumes }, self.m);
         txn.then.extend(order.map(|order| typed::put(keys::move_order(node, self.id()), &order)));
         txn
+    }
+
+    /// Whether the destination may have made volumes. One that refused to has taken them away itself; or it has found that its folder
+    /// is the source's, and what lies there is the source's data.
+    fn has_made(&self, way: &Way) -> bool {
+        let said = self.view.nodes.get(&way.to).and_then(|keys| keys.moved.get(&self.id())).map(|kept| &kept.value);
+        let said = said.filter(|seen| seen.op == self.m.op);
+        said.is_some_and(|seen| !(seen.part == PartKind::Prepare && matches!(seen.said, MoveSaid::Refused { .. })))
     }
 
     fn end(&self, end: End) -> Txn {

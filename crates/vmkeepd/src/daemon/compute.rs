@@ -114,6 +114,7 @@ impl Compute {
             },
             guests: Arc::new(Handle(node.clone())),
             wishes: Arc::new(Handle(node.clone())),
+            moves: Arc::new(Handle(node.clone())),
         }));
         if let Err(error) = node.join().await {
             // Its life before must be proved dead first, or the store is full and takes nothing; the agent goes on trying.

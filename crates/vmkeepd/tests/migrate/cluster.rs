@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use vmkeep_agent::host::check::CheckInput;
+use vmkeep_agent::http::{NodeHttp, NodeHttpConfig};
 use vmkeep_agent::hypervisor::Hypervisor;
 use vmkeep_agent::hypervisor::fake::{FakeHypervisor, Wire};
 use vmkeep_agent::image::Reach;
@@ -225,6 +227,18 @@ impl Cluster {
             guard: Arc::new(vmkeep_agent::runtime::guard::NoGuard),
         })
         .expect("a boot id");
+        let http = NodeHttpConfig {
+            node: node.name.clone(),
+            hypervisor: host.machine.hv.clone(),
+            pools: Arc::new(Handle(node.clone())),
+            log_dir: dir.join("logs"),
+            qemu_log_dir: dir.join("logs"),
+            check: CheckInput { pool: dir.to_owned(), store: dir.to_owned(), tls_listen: None, migration_port: None },
+            guests: Arc::new(Handle(node.clone())),
+            wishes: Arc::new(Handle(node.clone())),
+            moves: Arc::new(Handle(node.clone())),
+        };
+        self.library.begin(&node.name, vmkeep_agent::http::router(NodeHttp::new(http)));
         let stop = CancellationToken::new();
         let going = tokio::spawn(runtime::run(node.clone(), stop.clone()));
         host.agent = Some(Part { stop, going });
@@ -239,6 +253,7 @@ impl Cluster {
 
     pub async fn end(&mut self, name: &'static str) {
         let host = self.hosts.get_mut(name).expect("a host");
+        self.library.end(&Name::known(name));
         host.agent.take().expect("it was begun").end().await;
         if let Some(beats) = host.beats.take() {
             beats.end().await;

@@ -1,17 +1,21 @@
 //! A disk that lies over an image comes to a node that lacks the image.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use axum::Router;
 use axum::body::Body;
-use axum::http::Response;
+use axum::http::{Request, Response};
 use serde_json::json;
-use vmkeep_agent::http::ImageDigest;
+use tower::ServiceExt;
+use vmkeep_agent::http::{ImageDigest, Member};
 use vmkeep_agent::image::Peers;
 use vmkeep_store::{Store, Txn, keys, typed};
-use vmkeep_types::error::Error;
+use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
@@ -19,16 +23,46 @@ use vmkeep_types::name::Name;
 use super::cluster::Cluster;
 use super::to;
 
-/// What nodes answer when they are asked for an image: this file, and who was asked.
+/// What nodes answer when they are asked for an image: this file, and who was asked. Of a VM that is off they have what the hosts'
+/// own routes give.
 #[derive(Default)]
 pub struct Library {
+    /// The routes of the hosts whose agents run.
+    hosts: Mutex<BTreeMap<Name, Router>>,
+    /// Two hosts have one folder here, which a pool that is not shared must not have; they say so when a test wants it.
+    pub one_folder: AtomicBool,
     file: Mutex<PathBuf>,
     asked: Mutex<Vec<String>>,
+}
+
+impl Library {
+    pub fn begin(&self, host: &Name, router: Router) {
+        self.hosts.lock().expect("no panic").insert(host.clone(), router);
+    }
+
+    pub fn end(&self, host: &Name) {
+        self.hosts.lock().expect("no panic").remove(host);
+    }
+
+    async fn moves(&self, node: &Name, path: &str) -> Result<Response<Body>, Error> {
+        if path.contains("/same?") && !self.one_folder.load(Ordering::Relaxed) {
+            return Ok(Response::new(Body::from("false")));
+        }
+        let router = self.hosts.lock().expect("no panic").get(node).cloned();
+        let router = router.ok_or_else(|| Error::new(Code::Unavailable, format!("{node} is away")))?;
+        let other = Name::known(if node.as_str() == "a" { "b" } else { "a" });
+        let mut request = Request::builder().uri(path).body(Body::empty()).expect("a request");
+        request.extensions_mut().insert(Member(other));
+        Ok(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
+    }
 }
 
 #[async_trait]
 impl Peers for Library {
     async fn get(&self, node: &Name, _: &str, path: &str) -> Result<Response<Body>, Error> {
+        if path.starts_with("/n/moves/") {
+            return self.moves(node, path).await;
+        }
         let file = self.file.lock().expect("no panic").clone();
         if path.contains("/content") {
             self.asked.lock().expect("no panic").push(node.to_string());

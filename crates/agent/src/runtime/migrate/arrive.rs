@@ -1,10 +1,11 @@
 //! The destination: makes ready, with the images that disks lie over, and resumes the guest once this node is its owner.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use vmkeep_core::migrate::node::{self, Do};
-use vmkeep_types::error::Error;
-use vmkeep_types::migration::{MovePart, MoveSaid};
+use vmkeep_types::error::{Code, Error};
+use vmkeep_types::migration::{MovePart, MoveSaid, Travel};
 use vmkeep_types::name::Name;
 use vmkeep_types::pool::VolumeRecord;
 
@@ -15,13 +16,32 @@ use super::{AT_REST, LOOK_EVERY, Mover, depart};
 use crate::domain::marks;
 use crate::image;
 
+/// A yes or a no.
+const SAME_BYTES_MAX: usize = 4096;
+
 /// Networks, seed and empty volumes; done again without harm.
 pub async fn prepare(mover: &mut Mover) -> Result<Duration, Error> {
     if mover.said().is_some_and(|said| *said != MoveSaid::Working) {
         return Ok(AT_REST);
     }
-    mover.say(MoveSaid::Working, None, None).await?;
-    let said = match make_ready(mover).await {
+    let said = match one_folder(mover).await? {
+        Folder::Own => {
+            // From here on there may be volumes.
+            mover.say(MoveSaid::Working, None, None).await?;
+            match make_ready(mover).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    blanks_away(mover).await;
+                    Err(error)
+                }
+            }
+        }
+        Folder::Shared(pool) => {
+            let words = format!("pool '{pool}' is one folder on both hosts, and its record does not say so");
+            Err(Error::conflict(words).hint("a pool that every host reaches is made with shared: true; nothing needs to be copied then"))
+        }
+    };
+    let said = match said {
         Ok(()) => MoveSaid::Ready,
         Err(error) => MoveSaid::Refused { error: Error { message: format!("on {}: {}", mover.node.name, error.message), ..error } },
     };
@@ -36,17 +56,75 @@ async fn make_ready(mover: &Mover) -> Result<(), Error> {
         let spec = order.networks.get(&nic.network).ok_or_else(|| Error::not_found("network", &nic.network))?;
         node.network(&order.project, spec, Look::Fresh).await?;
     }
-    let MovePart::Prepare { copy } = &mover.order.part else { return Err(Error::internal("not a preparation")) };
     images(node, mover).await?;
-    for (disk, volume) in &order.volumes {
-        if copy.contains(disk) {
-            blank(node, mover, disk, volume).await?;
-        } else {
-            reachable(node, mover, disk, volume).await?;
+    volumes(node, mover).await?;
+    apply::write_seed(node, order).await?;
+    if mover.order.travel == Travel::Off {
+        // Nobody comes: it starts by a claim of its own.
+        return Ok(());
+    }
+    node.grants.give(order.vm, Until::Taken)
+}
+
+async fn volumes(node: &Node, mover: &Mover) -> Result<(), Error> {
+    let MovePart::Prepare { copy, .. } = &mover.order.part else { return Err(Error::internal("not a preparation")) };
+    for (disk, volume) in &mover.order.order.volumes {
+        match (copy.contains(disk), mover.order.travel) {
+            (true, Travel::Off) => {} // it comes whole
+            (true, Travel::Running | Travel::Paused) => blank(node, mover, disk, volume).await?,
+            (false, _) => reachable(node, mover, disk, volume).await?,
         }
     }
-    apply::write_seed(node, order).await?;
-    node.grants.give(order.vm, Until::Taken)
+    Ok(())
+}
+
+/// Who refuses leaves nothing.
+async fn blanks_away(mover: &Mover) {
+    let MovePart::Prepare { copy, .. } = &mover.order.part else { return };
+    for (_, volume) in mover.order.order.volumes.iter().filter(|(disk, _)| copy.contains(*disk)) {
+        let Ok(pool) = apply::pool_of(&mover.order.order, &volume.pool).and_then(|spec| mover.node.pool(spec)) else { continue };
+        if let Err(error) = pool.delete_volume(volume.id).await {
+            tracing::warn!(vm = %mover.order.vm, volume = %volume.id, %error, "an empty volume stays behind");
+        }
+    }
+}
+
+/// Where the pools of disks that are copied lie.
+enum Folder {
+    Own,
+    /// Both hosts have this one in one folder: what were taken away here as a copy would be the guest's disk.
+    Shared(Name),
+}
+
+/// Asks the source. Off, nothing is done without its answer; of what runs libvirt locks the disk.
+async fn one_folder(mover: &Mover) -> Result<Folder, Error> {
+    let MovePart::Prepare { copy, from: Some(from) } = &mover.order.part else { return Ok(Folder::Own) };
+    let Some(peers) = &mover.node.config.peers else { return Ok(Folder::Own) };
+    let order = &mover.order.order;
+    let pools: BTreeSet<&Name> = order.volumes.iter().filter(|(disk, _)| copy.contains(*disk)).map(|(_, v)| &v.pool).collect();
+    for name in pools {
+        let pool = mover.node.pool(apply::pool_of(order, name)?)?;
+        pool.ensure().await?;
+        let mark = tempfile::Builder::new().prefix("same-").rand_bytes(16).tempfile_in(pool.staging());
+        let mark = mark.map_err(|e| Error::refused(format!("cannot write into {}: {e}", pool.staging().display())))?;
+        let file = mark.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let path = format!("/n/moves/{}/same?pool={name}&file={file}", order.vm);
+        let told = match peers.get(&from.node, &from.address, &path).await {
+            Ok(answer) => axum::body::to_bytes(answer.into_body(), SAME_BYTES_MAX).await.unwrap_or_default(),
+            Err(error) if mover.order.travel == Travel::Off => return Err(error),
+            Err(_) => continue,
+        };
+        match serde_json::from_slice::<bool>(&told) {
+            Ok(true) => return Ok(Folder::Shared(name.clone())),
+            Ok(false) => {}
+            Err(_) if mover.order.travel == Travel::Off => {
+                return Err(Error::new(Code::Unavailable, format!("{} does not say whether pool '{name}' is in this folder", from.node)));
+            }
+            // One of an older version knows no such question.
+            Err(_) => {}
+        }
+    }
+    Ok(Folder::Own)
 }
 
 /// libvirt would refuse it too, but only after everything was copied.

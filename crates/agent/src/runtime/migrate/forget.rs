@@ -27,6 +27,7 @@ pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
         let spec = pool_of(&mover.order.order, pool)?;
         mover.node.pool(spec)?.delete_volume(*volume).await?;
     }
+    drop_variables(mover);
     drop_seed(mover);
     drop_addresses(mover).await;
     mover.say(MoveSaid::Clean, None, None).await?;
@@ -75,6 +76,11 @@ async fn drop_addresses(mover: &Mover) {
     let order = &mover.order.order;
     let networks = order.networks.keys().map(|network| libvirt_name(&order.project, network)).collect();
     mover.node.release(networks, order.choices.macs.values().cloned().collect()).await;
+}
+
+/// libvirt takes away those of a domain that it knows; what was copied for one that did not come is known here alone.
+fn drop_variables(mover: &Mover) {
+    let _ = std::fs::remove_file(crate::domain::nvram_path(mover.order.vm));
 }
 
 /// In a shared pool it is the owner's too.

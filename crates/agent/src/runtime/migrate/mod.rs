@@ -3,6 +3,7 @@
 //! ```text
 //!  Send, Halt, TakeBack ──► depart ─┐
 //!  Prepare, Resume      ──► arrive ─┼─► libvirt      what to do next: core::migrate::node
+//!  Fetch                ──► fetch  ─┤   the source's agent
 //!  Forget               ──► forget ─┘
 //! ```
 //! The VM's worker has its hands off meanwhile, so libvirt gets one call at a time here too. What is about to be done is stored
@@ -11,6 +12,7 @@
 
 mod arrive;
 mod depart;
+mod fetch;
 mod forget;
 
 use std::sync::Arc;
@@ -48,6 +50,8 @@ struct Mover {
     call: Call,
     /// The call that sends the guest, while it runs.
     answer: Option<JoinHandle<Result<(), HvError>>>,
+    /// What it copies itself.
+    arrival: fetch::Arrival,
     /// Last sign that something may be under way.
     stirred: Instant,
 }
@@ -88,7 +92,7 @@ impl Mover {
         // An earlier life of this agent may have made the call.
         let meant = seen.as_ref().is_some_and(|s| matches!(s.part, PartKind::Send | PartKind::Halt) && s.said == MoveSaid::Working);
         let call = if meant { Call::Unknown } else { Call::Never };
-        Self { node, order, seen, call, answer: None, stirred: Instant::now() }
+        Self { node, order, seen, call, answer: None, arrival: fetch::Arrival::default(), stirred: Instant::now() }
     }
 
     fn take(&mut self, order: MoveOrder) {
@@ -107,7 +111,11 @@ impl Mover {
 
     /// One act; how long it may rest afterwards.
     async fn turn(&mut self) -> Result<Duration, Error> {
+        if self.order.part.kind() != PartKind::Fetch {
+            self.arrival.halt().await;
+        }
         match self.order.part.kind() {
+            PartKind::Fetch => fetch::turn(self).await,
             PartKind::Send | PartKind::Halt | PartKind::TakeBack => depart::turn(self).await,
             PartKind::Prepare => arrive::prepare(self).await,
             PartKind::Resume => arrive::resume(self).await,

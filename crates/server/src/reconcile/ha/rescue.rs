@@ -182,9 +182,9 @@ fn choose(view: &ClusterView, fleet: &Fleet, vm: &VmRecord, from: &Name, free: i
     let choices = view.choices.get(&vm.id).map(|kept| kept.value.clone()).unwrap_or_default();
     let baggage = baggage(view, vm, &choices);
     // Its NVRAM is made anew from the template; better than no VM.
-    let lost_state = |found: &Hindrance| matches!(found, Hindrance::LocalState("NVRAM"));
-    let held: Vec<String> =
-        check::hindrances(&baggage, Travel::Off).iter().filter(|found| !lost_state(found)).map(ToString::to_string).collect();
+    let lost_state = |found: &Hindrance| matches!(found, Hindrance::LocalNvram);
+    let found = check::hindrances(&baggage, Travel::Off).into_iter().chain(check::lost_with_host(&baggage));
+    let held: Vec<String> = found.filter(|found| !lost_state(found)).map(|found| found.to_string()).collect();
     if !held.is_empty() {
         return Err(held.join("; "));
     }

@@ -1,0 +1,147 @@
+//! VMs that are off move between real hosts with the disks that only their host has, while agents and the leader are killed. The data
+//! is the same to the byte afterwards, the source keeps none of it, and the guest starts from it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use vmkeep_e2e::cluster::{Cluster, Program, Signal};
+use vmkeep_e2e::ha::RECOVERED;
+use vmkeep_e2e::host::text;
+use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::wait::until;
+
+use super::hello::{BOOT, manifest};
+
+const POOL: &str = "/var/lib/libvirt/images/vmkeep";
+/// 24 MB of a disk take long enough to be met in the middle.
+const SLOW: &str = "6M";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    Source,
+    Destination,
+    Leader,
+}
+
+fn node_of(vm: &Value) -> usize {
+    vm["status"]["node"].as_str().and_then(|node| node.strip_prefix("node")?.parse::<usize>().ok()).expect("a node") - 1
+}
+
+/// Files of a VM that go along.
+fn files(cluster: &Cluster, vm: &str) -> Vec<String> {
+    let volumes = cluster.host(0).json(["volume", "list", "-o", "json"]);
+    let mine =
+        volumes.as_array().into_iter().flatten().filter(|v| v["name"].as_str().is_some_and(|name| name.starts_with(&format!("{vm}-"))));
+    let mut files: Vec<String> =
+        mine.map(|v| format!("{POOL}/{}.{}", v["id"].as_str().expect("an id"), v["format"].as_str().expect("a format"))).collect();
+    let id = cluster.host(0).vm(vm)["id"].as_str().expect("an id").to_owned();
+    files.push(format!("/var/lib/libvirt/qemu/nvram/{id}_VARS.fd"));
+    files
+}
+
+/// Checksum of each of them that is on the host.
+fn sums(cluster: &Cluster, host: usize, files: &[String]) -> Vec<String> {
+    let sum = |file: &String| {
+        let out = text(&cluster.host(host).exec(["sha256sum", file]).stdout);
+        out.split_whitespace().next().map(|sum| format!("{} {sum}", Path::new(file).extension().expect("one").to_string_lossy()))
+    };
+    files.iter().filter_map(sum).collect()
+}
+
+fn migrations(cluster: &Cluster, asked: usize) -> Vec<Value> {
+    let all: Value = serde_json::from_slice(&cluster.host(asked).vmkeep(["op", "list", "-o", "json"]).stdout).unwrap_or_default();
+    all.as_array().into_iter().flatten().filter(|op| op["kind"] == "vm.migrate").cloned().collect()
+}
+
+/// Moves it while somebody is killed; all is there, and nothing of it stays.
+fn moved(cluster: &mut Cluster, vm: &str, whom: Whom) {
+    let from = node_of(&cluster.host(0).vm(vm));
+    let (to, asked) = ((from + 1) % 3, cluster.beside(from));
+    let files = files(cluster, vm);
+    let before = sums(cluster, from, &files);
+    assert!(before.len() > 1, "{before:?}");
+    let known: Vec<Value> = migrations(cluster, asked).iter().map(|op| op["id"].clone()).collect();
+    cluster.host(asked).ok(["vm", "migrate", vm, "--to", &format!("node{}", to + 1), "--bandwidth", SLOW, "--no-wait"]);
+    let find = |cluster: &Cluster| migrations(cluster, asked).into_iter().find(|op| !known.contains(&op["id"])).unwrap_or_default();
+    until("it is copied", RECOVERED, || {
+        let op = find(cluster);
+        let copies = op["copying"]["done"].as_u64().is_some_and(|done| done > 0);
+        if copies { Ok(()) } else { Err(format!("{op}\n{}", cluster.logs())) }
+    });
+    assert_eq!(sums(cluster, from, &files), before, "the source has it all");
+    match whom {
+        Whom::Source | Whom::Destination => {
+            let host = if whom == Whom::Source { from } else { to };
+            cluster.members[host].signal(Program::Agent, Signal::Kill);
+            std::thread::sleep(Duration::from_secs(1));
+            cluster.members[host].start_compute();
+        }
+        Whom::Leader => {
+            let leader = cluster.leader();
+            cluster.members[leader].kill_control();
+            std::thread::sleep(Duration::from_secs(1));
+            cluster.members[leader].start_control();
+        }
+    }
+    until("the move ends", RECOVERED, || match find(cluster)["state"].as_str() {
+        Some("done") => Ok(()),
+        state => Err(format!("{state:?}: {}\n{}", find(cluster), cluster.logs())),
+    });
+    assert_eq!(sums(cluster, to, &files), before, "byte for byte, {whom:?} killed");
+    assert_eq!(node_of(&cluster.host(asked).vm(vm)), to);
+    until("the source keeps nothing", RECOVERED, || {
+        let left = sums(cluster, from, &files);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}\n{}", cluster.logs())) }
+    });
+    println!("{vm}, {whom:?} killed: {} files on node{} as they were on node{}", before.len(), to + 1, from + 1);
+}
+
+fn on(cluster: &Cluster, vm: &str, phase: &str) -> usize {
+    node_of(&cluster.host(0).phase(vm, phase, BOOT))
+}
+
+#[test]
+fn vms_that_are_off_take_their_disks_along_whoever_is_killed() {
+    let mut cluster = Cluster::new("cold", "");
+    cluster.host(0).ok(["image".as_ref(), "import".as_ref(), tiny().as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
+    let disks = "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 256M, format: raw}]\n";
+    cluster.host(0).apply(&manifest("data", &format!("run: on-failure\nnics: []\n{disks}")));
+    cluster.host(0).apply("kind: vm\nname: efi\nfirmware: uefi\nmemory: 128M\nnics: []\ndisks: [{name: root, empty: true, size: 64M}]\n");
+    for vm in ["data", "efi"] {
+        cluster.host(0).ok(["vm", "start", vm]);
+        let host = on(&cluster, vm, "running");
+        cluster.host(0).ok(["vm", "stop", vm, "--force"]);
+        cluster.host(0).phase(vm, "stopped", BOOT);
+        // What a guest has written, at its disk's begin and behind a hole.
+        for file in files(&cluster, vm).iter().filter(|file| file.ends_with(".raw")) {
+            for seek in ["seek=0", "seek=200"] {
+                let of = format!("of={file}");
+                let out = cluster.host(host).exec(["dd", "if=/dev/urandom", &of, "bs=1M", "count=12", seek, "conv=notrunc"]);
+                assert!(out.status.success(), "{}", text(&out.stderr));
+            }
+        }
+    }
+    for whom in [Whom::Source, Whom::Destination, Whom::Leader] {
+        moved(&mut cluster, "data", whom);
+        cluster.until_nodes(0, "online online online");
+    }
+    // One that runs is shut down for it, and runs again there.
+    cluster.host(0).ok(["vm", "start", "data"]);
+    let before = on(&cluster, "data", "running");
+    cluster.host(0).ok(["vm", "migrate", "data", "--cold"]);
+    let after = on(&cluster, "data", "running");
+    assert_ne!(before, after);
+
+    // A host is emptied of those that are off, too.
+    let efi = on(&cluster, "efi", "stopped");
+    let kept = files(&cluster, "efi");
+    let variables = sums(&cluster, efi, &kept);
+    assert_eq!(variables.len(), 2, "a disk and UEFI variables: {variables:?}");
+    cluster.host(0).ok(["node", "drain", &format!("node{}", efi + 1)]);
+    let now = on(&cluster, "efi", "stopped");
+    assert_ne!(now, efi);
+    assert_eq!(sums(&cluster, now, &kept), variables, "as they were");
+    cluster.host(0).ok(["vm", "start", "efi"]);
+    assert_eq!(on(&cluster, "efi", "running"), now);
+}
