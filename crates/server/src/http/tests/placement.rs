@@ -328,7 +328,8 @@ async fn vms_with_disks_of_their_host_are_proposed_and_bound_ones_are_not() {
         1 of 3: "light"
         0 of 2: null
         0 of 1: null
-    "#]].assert_eq(&told);
+    "#]]
+    .assert_eq(&told);
 }
 
 /// As the leader sees it: what its answers are worth.
