@@ -1,8 +1,8 @@
 //! Migrations between two agents: broken at every point, their programs killed in every phase, and tried again.
 
 mod cluster;
-mod cpu;
 mod cold;
+mod cpu;
 mod dead;
 mod drain;
 mod images;
