@@ -76,7 +76,7 @@ pub struct Member {
 
 pub struct Cluster {
     pub members: Vec<Member>,
-    _switch: Switch,
+    pub switch: Switch,
 }
 
 /// An authority for the test's members.
@@ -122,7 +122,7 @@ impl Cluster {
         let switch = Switch::new(name);
         let ca = Ca::new();
         let members = (1..=3).map(|n| Member::new(name, n, &switch, &ca, plan)).collect();
-        let mut cluster = Self { members, _switch: switch };
+        let mut cluster = Self { members, switch };
         cluster.members.iter_mut().for_each(Member::start_etcd);
         for member in &mut cluster.members {
             member.start_guard();

@@ -1,5 +1,6 @@
 //! Several hosts on one switch, and what may befall them: power off and on, standing still, a cable pulled.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -16,6 +17,11 @@ impl Switch {
         done(nshost().args(["switch", &switch.name, &std::process::id().to_string()]));
         switch
     }
+
+    /// A command in the switch's network; what it printed.
+    pub fn exec<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
+        done(nshost().args(["on", &self.name]).args(args))
+    }
 }
 
 impl Drop for Switch {
@@ -24,15 +30,21 @@ impl Drop for Switch {
     }
 }
 
-fn done(command: &mut Command) {
+fn done(command: &mut Command) -> String {
     let out = command.output().expect("nshost runs");
     assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
+    text(&out.stdout)
 }
 
 impl Host {
     /// Plugs the host into a switch, with an address like `10.77.0.1/24`. Once per host.
     pub fn link(&self, switch: &Switch, address: &str) {
         done(nshost().args(["link", &self.name, &switch.name, address]));
+    }
+
+    /// The port of the switch that it is plugged into.
+    pub fn port(&self) -> String {
+        done(nshost().args(["port", &self.name])).trim().to_owned()
     }
 
     /// Pulls the cable.

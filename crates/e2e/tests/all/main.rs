@@ -22,6 +22,7 @@ mod lab;
 mod live_changes;
 mod many;
 mod on_etcd;
+mod on_the_wire;
 mod pair;
 mod play;
 mod recover;

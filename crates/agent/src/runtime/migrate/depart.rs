@@ -94,7 +94,8 @@ async fn how(mover: &Mover) -> Result<MigrateTo, Error> {
     })
 }
 
-/// The guest goes on here, by a claim as before every start.
+/// The guest goes on here, by a claim as before every start. That is also when its QEMU announces its NICs: one that holds all of a guest
+/// and is never resumed has said nothing on the wire, so who takes a guest back need not announce it.
 pub(super) async fn resume(mover: &mut Mover) -> Result<Duration, Error> {
     match claim::claim(&mover.node, &mover.order.order, None).await {
         Ok(granted) if granted.is_fresh() => {}
