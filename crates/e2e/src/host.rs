@@ -249,7 +249,21 @@ impl Host {
 
     /// Pids of QEMU in this host.
     pub fn qemu_pids(&self, vm: &str) -> Vec<u32> {
-        let out = self.exec(["pgrep", "-f", &format!("guest={vm},")]);
+        self.pids(&format!("guest={vm},"))
+    }
+
+    /// Signals (`-KILL`) the etcd that this host's daemon keeps; how many processes that were.
+    pub fn signal_etcd(&self, signal: &str) -> usize {
+        let pids = self.pids("^etcd --data-dir /var/lib/vmkeep/cluster");
+        for pid in &pids {
+            assert!(Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs").success());
+        }
+        pids.len()
+    }
+
+    /// Of this host alone: pids are the machine's.
+    fn pids(&self, words: &str) -> Vec<u32> {
+        let out = self.exec(["pgrep", "-f", words]);
         text(&out.stdout).lines().filter_map(|l| l.trim().parse().ok()).filter(|pid| self.is_mine(*pid)).collect()
     }
 

@@ -143,14 +143,7 @@ pub(super) fn until_it_knows_all_etcd(host: &Host) {
 fn the_first_member_lives_without_its_own_etcd(one: &Host, other: &Host) {
     until_it_knows_all_etcd(one);
     std::thread::sleep(ENDPOINTS);
-    let signal = |signal: &str| {
-        let mine = "[ \"$(readlink /proc/$p/ns/mnt)\" = \"$(readlink /proc/self/ns/mnt)\" ]";
-        let all = format!(
-            "for p in $(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster'); do {mine} && kill {signal} $p && echo $p; done; true"
-        );
-        assert_eq!(text(&one.exec(["sh", "-c", &all]).stdout).lines().count(), 1, "one etcd got {signal}");
-    };
-    signal("-STOP");
+    assert_eq!(one.signal_etcd("-STOP"), 1);
     let begin = std::time::Instant::now();
     while begin.elapsed() < SILENT {
         let nodes = other.vmkeep(["node", "show", "node1", "-o", "json"]);
@@ -160,7 +153,7 @@ fn the_first_member_lives_without_its_own_etcd(one: &Host, other: &Host) {
     }
     let changed = one.vmkeep(["node", "show", "node1", "-o", "json"]);
     assert!(changed.status.success(), "its control plane answers too: {}", text(&changed.stderr));
-    signal("-CONT");
+    assert_eq!(one.signal_etcd("-CONT"), 1);
 }
 
 /// Certificates are the cluster's. Test hosts have no systemd, which would open libvirt's socket: it is restarted here.
@@ -199,10 +192,7 @@ fn a_formation_killed_at_every_step_ends_as_a_cluster_or_as_the_host_it_was() {
     shell(&one, "cp -a /var/lib/vmkeep /var/lib/libvirt/before");
     let again = |host: &mut Host| {
         host.kill_daemon();
-        shell(
-            host,
-            "pid=$(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster' | while read p; do [ $(readlink /proc/$p/ns/mnt) = $(readlink /proc/self/ns/mnt) ] && echo $p; done); [ -z \"$pid\" ] || kill -9 $pid",
-        );
+        host.signal_etcd("-KILL");
         shell(host, "cd /var/lib/vmkeep && rm -rf ./* && cp -a /var/lib/libvirt/before/. .");
     };
     // First the daemon that prepares, until it dies where it would begin anew; then the one that moves.

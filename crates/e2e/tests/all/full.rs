@@ -8,9 +8,6 @@ use vmkeep_e2e::wait::until;
 use super::cluster::{SETTLE, host, init, refusal, until_healthy};
 
 const QUOTA: &str = "s/^ETCD_QUOTA_BACKEND_BYTES=.*/ETCD_QUOTA_BACKEND_BYTES=16777216/";
-/// Only the etcd of this host: pids are the machine's.
-const KILL_ETCD: &str = "for p in $(pgrep -f 'etcd --data-di[r] /var/lib/vmkeep/cluster'); do \
-    [ \"$(readlink /proc/$p/ns/mnt)\" = \"$(readlink /proc/self/ns/mnt)\" ] && kill -9 $p; done; true";
 /// Values of 1 MB over each other: what fills it is history.
 const FILL: &str = "cd /var/lib/vmkeep/cluster && for n in $(seq 60); do head -c 1000000 /dev/urandom | base64 -w 0 | head -c 1000000 | \
     ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key put zz/junk || exit 0; done; exit 1";
@@ -38,7 +35,8 @@ fn a_full_etcd_takes_no_wish_and_loses_none() {
     let mut one = host(&switch, 1);
     init(&one);
     one.apply(&wish("before"));
-    shell(&one, &format!("sed -i '{QUOTA}' /var/lib/vmkeep/cluster/etcd.env && {KILL_ETCD}"));
+    shell(&one, &format!("sed -i '{QUOTA}' /var/lib/vmkeep/cluster/etcd.env"));
+    assert_eq!(one.signal_etcd("-KILL"), 1);
     until_healthy(&one, "node1:member:follower");
     // By itself, once: nobody is asked.
     shell(&one, FILL);

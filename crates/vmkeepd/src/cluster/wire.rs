@@ -13,7 +13,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
@@ -44,10 +44,7 @@ pub async fn post<A: DeserializeOwned>(stream: TcpStream, host: &str, ca: &str, 
     let name = ServerName::try_from(host.to_owned()).map_err(|e| Error::invalid(format!("'{host}': {e}")))?;
     let tls = TlsConnector::from(Arc::new(client(ca)?)).connect(name, stream);
     let tls = tokio::time::timeout(CONNECT_PATIENCE, tls).await.map_err(|_| broke("no answer".into()))?;
-    let tls = tls.map_err(|e| {
-        Error::refused(format!("{host} is not who the token was made by: {e}"))
-            .hint("use the token with the cluster that made it; if that is this one, somebody is between you")
-    })?;
+    let tls = tls.map_err(|e| not_believed(host, &e))?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| broke(e.to_string()))?;
     tokio::spawn(connection);
     let body = serde_json::to_vec(body).map_err(|e| Error::internal(e.to_string()))?;
@@ -64,6 +61,24 @@ pub async fn post<A: DeserializeOwned>(stream: TcpStream, host: &str, ca: &str, 
     }
     let problem: Result<ProblemBody, _> = serde_json::from_slice(&bytes);
     Err(problem.map_or_else(|_| Error::refused(format!("{host} answers {status}")), Error::from))
+}
+
+fn not_believed(host: &str, error: &std::io::Error) -> Error {
+    let said = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let (word, bound, now) = match said {
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before })) => ("from", not_before, time),
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after })) => ("until", not_after, time),
+        _ => {
+            return Error::refused(format!("{host} is not who the token was made by: {error}"))
+                .hint("use the token with the cluster that made it; if that is this one, somebody is between you");
+        }
+    };
+    let told = |at: &UnixTime| {
+        let at = i64::try_from(at.as_secs()).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+        at.map_or_else(|| "a time beyond all calendars".to_owned(), |at| at.to_string())
+    };
+    Error::conflict(format!("{host}'s certificate is valid {word} {}, and this host's clock says {}", told(bound), told(now)))
+        .hint("set the clock (install chrony); where it is right, the certificate ended: vmkeep cluster status -o wide there")
 }
 
 fn client(ca: &str) -> Result<ClientConfig, Error> {
@@ -95,7 +110,16 @@ impl ServerCertVerifier for Pinned {
         roots.add(ca.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.ring.clone()).build();
         let verifier = verifier.map_err(|e| rustls::Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
+        let verify = |at| verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, at);
+        let verified = verify(now);
+        // Its time is looked at first. Only where nothing else is wrong is it told.
+        match &verified {
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before: at, .. })) => {
+                verify(*at).and(verified)
+            }
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after: at, .. })) => verify(*at).and(verified),
+            _ => verified,
+        }
     }
 
     fn verify_tls12_signature(
@@ -165,5 +189,31 @@ mod tests {
         assert!(!believed(&good, &[&ours], "10.0.0.2", now), "another host of the same cluster");
         let later = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + (1 << 40)));
         assert!(!believed(&good, &[&ours], "10.0.0.1", later), "its time is over");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_told_and_nobody_is_taken_for_a_stranger() {
+        let (ours, theirs) = (authority("vmkeep"), authority("vmkeep"));
+        let pinned = Pinned { ca: fingerprint(&ours.cert), ring: Arc::new(rustls::crypto::ring::default_provider()) };
+        let told = |leaf: &CertificateDer<'_>, name: &str, now: u64| {
+            let (name, now) =
+                (ServerName::try_from(name.to_owned()).expect("a name"), UnixTime::since_unix_epoch(Duration::from_secs(now)));
+            let error = pinned.verify_server_cert(leaf, std::slice::from_ref(&ours.cert), &name, &[], now).expect_err("refused");
+            let error = not_believed("10.0.0.1", &std::io::Error::new(std::io::ErrorKind::InvalidData, error));
+            format!("{}\n  {}\n", error.message, error.hint.unwrap_or_default())
+        };
+        let (good, forged) = (leaf(&ours), leaf(&theirs));
+        let all = [(&good, "10.0.0.1", 0), (&good, "10.0.0.1", 100_000_000_000), (&good, "10.0.0.2", 0), (&forged, "10.0.0.1", 0)];
+        let all: String = all.into_iter().map(|(leaf, name, now)| told(leaf, name, now)).collect();
+        expect_test::expect![[r#"
+            10.0.0.1's certificate is valid from 1975-01-01T00:00:00Z, and this host's clock says 1970-01-01T00:00:00Z
+              set the clock (install chrony); where it is right, the certificate ended: vmkeep cluster status -o wide there
+            10.0.0.1's certificate is valid until 4096-01-01T00:00:00Z, and this host's clock says 5138-11-16T09:46:40Z
+              set the clock (install chrony); where it is right, the certificate ended: vmkeep cluster status -o wide there
+            10.0.0.1 is not who the token was made by: invalid peer certificate: certificate not valid for name "10.0.0.2"; certificate is only valid for IpAddress(10.0.0.1)
+              use the token with the cluster that made it; if that is this one, somebody is between you
+            10.0.0.1 is not who the token was made by: invalid peer certificate: BadSignature
+              use the token with the cluster that made it; if that is this one, somebody is between you
+        "#]].assert_eq(&all);
     }
 }
