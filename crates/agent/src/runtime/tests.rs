@@ -527,3 +527,37 @@ async fn a_running_domain_that_was_undefined_is_drift() {
     assert_eq!(seen.drift[0].field, "domain");
     assert_eq!(seen.domain, Observed::Known(DomainState::Running));
 }
+
+/// After a power cut all VMs of a host are to start: libvirt and the disks get so many at once and no more.
+#[tokio::test]
+async fn a_storm_of_starts_comes_in_small_groups() {
+    let bed = Bed::new(json!({})).await;
+    bed.hv.set_delay_of("start", Duration::from_millis(100));
+    let all = 3 * u128::from(node::STARTS_AT_ONCE);
+    for n in 1..=all {
+        let vm = VmId(uuid::Uuid::from_u128(n));
+        let mut order = Order { vm, ..bed.order.clone() };
+        order.spec.name = format!("web{n}").parse().expect("a name");
+        let (project, node) = (order.project.clone(), node_name());
+        let owner = Owner { vm, project, node: node_name(), epoch: order.epoch, generation: order.generation, to: None };
+        let txn = Txn::default().then(typed::put(keys::owner(vm), &owner)).then(typed::put(keys::order(&node, vm), &order));
+        bed.store.txn(txn).await.expect("a write");
+    }
+    let (begin, mut most) = (Instant::now(), 0);
+    loop {
+        let mut claimed = 0;
+        for n in 1..=all {
+            let claim = keys::run(&node_name(), VmId(uuid::Uuid::from_u128(n)));
+            claimed += u128::from(bed.store.get(&claim).await.expect("a read").is_some());
+        }
+        // Read later than the claims, so that more may have started, and fewer are counted as on their way.
+        let started = bed.hv.calls().iter().filter(|call| call.starts_with("start ")).count() as u128;
+        most = most.max(claimed.saturating_sub(started));
+        if started == all {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{started} of {all} have started");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(most, u128::from(node::STARTS_AT_ONCE), "as many as may, and never more");
+}

@@ -12,6 +12,7 @@ mod crash;
 mod dead_host;
 mod debian;
 mod external_etcd;
+mod formed;
 mod full;
 mod going;
 mod ha;
