@@ -39,7 +39,7 @@ impl Cluster {
         store.snapshot(&new).await.map_err(app::store_error)?;
         std::fs::rename(&new, &file).map_err(disk)?;
         let size = ByteCount::from_bytes(std::fs::metadata(&file).map_err(disk)?.len());
-        for old in found(&dir).iter().rev().skip(KEPT) {
+        for old in too_many(found(&dir), &file) {
             let _ = std::fs::remove_file(old);
         }
         Ok(ClusterBackup { node: self.node.clone(), file: file.display().to_string(), size })
@@ -47,14 +47,25 @@ impl Cluster {
 
     /// A copy when the newest is old.
     pub(super) async fn back_up_when_due(&self) -> Result<(), Error> {
-        let newest = found(&self.backups()).pop().and_then(|file| std::fs::metadata(file).ok()?.modified().ok());
-        let fresh = newest.is_some_and(|at| at.elapsed().is_ok_and(|age| age < EVERY));
-        if !fresh {
+        if !is_fresh(&found(&self.backups())) {
             let made = self.back_up().await?;
             tracing::info!(file = made.file, "etcd was backed up");
         }
         Ok(())
     }
+}
+
+/// One is young. Those from the time of a clock that was ahead are of no known age.
+fn is_fresh(copies: &[PathBuf]) -> bool {
+    let age = |copy: &PathBuf| std::fs::metadata(copy).ok()?.modified().ok()?.elapsed().ok();
+    copies.iter().filter_map(age).any(|age| age < EVERY)
+}
+
+/// Beside the one that was made now: by its name it is not the newest where the clock was ahead once.
+fn too_many(mut copies: Vec<PathBuf>, made: &Path) -> Vec<PathBuf> {
+    copies.retain(|copy| copy != made);
+    copies.truncate((copies.len() + 1).saturating_sub(KEPT));
+    copies
 }
 
 /// Whole copies, oldest first: their names sort by time.
@@ -63,4 +74,42 @@ fn found(dir: &Path) -> Vec<PathBuf> {
     files.retain(|file| file.to_string_lossy().ends_with(SUFFIX));
     files.sort();
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_ahead_brings_no_copy_each_time_and_loses_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, at: SystemTime| {
+            let file = dir.path().join(format!("etcd-{name}{SUFFIX}"));
+            std::fs::File::create(&file).and_then(|made| made.set_modified(at)).expect("a file");
+            file
+        };
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let now = SystemTime::now();
+        let ahead: Vec<_> = (1..=KEPT).map(|n| write(&format!("2027010{n}T000000Z"), now + year)).collect();
+        assert!(!is_fresh(&found(dir.path())), "nobody knows how old they are");
+        let made = write("20260101T000000Z", now);
+        assert!(is_fresh(&found(dir.path())));
+        assert_eq!(too_many(found(dir.path()), &made), ahead[..1], "the one that was made stays");
+        write("20250101T000000Z", now - EVERY);
+        assert_eq!(too_many(found(dir.path()), &made).len(), 2);
+    }
+
+    #[test]
+    fn six_hours_are_old() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join(format!("etcd-1{SUFFIX}"));
+        let of = |age: Duration| std::fs::File::create(&file).and_then(|made| made.set_modified(SystemTime::now() - age)).expect("a file");
+        of(EVERY);
+        assert!(!is_fresh(&found(dir.path())));
+        of(EVERY - Duration::from_secs(60));
+        assert!(is_fresh(&found(dir.path())));
+        assert_eq!(too_many(found(dir.path()), &file), Vec::<PathBuf>::new());
+    }
 }
