@@ -191,7 +191,7 @@ fn a_node_goes_into_maintenance_when_it_is_empty_and_what_stays_is_told() {
         POST /v1/nodes/node2/drain {"at_once":2,"closure":"maintenance","manner":"live","timeout":null,"why":"new disks"}
     "#]]
     .assert_eq(&stub.changes());
-    let error = json!({"code": "conflict", "message": "1 of 2 VMs are still on node2: web1: it has host devices (pci)",
+    let error = json!({"code": "conflict", "message": "1 of 2 VMs are still on node2: web1: devices: it has a device of this host",
         "hint": "the node stays cordoned; when that is mended: vmkeep node drain node2"});
     let failed = op("failed", error);
     let stub = Stub::new(vec![("POST /v1/nodes/node2/drain", 202, json!({"operation": failed})), ("GET /v1/operations/", 200, failed)]);
@@ -202,7 +202,7 @@ fn a_node_goes_into_maintenance_when_it_is_empty_and_what_stays_is_told() {
         exit 4
         --- stderr
           node2: 1 of 2 VMs moved
-        error: cannot drain node 'node2': 1 of 2 VMs are still on node2: web1: it has host devices (pci)
+        error: cannot drain node 'node2': 1 of 2 VMs are still on node2: web1: devices: it has a device of this host
         hint: the node stays cordoned; when that is mended: vmkeep node drain node2
     "#]],
     );
@@ -210,12 +210,12 @@ fn a_node_goes_into_maintenance_when_it_is_empty_and_what_stays_is_told() {
 
 #[test]
 fn a_vm_that_cannot_move_says_why_beforehand() {
-    let movable = json!({"live": {"why_not": ["it has a PCI device of its host: 0000:01:00.0"]}, "cold": {"why_not": []}, "warnings": []});
+    let movable = json!({"live": {"why_not": ["devices: it has a device of this host"]}, "cold": {"why_not": []}, "warnings": []});
     let stub = Stub::new(vec![("GET /v1/vms/web/movable", 200, movable), ("GET /v1/vms/web", 200, stub::vm("web", "running", "running"))]);
     let shown = stub.run(&["vm", "show", "web"], "");
     let movable: Vec<&str> = shown.lines().skip_while(|line| !line.starts_with("Movable")).take(2).collect();
     expect![[r#"
-        Movable:        no, because it has a PCI device of its host: 0000:01:00.0
+        Movable:        no, because devices: it has a device of this host
                         cold it can move: vm migrate --cold"#]]
     .assert_eq(&movable.join("\n"));
 }

@@ -2,15 +2,18 @@
 
 use expect_test::expect;
 use serde_json::json;
+use vmkeep_agent::hypervisor::XmlKind;
 use vmkeep_api::place::DrainRequest;
 use vmkeep_core::place;
+use vmkeep_core::place::cpu::GuestCpu;
+use vmkeep_server::app::vm_write::{self, Same};
 use vmkeep_server::app::{drain, placement};
 use vmkeep_store::{Store, keys, typed};
 use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::migration::{MigrateOptions, MoveManner};
 use vmkeep_types::name::Name;
-use vmkeep_types::record::VmChoices;
+use vmkeep_types::record::{VmChoices, VmRecord};
 
 use super::cluster::{Cluster, ask};
 use super::to;
@@ -37,6 +40,11 @@ async fn told(c: &Cluster, a: &str, b: &str) {
 async fn cpu(c: &Cluster, vm: VmId) -> String {
     let kv = c.store.get(&keys::choices(vm)).await.expect("a read").expect("choices");
     typed::decode::<VmChoices>(&kv).expect("choices").cpu_xml.unwrap_or_default()
+}
+
+/// Agent and leader write the same differently.
+async fn parsed(c: &Cluster, vm: VmId) -> GuestCpu {
+    GuestCpu::parse(&cpu(c, vm).await).expect("a named model")
 }
 
 async fn error(c: &Cluster, options: MigrateOptions) -> String {
@@ -104,4 +112,23 @@ async fn the_cpu_of_the_cluster_is_kept_when_an_older_host_joins() {
           <model fallback='forbid'>Nehalem</model>
         </cpu>
     "#]].assert_eq(&said);
+    // It is brought down to what all can run: another model, then the cluster's again, and a cold start.
+    set_model(&c, vm, "auto").await;
+    assert_eq!(cpu(&c, vm).await, before, "auto keeps what it has");
+    set_model(&c, vm, "cluster").await;
+    assert_eq!(parsed(&c, vm).await, parsed(&c, newer).await);
+    assert_eq!(c.over(&c.command("restart").await).await.error, None);
+    let runs = c.hv("a").xml(vm, XmlKind::Live).await.expect("it runs");
+    assert!(runs.contains("Nehalem</model>") && !runs.contains("Haswell-noTSX"), "{runs}");
+    assert_eq!(parsed(&c, vm).await, parsed(&c, newer).await, "what ran before does not come back");
+    c.node("b", "uncordon").await;
+    assert_eq!(error(&c, to("b")).await, "");
+}
+
+async fn set_model(c: &Cluster, vm: VmId, model: &str) {
+    let kv = c.store.get(&keys::vm(&Name::known("default"), vm)).await.expect("a read").expect("a record");
+    let mut spec = typed::decode::<VmRecord>(&kv).expect("a record").spec;
+    spec.cpu.model = model.to_owned();
+    let written = vm_write::put(c.store.as_ref(), &ask(), spec, Same::Kept).await.expect("taken");
+    assert_eq!(c.over(&written.op).await.error, None);
 }

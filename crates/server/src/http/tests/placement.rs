@@ -130,6 +130,31 @@ async fn a_vm_says_where_its_cpu_is_none() {
     .assert_eq(&serde_json::to_string_pretty(&capacity["cpu"]).expect("JSON"));
 }
 
+/// What was chosen for the VM alone gives way to the CPU of the cluster; no other change takes it away.
+#[tokio::test]
+async fn a_vm_that_is_changed_to_the_cpu_of_the_cluster_gives_up_its_own() {
+    let bed = Bed::new().await;
+    let wish = |model: &str| json!({"name": "web1", "run": "manual", "nics": [], "cpu": {"model": model}});
+    let made = bed.call("POST /v1/vms", wish("auto")).await;
+    assert_eq!(made.status, 202, "{}", made.body);
+    let key = keys::choices(bed.vm_id("web1").await);
+    let kept = VmChoices { cpu_xml: Some("<cpu><model>Haswell</model></cpu>".into()), ..bed.stored::<VmChoices>(&key).await };
+    bed.put_all(vec![typed::put(key.clone(), &kept)]).await;
+    let mut said = String::new();
+    for model in ["Nehalem", "auto", "cluster", "auto"] {
+        let changed = bed.call("PUT /v1/vms/web1", wish(model)).await;
+        assert_eq!(changed.status, 202, "{}", changed.body);
+        said += &format!("{model}: {:?}\n", bed.stored::<VmChoices>(&key).await.cpu_xml);
+    }
+    expect![[r#"
+        Nehalem: Some("<cpu><model>Haswell</model></cpu>")
+        auto: Some("<cpu><model>Haswell</model></cpu>")
+        cluster: None
+        auto: None
+    "#]]
+    .assert_eq(&said);
+}
+
 #[tokio::test]
 async fn what_is_said_of_nodes_is_checked() {
     let bed = two_nodes().await;

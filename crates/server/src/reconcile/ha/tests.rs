@@ -302,12 +302,17 @@ async fn a_store_that_does_not_answer_makes_nobody_silent() {
     }
     // When it answers again everybody has time for two renewals; whoever is silent still was silent all the time.
     bed.check(5, &["b", "c"], expect![""]).await;
-    bed.check(3, &["b", "c"], expect![[r#"
+    bed.check(
+        3,
+        &["b", "c"],
+        expect![[r#"
         2 fence/a/1
         3 confirmed/a/1
         3 owner/1
         3 own/b/1
-    "#]]).await;
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
