@@ -130,18 +130,7 @@ impl Cluster {
             member.start_compute();
         }
         cluster.until_nodes(0, "online online online");
-        cluster.until_vms_can_move();
         cluster
-    }
-
-    /// libvirt is restarted once to listen for others: who asks it something meanwhile is hung up on.
-    fn until_vms_can_move(&self) {
-        for member in &self.members {
-            until("libvirt listens on port 16514", UP, || {
-                let out = member.host.exec(["sh", "-c", "ss -ltn | grep ':16514 '"]);
-                if out.status.success() { Ok(()) } else { Err(self.logs()) }
-            });
-        }
     }
 
     pub fn host(&self, n: usize) -> &Host {
