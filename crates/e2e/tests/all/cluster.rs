@@ -33,6 +33,12 @@ pub(super) fn join(host: &Host, token: &str) -> std::process::Output {
     host.vmkeep(["cluster", "join", "10.77.0.1", "--token", token])
 }
 
+/// With a token of `by`, and it is let in.
+pub(super) fn joins(host: &Host, by: &Host, more: &[&str]) {
+    let joined = host.vmkeep([&["cluster", "join", "10.77.0.1", "--token", &token(by)], more].concat());
+    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&host.daemon_log()));
+}
+
 pub(super) fn token(host: &Host) -> String {
     host.ok(["cluster", "token"]).trim().to_owned()
 }

@@ -2,27 +2,20 @@
 //! is the same to the byte afterwards, the source keeps none of it, and the guest starts from it.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
-use vmkeep_e2e::cluster::{Cluster, Program, Signal};
+use vmkeep_e2e::cluster::Cluster;
 use vmkeep_e2e::ha::RECOVERED;
 use vmkeep_e2e::host::text;
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::wait::until;
 
 use super::hello::{BOOT, manifest};
+use super::killed_moves::{Whom, struck};
 
 const POOL: &str = "/var/lib/libvirt/images/vmkeep";
 /// 24 MB of a disk take long enough to be met in the middle.
 const SLOW: &str = "6M";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whom {
-    Source,
-    Destination,
-    Leader,
-}
 
 fn node_of(vm: &Value) -> usize {
     vm["status"]["node"].as_str().and_then(|node| node.strip_prefix("node")?.parse::<usize>().ok()).expect("a node") - 1
@@ -49,11 +42,6 @@ fn sums(cluster: &Cluster, host: usize, files: &[String]) -> Vec<String> {
     files.iter().filter_map(sum).collect()
 }
 
-fn migrations(cluster: &Cluster, asked: usize) -> Vec<Value> {
-    let all: Value = serde_json::from_slice(&cluster.host(asked).vmkeep(["op", "list", "-o", "json"]).stdout).unwrap_or_default();
-    all.as_array().into_iter().flatten().filter(|op| op["kind"] == "vm.migrate").cloned().collect()
-}
-
 /// Moves it while somebody is killed; all is there, and nothing of it stays.
 fn moved(cluster: &mut Cluster, vm: &str, whom: Whom) {
     let from = node_of(&cluster.host(0).vm(vm));
@@ -61,33 +49,10 @@ fn moved(cluster: &mut Cluster, vm: &str, whom: Whom) {
     let files = files(cluster, vm);
     let before = sums(cluster, from, &files);
     assert!(before.len() > 1, "{before:?}");
-    let known: Vec<Value> = migrations(cluster, asked).iter().map(|op| op["id"].clone()).collect();
-    cluster.host(asked).ok(["vm", "migrate", vm, "--to", &format!("node{}", to + 1), "--bandwidth", SLOW, "--no-wait"]);
-    let find = |cluster: &Cluster| migrations(cluster, asked).into_iter().find(|op| !known.contains(&op["id"])).unwrap_or_default();
-    until("it is copied", RECOVERED, || {
-        let op = find(cluster);
-        let copies = op["copying"]["done"].as_u64().is_some_and(|done| done > 0);
-        if copies { Ok(()) } else { Err(format!("{op}\n{}", cluster.logs())) }
+    let op = struck(cluster, (vm, SLOW), (from, to), whom, |cluster| {
+        assert_eq!(sums(cluster, from, &files), before, "the source has it all");
     });
-    assert_eq!(sums(cluster, from, &files), before, "the source has it all");
-    match whom {
-        Whom::Source | Whom::Destination => {
-            let host = if whom == Whom::Source { from } else { to };
-            cluster.members[host].signal(Program::Agent, Signal::Kill);
-            std::thread::sleep(Duration::from_secs(1));
-            cluster.members[host].start_compute();
-        }
-        Whom::Leader => {
-            let leader = cluster.leader();
-            cluster.members[leader].kill_control();
-            std::thread::sleep(Duration::from_secs(1));
-            cluster.members[leader].start_control();
-        }
-    }
-    until("the move ends", RECOVERED, || match find(cluster)["state"].as_str() {
-        Some("done") => Ok(()),
-        state => Err(format!("{state:?}: {}\n{}", find(cluster), cluster.logs())),
-    });
+    assert_eq!(op["state"], "done", "{op}\n{}", cluster.logs());
     assert_eq!(sums(cluster, to, &files), before, "byte for byte, {whom:?} killed");
     assert_eq!(node_of(&cluster.host(asked).vm(vm)), to);
     until("the source keeps nothing", RECOVERED, || {

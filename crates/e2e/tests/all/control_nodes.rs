@@ -4,13 +4,8 @@ use vmkeep_e2e::host::{Host, Net, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, init, refusal, token, until_healthy, until_it_knows_all_etcd};
+use super::cluster::{SETTLE, host, init, joins, refusal, until_healthy, until_it_knows_all_etcd};
 use super::hello::BOOT;
-
-fn joins(host: &Host, by: &Host, more: &[&str]) {
-    let joined = host.vmkeep([&["cluster", "join", "10.77.0.1", "--token", &token(by)], more].concat());
-    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&host.daemon_log()));
-}
 
 /// `follower` of all, but what is named.
 fn view(others: &[(usize, &str)]) -> String {

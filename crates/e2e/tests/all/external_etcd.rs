@@ -6,7 +6,7 @@ use vmkeep_e2e::host::{Host, Net, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, refusal, token, until_healthy};
+use super::cluster::{SETTLE, host, joins, refusal, token, until_healthy};
 use super::hello::BOOT;
 
 /// Their authority, server and client; the client has to be one that this authority signed.
@@ -80,11 +80,6 @@ fn etcdctl(host: &Host, words: &str) -> String {
 fn init(host: &Host) -> Output {
     let words = ["cluster", "init", "--address", "10.77.0.1", "--yes", "--etcd", URL];
     host.vmkeep([&words[..], &FILES].concat())
-}
-
-fn joins(host: &Host, by: &Host, more: &[&str]) {
-    let joined = host.vmkeep([&["cluster", "join", "10.77.0.1", "--token", &token(by)], more].concat());
-    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&host.daemon_log()));
 }
 
 fn status(host: &Host) -> String {
@@ -161,19 +156,23 @@ fn a_cluster_lives_in_an_etcd_of_its_operators() {
     until_healthy(&two, "node1:member:- node2:member:- node3:member:-");
     assert_eq!(one.qemu_pids("c"), pids);
 
-    // Their member has the address of ours: the host goes, it stays.
+    their_member_stays_when_its_host_goes(&one, &two, &mut three);
+}
+
+/// It has the address of ours.
+fn their_member_stays_when_its_host_goes(one: &Host, two: &Host, three: &mut Host) {
     three.power_off();
     one.ok(["cluster", "remove", "node3", "--yes"]);
     assert!(refusal(&one.vmkeep(["cluster", "leave", "--yes"])).contains("'node1' owns 1 VMs"));
     one.ok(["vm", "delete", "c", "--yes"]);
     one.ok(["cluster", "leave", "--yes"]);
-    until_healthy(&two, "node2:member:-");
-    assert!(etcdctl(&one, "member list").contains("theirs"), "it is theirs");
+    until_healthy(two, "node2:member:-");
+    assert!(etcdctl(one, "member list").contains("theirs"), "it is theirs");
     two.ok(["node", "list"]);
     three.power_on();
     three.spawn_daemon(Net::Host, &[]);
     until("it is told that it was removed", SETTLE, || {
-        let told = status(&three);
+        let told = status(three);
         if told.contains("'node3' is no member") { Ok(()) } else { Err(told + &tail(&three.daemon_log())) }
     });
 }

@@ -16,7 +16,7 @@ const CUT: Duration = Duration::from_secs(7);
 const SLOW: &str = "4M";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whom {
+pub(super) enum Whom {
     Source,
     Destination,
     Leader,
@@ -30,21 +30,27 @@ fn migrations(cluster: &Cluster, asked: usize) -> Vec<Value> {
     all.as_array().into_iter().flatten().filter(|op| op["kind"] == "vm.migrate").cloned().collect()
 }
 
-/// Moves it, kills in the middle, and waits for the end.
-fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
-    let to = (before.host + 1) % 3;
-    let asked = cluster.beside(before.host);
+/// Begins to move it, does something to somebody while its data goes, and waits for the end: the operation.
+pub(super) fn struck(
+    cluster: &mut Cluster,
+    (vm, bandwidth): (&str, &str),
+    (from, to): (usize, usize),
+    whom: Whom,
+    meanwhile: impl FnOnce(&Cluster),
+) -> Value {
+    let asked = cluster.beside(from);
     let known: Vec<Value> = migrations(cluster, asked).iter().map(|op| op["id"].clone()).collect();
-    cluster.host(asked).ok(["vm", "migrate", "tick", "--to", &format!("node{}", to + 1), "--bandwidth", SLOW, "--no-wait"]);
-    let find = |cluster: &Cluster| migrations(cluster, asked).into_iter().find(|op| !known.contains(&op["id"]));
+    cluster.host(asked).ok(["vm", "migrate", vm, "--to", &format!("node{}", to + 1), "--bandwidth", bandwidth, "--no-wait"]);
+    let find = |cluster: &Cluster| migrations(cluster, asked).into_iter().find(|op| !known.contains(&op["id"])).unwrap_or_default();
     until("it copies", RECOVERED, || {
-        let op = find(cluster).unwrap_or_default();
+        let op = find(cluster);
         let copies = op["copying"]["done"].as_u64().is_some_and(|done| done > 0);
         if copies { Ok(()) } else { Err(format!("{op}\n{}", cluster.logs())) }
     });
+    meanwhile(cluster);
     match whom {
         Whom::Source | Whom::Destination => {
-            let host = if whom == Whom::Source { before.host } else { to };
+            let host = if whom == Whom::Source { from } else { to };
             cluster.members[host].signal(Program::Agent, Signal::Kill);
             std::thread::sleep(Duration::from_secs(1));
             cluster.members[host].start_compute();
@@ -61,11 +67,19 @@ fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
             cluster.members[to].host.join();
         }
     }
-    let state = until("the move ends", RECOVERED, || {
-        let op = find(cluster).unwrap_or_default();
-        let state = op["state"].as_str().unwrap_or_default().to_owned();
-        if ["done", "failed"].contains(&state.as_str()) { Ok(state) } else { Err(format!("{op}\n{}", cluster.logs())) }
-    });
+    until("the move ends", RECOVERED, || {
+        let op = find(cluster);
+        let ended = ["done", "failed"].iter().any(|state| op["state"] == *state);
+        if ended { Ok(op) } else { Err(format!("{op}\n{}", cluster.logs())) }
+    })
+}
+
+/// Moves it, kills in the middle, and waits for the end.
+fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
+    let to = (before.host + 1) % 3;
+    let asked = cluster.beside(before.host);
+    let op = struck(cluster, ("tick", SLOW), (before.host, to), whom, |_| {});
+    let state = op["state"].as_str().unwrap_or_default().to_owned();
     let now = until("it runs, and is known to", RECOVERED, || {
         let out = cluster.host(asked).vmkeep(["vm", "show", "tick", "-o", "json"]);
         let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();

@@ -6,7 +6,7 @@ use vmkeep_e2e::host::{Host, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, init, join, token, until_healthy};
+use super::cluster::{SETTLE, host, init, joins, until_healthy};
 use super::hello::BOOT;
 
 /// etcd's own client with the keys of this host's node.
@@ -28,13 +28,6 @@ fn refused(host: &Host, words: &str) {
         "{words}: {}",
         text(&out.stdout) + &text(&out.stderr)
     );
-}
-
-fn joins(host: &Host, by: &Host, more: &[&str]) {
-    let token = token(by);
-    let words = [&["cluster", "join", "10.77.0.1", "--token", &token], more].concat();
-    let joined = host.vmkeep(words);
-    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&host.daemon_log()));
 }
 
 fn until_alone(host: &Host) {
@@ -84,8 +77,7 @@ fn a_node_that_is_no_control_node_writes_its_own_keys_alone_and_leaves_by_asking
     until_alone(&three);
     until_healthy(&one, "node1:member:follower node2:member:follower");
     // With the same name, and the rights of it.
-    let joined = join(&three, &token(&one));
-    assert!(joined.status.success(), "{}\n{}", text(&joined.stderr), tail(&three.daemon_log()));
+    joins(&three, &one, &[]);
     until_healthy(&one, "node1:member:follower node2:member:follower node3:member:follower");
     assert!(etcdctl(&three, "user list").status.success(), "a control node this time");
 }

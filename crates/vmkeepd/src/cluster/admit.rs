@@ -54,10 +54,10 @@ async fn serve(State(cluster): State<Arc<Cluster>>, Json(wish): Json<Admission>)
 impl Cluster {
     async fn admit(&self, wish: &Admission) -> Result<Admitted, Error> {
         let _turn = self.turn.lock().await;
-        self.authority()?;
+        let authority = self.authority()?;
         let roles = members::examine(self.store.as_ref(), wish, jiff::Timestamp::now()).await?;
         // Before anything is changed: a request that is none.
-        let certificates = self.certificates(&wish.node, &wish.address, &wish.node_request, &wish.etcd_request)?;
+        let certificates = certificates(&authority, (&wish.node, &wish.address), &wish.node_request, &wish.etcd_request)?;
         let peer = peer_url(&wish.address);
         if self.is_external() && wish.witness {
             return Err(Error::refused("this cluster is in an etcd of yours: a witness adds no vote to it"));
@@ -84,21 +84,14 @@ impl Cluster {
     }
 
     /// A host with these roles runs a member of etcd.
-    fn gives_etcd(&self, roles: &[MemberRole]) -> bool {
+    pub(super) fn gives_etcd(&self, roles: &[MemberRole]) -> bool {
         !self.is_external() && roles.iter().any(|role| role.has_etcd())
     }
 
-    fn authority(&self) -> Result<Authority, Error> {
+    pub(super) fn authority(&self) -> Result<Authority, Error> {
         let no_authority = |e: anyhow::Error| Error::refused(format!("this member lets nobody in: {e:#}")).hint("ask a control node");
         let authority = Authority::open(&self.paths()).map_err(no_authority)?;
         Ok(authority.for_a_life_of(self.config.certificate_life()))
-    }
-
-    /// Over the keys of these requests.
-    pub(super) fn certificates(&self, node: &Name, address: &str, for_node: &str, for_etcd: &str) -> Result<Certificates, Error> {
-        let authority = self.authority()?;
-        let issue = |request: &str, purpose| authority.issue(request, purpose, node, address).map_err(invalid);
-        Ok(Certificates { node: issue(for_node, Purpose::Node)?, etcd: issue(for_etcd, Purpose::Etcd)? })
     }
 
     /// What a member begins with, which has its record and, where it is to have etcd, its learner: that one gets its vote as soon as it
@@ -118,7 +111,7 @@ impl Cluster {
         Ok(Admitted {
             cluster: member.cluster,
             roles: record.roles.clone(),
-            ca: self.authority()?.pem().to_owned(),
+            ca: certificates.ca,
             ca_key: control.then(key).transpose()?,
             node_cert: certificates.node,
             etcd_cert: certificates.etcd,
@@ -145,8 +138,23 @@ impl Cluster {
 
 /// Of one host, PEM.
 pub(super) struct Certificates {
+    ca: String,
     node: String,
     etcd: String,
+}
+
+/// Over the keys of these requests.
+///
+/// # Errors
+/// A request that is none.
+pub(super) fn certificates(
+    authority: &Authority,
+    (node, address): (&Name, &str),
+    for_node: &str,
+    for_etcd: &str,
+) -> Result<Certificates, Error> {
+    let issue = |request: &str, purpose| authority.issue(request, purpose, node, address).map_err(invalid);
+    Ok(Certificates { ca: authority.pem().to_owned(), node: issue(for_node, Purpose::Node)?, etcd: issue(for_etcd, Purpose::Etcd)? })
 }
 
 fn invalid(error: anyhow::Error) -> Error {

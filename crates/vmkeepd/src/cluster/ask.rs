@@ -6,12 +6,15 @@ use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vmkeep_api::body::ProblemBody;
+use vmkeep_server::app::cluster as members;
+use vmkeep_store::Store;
 use vmkeep_types::cluster::{MemberRecord, MemberRole};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use super::pki::in_url;
-use crate::member::AGENT_PORT;
+use super::refused;
+use crate::member::{AGENT_PORT, Paths};
 use crate::mtls::Mtls;
 
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -22,6 +25,29 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn controls<'a>(records: &'a [MemberRecord], node: &'a Name) -> impl Iterator<Item = (&'a Name, String)> {
     let others = records.iter().filter(move |record| record.roles.contains(&MemberRole::Control) && record.node != *node);
     others.map(|record| (&record.node, format!("{}:{AGENT_PORT}", in_url(&record.address))))
+}
+
+/// Says it to one control node after the other, for `node`, whose files these are, until one answers.
+///
+/// # Errors
+/// The refusal; `Unavailable` when none of them answers.
+pub async fn any<A: DeserializeOwned>(
+    store: &dyn Store,
+    paths: &Paths,
+    node: &Name,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<A, Error> {
+    let records = members::members(store).await?;
+    let mtls = Mtls::open(paths.clone()).map_err(refused)?;
+    let mut last = no_control();
+    for (control, address) in controls(&records, node) {
+        match post(&mtls, control, &address, path, body).await {
+            Err(error) if error.code == Code::Unavailable => last = error,
+            done => return done,
+        }
+    }
+    Err(last)
 }
 
 pub fn no_control() -> Error {

@@ -10,12 +10,14 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use vmkeep_server::app;
-use vmkeep_store::etcd::admin::{self, EtcdStatus};
-use vmkeep_store::{Store, Txn, keys, typed};
+use vmkeep_store::etcd::admin::{self, EtcdMember, EtcdStatus};
+use vmkeep_store::{Store, StoreError, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 
 use super::Cluster;
+use super::status::MEMBER_PATIENCE;
 
 /// Of its quota, in percent: time to make room, and to be told.
 pub const FULL_PERCENT: u64 = 80;
@@ -34,11 +36,6 @@ fn is_due(fullest: u64, quota: u64, refuses: bool, since: Option<Duration>) -> b
     (refuses && rested(REST_WHEN_FULL)) || (is_nearly_full(fullest, quota) && rested(REST))
 }
 
-struct Member {
-    url: String,
-    status: EtcdStatus,
-}
-
 impl Cluster {
     /// Leads the cluster, not etcd.
     pub(super) async fn leads(&self) -> Result<bool, Error> {
@@ -46,40 +43,44 @@ impl Cluster {
         Ok(leader.is_some_and(|leader| leader.value == self.node.as_str()))
     }
 
-    /// All of them, or nothing is begun.
-    async fn members_of_etcd(&self) -> Result<Vec<Member>, Error> {
-        let mut all = Vec::new();
-        for member in self.etcd_store()?.members().await.map_err(app::store_error)? {
-            let Some(url) = member.client_urls.first() else { continue };
-            let status = admin::status(&self.only(url.clone())?).await.map_err(|e| {
-                Error::new(Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
-                    .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
-            })?;
-            all.push(Member { url: url.clone(), status });
-        }
-        Ok(all)
+    /// Each that has started, and what it says of itself.
+    async fn members_of_etcd(&self) -> Result<Vec<(EtcdMember, String, Result<EtcdStatus, StoreError>)>, Error> {
+        let all = self.etcd_store()?.members().await.map_err(app::store_error)?;
+        let asked = all.into_iter().filter_map(|member| Some((member.client_urls.first()?.clone(), member))).map(|(url, member)| async {
+            let status = tokio::time::timeout(MEMBER_PATIENCE, admin::status(&self.only(url.clone())?)).await;
+            let late = |_| Err(StoreError::Unavailable("no answer".into()));
+            Ok::<_, Error>((member, url, status.unwrap_or_else(late)))
+        });
+        join_all(asked).await.into_iter().collect()
     }
 
     /// One member after the other, and none of them while it leads.
     pub(super) async fn defragment_each(&self) -> Result<(), Error> {
-        let all = self.members_of_etcd().await?;
+        let mut all = Vec::new();
+        for (member, url, status) in self.members_of_etcd().await? {
+            let status = status.map_err(|e| {
+                Error::new(Code::Unavailable, format!("etcd on '{}' does not answer: {e}", member.name))
+                    .hint("with one member away, another must not pause: mend it first, see vmkeep cluster status")
+            })?;
+            all.push((url, status));
+        }
         let store = self.etcd_store()?;
         store.compact().await.map_err(app::store_error)?;
-        for member in all.iter().filter(|member| member.status.leader != member.status.id) {
-            self.defragment_one(&member.url).await?;
+        for (url, _) in all.iter().filter(|(_, status)| status.leader != status.id) {
+            self.defragment_one(url).await?;
         }
-        for member in all.iter().filter(|member| member.status.leader == member.status.id) {
-            if let Some(next) = all.iter().find(|other| other.url != member.url && !other.status.learner) {
-                let moved = admin::move_leader(&self.only(member.url.clone())?, next.status.id).await;
+        for (url, status) in all.iter().filter(|(_, status)| status.leader == status.id) {
+            if let Some((_, next)) = all.iter().find(|(_, other)| other.id != status.id && !other.learner) {
+                let moved = admin::move_leader(&self.only(url.clone())?, next.id).await;
                 // It may have lost the lead meanwhile: it is looked at once more.
                 moved.unwrap_or_else(|error| tracing::debug!(%error, "etcd's leader is not moved"));
-                let now = admin::status(&self.only(member.url.clone())?).await.map_err(app::store_error)?;
+                let now = admin::status(&self.only(url.clone())?).await.map_err(app::store_error)?;
                 if now.leader == now.id {
                     return Err(Error::new(Code::Unavailable, "etcd's leader does not let another one lead: it is not made to pause")
                         .hint("try again; see vmkeep cluster status"));
                 }
             }
-            self.defragment_one(&member.url).await?;
+            self.defragment_one(url).await?;
         }
         store.clear_alarms().await.map_err(app::store_error)?;
         let done = typed::put(keys::CLUSTER_DEFRAGMENTED, &jiff::Timestamp::now());
@@ -97,7 +98,9 @@ impl Cluster {
         }
         let store = self.etcd_store()?;
         let quota = self.etcd().quota();
-        let fullest = self.members_of_etcd().await?.iter().map(|member| member.status.db_bytes).max().unwrap_or(0);
+        // One that is silent is in the way of it, and no reason to speak of it.
+        let answers = self.members_of_etcd().await?.into_iter().filter_map(|(_, _, status)| status.ok());
+        let fullest = answers.map(|status| status.db_bytes).max().unwrap_or(0);
         let refuses = !store.out_of_space().await.map_err(app::store_error)?.is_empty();
         let last = typed::get_json::<jiff::Timestamp>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED).await.map_err(app::store_error)?;
         let since = last.map(|last| Duration::try_from(jiff::Timestamp::now().duration_since(last.value)).unwrap_or_default());

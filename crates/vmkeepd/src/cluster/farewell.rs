@@ -13,16 +13,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use vmkeep_server::app::{cluster as members, leaving};
+use vmkeep_server::app::leaving;
 use vmkeep_store::Store;
 use vmkeep_types::cluster::MemberRole;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
-use super::{Cluster, ask, refused};
+use super::{Cluster, ask};
 use crate::listen::{Peer, refuse};
 use crate::member::Paths;
-use crate::mtls::Mtls;
 
 pub const PATH: &str = "/n/cluster/farewell";
 
@@ -76,14 +75,5 @@ impl Cluster {
 /// # Errors
 /// The refusal; `Unavailable` when none of them answers.
 pub async fn say(store: &dyn Store, paths: &Paths, node: &Name, word: Farewell) -> Result<(), Error> {
-    let records = members::members(store).await?;
-    let mtls = Mtls::open(paths.clone()).map_err(refused)?;
-    let mut last = ask::no_control();
-    for (control, address) in ask::controls(&records, node) {
-        match ask::post(&mtls, control, &address, PATH, &word).await {
-            Err(error) if error.code == Code::Unavailable => last = error,
-            done => return done,
-        }
-    }
-    Err(last)
+    ask::any(store, paths, node, PATH, &word).await
 }

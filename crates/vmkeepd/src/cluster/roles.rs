@@ -19,19 +19,17 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use vmkeep_server::app::{cluster as members, roles, store_error};
+use vmkeep_server::app::{roles, store_error};
 use vmkeep_store::crash::point;
-use vmkeep_store::keys;
-use vmkeep_store::typed;
+use vmkeep_store::{keys, typed};
 use vmkeep_types::cluster::{Admitted, MemberRecord, MemberRole};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::name::Name;
 
 use super::etcd::{client_url, peer_url};
-use super::{Cluster, ask, internal, pki, refused, vip, when_settled};
+use super::{Cluster, admit, ask, internal, pki, refused, vip};
 use crate::listen::{Peer, refuse};
 use crate::member::{Member, Paths, write_whole};
-use crate::mtls::Mtls;
 
 pub const PATH: &str = "/n/cluster/rise";
 
@@ -91,17 +89,10 @@ impl Cluster {
         }
         let record = self.record_of(node).await?.ok_or_else(|| Error::not_found("member", node))?;
         let peer = peer_url(&record.address);
-        if self.is_external() {
-            return roles::demote(self.store.as_ref(), node).await;
-        }
         self.etcd_goes_on_without(&peer).await?;
         roles::demote(self.store.as_ref(), node).await?;
         point("demote: recorded");
-        let store = self.etcd_store()?;
-        let all = store.members().await.map_err(store_error)?;
-        if let Some(own) = all.iter().find(|m| m.peer_urls.contains(&peer)) {
-            when_settled(|| store.remove_member(own.id)).await.map_err(store_error)?;
-        }
+        self.take_etcd_out(&peer).await?;
         self.keep_rights().await
     }
 
@@ -118,8 +109,8 @@ impl Cluster {
         }
         let record = self.record_of(node).await?.filter(|record| record.roles.contains(&MemberRole::Control));
         let record = record.ok_or_else(|| Error::new(Code::Forbidden, format!("'{node}' is not to be a control node")))?;
-        let certificates = self.certificates(node, &record.address, &wish.node_request, &wish.etcd_request)?;
-        if !self.is_external() {
+        let certificates = admit::certificates(&self.authority()?, (node, &record.address), &wish.node_request, &wish.etcd_request)?;
+        if self.gives_etcd(&record.roles) {
             self.learner(&peer_url(&record.address)).await?;
         }
         point("raise: a learner");
@@ -165,7 +156,7 @@ impl Cluster {
         }
         let request = |key: &Path| pki::request(key).map_err(internal);
         let wish = Rise { node_request: request(&paths.node_key())?, etcd_request: request(&paths.etcd_key())? };
-        let admitted = self.ask_to_rise(&paths, &wish).await?;
+        let admitted: Admitted = ask::any(self.store.as_ref(), &paths, &self.node, PATH, &wish).await?;
         point("rise: admitted");
         self.take_up(&admitted, &known.address, &paths).map_err(refused)?;
         if known.etcd.external {
@@ -175,19 +166,6 @@ impl Cluster {
         let own = client_url(&known.address);
         let others = admitted.endpoints.into_iter().filter(|url| *url != own);
         Ok(others.chain([own.clone()]).collect())
-    }
-
-    async fn ask_to_rise(&self, paths: &Paths, wish: &Rise) -> Result<Admitted, Error> {
-        let records = members::members(self.store.as_ref()).await?;
-        let mtls = Mtls::open(paths.clone()).map_err(refused)?;
-        let mut last = ask::no_control();
-        for (control, address) in ask::controls(&records, &self.node) {
-            match ask::post(&mtls, control, &address, PATH, wish).await {
-                Err(error) if error.code == Code::Unavailable => last = error,
-                done => return done,
-            }
-        }
-        Err(last)
     }
 
     async fn step_down(&self, known: &Member) -> Result<Vec<String>, Error> {

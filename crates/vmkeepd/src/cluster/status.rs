@@ -105,21 +105,28 @@ impl Cluster {
 
     /// Out of etcd first: a dead member counts for the majority as long as it is in.
     pub(super) async fn take_out(&self, node: &Name) -> Result<(), Error> {
-        let external = self.member()?.etcd.external;
+        self.member()?;
         let records = members::members(self.store.as_ref()).await?;
         let record = records.iter().find(|record| record.node == *node).ok_or_else(|| Error::not_found("member", node))?;
         if *node == self.node {
             return Err(Error::conflict(format!("'{node}' is this host")).hint("on it: vmkeep cluster leave"));
         }
         releasing::release(self.store.as_ref(), node, jiff::Timestamp::now()).await?;
-        let store = self.etcd_store()?;
-        let peer = peer_url(&record.address);
-        // A member of an etcd of yours on the same host is yours.
-        let etcd = if external { Vec::new() } else { store.members().await.map_err(app::store_error)? };
-        if let Some(gone) = etcd.iter().find(|m| m.peer_urls.contains(&peer)) {
-            when_settled(|| store.remove_member(gone.id)).await.map_err(app::store_error)?;
-        }
+        self.take_etcd_out(&peer_url(&record.address)).await?;
         leaving::forget(self.store.as_ref(), node).await
+    }
+
+    /// The member of etcd at `peer`, if there is one. In an etcd of yours one with the address of ours is yours.
+    pub(super) async fn take_etcd_out(&self, peer: &str) -> Result<(), Error> {
+        if self.is_external() {
+            return Ok(());
+        }
+        let store = self.etcd_store()?;
+        let all = store.members().await.map_err(app::store_error)?;
+        match all.iter().find(|m| m.peer_urls.iter().any(|url| url == peer)) {
+            Some(gone) => when_settled(|| store.remove_member(gone.id)).await.map_err(app::store_error),
+            None => Ok(()),
+        }
     }
 }
 
