@@ -25,7 +25,7 @@ use vmkeep_types::node::NodeLoad;
 use vmkeep_types::operation::{OpState, Operation};
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::units::ByteCount;
-use vmkeep_types::vm::VmSpec;
+use vmkeep_types::vm::{Nic, VmSpec};
 
 use super::{list_readable, node, store_error, uid_of, vm_migrate};
 use crate::cache::Cache;
@@ -149,14 +149,21 @@ pub async fn simulate(store: &dyn Store, cache: &Cache, project: &Name, request:
     if wanted > simulate::VMS_MAX {
         return Err(Error::new(Code::TooLarge, format!("{wanted} VMs in one simulation; the limit is {}", simulate::VMS_MAX)));
     }
+    let seen = cache.view(store).await?;
     let mut kinds = Vec::new();
     for (n, vms) in request.add.into_iter().enumerate() {
         let at = |p: Problem| Problem { field: format!("add[{n}].spec.{}", p.field), ..p };
         let spec = manifest::vm_from_json(vms.spec).map_err(|e| Error { problems: e.problems.into_iter().map(at).collect(), ..e })?;
-        let id = VmId(uuid::Uuid::nil());
-        kinds.push((Guest::planned(id, project.clone(), &check::normalize(spec)), vms.count));
+        let spec = check::normalize(spec);
+        let unknown: Vec<Problem> = unknown_networks(&seen, project, &spec).into_iter().map(at).collect();
+        if !unknown.is_empty() {
+            return Err(Error { problems: unknown, ..Error::invalid("a VM to be simulated is on a network that there is not") });
+        }
+        kinds.push((seen.planned(VmId(uuid::Uuid::nil()), project.clone(), &spec), vms.count));
     }
-    let kept = cache.fleet(store).await?;
+    let kept = seen.snapshot();
+    // Whoever keeps it may go on changing it in place.
+    drop(seen);
     let run = move || {
         let mut fleet = Arc::unwrap_or_clone(kept);
         let may_fail_before = capacity::capacity(&fleet).may_fail;
@@ -177,6 +184,13 @@ pub async fn simulate(store: &dyn Store, cache: &Cache, project: &Name, request:
         answer
     };
     tokio::task::spawn_blocking(run).await.map_err(|e| Error::internal(format!("the simulation failed: {e}")))
+}
+
+fn unknown_networks(view: &ClusterView, project: &Name, spec: &VmSpec) -> Vec<Problem> {
+    let nics = spec.nics.iter().filter(|nic| view.network_by_name(project, &nic.network).is_none());
+    let told =
+        |nic: &Nic| Problem { field: format!("nics[{}].network", nic.name), message: Error::not_found("network", &nic.network).message };
+    nics.map(told).collect()
 }
 
 pub async fn balance(store: &dyn Store, cache: &Cache) -> Result<BalanceAnswer, Error> {
@@ -239,15 +253,16 @@ pub async fn takes_reserve(store: &dyn Store, cache: &Cache, project: &Name, spe
     if specs.is_empty() || node::first_names(store, 2).await?.len() < 2 {
         return Ok(None);
     }
-    let mut after = Arc::unwrap_or_clone(cache.fleet(store).await?);
+    let seen = cache.view(store).await?;
+    let mut after = Fleet::clone(seen.fleet());
     for (n, spec) in specs.iter().enumerate() {
         let wish = check::normalize((*spec).clone());
         let there = after.guests().find(|guest| guest.project == *project && guest.name == spec.name).cloned();
-        let new = Guest::planned(VmId(uuid::Uuid::from_u128(n as u128)), project.clone(), &wish);
+        let new = seen.planned(VmId(uuid::Uuid::from_u128(n as u128)), project.clone(), &wish);
         let guest = match there {
             Some(old) => {
                 let mut need = new.need;
-                (need.accel, need.bridges, need.home) = (old.need.accel, old.need.bridges, old.need.home);
+                (need.accel, need.home) = (old.need.accel, old.need.home);
                 Guest { need, labels: new.labels, ..old }
             }
             None => new,

@@ -18,7 +18,7 @@ use vmkeep_types::node::NodeRecord;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Owner, PowerWish, VmRecord};
 use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
-use vmkeep_types::vm::RunPolicy;
+use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::touched::Stage;
 use super::{ClusterView, FenceIs, Kept, Touched, decode, touch_vm};
@@ -249,16 +249,26 @@ impl ClusterView {
         vms.into_iter().for_each(|id| self.touch_guest(id, touched));
     }
 
+    /// A VM that does not exist yet, or is to be otherwise: from its wish, and the networks as they are.
+    pub fn planned(&self, id: VmId, project: Name, spec: &VmSpec) -> Guest {
+        let mut guest = Guest::planned(id, project, spec);
+        guest.need.bridges = self.bridges(&guest.project, spec);
+        guest
+    }
+
+    fn bridges(&self, project: &Name, spec: &VmSpec) -> Vec<(Name, String)> {
+        let networks = spec.nics.iter().filter_map(|nic| self.network_by_name(project, &nic.network));
+        let bridged = networks.map(|network| &network.value.spec).filter(|spec| spec.mode == NetworkMode::Bridge);
+        bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect()
+    }
+
     /// A VM as placement sees it.
     fn guest(&self, vm: &VmRecord) -> Guest {
-        let networks = vm.spec.nics.iter().filter_map(|nic| self.network_by_name(&vm.project, &nic.network));
-        let bridged = networks.map(|network| &network.value.spec).filter(|spec| spec.mode == NetworkMode::Bridge);
-        let bridges = bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect();
         let volumes = vm.volumes.values().filter_map(|id| self.volumes.get(id));
         let home = Home::of(volumes.filter_map(|volume| self.bound_to(&volume.value)));
         let chosen = self.choices.get(&vm.id).map(|kept| &kept.value);
         let kvm = chosen.is_some_and(|chosen| chosen.domain_type.as_deref() == Some("kvm"));
-        let need = Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, bridges, home);
+        let need = Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, self.bridges(&vm.project, &vm.spec), home);
         let cpu = chosen.map_or_else(|| need.cpu.clone(), |chosen| GuestCpu::of(&vm.spec, chosen, &self.kept_cpus));
         let off = self.power.get(&vm.id).is_some_and(|kept| matches!(kept.value.want, PowerWish::Off | PowerWish::Killed));
         Guest {
