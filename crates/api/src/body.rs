@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use vmkeep_types::error::{Error, Problem};
 use vmkeep_types::event::Event;
 use vmkeep_types::host::{CheckRow, NodeFacts, NodeState};
-use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, Revision, VmId, VolumeId};
+use vmkeep_types::ids::{Generation, ImageId, NetworkId, OperationId, PoolId, PoolMark, Revision, VmId, VolumeId};
 use vmkeep_types::image::{ImageFacts, ImageSpec};
 use vmkeep_types::migration::MigrateOptions;
 use vmkeep_types::name::Name;
@@ -330,6 +330,12 @@ pub struct PoolView {
     pub id: PoolId,
     pub spec: PoolSpec,
     pub created_at: jiff::Timestamp,
+    /// What the file `.vmkeep-pool` says in the folder of a shared pool, on each node that has it; null: not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<PoolMark>,
+    /// Nodes that have another folder there, or none: nothing that lies in the pool runs on them. Of one pool only, not in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_on: Vec<Name>,
     /// Its space on each node that has used it and answers; of at most 16 nodes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub found: BTreeMap<Name, PoolSpace>,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ha::TimerProfile;
-use crate::ids::Epoch;
+use crate::ids::{Epoch, PoolId, PoolMark};
 use crate::migration::MigrationAddress;
 use crate::name::Name;
 use crate::units::ByteCount;
@@ -84,6 +84,9 @@ pub struct NodeOffers {
     pub bridges: BTreeSet<String>,
     /// Host devices by PCI address.
     pub pci: BTreeSet<String>,
+    /// Shared pools whose folder is here, with the mark in it; None: it has not looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_marks: Option<BTreeMap<PoolId, PoolMark>>,
     /// Memory in reserved huge pages.
     pub hugepages: ByteCount,
     /// The earliest that its hardware watchdog bites, s, as its driver says; None: there is none, or its driver says nothing.

@@ -37,6 +37,7 @@ uid!(/** A disk's data in a pool. */ VolumeId);
 uid!(ImageId);
 uid!(NetworkId);
 uid!(PoolId);
+uid!(/** Lies in a shared pool's folder: hosts that read the same one have the same files there. */ PoolMark);
 uid!(/** Time-ordered (UUIDv7), so that a key listing is in order of creation. */ OperationId);
 
 macro_rules! counter {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::ids::{ImageId, OperationId, PoolId, VmId, VolumeId};
+use crate::ids::{ImageId, OperationId, PoolId, PoolMark, VmId, VolumeId};
 use crate::name::Name;
 use crate::units::ByteCount;
 use crate::vm::DiskFormat;
@@ -40,6 +40,9 @@ pub struct PoolRecord {
     /// It is about to go, or to lie elsewhere: nothing new is made in it. Whoever changes or deletes it next goes on from here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
+    /// Of a shared pool: the mark in its folder, once two nodes have found the same one. Where another lies, or none, the pool is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<PoolMark>,
     pub created_at: jiff::Timestamp,
 }
 

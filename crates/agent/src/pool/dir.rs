@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, Weak};
 use async_trait::async_trait;
 use vmkeep_api::body::PoolSpace;
 use vmkeep_types::error::{Code, Error};
-use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::ids::{ImageId, PoolMark, VolumeId};
 use vmkeep_types::observed::VolumeSeen;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::units::ByteCount;
@@ -28,7 +28,7 @@ use vmkeep_types::vm::DiskFormat;
 
 use super::qcow2::Header;
 use super::qemu_img::{self, Trust};
-use super::{Pool, ProgressSink};
+use super::{Pool, ProgressSink, mark};
 
 /// Kept free on the file system: a full one corrupts guests' writes.
 const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -37,6 +37,7 @@ const STAGING_AGE_SECONDS_MAX: u64 = 7 * 86400;
 
 pub struct DirPool {
     root: PathBuf,
+    mark: Mutex<Option<PoolMark>>,
     /// Volumes that a call is about.
     turns: Mutex<BTreeMap<VolumeId, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -62,7 +63,7 @@ impl DirPool {
     pub fn new(root: &Path) -> Result<Self, Error> {
         let plain = root.is_absolute() && !root.components().any(|c| matches!(c, std::path::Component::ParentDir));
         if plain {
-            Ok(Self { root: root.to_owned(), turns: Mutex::default() })
+            Ok(Self { root: root.to_owned(), mark: Mutex::default(), turns: Mutex::default() })
         } else {
             Err(Error::invalid(format!("{} is not an absolute path without '..'", root.display())))
         }
@@ -184,11 +185,25 @@ fn staged(path: &Path) -> String {
 impl Pool for DirPool {
     async fn ensure(&self) -> Result<(), Error> {
         self.check_links()?;
+        let wanted = *self.mark.lock().expect("no panic holds this lock");
+        if wanted.is_some_and(|mark| self.mark() != Some(mark)) {
+            return Err(Error::refused(format!("what is at {} is not the shared pool", self.root.display()))
+                .hint("mount it; the mark that tells is the file .vmkeep-pool in the pool's folder"));
+        }
         for (path, mode) in [(self.root.clone(), 0o711), (self.root.join("images"), 0o711), (self.staging(), 0o700)] {
             std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(|e| self.io("make", &path, &e))?;
         }
         self.sweep();
         Ok(())
+    }
+
+    fn mark(&self) -> Option<PoolMark> {
+        self.check_links().ok()?;
+        mark::of(&self.root).inspect_err(|error| tracing::debug!(pool = %self.root.display(), %error, "no mark")).ok()
+    }
+
+    fn expect(&self, mark: Option<PoolMark>) {
+        *self.mark.lock().expect("no panic holds this lock") = mark;
     }
 
     fn volume_path(&self, volume: &VolumeRecord) -> PathBuf {

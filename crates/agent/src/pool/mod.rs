@@ -5,6 +5,7 @@
 //! swept by [`Pool::ensure`]. Calls about one volume wait for each other.
 
 pub mod dir;
+pub mod mark;
 pub mod qcow2;
 pub mod qemu_img;
 pub mod reflink;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use vmkeep_api::body::PoolSpace;
 use vmkeep_types::error::Error;
-use vmkeep_types::ids::{ImageId, VolumeId};
+use vmkeep_types::ids::{ImageId, PoolMark, VolumeId};
 use vmkeep_types::observed::VolumeSeen;
 use vmkeep_types::order::Progress;
 use vmkeep_types::pool::{PoolDriver, PoolSpec, VolumeRecord};
@@ -30,6 +31,10 @@ pub type ProgressSink = dyn Fn(Option<Progress>, &str) + Send + Sync;
 pub trait Pool: Send + Sync {
     /// The pool is there and usable; leftovers of a crash are gone.
     async fn ensure(&self) -> Result<(), Error>;
+    /// The mark of a pool that every host reaches, as it lies here; None: it is not here. Blocks as long as the storage does.
+    fn mark(&self) -> Option<PoolMark>;
+    /// What [`Pool::ensure`] must find from now on: nothing is made in what only looks like the pool. None: not known yet.
+    fn expect(&self, mark: Option<PoolMark>);
     /// Where the pool keeps a volume of its own.
     fn volume_path(&self, volume: &VolumeRecord) -> PathBuf;
     /// Host path QEMU opens: that, or a file that vmkeep did not make.

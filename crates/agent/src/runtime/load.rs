@@ -43,6 +43,9 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
         }
         meter.take(look(&node).await);
         if Instant::now() < next {
+            if node.marks.are_awaited() {
+                describe(&node).await;
+            }
             continue;
         }
         next = Instant::now() + TELL_EVERY;

@@ -23,6 +23,7 @@ pub mod guest_clock;
 pub mod heartbeat;
 mod joining;
 mod load;
+mod marks;
 pub mod migrate;
 mod node;
 pub mod node_event;

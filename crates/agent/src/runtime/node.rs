@@ -26,6 +26,7 @@ use super::clock::BootId;
 use super::grant::Grants;
 use super::guard::{Guard, Opened};
 use super::joining;
+use super::marks::Marks;
 use super::standing::{Life, Standing, Watchdog};
 use super::worker::Mailbox;
 use crate::domain::HostProfile;
@@ -97,6 +98,7 @@ pub struct Node {
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected, by project and name.
     networks: Mutex<BTreeMap<(Name, Name), Ensured>>,
+    pub marks: Marks,
     mailboxes: Mutex<BTreeMap<VmId, Weak<Mailbox>>>,
     /// Held while an image comes from another node.
     pub fetch_turn: tokio::sync::Mutex<()>,
@@ -132,6 +134,7 @@ impl Node {
             profile: tokio::sync::Mutex::new(None),
             pools: Mutex::new(BTreeMap::new()),
             networks: Mutex::new(BTreeMap::new()),
+            marks: Marks::default(),
             mailboxes: Mutex::new(BTreeMap::new()),
             fetch_turn: tokio::sync::Mutex::new(()),
             network_turn: tokio::sync::Mutex::new(()),
@@ -276,7 +279,7 @@ impl Node {
             libvirt_version: versions.as_ref().map(|v| v.libvirt.clone()),
             qemu_version: versions.map(|v| v.qemu),
             vmkeep_version: env!("CARGO_PKG_VERSION").into(),
-            offers: self.offers(old.as_ref()),
+            offers: NodeOffers { pool_marks: self.marks.look(self).await?, ..self.offers(old.as_ref()) },
         };
         // Not after its life was ended: a node that was taken out would come back as a shadow.
         if let Some(life) = self.this_life().await?.filter(|_| old.as_ref() != Some(&facts)) {

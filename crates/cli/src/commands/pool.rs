@@ -169,8 +169,17 @@ fn show_one(ctx: &Ctx, pool: &PoolView) -> Result<(), Failure> {
         ("Driver", kind.into()),
         ("Path", path),
         ("Shared", shared.into()),
+        (
+            "Not on",
+            pool.not_on
+                .iter()
+                .map(|node| format!("{node}: what is at its path is not the pool (not mounted?)"))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        ),
         ("Space", pool.found.iter().map(space_line).collect::<Vec<_>>().join("\n")),
         ("Created", time::local(pool.created_at)),
+        ("Mark", pool.mark.map(|mark| mark.to_string()).unwrap_or_default()),
         ("Id", pool.id.to_string()),
     ];
     show_wish(ctx, pool, Manifest::Pool(pool.spec.clone()), &card)

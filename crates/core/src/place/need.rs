@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vmkeep_types::ids::VmId;
+use vmkeep_types::ids::{PoolId, PoolMark, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::placement::PlacementWish;
 use vmkeep_types::record::VmChoices;
@@ -44,6 +44,8 @@ pub struct Need {
     pub accel: Accel,
     /// Bridges that its networks are plugged into, each with the network's name.
     pub bridges: Vec<(Name, String)>,
+    /// Shared pools that its disks lie in.
+    pub pools: Vec<SharedPool>,
     /// Host devices by PCI address.
     pub pci: Vec<String>,
     pub wish: PlacementWish,
@@ -51,6 +53,14 @@ pub struct Need {
     pub home: Home,
     /// 1 (first) to 5; who gets a place first when many lost theirs.
     pub priority: u8,
+}
+
+/// A pool that nodes reach which have its mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedPool {
+    pub name: Name,
+    pub id: PoolId,
+    pub mark: PoolMark,
 }
 
 /// What a VM's CPUs are run by.
@@ -88,7 +98,7 @@ pub enum HoldsVolumes {
 const PRIORITY_LAST: u8 = 6;
 
 impl Need {
-    /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it is added by its owner.
+    /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it, and shared pools, are added by its owner.
     pub fn of(spec: &VmSpec, accel: Accel, bridges: Vec<(Name, String)>, home: Home) -> Self {
         Self {
             vcpus: spec.cpus.count,
@@ -98,6 +108,7 @@ impl Need {
             machine: None,
             accel,
             bridges,
+            pools: Vec::new(),
             pci: spec.devices.pci.clone(),
             wish: spec.placement.clone(),
             home,

@@ -9,7 +9,7 @@ use vmkeep_types::units::ByteCount;
 
 use super::cpu::CpuLack;
 use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat, Taken};
-use super::need::{Accel, Guest, HoldsVolumes, Need};
+use super::need::{Accel, Guest, HoldsVolumes, Need, SharedPool};
 use super::rules::Neighbours;
 
 /// What vmkeep's machines (q35, pc) are.
@@ -52,6 +52,10 @@ pub enum Refusal {
     NoBridge {
         network: Name,
         bridge: String,
+    },
+    /// What it has in the pool's place is not the pool.
+    NoPool {
+        pool: Name,
     },
     NoDevice {
         address: String,
@@ -118,6 +122,7 @@ impl fmt::Display for Refusal {
             Self::VolumesScattered => f.write_str("its volumes are on several nodes"),
             Self::Leftovers => f.write_str("it still takes away what it had of the VM"),
             Self::NoBridge { network, bridge } => write!(f, "network '{network}' is not reachable: there is no bridge {bridge}"),
+            Self::NoPool { pool } => write!(f, "pool '{pool}' is not reachable: what is at its path is not the pool (not mounted?)"),
             Self::NoDevice { address } => write!(f, "it has no PCI device {address}"),
             Self::DeviceTaken { address, by: Some(by) } => write!(f, "PCI device {address} is VM '{by}''s"),
             Self::DeviceTaken { address, by: None } => write!(f, "PCI device {address} is another VM's"),
@@ -200,6 +205,10 @@ fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     }
     if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| looked && !offers.bridges.contains(bridge)) {
         return Some(Refusal::NoBridge { network: network.clone(), bridge: bridge.clone() });
+    }
+    let lacks = |pool: &&SharedPool| offers.pool_marks.as_ref().is_some_and(|marks| marks.get(&pool.id) != Some(&pool.mark));
+    if let Some(pool) = need.pools.iter().find(lacks) {
+        return Some(Refusal::NoPool { pool: pool.name.clone() });
     }
     for address in &need.pci {
         if looked && !offers.pci.contains(address) {

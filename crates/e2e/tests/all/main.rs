@@ -32,6 +32,7 @@ mod remote;
 mod rights;
 mod room;
 mod secrets;
+mod shared_pool;
 mod three_hosts;
 mod tidy;
 mod upgrade;

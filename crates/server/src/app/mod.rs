@@ -206,6 +206,7 @@ async fn fill(store: &dyn Store, pool_path: &str, shared: bool) -> Result<(), Er
         id: PoolId(uuid::Uuid::new_v4()),
         spec: PoolSpec { name: default.clone(), description: String::new(), driver: PoolDriver::Dir { path: pool_path.into(), shared } },
         leaving: false,
+        mark: None,
         created_at,
     };
     let spec = serde_json::from_value(serde_json::json!({"name": default})).expect("a name is a whole network");

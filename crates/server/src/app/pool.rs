@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use vmkeep_api::body::PoolView;
+use vmkeep_core::place::{Fleet, Seat};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
@@ -36,7 +37,21 @@ pub async fn list(store: &dyn Store) -> Result<Vec<PoolView>, Error> {
 }
 
 pub fn view(record: PoolRecord) -> PoolView {
-    PoolView { id: record.id, spec: record.spec, created_at: record.created_at, found: BTreeMap::new() }
+    PoolView {
+        id: record.id,
+        spec: record.spec,
+        created_at: record.created_at,
+        mark: record.mark,
+        not_on: Vec::new(),
+        found: BTreeMap::new(),
+    }
+}
+
+/// Nodes that have something else in the pool's place, or nothing.
+pub fn not_on(fleet: &Fleet, pool: &PoolView) -> Vec<Name> {
+    let Some(mark) = pool.mark else { return Vec::new() };
+    let lacks = |seat: &&Seat| seat.facts.offers.pool_marks.as_ref().is_some_and(|marks| marks.get(&pool.id) != Some(&mark));
+    fleet.seats().filter(lacks).map(|seat| seat.name.clone()).collect()
 }
 
 /// A pool that is there: for what lies in it already.
@@ -118,8 +133,8 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: PoolSpec) -> Result<(PoolVi
         };
         let (record, txn) = match old {
             None => {
-                let record =
-                    PoolRecord { id: PoolId(uuid::Uuid::new_v4()), spec: spec.clone(), leaving: false, created_at: jiff::Timestamp::now() };
+                let (id, created_at) = (PoolId(uuid::Uuid::new_v4()), jiff::Timestamp::now());
+                let record = PoolRecord { id, spec: spec.clone(), leaving: false, mark: None, created_at };
                 ask.admit("pool.put", &resource(ask, &record))?;
                 let txn = Txn::default().then(typed::put(keys::pool(record.id), &record));
                 (record, txn)
@@ -133,7 +148,8 @@ pub async fn put(store: &dyn Store, ask: &Ask, spec: PoolSpec) -> Result<(PoolVi
                     let set_aside = set_aside(store, &old).await;
                     set_aside.map_err(|error| stays(&old.value, error))?
                 };
-                let record = PoolRecord { spec: spec.clone(), leaving: false, ..old.value };
+                let mark = old.value.mark.filter(|_| old.value.spec.driver == spec.driver);
+                let record = PoolRecord { spec: spec.clone(), leaving: false, mark, ..old.value };
                 let txn = Txn::default().when(still).then(typed::put(old.key, &record));
                 (record, txn)
             }

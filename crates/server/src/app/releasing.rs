@@ -159,7 +159,7 @@ mod tests {
             let spec =
                 PoolSpec { name: Name::known(name), description: String::new(), driver: PoolDriver::Dir { path: "/p".into(), shared } };
             let id = PoolId(uuid::Uuid::from_u128(n));
-            let pool = PoolRecord { id, spec, leaving: false, created_at: jiff::Timestamp::UNIX_EPOCH };
+            let pool = PoolRecord { id, spec, leaving: false, mark: None, created_at: jiff::Timestamp::UNIX_EPOCH };
             write(&store, typed::put(keys::pool(id), &pool)).await;
         }
         let life = EpochRecord { epoch: Epoch(2), boot_id: "b".into(), closed: false };

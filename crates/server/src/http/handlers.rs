@@ -286,6 +286,7 @@ async fn networks(mut call: Call) -> Answer {
         "pool.get" => {
             let found = pool::stored(call.store(), &call.name()?).await?;
             let mut view = pool::view(found.value);
+            view.not_on = pool::not_on(call.server.cache.fleet(call.store()).await?.as_ref(), &view);
             found::pools(&call, std::slice::from_mut(&mut view)).await?;
             Ok(respond::tagged(&view, found.modified))
         }

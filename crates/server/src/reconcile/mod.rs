@@ -14,6 +14,7 @@ pub mod deletion;
 pub mod drain;
 pub mod ha;
 mod intake;
+mod marks;
 pub mod migrate;
 pub mod pulse;
 pub mod recovery;
@@ -166,7 +167,7 @@ async fn decide(store: &dyn Store, lead: &Leadership, desk: &Arc<Desk>, shutdown
             () = sleep_until(beat_at) => {
                 beat_at = Instant::now() + Duration::from_millis(Timers::of(view.ha_settings.profile).tick_ms);
                 let states = pulse.look(&view, Instant::now(), jiff::Timestamp::now());
-                intake.meanwhile(write_all(store, lead, states)).await?;
+                intake.meanwhile(write_all(store, lead, states.into_iter().chain(marks::look(&view)))).await?;
                 intake.meanwhile(look_after_nodes(store, lead, &mut view, desk)).await?;
             }
             () = std::future::ready(()), if !touched.is_empty() => {}

@@ -213,6 +213,7 @@ fn guest(vm: VmNo, wish: &Wish, settings: &Settings, roster: &Roster) -> Guest {
         machine: None,
         accel: Accel::Any,
         bridges: Vec::new(),
+        pools: Vec::new(),
         pci: Vec::new(),
         wish: placement,
         home: Home::Anywhere,

@@ -2,7 +2,7 @@
 
 use vmkeep_types::drain::Drain;
 use vmkeep_types::host::{NodeHealth, NodeState};
-use vmkeep_types::ids::Generation;
+use vmkeep_types::ids::{Generation, PoolId};
 use vmkeep_types::migration::Stop;
 use vmkeep_types::node::{Averages, NodeLoad, VmLoad};
 use vmkeep_types::record::{Owner, VmChoices};
@@ -307,6 +307,47 @@ async fn room_is_counted_where_the_network_is() {
         []
         ["with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)"]"#]]
     .assert_eq(&warnings.join("\n"));
+}
+
+/// A shared pool is where its mark is: not on a host that has not mounted it.
+#[tokio::test]
+async fn a_vm_goes_where_its_shared_pool_is() {
+    let bed = two_nodes().await;
+    bed.call("PUT /v1/pools/nfs", json!({"name": "nfs", "driver": "dir", "path": "/srv/nfs", "shared": true})).await;
+    let id = bed.get("/v1/pools/nfs").await["id"].clone();
+    let key = keys::pool(PoolId(id.as_str().expect("an id").parse().expect("a UUID")));
+    let (marked, other) = (uuid::Uuid::from_u128(1), uuid::Uuid::from_u128(2));
+    let mut record: Value = bed.stored(&key).await;
+    record["mark"] = json!(marked);
+    bed.put_all(vec![typed::put(key, &record)]).await;
+    let on = async |node: &'static str, marks: Value| {
+        let key = keys::facts(&Name::known(node));
+        let mut facts: Value = bed.stored(&key).await;
+        facts["offers"]["pool_marks"] = marks;
+        bed.put_all(vec![typed::put(key, &facts)]).await;
+    };
+    let disks = json!([{"name": "root", "empty": true, "size": "1G", "pool": "nfs"}]);
+    bed.call("POST /v1/vms", json!({"name": "web1", "memory": "2G", "nics": [], "disks": disks})).await;
+    let told = async || {
+        let nodes = bed.get("/v1/vms/web1/placement").await["nodes"].clone();
+        let lines = nodes.as_array().into_iter().flatten().map(|n| format!("{} {}", n["node"], n["text"]));
+        let add = json!([{"count": 1, "spec": {"name": "app", "memory": "1G", "nics": [], "disks": disks}}]);
+        let app = bed.call("POST /v1/cluster/simulate", json!({"add": add})).await.json();
+        format!("{}\n{} not on {}", lines.collect::<Vec<_>>().join("\n"), app["by_node"], bed.get("/v1/pools/nfs").await["not_on"])
+    };
+    on("node1", json!({id.as_str().expect("an id"): other})).await;
+    expect![[r#"
+        "node2" "12.5 % used then"
+        "node1" "pool 'nfs' is not reachable: what is at its path is not the pool (not mounted?)"
+        {"node2":1} not on ["node1"]"#]]
+    .assert_eq(&told().await);
+    on("node1", json!({id.as_str().expect("an id"): marked})).await;
+    on("node2", json!({})).await;
+    expect![[r#"
+        "node1" "25.0 % used then"
+        "node2" "pool 'nfs' is not reachable: what is at its path is not the pool (not mounted?)"
+        {"node1":1} not on ["node2"]"#]]
+    .assert_eq(&told().await);
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ impl Bed {
         let driver = PoolDriver::Dir { path: format!("/{pool}"), shared: true };
         let spec = PoolSpec { name: name(pool), description: String::new(), driver };
         let known = PoolId(uuid::Uuid::from_bytes([pool.as_bytes()[0]; 16]));
-        self.put(typed::put(keys::pool(known), &PoolRecord { id: known, spec, leaving: false, created_at: at })).await;
+        self.put(typed::put(keys::pool(known), &PoolRecord { id: known, spec, leaving: false, mark: None, created_at: at })).await;
         let volume = VolumeRecord {
             id,
             project: project.clone(),

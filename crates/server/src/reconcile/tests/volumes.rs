@@ -41,7 +41,7 @@ async fn cloning() -> EmbeddedStore {
         description: String::new(),
         driver: PoolDriver::Dir { path: "/pool".into(), shared: false },
     };
-    let pool = PoolRecord { id: PoolId(uuid::Uuid::from_u128(5)), spec: spec.clone(), leaving: false, created_at: now() };
+    let pool = PoolRecord { id: PoolId(uuid::Uuid::from_u128(5)), spec: spec.clone(), leaving: false, mark: None, created_at: now() };
     let clone = VmRecord { volumes: BTreeMap::from([(Name::known("root"), DISK)]), ..record(None) };
     let mut op = operation(Wanted::Vm { spec_revision: Revision(0), power_cycle: 0 });
     op.kind = "vm.clone".into();

@@ -1,11 +1,12 @@
 //! The view as placement sees it, kept change by change; and whom a change concerns.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use vmkeep_core::migrate::check::is_shared;
 use vmkeep_core::place::baseline::{Baseline, baseline};
 use vmkeep_core::place::cpu::GuestCpu;
-use vmkeep_core::place::need::{Accel, Counts, Home};
+use vmkeep_core::place::need::{Accel, Counts, Home, SharedPool};
 use vmkeep_core::place::{Fleet, Guest, Need};
 use vmkeep_store::KeyValue;
 use vmkeep_types::ha::Departure;
@@ -253,6 +254,7 @@ impl ClusterView {
     pub fn planned(&self, id: VmId, project: Name, spec: &VmSpec) -> Guest {
         let mut guest = Guest::planned(id, project, spec);
         guest.need.bridges = self.bridges(&guest.project, spec);
+        guest.need.pools = self.shared_pools(spec.disks.iter().map(|disk| &disk.pool));
         guest
     }
 
@@ -262,10 +264,18 @@ impl ClusterView {
         bridged.filter_map(|spec| Some((spec.name.clone(), spec.bridge.clone()?))).collect()
     }
 
+    /// Those of them that say which nodes have them.
+    fn shared_pools<'n>(&self, names: impl Iterator<Item = &'n Name>) -> Vec<SharedPool> {
+        let names: BTreeSet<&Name> = names.collect();
+        let records = names.into_iter().filter_map(|name| self.pool_by_name(name)).map(|pool| &pool.value);
+        let shared = records.filter(|pool| is_shared(&pool.spec));
+        shared.filter_map(|pool| Some(SharedPool { name: pool.spec.name.clone(), id: pool.id, mark: pool.mark? })).collect()
+    }
+
     /// A VM as placement sees it.
     fn guest(&self, vm: &VmRecord) -> Guest {
-        let volumes = vm.volumes.values().filter_map(|id| self.volumes.get(id));
-        let home = Home::of(volumes.filter_map(|volume| self.bound_to(&volume.value)));
+        let volumes = || vm.volumes.values().filter_map(|id| self.volumes.get(id));
+        let home = Home::of(volumes().filter_map(|volume| self.bound_to(&volume.value)));
         let chosen = self.choices.get(&vm.id).map(|kept| &kept.value);
         let kvm = chosen.is_some_and(|chosen| chosen.domain_type.as_deref() == Some("kvm"));
         let need = Need::of(&vm.spec, if kvm { Accel::Kvm } else { Accel::Any }, self.bridges(&vm.project, &vm.spec), home);
@@ -276,7 +286,12 @@ impl ClusterView {
             project: vm.project.clone(),
             name: vm.spec.name.clone(),
             labels: vm.spec.labels.clone(),
-            need: Need { cpu, machine: chosen.and_then(|chosen| chosen.machine.clone()), ..need },
+            need: Need {
+                cpu,
+                pools: self.shared_pools(volumes().map(|volume| &volume.value.pool)),
+                machine: chosen.and_then(|chosen| chosen.machine.clone()),
+                ..need
+            },
             counts: if off || vm.spec.run == RunPolicy::Halted { Counts::No } else { Counts::Yes },
         }
     }
