@@ -37,6 +37,7 @@ use crate::net::NetAttach;
 pub use adopt::{adopt, seed_of};
 pub use build::build;
 pub use compare::{choices_from, compare, disk_files, disk_target, is_choice, machine_of};
+pub use guest_cpus::GuestCpus;
 pub use live::{live_plan, password_change};
 pub use metadata::{Meta, marks, metadata, parse_metadata};
 pub use profile::{HostFacts, HostProfile, Loader, deprecated_machines};

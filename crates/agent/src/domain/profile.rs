@@ -10,7 +10,7 @@ use serde::Deserialize;
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::host::KvmState;
 
-use super::guest_cpus::{self, GuestCpus};
+use super::guest_cpus::GuestCpus;
 use super::tree::{self, Element, el};
 use crate::hypervisor::Hypervisor;
 
@@ -119,8 +119,8 @@ impl HostProfile {
         let unavailable = |e| Error::new(Code::Unavailable, format!("libvirt does not tell what QEMU can do: {e}"));
         let capabilities = hv.domain_capabilities(domain_type(kvm), "q35").await.map_err(unavailable)?;
         let mut profile = Self::from_capabilities(&capabilities, &HostFacts::read(kvm))?;
-        if let Some(host_cpu) = profile.host_cpu.as_ref().filter(|_| profile.has_kvm()) {
-            profile.guest_cpus = guest_cpus::learn(hv, &tree::parse(&capabilities)?, host_cpu).await;
+        if profile.has_kvm() {
+            profile.guest_cpus = GuestCpus::learn(hv, &capabilities).await?;
         }
         // A QEMU without the old chipset is one for which there is nothing to upgrade.
         if let Ok(capabilities) = hv.domain_capabilities(domain_type(kvm), "pc").await {
@@ -204,7 +204,7 @@ fn values(tree: &Element, path: &str, list: &str) -> BTreeSet<String> {
 }
 
 /// libvirt's own expansion of `host-model`.
-fn host_cpu(tree: &Element) -> Option<Element> {
+pub(super) fn host_cpu(tree: &Element) -> Option<Element> {
     let mode = tree.find("cpu")?.all("mode").find(|m| m.get("name") == Some("host-model") && m.get("supported") == Some("yes"))?;
     mode.find("model")?;
     let mut cpu = el("cpu").attr("mode", "custom").attr("match", "exact").attr("check", "partial");

@@ -141,6 +141,14 @@ impl FakeHypervisor {
 }
 
 impl State {
+    fn has_accel(&self, domain_type: &str) -> Result<(), HvError> {
+        if domain_type == "qemu" || (domain_type == "kvm" && self.kvm) {
+            return Ok(());
+        }
+        let why = format!("invalid argument: the accel '{domain_type}' is not supported by '/usr/bin/qemu-system-x86_64' on this host");
+        Err(HvError::Refused(why))
+    }
+
     /// Domains are recorded by name, as far as they have one.
     fn record(&mut self, call: &str, about: &str) {
         let name = about.parse().ok().and_then(|uuid: VmId| self.host.domains.get(&uuid)).map(|d| d.name.as_str());
@@ -217,11 +225,7 @@ impl Hypervisor for FakeHypervisor {
 
     async fn domain_capabilities(&self, domain_type: &str, machine: &str) -> Result<String, HvError> {
         self.call("domain_capabilities", "", |state| {
-            if !(domain_type == "qemu" || (domain_type == "kvm" && state.kvm)) {
-                let why =
-                    format!("invalid argument: the accel '{domain_type}' is not supported by '/usr/bin/qemu-system-x86_64' on this host");
-                return Err(HvError::Refused(why));
-            }
+            state.has_accel(domain_type)?;
             if machine != "q35" && !machine.starts_with("pc-q35-") {
                 return Err(HvError::Refused(format!("invalid argument: the machine '{machine}' is not supported by emulator")));
             }
@@ -237,8 +241,12 @@ impl Hypervisor for FakeHypervisor {
         self.look("capabilities", |_| Ok(include_str!("fake/capabilities.xml").to_owned())).await
     }
 
-    async fn expand_cpu(&self, _: &str, cpu: &str) -> Result<String, HvError> {
-        self.look("expand_cpu", |_| cpu::expand(cpu)).await
+    async fn expand_cpu(&self, domain_type: &str, cpu: &str) -> Result<String, HvError> {
+        self.call("expand_cpu", "", |state| {
+            state.has_accel(domain_type)?;
+            cpu::expand(state.cpus.as_deref(), cpu)
+        })
+        .await
     }
 
     async fn list(&self) -> Result<Vec<DomainBrief>, HvError> {

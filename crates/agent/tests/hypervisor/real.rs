@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vmkeep_agent::domain::GuestCpus;
 use vmkeep_agent::hypervisor::libvirt::LibvirtHypervisor;
 use vmkeep_agent::hypervisor::{HvError, Hypervisor};
 use vmkeep_agent::net;
@@ -158,6 +159,56 @@ fn real_libvirt_takes_our_network() {
         net::ensure(&*stand.hv, &Name::known("default"), &spec).await.expect("again");
         assert_eq!(stand.hv.network_xml("vmkeep-default").await, Ok(Some(first)));
         net::remove(&*stand.hv, &Name::known("default"), &spec).await.expect("removed");
+    });
+}
+
+/// Which CPUs guests can have, asked about guests that are emulated: those with KVM are asked about by the same call.
+#[test]
+fn real_libvirt_tells_which_cpus_guests_can_have() {
+    inside("cpu", "real::real_libvirt_tells_which_cpus_guests_can_have", async |stand| {
+        let hv = &*stand.hv;
+        let capabilities = hv.domain_capabilities("qemu", "q35").await.expect("capabilities");
+        let cpus = GuestCpus::learn(hv, &capabilities).await.expect("they parse");
+        assert!(!cpus.own.is_empty() && cpus.models_without.contains_key(&cpus.own), "{cpus:?}");
+        let disabled = &cpus.models_without[&cpus.own];
+        assert!(cpus.features.contains("sse2") && cpus.features.is_disjoint(disabled), "{cpus:?}");
+
+        let model = |name: &str| format!("<cpu mode='custom' match='exact'><model>{name}</model></cpu>");
+        let whole = hv.expand_cpu("qemu", &model("Nehalem")).await.expect("a model of libvirt's");
+        assert!(whole.contains("<feature policy='require' name='sse4.2'/>") && !whole.contains("name='avx'"), "{whole}");
+        for (kind, cpu, words) in [
+            ("qemu", "<cpu".to_owned(), "Couldn't find end of Start Tag cpu"),
+            ("qemu", "<domain/>".to_owned(), "cpu"),
+            ("qemu", model("Unheard-Of"), "Unknown CPU model Unheard-Of"),
+            ("unheard-of", model("Nehalem"), "unheard-of"),
+            ("qemu\0", model("Nehalem"), "zero byte"),
+        ] {
+            let refused = hv.expand_cpu(kind, &cpu).await;
+            assert!(matches!(&refused, Err(HvError::Refused(why)) if why.contains(words)), "{kind} {cpu}: {refused:?}");
+        }
+    });
+}
+
+/// An older libvirt says of a model only that it cannot be had: what it lacks is found by comparing, and is what a newer one names.
+#[test]
+fn real_libvirt_that_names_no_blockers_is_asked_model_by_model() {
+    inside("cpus", "real::real_libvirt_that_names_no_blockers_is_asked_model_by_model", async |stand| {
+        let hv = &*stand.hv;
+        let capabilities = hv.domain_capabilities("qemu", "q35").await.expect("capabilities");
+        let begin = |part: &str| part.split_once("</blockers>").map_or(part, |(_, rest)| rest).to_owned();
+        let silent: String = capabilities.split("<blockers").map(begin).collect();
+        assert!(capabilities.contains("</blockers>") && !silent.contains("blockers"), "{silent}");
+        let named = GuestCpus::learn(hv, &capabilities).await.expect("they parse");
+        let compared = GuestCpus::learn(hv, &silent).await.expect("they parse");
+        assert_eq!((&named.own, &named.features), (&compared.own, &compared.features));
+        let both = compared.models_without.iter().filter_map(|(model, found)| Some((model, found, named.models_without.get(model)?)));
+        let both: Vec<_> = both.collect();
+        assert!(both.len() > 10, "{compared:?}");
+        for (model, found, named) in &both {
+            assert!(!found.is_disjoint(named), "{model} lacks {named:?}, found {found:?}");
+        }
+        let whole = both.iter().filter(|(_, found, named)| found.is_superset(named)).count();
+        assert!(whole * 4 > both.len() * 3, "only {whole} of {} are found to lack all that libvirt names", both.len());
     });
 }
 

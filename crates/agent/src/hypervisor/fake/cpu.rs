@@ -1,5 +1,6 @@
 //! The CPUs of the fake: each model is its maker's first features, and a newer one has more of them.
 
+use crate::domain::tree::{self, Element};
 use crate::hypervisor::HvError;
 
 /// Model to the features that it has.
@@ -30,14 +31,27 @@ pub fn host(model: &str, usable: &str, more: &str, without: &str) -> String {
     )
 }
 
-/// The features of the model, and those that are named beyond it: like libvirt, which leaves in what the host disables.
-pub fn expand(cpu: &str) -> Result<String, HvError> {
-    let tree = crate::domain::tree::parse(cpu).map_err(|e| HvError::Refused(e.message))?;
+/// The features of the model, and those that are named beyond it. Like libvirt, which leaves in what the host disables, and switches
+/// off what the model of the host (`cpus`, as [`host`] makes them) never had.
+pub fn expand(cpus: Option<&str>, cpu: &str) -> Result<String, HvError> {
+    let tree = parse(cpu)?;
     let model = tree.text_at("model").unwrap_or_default();
-    let Some((_, features)) = MODELS.iter().find(|(name, _)| *name == model) else {
-        return Err(HvError::Refused(format!("internal error: Unknown CPU model {model}")));
-    };
-    let more = tree.all("feature").filter(|f| f.get("policy") == Some("require")).filter_map(|f| f.get("name"));
-    let all: String = features.split_whitespace().chain(more).map(|name| format!("<feature policy='require' name='{name}'/>")).collect();
+    let wanted = of_cpu(&tree).ok_or_else(|| HvError::Refused(format!("internal error: Unknown CPU model {model}")))?;
+    let host = cpus.map(parse).transpose()?;
+    let mode = |cpus: &Element| cpus.all("mode").find(|mode| mode.get("name") == Some("host-model")).cloned();
+    let possible = host.as_ref().and_then(mode).and_then(|mode| of_cpu(&mode));
+    let policy = |name: &String| if possible.as_ref().is_none_or(|all| all.contains(name)) { "require" } else { "disable" };
+    let all: String = wanted.iter().map(|name| format!("<feature policy='{}' name='{name}'/>", policy(name))).collect();
     Ok(format!("<cpu mode='custom' match='exact'><model fallback='forbid'>{model}</model>{all}</cpu>"))
+}
+
+fn parse(xml: &str) -> Result<Element, HvError> {
+    tree::parse(xml).map_err(|e| HvError::Refused(e.message))
+}
+
+fn of_cpu(cpu: &Element) -> Option<Vec<String>> {
+    let model = cpu.text_at("model").unwrap_or_default();
+    let (_, features) = MODELS.iter().find(|(name, _)| *name == model)?;
+    let more = cpu.all("feature").filter(|f| f.get("policy") == Some("require")).filter_map(|f| f.get("name"));
+    Some(features.split_whitespace().chain(more).map(str::to_owned).collect())
 }
