@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use vmkeep_e2e::cluster::Cluster;
-use vmkeep_e2e::host::text;
+use vmkeep_e2e::host::{Host, text};
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::wait::until;
 
@@ -48,6 +48,7 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
     cluster.members[leader].start_control();
     cluster.until_nodes(leader, "online online online");
 
+    placement_is_told(cluster.host(1), placed[0]);
     a_cut_node_is_told_and_comes_back(&cluster, placed[1]);
     a_host_is_emptied_while_its_guests_run(&cluster, placed[0]);
     for name in ["a", "b", "c", "d"] {
@@ -75,6 +76,43 @@ fn console_answers(cluster: &Cluster, vm: &str) {
     });
     console.kill().expect("our child");
     console.wait().expect("our child");
+}
+
+/// Why a VM is where it is, what may fail and what would fit: in words, and as data.
+fn placement_is_told(asked: &Host, of_a: usize) {
+    let own = format!("node{}", of_a + 1);
+    let nodes = ["node1", "node2", "node3"];
+    let explained = asked.json(["vm", "explain", "a", "-o", "json"]);
+    let mut told: Vec<&str> = explained["nodes"].as_array().expect("nodes").iter().filter_map(|n| n["node"].as_str()).collect();
+    told.sort_unstable();
+    assert_eq!((&explained["node"], told), (&own.as_str().into(), nodes.to_vec()), "{explained}");
+    let words = asked.ok(["vm", "explain", "a"]);
+    let here: Vec<&str> = words.lines().filter(|line| line.contains(" * ")).collect();
+    assert!(here.len() == 1 && here[0].starts_with(&own) && here[0].contains("yes"), "{words}");
+    assert_eq!(words.matches("its volumes are on another node").count(), 2, "{words}");
+
+    let capacity = asked.json(["cluster", "capacity", "-o", "json"]);
+    assert_eq!((&capacity["vms"], &capacity["homeless"], &capacity["may_fail"]), (&4.into(), &0.into(), &2.into()), "{capacity}");
+    let per_node: u64 = capacity["nodes"].as_array().expect("nodes").iter().filter_map(|node| node["vms"].as_u64()).sum();
+    assert_eq!(per_node, 4, "{capacity}");
+    let words = asked.ok(["cluster", "capacity"]);
+    assert!(nodes.iter().all(|node| words.contains(node)) && words.contains("2 nodes may fail at once"), "{words}");
+    assert!(words.contains("4 of 4 VMs have their disks on one node only"), "{words}");
+
+    let add = |vms: &str| ["cluster", "simulate", "--add", vms].map(str::to_owned).to_vec();
+    let small = add("3xcpus=1,memory=64M");
+    let words = asked.ok(&small);
+    assert!(words.contains("All 3 fit.") && words.contains("Nodes that may fail: 2 now, 2 with them."), "{words}");
+    let answer = asked.json(small.into_iter().chain(["-o", "json"].map(str::to_owned)));
+    assert_eq!((&answer["placed"], &answer["broken"]), (&3.into(), &serde_json::Value::Null), "{answer}");
+    let everywhere: u64 = answer["by_node"].as_object().expect("nodes").values().filter_map(serde_json::Value::as_u64).sum();
+    assert_eq!(everywhere, 3, "{answer}");
+    let words = asked.ok(add("2xcpus=1,memory=9T"));
+    assert!(words.contains("0 of 2 fit; 'sim1-1' is the first that finds no node:"), "{words}");
+    for node in nodes {
+        assert!(words.contains(&format!("  {node}: needs 9T of memory, the host has ")), "{words}");
+    }
+    assert!(!asked.ok(["vm", "list"]).contains("sim"), "nothing was made");
 }
 
 /// The disks are in a pool of each host: their data goes along, and nothing of it stays.
