@@ -9,6 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose
 
 use crate::host::{Host, bin, text};
 use crate::net::Switch;
+use crate::own_load::OwnLoad;
 use crate::wait::until;
 
 /// etcd, two daemons and libvirt on each of three hosts, on two cores beside other tests.
@@ -53,10 +54,20 @@ impl Signal {
     }
 }
 
+/// Whose load a host reads from its /proc.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Of the machine that all hosts are on.
+    #[default]
+    Machine,
+    Own,
+}
+
 /// How the hosts are made.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan<'a> {
     pub watchdogs: Watchdogs,
+    pub load: Load,
     /// Added to each vmkeepd.toml.
     pub more: &'a str,
     /// Folders that all hosts see.
@@ -68,6 +79,8 @@ pub struct Member {
     pub host: Host,
     number: usize,
     watchdogs: Watchdogs,
+    /// Kept up for it.
+    load: Option<OwnLoad>,
     etcd: Option<Child>,
     guard: Option<Child>,
     control: Option<Child>,
@@ -193,6 +206,7 @@ impl Member {
             host.give_watchdog();
         }
         host.link(switch, &format!("{}/24", address(n)));
+        let load = (plan.load == Load::Own).then(|| OwnLoad::of(&host));
         let (node, at) = (format!("node{n}"), address(n));
         let state = host.path("state");
         let dir = state.join("cluster");
@@ -213,7 +227,7 @@ impl Member {
         let migration = format!("[migration]\nconnect = \"qemu+tcp://{at}/system\"\ndata = \"tcp://{at}\"\n");
         let more = plan.more;
         host.configure_as(&node, &format!("store = \"{}\"\nrun_dir = \"{}\"\n{more}\n{migration}", state.display(), run.display()));
-        Self { host, number: n, watchdogs: plan.watchdogs, etcd: None, guard: None, control: None, compute: None }
+        Self { host, number: n, watchdogs: plan.watchdogs, load, etcd: None, guard: None, control: None, compute: None }
     }
 
     fn start_etcd(&mut self) {
@@ -344,5 +358,6 @@ fn kill(child: &mut Option<Child>) {
 impl Drop for Member {
     fn drop(&mut self) {
         self.all().into_iter().for_each(kill);
+        self.load.take();
     }
 }

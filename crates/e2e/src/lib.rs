@@ -8,6 +8,7 @@ pub mod ha;
 pub mod host;
 pub mod image;
 pub mod net;
+pub mod own_load;
 pub mod ticks;
 pub mod wait;
 pub mod witness;

@@ -38,7 +38,8 @@ fn a_lost_node_is_measured_at_length() {
 fn a_migration_is_measured_beside_virsh() {
     let shared = tempfile::tempdir().expect("a folder");
     let more = format!("pool = \"{}\"\npool_shared = true\n", shared.path().display());
-    let cluster = Cluster::planned("benchmove", Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::None });
+    let cluster =
+        Cluster::planned("benchmove", Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::None, ..Plan::default() });
     cluster.host(0).ok(["image".as_ref(), "import".as_ref(), tiny().as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
     cluster.host(0).apply(&manifest("m", "run: always\nnics: []\n"));
     let node = cluster.host(0).phase("m", "running", BOOT)["status"]["node"].as_str().expect("a node").to_owned();

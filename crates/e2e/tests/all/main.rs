@@ -3,6 +3,7 @@
 mod adopt;
 mod apart;
 mod bad_input;
+mod balance;
 mod bench;
 mod cluster;
 mod cold_moves;

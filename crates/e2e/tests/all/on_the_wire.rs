@@ -127,7 +127,7 @@ fn nic(host: &Host) -> String {
 fn a_guest_that_moves_is_found_at_once_where_it_is() {
     let shared = tempfile::tempdir().expect("a folder");
     let more = format!("pool = \"{}\"\npool_shared = true", shared.path().display());
-    let cluster = Cluster::planned("wire", Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::None });
+    let cluster = Cluster::planned("wire", Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::None, ..Plan::default() });
     for n in 0..3 {
         has_bridge(cluster.host(n), &format!("10.77.0.{}", n + 1));
     }

@@ -39,7 +39,8 @@ impl Play {
             shared.path().display(),
             root().join("tests/lab").display()
         );
-        let cluster = Cluster::planned(name, Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::There });
+        let cluster =
+            Cluster::planned(name, Plan { more: &more, shared: &[shared.path()], watchdogs: Watchdogs::There, ..Plan::default() });
         if !set.is_empty() {
             cluster.host(0).ok(["ha", "set"].iter().chain(set));
         }

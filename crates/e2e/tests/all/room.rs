@@ -8,7 +8,7 @@ use super::hello::{BOOT, manifest};
 
 #[test]
 fn a_cluster_whose_hosts_all_lost_their_power_comes_back_by_itself() {
-    let mut cluster = Cluster::planned("room", Plan { more: "", shared: &[], watchdogs: Watchdogs::None });
+    let mut cluster = Cluster::planned("room", Plan { more: "", shared: &[], watchdogs: Watchdogs::None, ..Plan::default() });
     cluster.host(0).ok(["image".as_ref(), "import".as_ref(), tiny().as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
     cluster.host(0).apply(&manifest("always", "run: always\n"));
     cluster.host(0).apply(&manifest("manual", "run: manual\n"));
