@@ -9,6 +9,9 @@ use vmkeep_types::observed::{DomainState, ExitCause, Observed};
 
 use crate::vm::DomainNow;
 
+/// The call is made so often at most: who is hung up on each time finds no libvirt that stays.
+pub const CALLS_MAX: u32 = 3;
+
 /// The call that sends the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -18,6 +21,19 @@ pub enum Call {
     Unknown,
     Running,
     Over(Result<(), Error>),
+    /// One of the two libvirts hung up, as when it is restarted, before anything of the guest was seen to go; and how many calls that
+    /// were.
+    HungUp {
+        calls: u32,
+        error: Error,
+    },
+}
+
+impl Call {
+    /// Whether it may still begin, for all that is known of it.
+    fn may_begin(&self) -> bool {
+        matches!(self, Self::Unknown | Self::HungUp { .. })
+    }
 }
 
 /// Whether libvirt has a migration of the domain under way.
@@ -76,7 +92,7 @@ pub fn source(at: &Source<'_>) -> Do {
         Call::Running if at.part == PartKind::Halt => Do::Abort,
         Call::Running => Do::Wait,
         Call::Never => not_called(at),
-        Call::Unknown | Call::Over(_) => called(at),
+        Call::Unknown | Call::Over(_) | Call::HungUp { .. } => called(at),
     }
 }
 
@@ -114,7 +130,7 @@ fn called(at: &Source<'_>) -> Do {
         Job::None => {}
     }
     let error = match at.call {
-        Call::Over(Err(error)) => Some(error.clone()),
+        Call::Over(Err(error)) | Call::HungUp { error, .. } => Some(error.clone()),
         Call::Over(Ok(())) => None,
         _ => Some(Error::refused("the agent was restarted while the guest was sent, and it did not leave")),
     };
@@ -126,11 +142,18 @@ fn called(at: &Source<'_>) -> Do {
             (DomainState::Off, Some(ExitCause::Migrated)) => Do::Promise,
             (DomainState::Off, _) => kept(at, Some(Error::refused("the guest went down while it was sent"))),
             (DomainState::ShuttingDown, _) => Do::Wait,
-            // A call that the earlier agent sent may only now begin.
-            _ if *at.call == Call::Unknown && at.quiet == Quiet::NotYet => Do::Wait,
+            // A call that the earlier agent sent, or that was sent on a line that broke, may only now begin.
+            _ if at.call.may_begin() && at.quiet == Quiet::NotYet => Do::Wait,
+            (state, _) if is_sent_again(at, state) => Do::Call,
             _ => kept(at, error),
         },
     }
+}
+
+/// It is as it was, so another call begins where the first one did.
+fn is_sent_again(at: &Source<'_>, state: DomainState) -> bool {
+    let as_it_was = matches!((at.travel, state), (Travel::Running, DomainState::Running) | (Travel::Paused, DomainState::Paused));
+    as_it_was && at.part == PartKind::Send && matches!(at.call, Call::HungUp { calls, .. } if *calls < CALLS_MAX)
 }
 
 fn take_back(at: &Source<'_>) -> Do {

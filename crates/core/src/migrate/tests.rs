@@ -48,6 +48,7 @@ struct World {
     destination: Qemu,
     lib: Lib,
     call: Call,
+    calls: u32,
     quiet: Quiet,
     source_said: Option<MoveSeen>,
     destination_said: Option<MoveSeen>,
@@ -102,6 +103,7 @@ impl World {
             destination: Qemu::None,
             lib: Lib::Idle,
             call: Call::Never,
+            calls: 0,
             quiet: Quiet::NotYet,
             source_said: None,
             destination_said: None,
@@ -179,6 +181,8 @@ impl World {
             Do::Wait => return None,
             Do::Call => {
                 next.call = Call::Running;
+                next.calls += 1;
+                next.quiet = Quiet::NotYet;
                 next.lib = Lib::Queued;
                 next.source_said = seen(part, MoveSaid::Working);
             }
@@ -302,8 +306,12 @@ impl World {
             all.push(next);
         };
         // The source's agent is killed and comes back: what it meant to do is stored, what it knew is not.
-        if matches!(self.call, Call::Running | Call::Over(_)) {
+        if matches!(self.call, Call::Running | Call::Over(_) | Call::HungUp { .. }) {
             push(&|w| (w.call, w.quiet) = (Call::Unknown, Quiet::NotYet));
+        }
+        // The line to its own libvirt breaks, where the call goes on.
+        if self.call == Call::Running {
+            push(&|w| (w.call, w.quiet) = (Call::HungUp { calls: w.calls, error: Error::refused("it was hung up on") }, Quiet::NotYet));
         }
         if matches!(self.destination, Qemu::Paused | Qemu::Running) {
             push(&|w| w.destination = if w.source_owns { Qemu::None } else { Qemu::Dead });
@@ -330,7 +338,7 @@ impl World {
         all.extend(self.destination_acts());
         all.extend(self.libvirt());
         all.extend(self.trouble());
-        if self.call == Call::Unknown && self.quiet == Quiet::NotYet {
+        if matches!(self.call, Call::Unknown | Call::HungUp { .. }) && self.quiet == Quiet::NotYet {
             all.push(Self { quiet: Quiet::Long, ..self.clone() });
         }
         all
@@ -392,6 +400,7 @@ fn never_two_and_always_an_end() {
         moved
         stayed: cancelled by alice; the guest stayed where it was
         stayed: it broke
+        stayed: it was hung up on
         stayed: no room
         stayed: the agent was restarted while the guest was sent, and it did not leave
         stayed: the guest is not as it was when the migration began: it went down or was paused
@@ -403,6 +412,7 @@ fn never_two_and_always_an_end() {
         moved
         stayed: cancelled by alice; the guest stayed where it was
         stayed: it broke
+        stayed: it was hung up on
         stayed: no room
         stayed: the agent was restarted while the guest was sent, and it did not leave
         stayed: the guest is not as it was when the migration began: it went down or was paused

@@ -1,11 +1,14 @@
 //! Agents and the leader are killed, without a word, while a real guest moves between real hosts, and a host's only cable is out for a
 //! while. The move ends one way or the other, and the guest ran on all the time, on one host after the other.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 use vmkeep_e2e::cluster::{Cluster, Program, Signal};
 use vmkeep_e2e::ha::{Home, RECOVERED};
+use vmkeep_e2e::host::text;
 use vmkeep_e2e::wait::until;
 
 use super::play::Play;
@@ -92,6 +95,26 @@ fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
     now
 }
 
+/// The destination's libvirt dies as it hears of the guest, and is started again: nothing had gone, so the guest is sent again.
+fn hung_up_on(cluster: &mut Cluster, before: Home) -> Home {
+    let to = (before.host + 1) % 3;
+    let (asked, host) = (cluster.beside(before.host), cluster.host(to));
+    let hook = host.lab_folder().join("etc/libvirt/hooks/qemu.d/dies-once");
+    let dies = "#!/bin/sh\n[ \"$2\" = migrate ] || exit 0\nrm \"$0\"\nkill -KILL \"$(cat /run/libvirt/libvirtd.pid)\"\n";
+    std::fs::write(&hook, dies).expect("a hook");
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).expect("it may run");
+    let mut moves = cluster.host(asked).cli();
+    let moves = moves.args(["vm", "migrate", "tick", "--to", &format!("node{}", to + 1)]).stdin(Stdio::null());
+    let moves = moves.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vmkeep runs");
+    until("libvirt there has died", RECOVERED, || if hook.exists() { Err(cluster.logs()) } else { Ok(()) });
+    host.restart_libvirtd();
+    let out = moves.wait_with_output().expect("our child");
+    assert!(out.status.success(), "{}\n{}", text(&out.stderr), cluster.logs());
+    let now = Home::of(&cluster.host(asked).vm("tick")).expect("it runs");
+    assert_eq!(now, Home { host: to, generation: before.generation + 1 });
+    now
+}
+
 #[test]
 fn who_is_killed_while_a_guest_moves_breaks_nothing() {
     let mut play = Play::begin("moves");
@@ -99,5 +122,6 @@ fn who_is_killed_while_a_guest_moves_breaks_nothing() {
         play.moves(|cluster, before| killed(cluster, before, whom));
         play.cluster.until_nodes(play.home().host, "online online online");
     }
+    play.moves(hung_up_on);
     play.ends();
 }

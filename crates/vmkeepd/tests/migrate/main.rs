@@ -135,6 +135,30 @@ async fn broken_at_every_point_and_repeated() {
     "#]].assert_eq(&told);
 }
 
+/// The other host's libvirt is restarted under it. What had gone is not sent twice: a person decides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hung_up_on_before_anything_went_it_is_sent_again_and_not_for_ever() {
+    let (cluster, _pool) = shared().await;
+    cluster.vm(json!({})).await;
+    let broke = || Fault::Fail(HvError::Disconnected("client socket is closed".to_owned()));
+    let mut told = String::new();
+    // Whoever copies is seen to.
+    let watched = Duration::from_secs(4);
+    for (at, call, times, copies) in
+        [("b", "migrate_prepare", 3, Duration::ZERO), ("a", "migrate_copy", 1, watched), ("b", "migrate_prepare", 2, Duration::ZERO)]
+    {
+        cluster.fake("a").set_delay_of("migrate_copy", copies);
+        (0..times).for_each(|_| cluster.fake(at).fault_next(call, broke()));
+        told += &format!("{call}, {times}: {}\n", cluster.ending(&cluster.migrate(to("b")).await).await);
+    }
+    expect![[r#"
+        migrate_prepare, 3: Failed: libvirt of one of the two hosts hung up: client socket is closed; runs on a by generation 1
+        migrate_copy, 1: Failed: libvirt of one of the two hosts hung up: client socket is closed; runs on a by generation 1
+        migrate_prepare, 2: Done; runs on b by generation 2
+    "#]]
+    .assert_eq(&told);
+}
+
 /// Which program is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {

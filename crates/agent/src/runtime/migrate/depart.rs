@@ -38,7 +38,10 @@ pub async fn turn(mover: &mut Mover) -> Result<Duration, Error> {
             let to = how(mover).await?;
             mover.say(MoveSaid::Working, None, None).await?;
             let (hv, vm) = (mover.node.hv.clone(), mover.order.vm);
-            mover.call = Call::Running;
+            if let Call::HungUp { error, .. } = &mover.call {
+                tracing::warn!(%vm, %error, "nothing of the guest had gone: it is sent again");
+            }
+            (mover.call, mover.calls) = (Call::Running, mover.calls + 1);
             mover.answer = Some(tokio::spawn(async move { hv.migrate(vm, &to).await }));
             Ok(LOOK_EVERY)
         }

@@ -48,6 +48,8 @@ struct Mover {
     /// Its last word.
     seen: Option<MoveSeen>,
     call: Call,
+    /// So many were made.
+    calls: u32,
     /// The call that sends the guest, while it runs.
     answer: Option<JoinHandle<Result<(), HvError>>>,
     /// What it copies itself.
@@ -92,13 +94,13 @@ impl Mover {
         // An earlier life of this agent may have made the call.
         let meant = seen.as_ref().is_some_and(|s| matches!(s.part, PartKind::Send | PartKind::Halt) && s.said == MoveSaid::Working);
         let call = if meant { Call::Unknown } else { Call::Never };
-        Self { node, order, seen, call, answer: None, arrival: fetch::Arrival::default(), stirred: Instant::now() }
+        Self { node, order, seen, call, calls: 0, answer: None, arrival: fetch::Arrival::default(), stirred: Instant::now() }
     }
 
     fn take(&mut self, order: MoveOrder) {
         if order.op != self.order.op {
             self.seen = None;
-            self.call = Call::Never;
+            (self.call, self.calls) = (Call::Never, 0);
             self.answer = None;
         }
         self.order = order;
@@ -106,7 +108,18 @@ impl Mover {
 
     fn over(&mut self, result: Result<(), HvError>) {
         self.answer = None;
-        self.call = Call::Over(result.map_err(|e| Error::refused(format!("libvirt: {e}"))));
+        self.stirred = Instant::now();
+        let gone = self.seen.as_ref().and_then(|seen| seen.progress).is_some_and(|progress| progress.done > 0);
+        self.call = match result {
+            Ok(()) => Call::Over(Ok(())),
+            // libvirt says it in the same words of this host's and of the other one's.
+            Err(HvError::Disconnected(words)) => {
+                let error = Error::refused(format!("libvirt of one of the two hosts hung up: {words}"))
+                    .hint("was it restarted, or did it crash? its log on both hosts says more");
+                if gone { Call::Over(Err(error)) } else { Call::HungUp { calls: self.calls, error } }
+            }
+            Err(error) => Call::Over(Err(Error::refused(format!("libvirt: {error}")))),
+        };
     }
 
     /// One act; how long it may rest afterwards.
