@@ -109,6 +109,15 @@ impl Host {
         std::fs::read_to_string(self.dir.path().join("daemon.log")).unwrap_or_default()
     }
 
+    /// What libvirtd warned of, and which of its processes a signal ended.
+    pub fn libvirtd_log(&self) -> String {
+        let read = |path| std::fs::read_to_string(self.lab_folder().join(path)).unwrap_or_default();
+        let pid = read("run/libvirt/libvirtd.pid");
+        let runs = pid.trim().parse().is_ok_and(|pid| self.is_mine(pid));
+        let (log, lab) = (read("var/log/libvirt/libvirtd.log"), read("log"));
+        format!("-- libvirtd of {}, {} {}:\n{}\n{}", self.name, pid.trim(), if runs { "runs" } else { "is gone" }, tail(&log), tail(&lab))
+    }
+
     /// From its next start on the daemon is this program.
     pub fn install(&mut self, program: PathBuf) {
         self.program = program;
@@ -287,7 +296,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.kill_daemon();
         if std::thread::panicking() {
-            eprintln!("-- daemon of {}:\n{}", self.name, tail(&self.daemon_log()));
+            eprintln!("-- daemon of {}:\n{}\n{}", self.name, tail(&self.daemon_log()), self.libvirtd_log());
         }
         let _ = nshost().args(["down", &self.name]).output();
     }
