@@ -43,7 +43,7 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
         }
         meter.take(look(&node).await);
         if Instant::now() < next {
-            if node.marks.are_awaited() {
+            if node.marks.are_news().await {
                 describe(&node).await;
             }
             continue;

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -21,12 +20,19 @@ use crate::pool::Pool;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 type Asked = oneshot::Receiver<Option<PoolMark>>;
+type Here = BTreeMap<PoolId, PoolMark>;
 
 #[derive(Default)]
-pub struct Marks {
+pub struct Marks(tokio::sync::Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    shared: Vec<(PoolId, Arc<dyn Pool>)>,
+    /// Of one of them nobody knows yet which folder is its own: until then anything is made anywhere.
+    awaited: bool,
+    told: Here,
     /// Questions that were not answered yet.
-    asked: tokio::sync::Mutex<BTreeMap<PoolId, Asked>>,
-    awaited: AtomicBool,
+    asked: BTreeMap<PoolId, Asked>,
 }
 
 impl Marks {
@@ -34,42 +40,41 @@ impl Marks {
     ///
     /// # Errors
     /// The store's: it is not known which pools there are.
-    pub async fn look(&self, node: &Node) -> Result<Option<BTreeMap<PoolId, PoolMark>>, StoreError> {
+    pub async fn look(&self, node: &Node) -> Result<Option<Here>, StoreError> {
         let pools = typed::list_readable::<PoolRecord>(node.store.as_ref(), keys::ALL_POOLS).await?;
-        let shared = pools.into_iter().map(|pool| pool.value).filter(|pool| is_shared(&pool.spec));
-        // A driver that cannot be: its path is told to be wrong wherever it is used.
-        let opened: Vec<(PoolRecord, Arc<dyn Pool>)> =
-            shared.filter_map(|pool| Some((pool.clone(), node.pool(&pool.spec).ok()?))).collect();
-        self.awaited.store(opened.iter().any(|(record, _)| record.mark.is_none()), Ordering::Relaxed);
-        for (record, pool) in &opened {
-            pool.expect(record.mark);
+        let mut known = self.0.lock().await;
+        (known.shared, known.awaited) = (Vec::new(), false);
+        for pool in pools.into_iter().map(|pool| pool.value).filter(|pool| is_shared(&pool.spec)) {
+            // One that cannot be is told so wherever it is used.
+            let Ok(driver) = node.pool(&pool.spec) else { continue };
+            driver.expect(pool.mark);
+            known.awaited |= pool.mark.is_none();
+            known.shared.push((pool.id, driver));
         }
-        if opened.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(self.ask(opened.into_iter().map(|(record, pool)| (record.id, pool))).await))
+        known.told = known.ask().await;
+        Ok((!known.shared.is_empty()).then(|| known.told.clone()))
     }
 
-    /// Of a pool it is not known yet which folder is its own: until then anything is made anywhere.
-    pub fn are_awaited(&self) -> bool {
-        self.awaited.load(Ordering::Relaxed)
+    /// Whether the node should be described anew: a pool has come or gone, or what is known of it may be old.
+    pub async fn are_news(&self) -> bool {
+        let mut known = self.0.lock().await;
+        known.awaited || known.ask().await != known.told
     }
+}
 
-    async fn ask(&self, pools: impl Iterator<Item = (PoolId, Arc<dyn Pool>)>) -> BTreeMap<PoolId, PoolMark> {
-        let mut asked = self.asked.lock().await;
+impl Known {
+    async fn ask(&mut self) -> Here {
         let deadline = Instant::now() + PATIENCE;
-        let mut here = BTreeMap::new();
-        for (id, pool) in pools {
-            asked.entry(id).or_insert_with(|| begin(pool));
+        for (id, pool) in &self.shared {
+            self.asked.entry(*id).or_insert_with(|| begin(pool.clone()));
         }
-        let mut hang = BTreeMap::new();
-        for (id, mut answer) in std::mem::take(&mut *asked) {
+        let mut here = Here::new();
+        for (id, mut answer) in std::mem::take(&mut self.asked) {
             match timeout_at(deadline, &mut answer).await {
                 Ok(told) => here.extend(told.ok().flatten().map(|mark| (id, mark))),
-                Err(_) => drop(hang.insert(id, answer)),
+                Err(_) => drop(self.asked.insert(id, answer)),
             }
         }
-        *asked = hang;
         here
     }
 }

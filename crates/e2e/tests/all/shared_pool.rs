@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use vmkeep_e2e::cluster::{Cluster, Plan, Program, Signal, Watchdogs};
+use vmkeep_e2e::cluster::{Cluster, Plan, Program, Signal};
 use vmkeep_e2e::host::text;
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::wait::until;
 
 use super::hello::{BOOT, manifest};
 
-/// Hosts describe themselves once a minute.
+/// Hosts look at their pools every ten seconds, and describe themselves then or once a minute.
 const DESCRIBED: Duration = Duration::from_secs(150);
 const NOT_THERE: &str = "pool 'default' is not reachable: what is at its path is not the pool (not mounted?)";
 
@@ -19,14 +19,14 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
     let pool = shared.path().display().to_string();
     let mut cluster = Cluster::planned(
         "away",
-        Plan { more: &format!("pool = \"{pool}\"\npool_shared = true"), shared: &[shared.path()], watchdogs: Watchdogs::None },
+        Plan { more: &format!("pool = \"{pool}\"\npool_shared = true"), shared: &[shared.path()], ..Plan::default() },
     );
     cluster.host(0).ok(["image".as_ref(), "import".as_ref(), tiny().as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
     until("two hosts have found the pool", DESCRIBED, || {
         let told = cluster.host(0).json(["pool", "show", "default", "-o", "json"]);
         if told["mark"].is_string() && told["not_on"].is_null() { Ok(()) } else { Err(format!("{told}\n{}", cluster.logs())) }
     });
-    // It reads which folder is the pool's when it begins, and each minute.
+    // It reads which folder is the pool's when it begins.
     cluster.members[1].signal(Program::Agent, Signal::Kill);
     cluster.members[1].start_compute();
     cluster.until_nodes(0, "online online online");
