@@ -94,6 +94,13 @@ pub struct NodeOffers {
     pub watchdog_min_s: Option<u32>,
 }
 
+impl NodeOffers {
+    /// Not when it has looked, and what it found is another folder, or none.
+    pub fn may_have(&self, pool: PoolId, mark: PoolMark) -> bool {
+        self.pool_marks.as_ref().is_none_or(|marks| marks.get(&pool) == Some(&mark))
+    }
+}
+
 /// CPUs and the memory that is near to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NumaNode {

@@ -2,7 +2,7 @@
 //!
 //! Storage that hangs holds up nobody: it is asked on a thread of its own, and not again before that one is back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub struct Marks(tokio::sync::Mutex<Known>);
 #[derive(Default)]
 struct Known {
     shared: Vec<(PoolId, Arc<dyn Pool>)>,
-    /// Of one of them nobody knows yet which folder is its own: until then anything is made anywhere.
-    awaited: bool,
+    /// Those of which nobody knows yet which folder is their own: until then anything is made anywhere.
+    awaited: BTreeSet<PoolId>,
     told: Here,
     /// Questions that were not answered yet.
     asked: BTreeMap<PoolId, Asked>,
@@ -43,12 +43,12 @@ impl Marks {
     pub async fn look(&self, node: &Node) -> Result<Option<Here>, StoreError> {
         let pools = typed::list_readable::<PoolRecord>(node.store.as_ref(), keys::ALL_POOLS).await?;
         let mut known = self.0.lock().await;
-        (known.shared, known.awaited) = (Vec::new(), false);
+        (known.shared, known.awaited) = (Vec::new(), BTreeSet::new());
         for pool in pools.into_iter().map(|pool| pool.value).filter(|pool| is_shared(&pool.spec)) {
             // One that cannot be is told so wherever it is used.
             let Ok(driver) = node.pool(&pool.spec) else { continue };
             driver.expect(pool.mark);
-            known.awaited |= pool.mark.is_none();
+            known.awaited.extend(pool.mark.is_none().then_some(pool.id));
             known.shared.push((pool.id, driver));
         }
         known.told = known.ask().await;
@@ -58,7 +58,8 @@ impl Marks {
     /// Whether the node should be described anew: a pool has come or gone, or what is known of it may be old.
     pub async fn are_news(&self) -> bool {
         let mut known = self.0.lock().await;
-        known.awaited || known.ask().await != known.told
+        let here = known.ask().await;
+        here != known.told || here.keys().any(|id| known.awaited.contains(id))
     }
 }
 

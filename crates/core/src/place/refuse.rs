@@ -9,7 +9,7 @@ use vmkeep_types::units::ByteCount;
 
 use super::cpu::CpuLack;
 use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat, Taken};
-use super::need::{Accel, Guest, HoldsVolumes, Need, SharedPool};
+use super::need::{Accel, Guest, HoldsVolumes, Need};
 use super::rules::Neighbours;
 
 /// What vmkeep's machines (q35, pc) are.
@@ -206,8 +206,7 @@ fn reach(fleet: &Fleet, seat: &Seat, guest: &Guest) -> Option<Refusal> {
     if let Some((network, bridge)) = need.bridges.iter().find(|(_, bridge)| looked && !offers.bridges.contains(bridge)) {
         return Some(Refusal::NoBridge { network: network.clone(), bridge: bridge.clone() });
     }
-    let lacks = |pool: &&SharedPool| offers.pool_marks.as_ref().is_some_and(|marks| marks.get(&pool.id) != Some(&pool.mark));
-    if let Some(pool) = need.pools.iter().find(lacks) {
+    if let Some(pool) = need.pools.iter().find(|pool| !offers.may_have(pool.id, pool.mark)) {
         return Some(Refusal::NoPool { pool: pool.name.clone() });
     }
     for address in &need.pci {

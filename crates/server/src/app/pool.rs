@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use vmkeep_api::body::PoolView;
-use vmkeep_core::place::{Fleet, Seat};
+use vmkeep_core::place::Fleet;
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Op, Store, Txn, keys, typed};
 use vmkeep_types::check;
@@ -50,8 +50,7 @@ pub fn view(record: PoolRecord) -> PoolView {
 /// Nodes that have something else in the pool's place, or nothing.
 pub fn not_on(fleet: &Fleet, pool: &PoolView) -> Vec<Name> {
     let Some(mark) = pool.mark else { return Vec::new() };
-    let lacks = |seat: &&Seat| seat.facts.offers.pool_marks.as_ref().is_some_and(|marks| marks.get(&pool.id) != Some(&mark));
-    fleet.seats().filter(lacks).map(|seat| seat.name.clone()).collect()
+    fleet.seats().filter(|seat| !seat.facts.offers.may_have(pool.id, mark)).map(|seat| seat.name.clone()).collect()
 }
 
 /// A pool that is there: for what lies in it already.
