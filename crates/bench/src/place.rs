@@ -2,6 +2,7 @@
 //!
 //! Nothing is written and no agent answers: what is measured is the thinking, not the store.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use vmkeep_server::reconcile::plan;
 use vmkeep_server::reconcile::view::{ClusterView, Touched};
 use vmkeep_store::{Change, KeyValue, Op, Txn, keys};
 use vmkeep_types::host::NodeFacts;
-use vmkeep_types::ids::{Revision, VmId};
+use vmkeep_types::ids::{NetworkId, Revision, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{NodeRecord, NodeSpec};
 use vmkeep_types::record::VmRecord;
@@ -19,6 +20,11 @@ use vmkeep_types::units::ByteCount;
 
 use crate::report::{Report, Samples, Wanted};
 
+/// What a host with QEMU 10 tells: that many models of CPUs, features that guests can have, machine types and PCI devices.
+const MODELS: usize = 110;
+const FEATURES: usize = 170;
+const MACHINES: usize = 90;
+const DEVICES: usize = 60;
 /// Wanted of one VM, milliseconds.
 const ONE_MS: f64 = 5.0;
 /// Wanted of the VMs of a lost node, milliseconds.
@@ -33,7 +39,8 @@ pub struct Args {
     /// Nodes, each with 32 CPUs and 128 GiB, in racks of 20.
     #[arg(long, default_value_t = 1000)]
     nodes: usize,
-    /// VMs that have a node already; 1 to 4 vCPUs, 1 to 4 GiB, one in ten with rules.
+    /// VMs that have a node already; 1 to 4 vCPUs, 1 to 4 GiB, on a bridge that each node has, with a CPU that was chosen for them; one
+    /// in ten with rules.
     #[arg(long, default_value_t = 20_000)]
     vms: usize,
     /// Choices that are measured.
@@ -52,6 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<Report> {
         return Ok(report);
     }
     let (mut view, begun) = timed(|| filled(args));
+    report.number("facts of a node", bytes(&facts(0)) as f64 / 1024.0, "KiB", None);
     report.number("view of the whole cluster", milliseconds(begun), "ms", None);
     let one = repeat(args.rounds, |n| one_more(&mut view, args.vms + n));
     report.number("one VM, change to plan, p99", milliseconds(one.percentile(99)), "ms", Some(Wanted::AtMost(ONE_MS)));
@@ -95,8 +103,26 @@ fn node_name(n: usize) -> Name {
     format!("node{n:04}").parse().expect("a word and a number make a name")
 }
 
+fn bytes<T: Serialize>(record: &T) -> usize {
+    serde_json::to_vec(record).expect("records are plain data").len()
+}
+
+/// Of two generations of CPUs: the older one has fewer features, and two more models that are not whole.
+fn offers(n: usize) -> Value {
+    let names = |what: &str, from: usize, to: usize| (from..to).map(|n| format!("{what}{n}")).collect::<Vec<_>>();
+    let old = n % 2;
+    let without: BTreeMap<String, Vec<String>> =
+        (0..10 + 2 * old).map(|m| (format!("Generation-Server-v{m}"), names("feature-", m, m + 4))).collect();
+    json!({
+        "arch": "x86_64", "cpu_models": names("Generation-Server-v", 20, MODELS), "cpu_model": "Generation-Server-v0",
+        "cpu_guest_features": names("feature-", 10 * old, FEATURES), "cpu_models_without": without, "machines": names("pc-q35-", 0, MACHINES),
+        "bridges": ["vmbr0"], "pci": (0..DEVICES).map(|n| format!("0000:{n:02x}:00.0")).collect::<Vec<_>>()
+    })
+}
+
 fn facts(n: usize) -> NodeFacts {
     let facts = json!({
+        "offers": offers(n),
         "name": node_name(n), "epoch": 1, "boot_id": "b", "cpus": NODE_CPUS, "memory": ByteCount::from_gib(NODE_GIB), "kvm": {"is": "usable"},
         "libvirt_version": "11.3", "qemu_version": "10.0", "vmkeep_version": "0.1.0", "hypervisor_up": true
     });
@@ -120,7 +146,8 @@ fn spec(n: usize) -> Value {
         json!({})
     };
     json!({
-        "name": format!("vm{n}"), "cpus": {"count": 1 + n % 4}, "memory": {"size": ByteCount::from_gib(1 + (n as u64 / 3) % 4)}, "nics": [],
+        "name": format!("vm{n}"), "cpus": {"count": 1 + n % 4}, "memory": {"size": ByteCount::from_gib(1 + (n as u64 / 3) % 4)},
+        "nics": [{"name": "lan", "network": "lan"}],
         "labels": {"group": format!("g{}", n / 100), "app": format!("a{}", n % 50)}, "placement": placement
     })
 }
@@ -137,9 +164,21 @@ fn planned(n: usize) -> Guest {
     Guest::planned(record.id, record.project, &record.spec)
 }
 
-fn vm(n: usize) -> [KeyValue; 2] {
+fn vm(n: usize) -> [KeyValue; 3] {
     let power = json!({"want": "on", "cycle": 1, "held": null});
-    [kv(keys::vm(&Name::known("default"), id(n)), &vm_record(n)), kv(keys::power(id(n)), &power)]
+    let without: String = (0..4).map(|f| format!("<feature policy='disable' name='feature-{f}'/>")).collect();
+    let with = "<feature policy='require' name='feature-99'/>";
+    let cpu = format!("<cpu mode='custom' match='exact'><model>Generation-Server-v0</model>{without}{with}</cpu>");
+    let choices = json!({"macs": {"lan": format!("52:54:00:00:{:02x}:{:02x}", n / 256 % 256, n % 256)}, "serials": {}, "domain_type": "kvm", "cpu_xml": cpu});
+    [kv(keys::vm(&Name::known("default"), id(n)), &vm_record(n)), kv(keys::power(id(n)), &power), kv(keys::choices(id(n)), &choices)]
+}
+
+fn network() -> KeyValue {
+    let id = NetworkId(uuid::Uuid::from_u128(1));
+    let project = Name::known("default");
+    let spec = json!({"name": "lan", "mode": "bridge", "bridge": "vmbr0"});
+    let record = json!({"id": id, "project": project, "spec": spec, "created_at": "2026-01-01T00:00:00Z"});
+    kv(keys::network(&project, id), &record)
 }
 
 fn owner(n: usize, node: &Name) -> KeyValue {
@@ -149,6 +188,7 @@ fn owner(n: usize, node: &Name) -> KeyValue {
 /// VMs go round the nodes, so that those with rules are apart.
 fn filled(args: &Args) -> ClusterView {
     let mut items: Vec<KeyValue> = (0..args.vms).flat_map(vm).collect();
+    items.push(network());
     items.extend((0..args.vms).map(|n| owner(n, &node_name((n * 7) % args.nodes))));
     items.extend((0..args.nodes).map(|n| kv(keys::facts(&node_name(n)), &facts(n))));
     items.extend((0..args.nodes).map(|n| kv(keys::node(&node_name(n)), &record(n))));

@@ -43,7 +43,7 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
         }
         meter.take(look(&node).await);
         if Instant::now() < next {
-            if node.marks.are_news().await {
+            if node.offers_have_changed().await {
                 describe(&node).await;
             }
             continue;
@@ -62,7 +62,7 @@ pub async fn run(node: Arc<Node>, shutdown: CancellationToken) {
     }
 }
 
-/// Bridges come and go, and libvirt may have been slow to tell its CPUs. Before the node joined it has nothing to describe.
+/// libvirt may have been slow to tell its CPUs. Before the node joined it has nothing to describe.
 async fn describe(node: &Node) {
     if node.epoch() == Epoch(0) {
         return;

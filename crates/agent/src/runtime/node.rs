@@ -98,7 +98,9 @@ pub struct Node {
     pools: Mutex<Pools>,
     /// Networks that were ensured since libvirt was connected, by project and name.
     networks: Mutex<BTreeMap<(Name, Name), Ensured>>,
-    pub marks: Marks,
+    marks: Marks,
+    /// The kernel's part of what VMs may need of this host, when the host was described last.
+    told: Mutex<Option<NodeOffers>>,
     mailboxes: Mutex<BTreeMap<VmId, Weak<Mailbox>>>,
     /// Held while an image comes from another node.
     pub fetch_turn: tokio::sync::Mutex<()>,
@@ -135,6 +137,7 @@ impl Node {
             pools: Mutex::new(BTreeMap::new()),
             networks: Mutex::new(BTreeMap::new()),
             marks: Marks::default(),
+            told: Mutex::default(),
             mailboxes: Mutex::new(BTreeMap::new()),
             fetch_turn: tokio::sync::Mutex::new(()),
             network_turn: tokio::sync::Mutex::new(()),
@@ -288,9 +291,16 @@ impl Node {
         Ok(())
     }
 
+    /// Bridges and devices come and go, and so do the folders of shared pools: looked at without the store.
+    pub async fn offers_have_changed(&self) -> bool {
+        let told = self.told.lock().expect("no panic holds this lock").clone();
+        self.marks.are_news().await || told.is_some_and(|told| told != offers::of_kernel(Path::new("/sys")))
+    }
+
     /// What VMs may need of this host. libvirt's part is known only after it was asked: until then what was told before stays.
     fn offers(&self, old: Option<&NodeFacts>) -> NodeOffers {
         let mut offers = offers::of_kernel(Path::new("/sys"));
+        *self.told.lock().expect("no panic holds this lock") = Some(offers.clone());
         let kept = self.profile.try_lock().ok().and_then(|kept| kept.clone());
         match (kept, old) {
             (Some(profile), _) => offers::cpus(&mut offers, &profile),

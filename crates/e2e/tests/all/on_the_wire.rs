@@ -141,6 +141,11 @@ fn a_guest_that_moves_is_found_at_once_where_it_is() {
     cluster.host(0).apply(&manifest("w", "run: always\nnics: [{network: lan}]\n"));
     assert_eq!(cluster.host(0).phase("w", "running", BOOT)["status"]["node"], "node1");
     cluster.host(0).ok(["node", "uncordon", "node2"]);
+    // Each host looks every ten seconds whether it has a new bridge.
+    until("the other host tells its bridge", BOOT, || {
+        let told = cluster.host(0).ok(["vm", "explain", "w"]);
+        if told.contains("there is no bridge br0") { Err(told) } else { Ok(()) }
+    });
     serial_says(cluster.host(0), "w", &format!("w has {ADDRESS} on eth0"));
 
     let wire = Wire { mac: nic(cluster.host(0)), cluster };
