@@ -173,11 +173,12 @@ fn vm(n: usize) -> [KeyValue; 3] {
     [kv(keys::vm(&Name::known("default"), id(n)), &vm_record(n)), kv(keys::power(id(n)), &power), kv(keys::choices(id(n)), &choices)]
 }
 
-fn network() -> KeyValue {
+/// That all nodes know of: each new one among them is written once, and looks at all VMs on it.
+fn network(nodes: usize) -> KeyValue {
     let id = NetworkId(uuid::Uuid::from_u128(1));
     let project = Name::known("default");
     let spec = json!({"name": "lan", "mode": "bridge", "bridge": "vmbr0"});
-    let record = json!({"id": id, "project": project, "spec": spec, "created_at": "2026-01-01T00:00:00Z"});
+    let record = json!({"id": id, "project": project, "spec": spec, "nodes": (0..nodes).map(node_name).collect::<Vec<_>>(), "created_at": "2026-01-01T00:00:00Z"});
     kv(keys::network(&project, id), &record)
 }
 
@@ -188,7 +189,7 @@ fn owner(n: usize, node: &Name) -> KeyValue {
 /// VMs go round the nodes, so that those with rules are apart.
 fn filled(args: &Args) -> ClusterView {
     let mut items: Vec<KeyValue> = (0..args.vms).flat_map(vm).collect();
-    items.push(network());
+    items.push(network(args.nodes));
     items.extend((0..args.vms).map(|n| owner(n, &node_name((n * 7) % args.nodes))));
     items.extend((0..args.nodes).map(|n| kv(keys::facts(&node_name(n)), &facts(n))));
     items.extend((0..args.nodes).map(|n| kv(keys::node(&node_name(n)), &record(n))));
