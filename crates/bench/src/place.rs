@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 use vmkeep_core::place::{self, Choice, Fleet, Guest, capacity};
-use vmkeep_server::reconcile::plan;
 use vmkeep_server::reconcile::view::{ClusterView, Touched};
+use vmkeep_server::reconcile::{Whose, plan};
 use vmkeep_store::{Change, KeyValue, Op, Txn, keys};
 use vmkeep_types::host::NodeFacts;
 use vmkeep_types::ids::{NetworkId, Revision, VmId};
@@ -201,7 +201,7 @@ fn now() -> jiff::Timestamp {
 }
 
 /// Takes changes in and plans; the watch then brings what was planned.
-fn look(view: &mut ClusterView, changes: &[Change]) -> (Vec<(Option<VmId>, Txn)>, Duration) {
+fn look(view: &mut ClusterView, changes: &[Change]) -> (Vec<(Whose, Txn)>, Duration) {
     let begin = Instant::now();
     let mut touched = Touched::default();
     view.apply(Revision(2), changes, &mut touched);
@@ -220,7 +220,7 @@ fn look(view: &mut ClusterView, changes: &[Change]) -> (Vec<(Option<VmId>, Txn)>
 
 fn one_more(view: &mut ClusterView, n: usize) -> Duration {
     let (txns, took) = look(view, &vm(n).map(Change::Put));
-    assert!(txns.iter().any(|(given, _)| given.is_some()), "the VM gets a node");
+    assert!(txns.iter().any(|(whose, _)| matches!(whose, Whose::Seat(_))), "the VM gets a node");
     took
 }
 
@@ -228,7 +228,7 @@ fn lose(view: &mut ClusterView, from: usize) -> Duration {
     let gone = |n: usize| Change::Deleted { key: keys::owner(id(n)), at: Revision(2) };
     let changes: Vec<Change> = (from..from + LOST_VMS).map(gone).collect();
     let (txns, took) = look(view, &changes);
-    assert_eq!(txns.iter().filter(|(given, _)| given.is_some()).count(), LOST_VMS, "each gets a node again");
+    assert_eq!(txns.iter().filter(|(whose, _)| matches!(whose, Whose::Seat(_))).count(), LOST_VMS, "each gets a node again");
     took
 }
 

@@ -93,7 +93,7 @@ pub async fn list(store: &dyn Store, project: &Name) -> Result<Vec<ImageView>, E
 }
 
 /// Holders that a node may fetch an image from, beside the node that imported it: enough when that one is off.
-const COPIES_NAMED_MAX: usize = 2;
+pub const COPIES_NAMED_MAX: usize = 2;
 
 /// What `node` must know of an image; `addresses` are those of the nodes that may have it.
 pub fn brief(image: &ImageRecord, node: &Name, address: impl Fn(&Name) -> Option<String>) -> ImageBrief {

@@ -6,7 +6,7 @@
 //!       └────────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //! It takes no input but the store, does the same thing twice without harm, and never retries inside: a compare that fails
-//! means that somebody wrote, and that write wakes it again. Leadership lost, watch broken or compacted: it starts over
+//! means that somebody wrote, and the next batch wakes it again. Leadership lost, watch broken or compacted: it starts over
 //! from a listing.
 
 mod brought;
@@ -222,7 +222,7 @@ async fn look_after_nodes(store: &dyn Store, lead: &Leadership, view: &mut Clust
 async fn rescue(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, desk: &Desk) -> Result<(), StoreError> {
     let rescued = desk.rescue(view, jiff::Timestamp::now());
     rescued.iter().filter_map(|(vm, txn)| vm::owner_written(*vm, txn)).for_each(|owner| view.take_seat(&owner));
-    write_each(store, lead, view, rescued.into_iter().map(|(vm, txn)| (Some(vm), txn))).await
+    write_each(store, lead, view, rescued.into_iter().map(|(vm, txn)| (Whose::Seat(vm), txn))).await
 }
 
 /// Writes that do not wait for one another: when the network between a thousand nodes breaks, each of them has one.
@@ -245,6 +245,17 @@ fn take_in(view: &mut ClusterView, touched: &mut Touched, first: WatchBatch, int
     Ok(())
 }
 
+/// Whom a write is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// It writes who owns this VM: the seat counts as taken while the write is on its way.
+    Seat(VmId),
+    /// It goes on with this VM.
+    Vm(VmId),
+    /// A drain's, a node's, an image's or a network's.
+    Other,
+}
+
 /// Everything that what was touched asks for. What is written comes back by the watch and is looked at again. Each write compares
 /// what it was decided from, so it does not matter which of them comes first.
 async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView, touched: &mut Touched) -> Result<(), StoreError> {
@@ -252,38 +263,45 @@ async fn carry_out(store: &dyn Store, lead: &Leadership, view: &mut ClusterView,
     write_each(store, lead, view, planned).await
 }
 
-/// Writes, each with the VM for which it takes a seat: one that comes to nothing gives it back.
+/// Writes, each with whom it is for: one that comes to nothing gives the seat back, and its VM is looked at again when it is known who
+/// wrote first.
 async fn write_each(
     store: &dyn Store,
     lead: &Leadership,
     view: &mut ClusterView,
-    txns: impl IntoIterator<Item = (Option<VmId>, Txn)>,
+    txns: impl IntoIterator<Item = (Whose, Txn)>,
 ) -> Result<(), StoreError> {
-    let writes = txns.into_iter().map(|(vm, txn)| async move { (vm, store.txn(txn.when(still_leading(lead))).await) });
+    let writes = txns.into_iter().map(|(whose, txn)| async move { (whose, store.txn(txn.when(still_leading(lead))).await) });
     let mut written = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
-    while let Some((vm, outcome)) = written.next().await {
-        match (outcome, vm) {
-            (Ok(outcome), Some(vm)) if outcome.held == Held::No => view.give_back(vm),
-            (Ok(_), _) => {}
+    while let Some((whose, outcome)) = written.next().await {
+        let forestalled = match outcome {
+            Ok(outcome) if outcome.held == Held::No => true,
+            Ok(_) => continue,
             // It would fail again after a new listing, and the other objects must not wait for it.
-            (Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))), vm) => {
+            Err(error @ (StoreError::TooLarge(_) | StoreError::Invalid(_))) => {
                 tracing::error!(%error, "one write of the leader was left out");
-                vm.into_iter().for_each(|vm| view.give_back(vm));
+                false
             }
-            (Err(error), _) => return Err(error),
+            Err(error) => return Err(error),
+        };
+        if let Whose::Seat(vm) = whose {
+            view.give_back(vm);
+        }
+        if let (true, Whose::Seat(vm) | Whose::Vm(vm)) = (forestalled, whose) {
+            view.look_again(vm);
         }
     }
     Ok(())
 }
 
-/// The writes that what was touched asks for, each with the VM whose owner it writes; of VMs [`VMS_PER_LOOK`] at most, those first that
+/// The writes that what was touched asks for, each with whom it is for; of VMs [`VMS_PER_LOOK`] at most, those first that
 /// changes name, the others stay touched. A node that was chosen counts as taken at once: else all VMs of one look would get the same one.
-pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Option<VmId>, Txn)> {
+pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp) -> Vec<(Whose, Txn)> {
     let mut txns = Vec::new();
     if let Some(recovery) = &view.recovery {
         // All are looked at again when it is over.
         touched.forget_vms();
-        txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (None, txn)));
+        txns.extend(recovery::next(view, recovery).into_iter().map(|txn| (Whose::Other, txn)));
     }
     if touched.homeless {
         touched.busy.extend(view.fleet().homeless().map(|guest| guest.id));
@@ -297,20 +315,20 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
                 view.expect(id, &node);
                 asking.push(id);
             }
-            txns.push((owner.map(|_| id), txn));
+            txns.push((owner.map_or(Whose::Vm(id), |_| Whose::Seat(id)), txn));
         }
     }
     // Whoever asks a node to arm has it in this look only.
     asking.into_iter().for_each(|id| view.give_back(id));
-    txns.extend(view.drains.keys().filter_map(|node| Some((None, drain::next(view, node, now)?))));
+    txns.extend(view.drains.keys().filter_map(|node| Some((Whose::Other, drain::next(view, node, now)?))));
     let of_deletion = |op: &OperationId| view.ops.get(op).is_some_and(|op| deletion::is_one(&op.value));
     let (deletions, tasks): (Vec<_>, Vec<_>) = touched.tasks.iter().partition(|(_, op)| of_deletion(op));
     let deletions: BTreeSet<OperationId> = deletions.into_iter().map(|(_, op)| *op).chain(touched.deletions.iter().copied()).collect();
-    txns.extend(deletions.into_iter().flat_map(|op| deletion::next(view, op, now)).map(|txn| (None, txn)));
-    txns.extend(tasks.into_iter().filter_map(|(node, op)| Some((None, task::next(view, node, *op, now)?))));
-    txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((None, task::file_events(view, node)?))));
+    txns.extend(deletions.into_iter().flat_map(|op| deletion::next(view, op, now)).map(|txn| (Whose::Other, txn)));
+    txns.extend(tasks.into_iter().filter_map(|(node, op)| Some((Whose::Other, task::next(view, node, *op, now)?))));
+    txns.extend(touched.nodes_with_events.iter().filter_map(|node| Some((Whose::Other, task::file_events(view, node)?))));
     let joiners = touched.joiners.iter().filter(|node| !view.joined.contains(*node));
-    txns.extend(joiners.map(|node| (None, task::enter(node))));
+    txns.extend(joiners.map(|node| (Whose::Other, task::enter(node))));
     touched.clear_all_but_vms();
     txns
 }

@@ -96,6 +96,7 @@ mod tests {
     use super::super::view::PREFIXES;
     use super::*;
     use crate::app::recovery::{begin_life, lose, waits_for};
+    use crate::reconcile::Whose;
 
     const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -196,11 +197,11 @@ mod tests {
             let listing = store.list_many(&PREFIXES).await.expect("a listing");
             let (mut view, mut touched) = ClusterView::new(listing.revision, &listing.items);
             let planned = super::super::plan(&mut view, &mut touched, jiff::Timestamp::UNIX_EPOCH);
-            planned.into_iter().filter_map(|(placed, _)| placed).collect::<Vec<_>>()
+            planned.into_iter().map(|(whose, _)| whose).filter(|whose| matches!(whose, Whose::Seat(_))).collect::<Vec<_>>()
         };
-        assert_eq!(placed().await, []);
+        assert_eq!(placed().await, [] as [Whose; 0]);
         write(&store, Op::Delete(keys::CLUSTER_RECOVERY.into())).await;
-        assert_eq!(placed().await, [vm(3)], "it waited for that alone");
+        assert_eq!(placed().await, [Whose::Seat(vm(3))], "it waited for that alone");
     }
 
     #[tokio::test]

@@ -9,8 +9,9 @@ use vmkeep_store::{Op, Store, Txn, keys, typed};
 use vmkeep_types::addresses::Addresses;
 use vmkeep_types::error::Error;
 use vmkeep_types::host::NodeFacts;
-use vmkeep_types::ids::{Epoch, Generation, ImageId, OperationId, Revision, VmId, VolumeId};
+use vmkeep_types::ids::{Epoch, Generation, ImageId, NetworkId, OperationId, Revision, VmId, VolumeId};
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::observed::{DomainState, Observed, RestartCount, Seen, VmMemory};
 use vmkeep_types::operation::{OpState, Operation, ResourceRef, Wanted};
 use vmkeep_types::order::Order;
@@ -470,4 +471,32 @@ async fn what_was_chosen_gives_way_to_a_newer_word_and_never_to_an_older_one() {
     lead(&store).await;
     let now = chosen(&store).await;
     assert_eq!((now.machine.as_deref(), now.addresses), (Some("pc-i440fx-10.0"), address(0)));
+}
+
+/// Each of their first writes notes the node at the network, so one of them holds and the others are forestalled.
+#[tokio::test]
+async fn vms_that_come_onto_a_network_at_once_all_get_a_node() {
+    const VMS: u128 = 6;
+    let vm_id = |n: u128| VmId(uuid::Uuid::from_u128(100 + n));
+    let store = EmbeddedStore::in_memory().expect("memory");
+    let network =
+        serde_json::json!({"id": uuid::Uuid::from_u128(5), "project": "default", "spec": {"name": "default"}, "created_at": now()});
+    let mut txn = Txn::default().then(typed::put(keys::network(&project(), NetworkId(uuid::Uuid::from_u128(5))), &network));
+    for node in ["node1", "node2"].map(Name::known) {
+        txn = txn.then(typed::put(keys::facts(&node), &NodeFacts::of(node.clone(), 8, ByteCount::from_gib(64))));
+    }
+    for n in 0..VMS {
+        let spec = VmSpec::named(format!("web{n}").parse().expect("a name"));
+        assert_eq!(spec.nics.len(), 1, "on the network 'default'");
+        txn = txn
+            .then(typed::put(keys::vm(&project(), vm_id(n)), &VmRecord::created(vm_id(n), project(), spec, now())))
+            .then(typed::put(keys::power(vm_id(n)), &Power { want: PowerWish::On, cycle: 1, held: None, stop_timeout: None }));
+    }
+    store.txn(txn).await.expect("a write");
+    settle(&store).await;
+    assert_eq!(store.list(keys::ALL_OWNERS).await.expect("a listing").items.len(), VMS as usize);
+    let orders = store.list(keys::ALL_NODES).await.expect("a listing").items.into_iter().filter(|kv| kv.key.contains("/order/"));
+    assert_eq!(orders.count(), VMS as usize);
+    let known = typed::list_json::<NetworkRecord>(&store, keys::ALL_NETWORKS).await.expect("a listing").remove(0).value.nodes;
+    assert_eq!(known.len(), 2);
 }

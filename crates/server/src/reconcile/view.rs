@@ -144,6 +144,8 @@ pub struct ClusterView {
     /// The CPU that all nodes can run, worked out when it is first asked for.
     baseline: OnceLock<Result<Baseline, String>>,
     kept_cpus: KeptCpus,
+    /// A write for them failed, and who wrote first is not known here yet.
+    forestalled: BTreeSet<VmId>,
 }
 
 /// The prefixes a view is made of; events and tokens are not needed to decide.
@@ -196,6 +198,12 @@ impl ClusterView {
                 Change::Deleted { key, .. } => self.delete(key, touched),
             }
         }
+        touched.vms.extend(std::mem::take(&mut self.forestalled));
+    }
+
+    /// A write for it compared what is not so any more: it is touched by whatever comes next.
+    pub fn look_again(&mut self, id: VmId) {
+        self.forestalled.insert(id);
     }
 
     fn put(&mut self, kv: &KeyValue, touched: &mut Touched) {
@@ -223,11 +231,11 @@ impl ClusterView {
                 self.touch_results(touched);
             }
             ["image", _, id] => {
-                keep(&mut self.images, id, kv).into_iter().for_each(|id| self.touch_image(id, touched));
+                self.put_image(id, kv, touched);
                 self.touch_results(touched);
             }
             ["network", _, id] => {
-                keep(&mut self.networks, id, kv).into_iter().for_each(|id| self.touch_network(id, touched));
+                self.put_network(id, kv, touched);
                 self.touch_results(touched);
             }
             ["pool", id] => keep(&mut self.pools, id, kv).into_iter().for_each(|id| self.touch_pool(id, touched)),

@@ -1,7 +1,5 @@
 //! Deletions that more nodes take part in than one transaction can name.
 
-use vmkeep_types::ids::NetworkId;
-use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::order::{TaskResult, TaskState};
 use vmkeep_types::record::{Caller, Role, Via};
 

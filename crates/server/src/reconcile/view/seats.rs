@@ -12,6 +12,7 @@ use vmkeep_store::KeyValue;
 use vmkeep_types::ha::Departure;
 use vmkeep_types::host::{NodeHealth, NodeState};
 use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
+use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::PartKind;
 use vmkeep_types::name::Name;
 use vmkeep_types::network::NetworkMode;
@@ -22,7 +23,8 @@ use vmkeep_types::stonith::{FenceFound, FenceRecord, FenceTested};
 use vmkeep_types::vm::{RunPolicy, VmSpec};
 
 use super::touched::Stage;
-use super::{ClusterView, FenceIs, Kept, Touched, decode, touch_vm};
+use super::{ClusterView, FenceIs, Kept, Touched, decode, keep, touch_vm};
+use crate::app::image::COPIES_NAMED_MAX;
 use crate::reconcile::ha::arm;
 
 impl ClusterView {
@@ -211,6 +213,14 @@ impl ClusterView {
         }
     }
 
+    pub(super) fn put_image(&mut self, id: &str, kv: &KeyValue, touched: &mut Touched) {
+        let before = id.parse().ok().and_then(|id| self.images.get(&id)).map(|kept| kept.value.clone());
+        let Some(id) = keep(&mut self.images, id, kv) else { return };
+        if before.is_none_or(|before| !only_more_copies(&before, &self.images[&id].value)) {
+            self.touch_image(id, touched);
+        }
+    }
+
     /// VMs that have a disk made from it, or it in a tray, or wait for it.
     pub(super) fn touch_image(&mut self, id: ImageId, touched: &mut Touched) {
         let Some(image) = self.images.get(&id).map(|kept| &kept.value) else {
@@ -233,7 +243,19 @@ impl ClusterView {
         touched.deletions.extend(self.networks.values().filter_map(|network| network.value.leaving));
     }
 
-    pub(super) fn touch_network(&mut self, id: NetworkId, touched: &mut Touched) {
+    pub(super) fn put_network(&mut self, id: &str, kv: &KeyValue, touched: &mut Touched) {
+        let before = id.parse().ok().and_then(|id| self.networks.get(&id)).map(|kept| kept.value.spec.clone());
+        let Some(id) = keep(&mut self.networks, id, kv) else { return };
+        let network = &self.networks[&id].value;
+        if before.is_some_and(|before| before == network.spec) {
+            // On which nodes it is concerns its deletion alone.
+            touched.deletions.extend(network.leaving);
+        } else {
+            self.touch_network(id, touched);
+        }
+    }
+
+    fn touch_network(&mut self, id: NetworkId, touched: &mut Touched) {
         let network = &self.networks[&id].value;
         self.names.put_network(network);
         touched.deletions.extend(network.leaving);
@@ -301,4 +323,11 @@ impl ClusterView {
         let shared = self.pool_by_name(&volume.pool).is_some_and(|pool| is_shared(&pool.value.spec));
         volume.node.as_ref().filter(|_| !shared)
     }
+}
+
+/// A copy more of an image, where orders name enough nodes that have it already: else a thousand nodes that fetch it have twenty
+/// thousand VMs looked at each.
+fn only_more_copies(before: &ImageRecord, now: &ImageRecord) -> bool {
+    let rest = ImageRecord { copies: before.copies.clone(), ..now.clone() };
+    rest == *before && before.copies.len() >= COPIES_NAMED_MAX && now.copies.is_superset(&before.copies)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use vmkeep_store::{Change, KeyValue, keys, typed};
 use vmkeep_types::host::NodeFacts;
-use vmkeep_types::ids::{Epoch, Generation, Revision, VmId};
+use vmkeep_types::ids::{Epoch, Generation, ImageId, NetworkId, Revision, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::record::{Owner, Power, PowerWish, VmRecord};
@@ -12,7 +12,7 @@ use vmkeep_types::units::ByteCount;
 use vmkeep_types::vm::VmSpec;
 
 use super::{ClusterView, Touched};
-use crate::reconcile::plan;
+use crate::reconcile::{Whose, plan};
 
 fn name(text: &str) -> Name {
     text.parse().expect("a name")
@@ -72,10 +72,51 @@ fn a_node_that_changes_touches_its_own_vms_and_those_without_one() {
     let record = kv(keys::node(&name("n1")), &NodeRecord::named(name("n1")));
     let mut touched = take_in(&mut view, Change::Put(record));
     assert_eq!((touched.vms.len(), touched.homeless, touched.is_empty()), (0, true, false));
-    let given: Vec<VmId> = plan(&mut view, &mut touched, jiff::Timestamp::UNIX_EPOCH).into_iter().filter_map(|(vm, _)| vm).collect();
-    assert_eq!((given, touched.is_empty()), (vec![id(5)], true));
+    let given: Vec<Whose> = plan(&mut view, &mut touched, jiff::Timestamp::UNIX_EPOCH).into_iter().map(|(whose, _)| whose).collect();
+    assert_eq!((given, touched.is_empty()), (vec![Whose::Seat(id(5))], true));
     let load = KeyValue { key: keys::load(&name("n0")), ..facts("n0") };
     assert!(take_in(&mut view, Change::Put(load)).is_empty(), "what is measured concerns no VM");
+}
+
+/// Each of a thousand nodes makes the network and fetches the image that all VMs have.
+#[test]
+fn where_a_network_or_an_image_is_concerns_no_vm() {
+    let network = |nodes: &[&str], mode: &str| {
+        let record = serde_json::json!({"id": uuid::Uuid::from_u128(50), "project": "default", "spec": {"name": "default", "mode": mode, "bridge": "br0"},
+            "nodes": nodes, "created_at": jiff::Timestamp::UNIX_EPOCH});
+        Change::Put(kv(keys::network(&name("default"), NetworkId(uuid::Uuid::from_u128(50))), &record))
+    };
+    let image = |copies: &[&str], deleted_by: Option<u128>| {
+        let spec = serde_json::json!({"name": "iso", "source": {"from": "build", "recipe": "debian-13"}});
+        let record = serde_json::json!({"id": uuid::Uuid::from_u128(51), "project": "default", "spec": spec, "facts": null, "node": "n0",
+            "copies": copies, "leaving": deleted_by.map(uuid::Uuid::from_u128), "created_at": jiff::Timestamp::UNIX_EPOCH});
+        Change::Put(kv(keys::image(&name("default"), ImageId(uuid::Uuid::from_u128(51))), &record))
+    };
+    let mut view = cluster(4, 2);
+    let mut spec = VmSpec::named(name("v7"));
+    spec.cdroms = serde_json::from_value(serde_json::json!([{"name": "cd", "image": "iso"}])).expect("a tray");
+    let record = VmRecord::created(id(7), name("default"), spec, jiff::Timestamp::UNIX_EPOCH);
+    take_in(&mut view, Change::Put(kv(keys::vm(&name("default"), id(7)), &record)));
+    let mut vms = |change: Change| take_in(&mut view, change).vms.drain().into_iter().collect::<Vec<_>>();
+    assert_eq!(vms(network(&[], "nat")), [id(7)], "it was not there");
+    assert_eq!(vms(network(&["n0"], "nat")), []);
+    assert_eq!(vms(network(&["n0", "n1"], "bridge")), [id(7)], "the hosts that have its bridge are fewer");
+    assert_eq!(vms(image(&[], None)), [id(7)]);
+    assert_eq!(vms(image(&["n1"], None)), [id(7)], "it can be fetched from there");
+    assert_eq!(vms(image(&["n1", "n2"], None)), [id(7)]);
+    assert_eq!(vms(image(&["n1", "n2", "n3"], None)), [], "that is one more than orders name");
+    assert_eq!(vms(image(&["n2", "n3"], None)), [id(7)]);
+    let deleted = take_in(&mut view, image(&["n2", "n3"], Some(3)));
+    assert_eq!((deleted.vms.len(), deleted.deletions.len()), (1, 1));
+}
+
+#[test]
+fn a_vm_whose_write_was_forestalled_is_looked_at_after_the_next_change() {
+    let mut view = cluster(1, 3);
+    view.look_again(id(2));
+    let load = KeyValue { key: keys::load(&name("n0")), ..facts("n0") };
+    assert_eq!(take_in(&mut view, Change::Put(load.clone())).vms.drain(), [id(2)].into());
+    assert!(take_in(&mut view, Change::Put(load)).is_empty(), "once");
 }
 
 #[test]
@@ -90,7 +131,7 @@ fn vms_of_one_look_do_not_all_get_the_same_node() {
             _ => None,
         });
         let owner = owner.expect("each gets one");
-        assert_eq!(*given, Some(owner.vm));
+        assert_eq!(*given, Whose::Seat(owner.vm));
         *counts.entry(owner.node.to_string()).or_default() += 1;
     }
     assert_eq!(counts.into_values().collect::<Vec<_>>(), [5, 5, 5, 5]);
