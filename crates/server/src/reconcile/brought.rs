@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vmkeep_store::{Compare, Op, keys, typed};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::name::Name;
+use vmkeep_types::network::NetworkRecord;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::VmRecord;
 
@@ -42,8 +45,61 @@ pub fn used_by(view: &ClusterView, vm: &VmRecord, node: &Name) -> Vec<(Compare, 
     writes
 }
 
-fn noted<T: serde::Serialize>(key: String, read: Revision, value: &T) -> (Compare, Op) {
+fn noted<T: Serialize>(key: String, read: Revision, value: &T) -> (Compare, Op) {
     (Compare::ModifiedAt(key.clone(), read), typed::put(key, value))
+}
+
+/// Which writes of one look note nodes at networks and images. Each compares the record as it was read, so of those that note at the
+/// same record one would hold, and a thousand nodes that get their first VM of a network would take a thousand looks.
+#[derive(Default)]
+pub struct Notes {
+    /// Record to the first write that puts it.
+    by: BTreeMap<String, usize>,
+}
+
+impl Notes {
+    /// Adds a write to those of the look. Not when another one puts a record that it puts: that one notes its node, too, and it is back
+    /// here when that has held.
+    pub fn add<W>(&mut self, writes: &mut Vec<(W, Txn)>, whose: W, txn: Txn) -> bool {
+        let notes: Vec<(&String, &Vec<u8>)> = txn.then.iter().filter_map(note).collect();
+        let others = notes.iter().filter_map(|(key, value)| Some((*self.by.get(*key)?, *key, *value)));
+        let mut after_another = false;
+        for (other, key, value) in others {
+            after_another = true;
+            writes[other].1.then.iter_mut().for_each(|op| match op {
+                Op::Put(to, into) if to == key => note_too(key, into, value),
+                _ => {}
+            });
+        }
+        if !after_another {
+            self.by.extend(notes.into_iter().map(|(key, _)| (key.clone(), writes.len())));
+            writes.push((whose, txn));
+        }
+        !after_another
+    }
+}
+
+fn note(op: &Op) -> Option<(&String, &Vec<u8>)> {
+    match op {
+        Op::Put(key, value) if key.starts_with(keys::ALL_NETWORKS) || key.starts_with(keys::ALL_IMAGES) => Some((key, value)),
+        _ => None,
+    }
+}
+
+/// Both were made from one record as it was read.
+fn note_too(key: &str, into: &mut Vec<u8>, from: &[u8]) {
+    let noted = if key.starts_with(keys::ALL_NETWORKS) {
+        joined(into, from, |into: &mut NetworkRecord, from: NetworkRecord| into.nodes.extend(from.nodes))
+    } else {
+        joined(into, from, |into: &mut ImageRecord, from: ImageRecord| into.copies.extend(from.copies))
+    };
+    *into = noted.expect("the leader has just written them");
+}
+
+fn joined<T: DeserializeOwned + Serialize>(into: &[u8], from: &[u8], join: impl FnOnce(&mut T, T)) -> serde_json::Result<Vec<u8>> {
+    let mut value = serde_json::from_slice(into)?;
+    join(&mut value, serde_json::from_slice(from)?);
+    serde_json::to_vec(&value)
 }
 
 /// Images that its disks are clones of and that lie in its trays, each once.

@@ -37,6 +37,7 @@ use vmkeep_store::{Compare, Held, Leadership, Store, StoreError, Txn, WatchBatch
 use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::name::Name;
 
+use brought::Notes;
 use ha::Desk;
 use intake::Intake;
 use pulse::Pulse;
@@ -306,20 +307,24 @@ pub fn plan(view: &mut ClusterView, touched: &mut Touched, now: jiff::Timestamp)
     if touched.homeless {
         touched.busy.extend(view.fleet().homeless().map(|guest| guest.id));
     }
-    let mut asking = Vec::new();
+    let (mut for_now, mut notes) = (Vec::new(), Notes::default());
     for id in touched.next_vms(VMS_PER_LOOK) {
         for txn in vm::next(view, id, now) {
             let owner = vm::owner_written(id, &txn);
             owner.iter().for_each(|owner| view.take_seat(owner));
             if let Some(node) = ha::arm::asked(&txn).filter(|_| owner.is_none()) {
                 view.expect(id, &node);
-                asking.push(id);
+                for_now.push(id);
             }
-            txns.push((owner.map_or(Whose::Vm(id), |_| Whose::Seat(id)), txn));
+            let whose = owner.map_or(Whose::Vm(id), |_| Whose::Seat(id));
+            if !notes.add(&mut txns, whose, txn) {
+                for_now.push(id);
+                view.look_again(id);
+            }
         }
     }
-    // Whoever asks a node to arm has it in this look only.
-    asking.into_iter().for_each(|id| view.give_back(id));
+    // Whoever asks a node to arm, or comes after another, has it in this look only.
+    for_now.into_iter().for_each(|id| view.give_back(id));
     txns.extend(view.drains.keys().filter_map(|node| Some((Whose::Other, drain::next(view, node, now)?))));
     let of_deletion = |op: &OperationId| view.ops.get(op).is_some_and(|op| deletion::is_one(&op.value));
     let (deletions, tasks): (Vec<_>, Vec<_>) = touched.tasks.iter().partition(|(_, op)| of_deletion(op));
