@@ -214,9 +214,9 @@ enum Keep {
     Available,
 }
 
-/// No disk, no NIC, no seed; it runs, as far as a fake can.
+/// On the network that every store has, as most are; no disk and no seed: it runs, as far as a fake can.
 fn wish(name: &str, keep: Keep) -> Value {
-    let wish = json!({ "name": name, "firmware": "bios", "memory": "1GiB", "nics": [], "cloud_init": null });
+    let wish = json!({ "name": name, "firmware": "bios", "memory": "1GiB", "cloud_init": null });
     match (keep, wish) {
         (Keep::Available, Value::Object(mut fields)) => {
             fields.extend([("ha".to_owned(), json!({})), ("run".to_owned(), json!("always"))]);

@@ -1,8 +1,6 @@
 //! From guests that burn a host's CPUs to the move that relieves it: measured by the agents, proposed from what they tell, and carried
 //! out by hand.
 
-use std::io::Write;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,6 +9,7 @@ use vmkeep_e2e::host::{Host, text};
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::wait::until;
 
+use super::consoles::answers;
 use super::hello::{BOOT, manifest, serial_says};
 
 /// Agents tell once a minute, and what is told is the mean of up to five.
@@ -100,20 +99,9 @@ fn plausible(host: &Host, node: &str, vm: &str) {
     });
 }
 
-/// Typed at its console, until its shell has taken it.
+/// Typed at its console.
 fn burn(host: &Host, vm: &str) {
     serial_says(host, vm, &format!("hello from {vm}"));
-    let mut console = host.cli();
-    let console = console.args(["console", vm]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut console = console.spawn().expect("vmkeep runs");
-    let mut keys = console.stdin.take().expect("piped");
-    let typed = format!("\nfor n in $(seq {}); do while :; do :; done & done; echo it-burns-$((40+2))\n", vcpus());
-    until(&format!("{vm} burns"), BOOT, || {
-        keys.write_all(typed.as_bytes()).map_err(|e| e.to_string())?;
-        std::thread::sleep(Duration::from_secs(1));
-        let log = text(&host.vmkeep(["vm", "logs", vm]).stdout);
-        if log.contains("it-burns-42") { Ok(()) } else { Err(log) }
-    });
-    console.kill().expect("our child");
-    console.wait().expect("our child");
+    let line = format!("for n in $(seq {}); do while :; do :; done & done; echo it-burns-$((40+2))", vcpus());
+    answers(host, vm, &line, "it-burns-42").expect("its shell has taken it");
 }

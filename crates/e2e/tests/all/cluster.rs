@@ -14,7 +14,7 @@ use super::hello::{BOOT, manifest};
 pub(super) const SETTLE: Duration = Duration::from_secs(120);
 /// `member.toml` is read anew every 2 s.
 const ENDPOINTS: Duration = Duration::from_secs(4);
-/// Longer than any node may be silent: 20 s are suspicious.
+/// Longer than a node may be silent before it is told offline.
 const SILENT: Duration = Duration::from_secs(30);
 
 pub(super) fn host(switch: &Switch, n: u8) -> Host {

@@ -7,22 +7,18 @@ use std::time::{Duration, Instant};
 
 use vmkeep_e2e::host::Host;
 
-use super::hello::{host_with_tiny, manifest, serial_says};
+use super::hello::{BOOT, host_with_tiny, manifest, serial_says};
 
 const ROUNDS: usize = 20;
-/// QEMU looks once a second whether somebody has opened a serial line that was closed.
-const PATIENCE: Duration = Duration::from_secs(15);
 
-/// One session: types once, and closes as soon as the answer is there.
-fn session(host: &Host, vm: &str, round: usize) -> Result<(), String> {
+/// One session: types a line once, and closes as soon as the answer is there. The answer must not be in the line, which is echoed.
+pub(super) fn answers(host: &Host, vm: &str, line: &str, answer: &str) -> Result<(), String> {
     let mut console = host.cli();
     let mut console =
         console.args(["console", vm]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vmkeep runs");
     let mut keys = console.stdin.take().expect("piped");
     let mut screen = console.stdout.take().expect("piped");
-    // Not the echo of what is typed: the guest's shell adds.
-    let answer = format!("round-{}-", 1000 + round);
-    let typed = keys.write_all(format!("\necho round-$((1000+{round}))-\n").as_bytes());
+    let typed = keys.write_all(format!("\n{line}\n").as_bytes());
     let (told, heard) = mpsc::channel();
     std::thread::spawn(move || {
         let mut piece = [0; 4096];
@@ -33,7 +29,7 @@ fn session(host: &Host, vm: &str, round: usize) -> Result<(), String> {
         }
     });
     let (begin, mut seen) = (Instant::now(), String::new());
-    while !seen.contains(&answer) && begin.elapsed() < PATIENCE {
+    while !seen.contains(answer) && begin.elapsed() < BOOT {
         match heard.recv_timeout(Duration::from_millis(100)) {
             Ok(piece) => seen += &String::from_utf8_lossy(&piece),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -42,7 +38,7 @@ fn session(host: &Host, vm: &str, round: usize) -> Result<(), String> {
     }
     console.kill().expect("our child");
     let ended = console.wait_with_output().expect("our child");
-    if seen.contains(&answer) {
+    if seen.contains(answer) {
         Ok(())
     } else {
         Err(format!("typed {typed:?}, saw {seen:?}, told {:?}", String::from_utf8_lossy(&ended.stderr)))
@@ -56,7 +52,8 @@ fn one_opened_right_after_another_was_closed_shows_and_takes_all() {
     serial_says(&host, "a", "hello from a");
     for round in 0..ROUNDS {
         let begin = Instant::now();
-        session(&host, "a", round).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        let (line, answer) = (format!("echo round-$((1000+{round}))-"), format!("round-{}-", 1000 + round));
+        answers(&host, "a", &line, &answer).unwrap_or_else(|e| panic!("round {round}: {e}"));
         eprintln!("round {round}: {:.2} s", begin.elapsed().as_secs_f32());
     }
 }

@@ -1,8 +1,6 @@
 //! Three hosts are one system: any control plane serves all nodes, leaders may die, nodes may be cut off.
 
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::process::Stdio;
 use std::time::Duration;
 
 use vmkeep_e2e::cluster::Cluster;
@@ -10,10 +8,13 @@ use vmkeep_e2e::host::{Host, text};
 use vmkeep_e2e::image::tiny;
 use vmkeep_e2e::wait::until;
 
+use super::consoles::answers;
 use super::hello::{BOOT, manifest, serial_says};
 
 /// Silence, a new leader's patience and what two cores add.
 const NOTICED: Duration = Duration::from_secs(90);
+/// Typed in a guest's shell, and what it says then.
+const ECHO: (&str, &str) = ("echo far-$((40+2))", "far-42");
 
 fn node_of(vm: &serde_json::Value) -> usize {
     vm["status"]["node"].as_str().and_then(|node| node.strip_prefix("node")?.parse::<usize>().ok()).expect("a node") - 1
@@ -36,7 +37,7 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
     // Serial log and console of a VM on another node than the API's.
     let far = ["a", "b", "c"][placed.iter().position(|node| *node != 0).expect("one is elsewhere")];
     serial_says(cluster.host(0), far, &format!("hello from {far}"));
-    console_answers(&cluster, far);
+    answers(cluster.host(0), far, ECHO.0, ECHO.1).expect("the far console answers");
 
     // The leader dies; another leads and carries a new wish out.
     let leader = cluster.leader();
@@ -59,23 +60,6 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
         let left = text(&member.host.exec(["find", "/var/lib/libvirt/images/vmkeep/images", "-type", "f"]).stdout);
         assert_eq!(left.trim(), "", "the image is deleted wherever it was copied to");
     }
-}
-
-fn console_answers(cluster: &Cluster, vm: &str) {
-    let seen = cluster.host(0).path("console.txt");
-    let screen = std::fs::File::create(&seen).expect("a file");
-    let mut console = cluster.host(0).cli();
-    let mut console =
-        console.args(["console", vm]).stdin(Stdio::piped()).stdout(screen).stderr(Stdio::null()).spawn().expect("vmkeep runs");
-    let mut keys = console.stdin.take().expect("piped");
-    until("the far console answers", BOOT, || {
-        keys.write_all(b"\necho far-$((40+2))\n").map_err(|e| e.to_string())?;
-        std::thread::sleep(Duration::from_secs(1));
-        let told = std::fs::read_to_string(&seen).unwrap_or_default();
-        if told.contains("far-42") { Ok(()) } else { Err(told) }
-    });
-    console.kill().expect("our child");
-    console.wait().expect("our child");
 }
 
 /// Why a VM is where it is, what may fail and what would fit: in words, and as data.
@@ -124,7 +108,7 @@ fn a_host_is_emptied_while_its_guests_run(cluster: &Cluster, from: usize) {
     for name in ["a", "b", "c", "d"] {
         assert_ne!(node_of(&cluster.host(0).phase(name, "running", NOTICED)), from, "{ops}");
     }
-    console_answers(cluster, "a");
+    answers(cluster.host(0), "a", ECHO.0, ECHO.1).expect("its console answers");
     until("nothing stays there", NOTICED, || {
         let files = text(&cluster.host(from).exec(["find", "/var/lib/libvirt/images/vmkeep", "-maxdepth", "1", "-type", "f"]).stdout);
         let left = format!("{}{files}", cluster.host(from).virsh(["list", "--all", "--name"]));
