@@ -96,7 +96,7 @@ pub const SEAL_ROTATION: &str = "seal/rotation";
 pub const ALL_CONTROL: &str = "control/";
 
 /// The newest format level this code writes: a store that has it holds records of that level.
-pub const LEVEL_NOW: u64 = 7;
+pub const LEVEL_NOW: u64 = 8;
 /// The oldest it works with: members of the version before are still there.
 pub const LEVEL_OLDEST: u64 = 2;
 /// From which on nodes may be drained: older leaders know no `drain/` and take its operation for another.
@@ -111,6 +111,8 @@ pub const LEVEL_GOODBYES: u64 = 5;
 pub const LEVEL_SHORT: u64 = 6;
 /// From which on a VM that is off takes its disks along: older leaders and agents know neither that phase nor that part.
 pub const LEVEL_FETCHES: u64 = 7;
+/// From which on it takes its TPM's state along, too: older agents do not know that part.
+pub const LEVEL_TPM: u64 = 8;
 
 pub const ALL_VMS: &str = "vm/";
 pub const ALL_CHOICES: &str = "choices/";

@@ -90,7 +90,7 @@ mod tests {
         store
     }
 
-    const NEW: &str = r#"cluster/level = 7
+    const NEW: &str = r#"cluster/level = 8
 joined/node1 = 
 n/node1/armed/3 = {"mode":"none"}
 n/node1/epoch = {"epoch":3,"boot_id":"b"}

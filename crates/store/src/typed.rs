@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(agree_on_level(&store).await, Ok(LEVEL_NOW), "the second start reads it");
         store.txn(Txn::default().then(put(LEVEL, &(LEVEL_NOW + 1)))).await.expect("a write");
         let refused = agree_on_level(&store).await.expect_err("newer");
-        let told = "the store was written by a newer vmkeep: its level is 8, this vmkeep knows 7; install the newer one again";
+        let told = "the store was written by a newer vmkeep: its level is 9, this vmkeep knows 8; install the newer one again";
         assert_eq!(refused.to_string(), told);
     }
 }

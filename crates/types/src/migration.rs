@@ -107,6 +107,8 @@ pub struct Way {
 pub enum LocalState {
     /// UEFI variables.
     Nvram,
+    /// What its TPM keeps.
+    Tpm,
 }
 
 /// How the guest goes.

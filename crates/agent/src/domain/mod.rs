@@ -97,6 +97,18 @@ pub fn nvram_path(vm: vmkeep_types::ids::VmId) -> String {
     format!("/var/lib/libvirt/qemu/nvram/{vm}_VARS.fd")
 }
 
+/// Where libvirt has swtpm keep what a VM's TPM 2.0 knows.
+pub fn tpm_path(vm: vmkeep_types::ids::VmId) -> String {
+    format!("/var/lib/libvirt/swtpm/{vm}/tpm2/tpm2-00.permall")
+}
+
+/// Whether a domain's TPM, if it has one, is a TPM 2.0 that keeps its state at [`tpm_path`], unencrypted.
+pub fn tpm_is_plain(xml: &str) -> bool {
+    let Ok(domain) = tree::parse(xml) else { return false };
+    let Some(backend) = domain.at("devices/tpm/backend") else { return true };
+    backend.get("version") == Some("2.0") && ["encryption", "source"].iter().all(|child| backend.find(child).is_none())
+}
+
 /// The UEFI variables of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variables {

@@ -46,7 +46,7 @@ use vmkeep_types::name::Name;
 
 pub use guests::Guests;
 pub use images::ImageDigest;
-pub use moves::{Member, MoveList, Moves};
+pub use moves::{Member, MoveList, Moves, TpmState};
 pub use wish::Wishes;
 
 use crate::host::check::CheckInput;
@@ -139,6 +139,7 @@ pub fn router(node: Arc<NodeHttp>) -> Router {
         .route("/n/moves/{uid}/same", get(moves::same))
         .route("/n/moves/{uid}/volumes/{volume}", get(moves::volume))
         .route("/n/moves/{uid}/nvram", get(moves::nvram))
+        .route("/n/moves/{uid}/tpm", get(moves::tpm))
         .route("/n/guests/shutdown", post(guests::shutdown))
         .route("/n/guests/resume", post(guests::resume))
         .fallback(answer::no_route)

@@ -4,12 +4,14 @@
 //!  GET /n/moves/UID                 what there is, and how much of it
 //!  GET /n/moves/UID/same?…          whether the asker's staging folder is this node's: a pool that is shared without saying so
 //!  GET /n/moves/UID/volumes/UID     a disk's file ┐ in pieces (pool::wire)
-//!  GET /n/moves/UID/nvram           UEFI variables ┘
+//!  GET /n/moves/UID/nvram           UEFI variables │
+//!  GET /n/moves/UID/tpm             what its TPM keeps ┘
 //! ```
 //! The owner's record says who may ask. A VM that runs, or is not on its way, is not given away.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use nix::unistd::{Gid, Group, Uid, User};
 use serde::{Deserialize, Serialize};
 use vmkeep_store::{keys, typed};
 use vmkeep_types::error::{Code, Error};
@@ -60,6 +63,17 @@ pub struct MoveList {
     pub volumes: BTreeMap<VolumeId, u64>,
     /// None: it has none, or was never started.
     pub nvram: Option<u64>,
+    /// None as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmState>,
+}
+
+/// A file that nobody but swtpm may read, and whom it runs as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmState {
+    pub bytes: u64,
+    pub user: String,
+    pub group: String,
 }
 
 /// What the runtime says of a VM that leaves.
@@ -126,6 +140,29 @@ impl NodeHttp {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Where what its TPM keeps lies; None: it has none, or was never started.
+    async fn tpm(&self, order: &Order) -> Answer<Option<PathBuf>> {
+        let path = PathBuf::from(domain::tpm_path(order.vm));
+        match self.hv().xml(order.vm, XmlKind::Inactive).await {
+            Ok(xml) if !domain::tpm_is_plain(&xml) => {
+                Err(Error::conflict("its TPM's state is encrypted, of an older TPM or in another place: it does not go along").into())
+            }
+            Ok(_) => Ok(Some(path).filter(|path| order.spec.tpm() && path.exists())),
+            Err(HvError::NoDomain(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// # Errors
+/// Whom it belongs to has no name here.
+fn tpm_state(path: &std::path::Path) -> std::io::Result<TpmState> {
+    let found = std::fs::metadata(path)?;
+    let user = User::from_uid(Uid::from_raw(found.uid()))?.map(|user| user.name);
+    let group = Group::from_gid(Gid::from_raw(found.gid()))?.map(|group| group.name);
+    let nobody = || std::io::Error::other("its owner has no name on this host");
+    Ok(TpmState { bytes: found.len(), user: user.ok_or_else(nobody)?, group: group.ok_or_else(nobody)? })
 }
 
 pub async fn same(
@@ -155,6 +192,9 @@ pub async fn list(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>, me
     if let Some(path) = node.variables(order.vm).await? {
         list.nvram = Some(std::fs::metadata(&path).map_err(|e| cannot(&path, &e))?.len());
     }
+    if let Some(path) = node.tpm(&order).await? {
+        list.tpm = Some(tpm_state(&path).map_err(|e| cannot(&path, &e))?);
+    }
     Ok(Json(list))
 }
 
@@ -170,6 +210,12 @@ pub async fn nvram(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>, m
     let order = node.leaving(&uid, &member).await?;
     let found = node.variables(order.vm).await?;
     stream(found.ok_or_else(|| Error::not_found("UEFI variables of the VM", &order.spec.name))?).await
+}
+
+pub async fn tpm(State(node): State<Arc<NodeHttp>>, Path(uid): Path<String>, member: Member) -> Answer<Response> {
+    let order = node.leaving(&uid, &member).await?;
+    let found = node.tpm(&order).await?;
+    stream(found.ok_or_else(|| Error::not_found("TPM state of the VM", &order.spec.name))?).await
 }
 
 fn cannot(path: &std::path::Path, error: &std::io::Error) -> Failure {

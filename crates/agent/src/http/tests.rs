@@ -540,6 +540,8 @@ async fn what_goes_along_is_for_the_heir_alone() {
         (Some("node2"), String::new()),
         (Some("node2"), format!("/volumes/{FOREIGN}")),
         (Some("node2"), "/nvram".into()),
+        (Some("node3"), "/tpm".into()),
+        (Some("node2"), "/tpm".into()),
         (Some("node2"), "/same?pool=default&file=same-1".into()),
         (Some("node2"), "/same?pool=default&file=same-2".into()),
         (Some("node2"), "/same?pool=default&file=../default".into()),
@@ -563,6 +565,8 @@ async fn what_goes_along_is_for_the_heir_alone() {
         node2 : 200 {"nvram":null,"volumes":{"00000000-0000-4000-8000-000000000001":70000}}
         node2 /volumes/00000000-0000-4000-8000-000000000002: 404 there is no volume of the VM '00000000-0000-4000-8000-000000000002'
         node2 /nvram: 404 there is no UEFI variables of the VM 'web1'
+        node3 /tpm: 403 not to you
+        node2 /tpm: 404 there is no TPM state of the VM 'web1'
         node2 /same?pool=default&file=same-1: 200 true
         node2 /same?pool=default&file=same-2: 200 false
         node2 /same?pool=default&file=../default: 422 file: letters, digits and - only

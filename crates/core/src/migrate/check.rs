@@ -40,7 +40,7 @@ pub enum Hindrance {
     LocalDisk(Name),
     /// UEFI variables are a file of this host alone.
     LocalNvram,
-    /// TPM state is a file of this host, and only a running guest takes it along.
+    /// What its TPM keeps is a file of this host alone.
     LocalTpm,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for Hindrance {
             Self::ForeignFile(disk, path) => write!(f, "disks[{disk}]: {path} is a file of this host that vmkeep did not make"),
             Self::LocalDisk(disk) => write!(f, "disks[{disk}]: its data is on this host alone"),
             Self::LocalNvram => f.write_str("its NVRAM is a file of this host alone"),
-            Self::LocalTpm => f.write_str("its TPM state is a file of this host, and only a running guest takes it along"),
+            Self::LocalTpm => f.write_str("its TPM state is a file of this host alone"),
         }
     }
 }
@@ -92,11 +92,7 @@ pub fn hindrances(baggage: &Baggage<'_>, travel: Travel) -> Vec<Hindrance> {
     let local_cd =
         |(drive, pool): &(&Name, Option<&PoolSpec>)| (!pool.is_some_and(is_shared)).then(|| Hindrance::LocalCd((*drive).clone()));
     found.extend(baggage.cds.iter().filter_map(local_cd));
-    if travel == Travel::Off {
-        if spec.tpm() {
-            found.push(Hindrance::LocalTpm);
-        }
-    } else if baggage.choices.domain_type.as_deref() == Some("kvm") && matches!(spec.cpu.model.as_str(), "host" | "max") {
+    if travel != Travel::Off && baggage.choices.domain_type.as_deref() == Some("kvm") && matches!(spec.cpu.model.as_str(), "host" | "max") {
         found.push(Hindrance::HostCpu(spec.cpu.model.clone()));
     }
     found
@@ -105,13 +101,17 @@ pub fn hindrances(baggage: &Baggage<'_>, travel: Travel) -> Vec<Hindrance> {
 /// Files of its host's libvirt that go along when it is off.
 pub fn local_state(baggage: &Baggage<'_>) -> BTreeSet<LocalState> {
     let uefi = matches!(baggage.choices.firmware, Some(FirmwareChoice::Uefi { .. }));
-    uefi.then_some(LocalState::Nvram).into_iter().collect()
+    uefi.then_some(LocalState::Nvram).into_iter().chain(baggage.spec.tpm().then_some(LocalState::Tpm)).collect()
 }
 
 /// What a VM would miss that is begun anew elsewhere because its host is lost, beside [`hindrances`].
 pub fn lost_with_host(baggage: &Baggage<'_>) -> Vec<Hindrance> {
     let disks = local_disks(baggage).into_iter().map(Hindrance::LocalDisk);
-    disks.chain(local_state(baggage).into_iter().map(|LocalState::Nvram| Hindrance::LocalNvram)).collect()
+    let state = local_state(baggage).into_iter().map(|state| match state {
+        LocalState::Nvram => Hindrance::LocalNvram,
+        LocalState::Tpm => Hindrance::LocalTpm,
+    });
+    disks.chain(state).collect()
 }
 
 /// How it travels, or what keeps it from that.
@@ -186,7 +186,7 @@ mod tests {
         Case { spec: json!({}), choices, foreign: None, shared: true, cd: false }
     }
 
-    /// What keeps it from moving while it runs, and while it is off.
+    /// What keeps it from moving while it runs, and while it is off, and what it misses when its host is lost.
     fn check(case: &Case, expect: Expect) {
         let mut whole = json!({"name": "web", "disks": [{"name": "root", "empty": true, "size": "1G"}]});
         whole.as_object_mut().expect("a map").extend(case.spec.as_object().expect("a map").clone());
@@ -212,11 +212,9 @@ mod tests {
         let cds = case.cd.then_some((&drive, Some(&pool))).into_iter().collect();
         let disks = vec![(&spec.disks[0].name, &volume, Some(&pool))];
         let baggage = Baggage { spec: &spec, choices: &case.choices, disks, cds, networks: Vec::new() };
-        let told = |travel| {
-            let found = hindrances(&baggage, travel);
-            if found.is_empty() { "nothing".into() } else { words(&found) }
-        };
-        expect.assert_eq(&format!("runs: {}\noff: {}", told(Travel::Running), told(Travel::Off)));
+        let told = |found: Vec<Hindrance>| if found.is_empty() { "nothing".into() } else { words(&found) };
+        let [runs, off] = [Travel::Running, Travel::Off].map(|travel| told(hindrances(&baggage, travel)));
+        expect.assert_eq(&format!("runs: {runs}\noff: {off}\nhost lost: {}", told(lost_with_host(&baggage))));
     }
 
     #[test]
@@ -224,53 +222,61 @@ mod tests {
         check(
             &case(),
             expect![[r#"
-            runs: nothing
-            off: nothing"#]],
+                runs: nothing
+                off: nothing
+                host lost: nothing"#]],
         );
         check(
             &Case { spec: json!({"devices": {"pci": ["0000:03:00.0"]}}), ..case() },
             expect![[r#"
-            runs: devices: it has a device of this host
-            off: devices: it has a device of this host"#]],
+                runs: devices: it has a device of this host
+                off: devices: it has a device of this host
+                host lost: nothing"#]],
         );
         check(
             &Case { spec: json!({"shares": [{"name": "src", "path": "/srv/src"}]}), ..case() },
             expect![[r#"
-            runs: shares: it shares a folder of this host
-            off: shares: it shares a folder of this host"#]],
+                runs: shares: it shares a folder of this host
+                off: shares: it shares a folder of this host
+                host lost: nothing"#]],
         );
         check(
             &Case { spec: json!({"cpu": {"model": "host"}}), ..case() },
             expect![[r#"
-            runs: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
-            off: nothing"#]],
+                runs: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
+                off: nothing
+                host lost: nothing"#]],
         );
         let emulated = VmChoices { domain_type: Some("qemu".into()), ..VmChoices::default() };
         check(
             &Case { spec: json!({"cpu": {"model": "max"}}), choices: emulated, ..case() },
             expect![[r#"
-            runs: nothing
-            off: nothing"#]],
+                runs: nothing
+                off: nothing
+                host lost: nothing"#]],
         );
         check(
             &Case { shared: false, cd: true, ..case() },
             expect![[r#"
-            runs: cdroms[cd0]: the CD is in a pool of this host; take it out first
-            off: cdroms[cd0]: the CD is in a pool of this host; take it out first"#]],
+                runs: cdroms[cd0]: the CD is in a pool of this host; take it out first
+                off: cdroms[cd0]: the CD is in a pool of this host; take it out first
+                host lost: disks[root]: its data is on this host alone"#]],
         );
         check(
             &Case { foreign: Some("/data/web.img"), ..case() },
             expect![[r#"
-            runs: disks[root]: /data/web.img is a file of this host that vmkeep did not make
-            off: disks[root]: /data/web.img is a file of this host that vmkeep did not make"#]],
+                runs: disks[root]: /data/web.img is a file of this host that vmkeep did not make
+                off: disks[root]: /data/web.img is a file of this host that vmkeep did not make
+                host lost: nothing"#]],
         );
         let firmware = FirmwareChoice::Uefi { loader: "/l".into(), loader_format: "raw".into(), template: "/t".into(), secure_boot: true };
         let uefi = VmChoices { firmware: Some(firmware), ..case().choices };
         check(
             &Case { spec: json!({"tpm": true}), choices: uefi, ..case() },
             expect![[r#"
-            runs: nothing
-            off: its TPM state is a file of this host, and only a running guest takes it along"#]],
+                runs: nothing
+                off: nothing
+                host lost: its NVRAM is a file of this host alone; its TPM state is a file of this host alone"#]],
         );
     }
 }

@@ -30,6 +30,7 @@ fn files(cluster: &Cluster, vm: &str) -> Vec<String> {
         mine.map(|v| format!("{POOL}/{}.{}", v["id"].as_str().expect("an id"), v["format"].as_str().expect("a format"))).collect();
     let id = cluster.host(0).vm(vm)["id"].as_str().expect("an id").to_owned();
     files.push(format!("/var/lib/libvirt/qemu/nvram/{id}_VARS.fd"));
+    files.push(format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall"));
     files
 }
 
@@ -72,7 +73,9 @@ fn vms_that_are_off_take_their_disks_along_whoever_is_killed() {
     cluster.host(0).ok(["image".as_ref(), "import".as_ref(), tiny().as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
     let disks = "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 256M, format: raw}]\n";
     cluster.host(0).apply(&manifest("data", &format!("run: on-failure\nnics: []\n{disks}")));
-    cluster.host(0).apply("kind: vm\nname: efi\nfirmware: uefi\nmemory: 128M\nnics: []\ndisks: [{name: root, empty: true, size: 64M}]\n");
+    cluster
+        .host(0)
+        .apply("kind: vm\nname: efi\nfirmware: uefi\ntpm: true\nmemory: 128M\nnics: []\ndisks: [{name: root, empty: true, size: 64M}]\n");
     for vm in ["data", "efi"] {
         cluster.host(0).ok(["vm", "start", vm]);
         let host = on(&cluster, vm, "running");
@@ -102,11 +105,18 @@ fn vms_that_are_off_take_their_disks_along_whoever_is_killed() {
     let efi = on(&cluster, "efi", "stopped");
     let kept = files(&cluster, "efi");
     let variables = sums(&cluster, efi, &kept);
-    assert_eq!(variables.len(), 2, "a disk and UEFI variables: {variables:?}");
+    assert_eq!(variables.len(), 3, "a disk, UEFI variables and what the TPM keeps: {variables:?}");
+    let owner = |host: usize| text(&cluster.host(host).exec(["stat", "-c", "%U:%G", &kept[2]]).stdout);
+    let was = owner(efi);
     cluster.host(0).ok(["node", "drain", &format!("node{}", efi + 1)]);
     let now = on(&cluster, "efi", "stopped");
     assert_ne!(now, efi);
     assert_eq!(sums(&cluster, now, &kept), variables, "as they were");
+    assert_eq!(owner(now), was, "swtpm does not run as root");
+    until("the source keeps nothing", RECOVERED, || {
+        let left = sums(&cluster, efi, &kept);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
     cluster.host(0).ok(["vm", "start", "efi"]);
     assert_eq!(on(&cluster, "efi", "running"), now);
 }

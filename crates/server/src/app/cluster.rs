@@ -356,9 +356,9 @@ mod tests {
         let same = Admission { address: "10.0.0.1".into(), ..wish(&good, "h2", 2) };
         refused(&store, &same, now(), expect!["member 'h1' has the address 10.0.0.1"]).await;
         let old = Admission { version: "0.0.9".into(), ..wish(&good, "h2", 2) };
-        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 7), the cluster 0.1.0 (level 7)"]).await;
+        refused(&store, &old, now(), expect!["'h2' runs vmkeep 0.0.9 (level 8), the cluster 0.1.0 (level 8)"]).await;
         let newer = Admission { level: keys::LEVEL_NOW + 1, ..wish(&good, "h2", 2) };
-        refused(&store, &newer, now(), expect!["'h2' runs vmkeep 0.1.0 (level 8), the cluster 0.1.0 (level 7)"]).await;
+        refused(&store, &newer, now(), expect!["'h2' runs vmkeep 0.1.0 (level 9), the cluster 0.1.0 (level 8)"]).await;
         let vm = vmkeep_types::ids::VmId(uuid::Uuid::from_u128(1));
         let owner = serde_json::json!({"vm": vm, "project": "default", "node": "h1", "epoch": 1, "generation": 1});
         store.txn(Txn::default().then(typed::put(keys::owner(vm), &owner))).await.expect("written");

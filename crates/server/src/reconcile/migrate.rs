@@ -14,7 +14,8 @@ use vmkeep_store::{Compare, Op, Txn, keys, typed};
 use vmkeep_types::error::{Code, Error};
 use vmkeep_types::ids::{Epoch, VmId, VolumeId};
 use vmkeep_types::migration::{
-    Handed, Migration, MigrationAddress, MoveOrder, MovePart, MovePhase, MoveSaid, MoveSeen, Moving, PartKind, Stop, Travel, Way,
+    Handed, LocalState, Migration, MigrationAddress, MoveOrder, MovePart, MovePhase, MoveSaid, MoveSeen, Moving, PartKind, Stop, Travel,
+    Way,
 };
 use vmkeep_types::name::Name;
 use vmkeep_types::observed::{Doing, DomainState, Observed, VmMemory};
@@ -226,12 +227,16 @@ impl Going<'_> {
             Turn::Ask(txn) => return Some(txn),
             Turn::Wait(why) => return self.blocked(&why),
         };
-        if travel == Travel::Off && self.view.level() < keys::LEVEL_FETCHES && !(copied.is_empty() && state.is_empty()) {
-            let told = format!(
-                "its data is on this host, and off it takes that along from store level {} on; this store has level {}",
-                keys::LEVEL_FETCHES,
-                self.view.level()
-            );
+        let needs = match (copied.is_empty() && state.is_empty(), state.contains(&LocalState::Tpm)) {
+            (true, _) => keys::LEVEL_OLDEST,
+            (false, false) => keys::LEVEL_FETCHES,
+            (false, true) => keys::LEVEL_TPM,
+        };
+        if travel == Travel::Off && self.view.level() < needs {
+            let what = if needs == keys::LEVEL_TPM { "data and TPM state are" } else { "data is" };
+            let has = self.view.level();
+            let told =
+                format!("its {what} on this host, and off it takes that along from store level {needs} on; this store has level {has}");
             return Some(
                 self.end(End::Stayed(Error::conflict(told).hint("vmkeep cluster upgrade-check; then vmkeep cluster raise-level"))),
             );

@@ -4,7 +4,8 @@
 //!  n/NODE/hb ──watch──► view ──look, each second──► core::health::judge ──► state/NODE, when it changes
 //! ```
 //! Time is the leader's own, from when it first saw a heartbeat's revision: a new leader gives every node its time anew, and one
-//! whose watch or lease breaks loses what it knew with its leadership. No decision about who may run a VM rests on it.
+//! whose watch or lease breaks loses what it knew with its leadership. A node that was silent stays so until it is heard: else each new
+//! leader would place VMs on hosts that are off. No decision about who may run a VM rests on it.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +19,17 @@ use vmkeep_types::name::Name;
 
 use super::view::ClusterView;
 
-/// The last heartbeat of each node, and when it was first seen.
 #[derive(Default)]
-pub struct Pulse(BTreeMap<Name, (Revision, Instant)>);
+pub struct Pulse(BTreeMap<Name, Last>);
+
+/// A node's last heartbeat.
+struct Last {
+    beat: Revision,
+    /// When it was first seen.
+    at: Instant,
+    /// This leader has seen another one before it; what a listing shows may be old.
+    heard: bool,
+}
 
 impl Pulse {
     /// The states that are not what is stored. A node without heartbeats (a host alone) has no state.
@@ -30,13 +39,14 @@ impl Pulse {
         for (node, keys_of) in &view.nodes {
             let Some((beat, profile)) = keys_of.beat else { continue };
             let timers = Timers::of(view.ha_settings.profile).or_longer(Timers::of(profile));
-            let last = self.0.entry(node.clone()).or_insert((beat, now));
-            if last.0 != beat {
-                *last = (beat, now);
+            let last = self.0.entry(node.clone()).or_insert(Last { beat, at: now, heard: false });
+            if last.beat != beat {
+                *last = Last { beat, at: now, heard: true };
             }
-            let silent = now.saturating_duration_since(last.1);
-            let state = judge(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX), &timers);
+            let silent = now.saturating_duration_since(last.at);
+            let judged = judge(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX), &timers);
             let stored = view.states.get(node);
+            let state = stored.filter(|_| !last.heard).map_or(judged, |stored| stored.value.state.max(judged));
             if stored.is_some_and(|stored| stored.value.state == state) {
                 continue;
             }
@@ -105,11 +115,15 @@ mod tests {
         bed.check(7, expect![""]).await;
         bed.check(8, expect![[r#"state/node1 {"state":"suspect","since":"2023-11-14T22:13:21Z"}"#]]).await;
         bed.check(17, expect![[r#"state/node1 {"state":"offline","since":"2023-11-14T22:13:21Z"}"#]]).await;
-        // A new leader has not heard it silent: it waits as long as any.
+        // A new leader has not heard it at all.
         bed.pulse = Pulse::default();
-        bed.check(20, expect![[r#"state/node1 {"state":"online","since":"2023-11-14T22:13:40Z"}"#]]).await;
-        bed.check(36, expect![[r#"state/node1 {"state":"offline","since":"2023-11-14T22:13:40Z"}"#]]).await;
+        bed.check(20, expect![""]).await;
+        bed.check(36, expect![""]).await;
         bed.beat(2).await;
         bed.check(37, expect![[r#"state/node1 {"state":"online","since":"2023-11-14T22:13:57Z"}"#]]).await;
+        // Nor silent: one that was heard by the leader before has as long as any.
+        bed.pulse = Pulse::default();
+        bed.check(50, expect![""]).await;
+        bed.check(57, expect![[r#"state/node1 {"state":"suspect","since":"2023-11-14T22:14:10Z"}"#]]).await;
     }
 }

@@ -1,15 +1,17 @@
-//! The destination copies what a VM that is off has on its host: disks into staging and then under their names, and UEFI variables.
+//! The destination copies what a VM that is off has on its host: disks into staging and then under their names, UEFI variables, and what
+//! its TPM keeps.
 //!
 //! ```text
 //!  list ─► each volume: pieces ─► staging ─ whole, its base is here ─► durable under its name      ─┐
-//!          UEFI variables likewise                                                                  ├─► Ready
+//!          UEFI variables, TPM state likewise                                                       ├─► Ready
 //!  a break: tried again from the volume that was under way; silent for PATIENCE, or refused ───────► Refused
 //! ```
 //! Nothing here is the VM's until the leader has made this node its owner, so what is left of an earlier try is replaced. A new order
 //! ends the copying before it is carried out. After a restart of the agent all is copied anew.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +20,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Response;
 use futures_util::StreamExt;
+use nix::unistd::{Group, User};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -36,7 +39,7 @@ use super::super::apply::pool_of;
 use super::super::node::Node;
 use super::{AGAIN, AT_REST, LOOK_EVERY, Mover};
 use crate::domain;
-use crate::http::MoveList;
+use crate::http::{MoveList, TpmState};
 use crate::image::broke;
 use crate::pool::Pool;
 use crate::pool::qcow2::Header;
@@ -47,8 +50,8 @@ use crate::pool::wire::Writer;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A list of volumes is a few kB.
 const LIST_BYTES_MAX: usize = 1 << 20;
-/// UEFI variables take half a MiB; what is larger is something else.
-const NVRAM_BYTES_MAX: u64 = 16 << 20;
+/// UEFI variables take half a MiB, a TPM's state some kB; what is larger is something else.
+const STATE_BYTES_MAX: u64 = 16 << 20;
 
 /// What has arrived, and the copying under way.
 #[derive(Default)]
@@ -185,15 +188,19 @@ impl Fetch {
         let nvram = list.nvram.filter(|_| self.state.contains(&LocalState::Nvram));
         // What was never made at the source is made here by the first start.
         let there: Vec<_> = missing.into_iter().filter_map(|(disk, v)| Some((disk, v, *list.volumes.get(&v.id)?))).collect();
-        let total = there.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + nvram.unwrap_or(0);
+        let tpm = list.tpm.filter(|_| self.state.contains(&LocalState::Tpm));
+        let total = there.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + nvram.unwrap_or(0) + tpm.as_ref().map_or(0, |tpm| tpm.bytes);
         self.count.total.store(total, Ordering::Relaxed);
         for (disk, volume, bytes) in there {
             let told = |e: Error| Error { message: format!("disks[{disk}]: {}", e.message), ..e };
             self.volume(volume, bytes).await.map_err(told)?;
             self.arrived.lock().expect("no panic holds this lock").insert(volume.id);
         }
-        match nvram {
-            Some(bytes) => self.nvram(bytes).await,
+        if let Some(bytes) = nvram {
+            self.nvram(bytes).await?;
+        }
+        match tpm {
+            Some(tpm) => self.tpm(&tpm).await,
             None => Ok(()),
         }
     }
@@ -229,17 +236,41 @@ impl Fetch {
     }
 
     async fn nvram(&self, bytes: u64) -> Result<(), Error> {
-        if bytes > NVRAM_BYTES_MAX {
+        if bytes > STATE_BYTES_MAX {
             return Err(Error::refused(format!("its UEFI variables take {}", ByteCount::from_bytes(bytes).human())));
         }
         let path = PathBuf::from(domain::nvram_path(self.order.vm));
         let folder = path.parent().expect("a file in a folder");
         std::fs::create_dir_all(folder).map_err(|e| cannot_write(folder, &e))?;
+        self.state("/nvram", &path, bytes, None).await
+    }
+
+    /// Its folder and itself are swtpm's, as at the source: libvirt gives it the folder and no file in there.
+    async fn tpm(&self, found: &TpmState) -> Result<(), Error> {
+        if found.bytes > STATE_BYTES_MAX {
+            return Err(Error::refused(format!("its TPM state takes {}", ByteCount::from_bytes(found.bytes).human())));
+        }
+        let (uid, gid) = runs_as(&found.user, &found.group)?;
+        let path = PathBuf::from(domain::tpm_path(self.order.vm));
+        let folder = path.parent().expect("a file in a folder");
+        let own = folder.parent().expect("a folder of the VM");
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(own).and_then(|()| {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            chown(folder, Some(uid), Some(gid))
+        });
+        made.map_err(|e| cannot_write(folder, &e))?;
+        self.state("/tpm", &path, found.bytes, Some((uid, gid))).await
+    }
+
+    /// A file that libvirt will look for: whole and durable under its name, or not there.
+    async fn state(&self, what: &str, path: &Path, bytes: u64, owner: Option<(u32, u32)>) -> Result<(), Error> {
+        let folder = path.parent().expect("a file in a folder");
         let part = tempfile::NamedTempFile::new_in(folder).map_err(|e| cannot_write(folder, &e))?;
         let file = part.as_file().try_clone().map_err(|e| cannot_write(part.path(), &e))?;
-        self.receive("/nvram", file, part.path(), bytes).await?;
-        let placed = part.as_file().sync_all().and_then(|()| part.persist(&path).map(drop).map_err(|e| e.error));
-        placed.and_then(|()| File::open(folder)?.sync_all()).map_err(|e| cannot_write(&path, &e))
+        self.receive(what, file, part.path(), bytes).await?;
+        let owned = owner.map_or(Ok(()), |(uid, gid)| fchown(part.as_file(), Some(uid), Some(gid)));
+        let placed = owned.and_then(|()| part.as_file().sync_all()).and_then(|()| part.persist(path).map(drop).map_err(|e| e.error));
+        placed.and_then(|()| File::open(folder)?.sync_all()).map_err(|e| cannot_write(path, &e))
     }
 
     /// A file that the source sends, as far as its end.
@@ -271,6 +302,16 @@ impl Fetch {
             }
         }
         writer.end().map(drop).map_err(|e| broke(&self.from, &e))
+    }
+}
+
+/// Users have another number on each host.
+fn runs_as(user: &str, group: &str) -> Result<(u32, u32), Error> {
+    let (uid, gid) = (User::from_name(user).ok().flatten(), Group::from_name(group).ok().flatten());
+    match (uid, gid) {
+        (Some(user), Some(group)) => Ok((user.uid.as_raw(), group.gid.as_raw())),
+        _ => Err(Error::refused(format!("swtpm runs as {user}:{group} where the VM is, and there is no such user or group here"))
+            .hint("apt-get install swtpm swtpm-tools, and the same swtpm_user and swtpm_group in /etc/libvirt/qemu.conf")),
     }
 }
 

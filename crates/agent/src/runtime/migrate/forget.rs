@@ -1,5 +1,6 @@
 //! What is left of a VM on a node that does not own it goes: description, QEMU, seed, and volumes that lie elsewhere by now.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use vmkeep_core::migrate::check::is_shared;
@@ -27,7 +28,7 @@ pub async fn forget(mover: &mut Mover) -> Result<Duration, Error> {
         let spec = pool_of(&mover.order.order, pool)?;
         mover.node.pool(spec)?.delete_volume(*volume).await?;
     }
-    drop_variables(mover);
+    drop_local_state(mover);
     drop_seed(mover);
     drop_addresses(mover).await;
     mover.say(MoveSaid::Clean, None, None).await?;
@@ -79,8 +80,13 @@ async fn drop_addresses(mover: &Mover) {
 }
 
 /// libvirt takes away those of a domain that it knows; what was copied for one that did not come is known here alone.
-fn drop_variables(mover: &Mover) {
+fn drop_local_state(mover: &Mover) {
     let _ = std::fs::remove_file(crate::domain::nvram_path(mover.order.vm));
+    let tpm = PathBuf::from(crate::domain::tpm_path(mover.order.vm));
+    // The VM's own folder.
+    if let Some(folder) = tpm.ancestors().nth(2) {
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 /// In a shared pool it is the owner's too.
