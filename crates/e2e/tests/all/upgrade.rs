@@ -89,7 +89,7 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
     }
     until_nothing_is_in_the_way(&hosts[0]);
     let told = text(&hosts[1].vmkeep(["cluster", "upgrade-check"]).stderr);
-    assert!(told.contains("next: every member can write level 7: vmkeep cluster raise-level"), "{told}");
+    assert!(told.contains("next: every member can write level 8: vmkeep cluster raise-level"), "{told}");
     hosts[1].ok(["cluster", "raise-level", "--yes"]);
     until("etcd asks who somebody is", SETTLE, || {
         let out = etcdctl_as(&hosts[0], "etcd", "get cluster/id");
