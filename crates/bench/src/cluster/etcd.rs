@@ -12,6 +12,8 @@ use vmkeep_store::etcd::{EtcdConfig, EtcdStore, admin};
 use crate::daemon::Pid;
 
 const MEMBERS: usize = 3;
+/// Of history, as vmkeep has each member keep it.
+pub const RETENTION: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Killed with this value.
@@ -39,7 +41,8 @@ impl Etcds {
             command.args(["--listen-client-urls", &url(*client), "--advertise-client-urls", &url(*client)]);
             command.args(["--listen-peer-urls", &url(*peer), "--initial-advertise-peer-urls", &url(*peer)]);
             command.args(["--initial-cluster", &cluster.join(","), "--grpc-keepalive-min-time", "1s"]);
-            command.args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]);
+            let retention = format!("{}s", RETENTION.as_secs());
+            command.args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", &retention]);
             command.args(["--quota-backend-bytes", &(2_u64 << 30).to_string()]);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             etcds.members.push(Member { child: command.spawn().context("cannot start etcd: install etcd-server")?, url: url(*client) });
@@ -79,14 +82,14 @@ impl Etcds {
         Ok(())
     }
 
-    /// Of the largest member.
-    pub async fn database_mib(&self) -> anyhow::Result<f64> {
-        let mut largest = 0;
+    /// The largest member's file, and the most that one has in use of it, in MiB.
+    pub async fn database_mib(&self) -> anyhow::Result<(f64, f64)> {
+        let (mut file, mut used) = (0, 0);
         for member in &self.members {
-            let config = EtcdConfig { endpoints: vec![member.url.clone()], tls: None };
-            largest = largest.max(admin::status(&config).await?.db_bytes);
+            let status = admin::status(&EtcdConfig { endpoints: vec![member.url.clone()], tls: None }).await?;
+            (file, used) = (file.max(status.db_bytes), used.max(status.used_bytes));
         }
-        Ok(largest as f64 / f64::from(1 << 20))
+        Ok((file as f64 / f64::from(1 << 20), used as f64 / f64::from(1 << 20)))
     }
 }
 

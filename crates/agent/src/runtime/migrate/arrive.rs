@@ -26,8 +26,10 @@ pub async fn prepare(mover: &mut Mover) -> Result<Duration, Error> {
     }
     let said = match one_folder(mover).await? {
         Folder::Own => {
-            // From here on there may be volumes.
-            mover.say(MoveSaid::Working, None, None).await?;
+            if matches!(&mover.order.part, MovePart::Prepare { copy, .. } if !copy.is_empty()) {
+                // From here on there may be volumes.
+                mover.say(MoveSaid::Working, None, None).await?;
+            }
             match make_ready(mover).await {
                 Ok(()) => Ok(()),
                 Err(error) => {

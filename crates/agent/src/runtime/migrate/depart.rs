@@ -13,6 +13,9 @@ use super::{AGAIN, AT_REST, LOOK_EVERY, Mover, QUIET};
 use crate::domain;
 use crate::hypervisor::{HvError, MigrateTo, StayDisks, XmlKind};
 
+/// A small guest has gone by then: QEMU, asked in between how far it is, sends nothing meanwhile.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
 pub async fn turn(mover: &mut Mover) -> Result<Duration, Error> {
     let (job, progress) = mover.job().await;
     let domain = mover.look().await;
@@ -43,7 +46,7 @@ pub async fn turn(mover: &mut Mover) -> Result<Duration, Error> {
             }
             (mover.call, mover.calls) = (Call::Running, mover.calls + 1);
             mover.answer = Some(tokio::spawn(async move { hv.migrate(vm, &to).await }));
-            Ok(LOOK_EVERY)
+            Ok(FIRST_LOOK)
         }
         Do::Abort => {
             // Nothing to abort yet, or any more: the next look tells.
