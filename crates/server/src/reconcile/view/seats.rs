@@ -15,7 +15,7 @@ use vmkeep_types::ids::{ImageId, NetworkId, PoolId, VmId};
 use vmkeep_types::image::ImageRecord;
 use vmkeep_types::migration::PartKind;
 use vmkeep_types::name::Name;
-use vmkeep_types::network::NetworkMode;
+use vmkeep_types::network::{NetworkMode, NetworkRecord};
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::pool::VolumeRecord;
 use vmkeep_types::record::{Owner, PowerWish, VmRecord};
@@ -244,10 +244,10 @@ impl ClusterView {
     }
 
     pub(super) fn put_network(&mut self, id: &str, kv: &KeyValue, touched: &mut Touched) {
-        let before = id.parse().ok().and_then(|id| self.networks.get(&id)).map(|kept| kept.value.spec.clone());
+        let before = id.parse().ok().and_then(|id| self.networks.get(&id)).map(|kept| kept.value.clone());
         let Some(id) = keep(&mut self.networks, id, kv) else { return };
         let network = &self.networks[&id].value;
-        if before.is_some_and(|before| before == network.spec) {
+        if before.is_some_and(|before| NetworkRecord { nodes: network.nodes.clone(), ..before } == *network) {
             // On which nodes it is concerns its deletion alone.
             touched.deletions.extend(network.leaving);
         } else {
