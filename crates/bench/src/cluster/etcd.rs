@@ -13,7 +13,7 @@ use crate::daemon::Pid;
 
 const MEMBERS: usize = 3;
 /// Of history, as vmkeep has each member keep it.
-pub const RETENTION: Duration = Duration::from_secs(300);
+pub const RETENTION: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Killed with this value.
