@@ -1,5 +1,7 @@
 //! Writing a VM's wish: every name resolved, every problem told at once, volumes and index in the same transaction.
 
+use std::time::Duration;
+
 use vmkeep_core::change::{self, Effect};
 use vmkeep_store::typed::Stored;
 use vmkeep_store::{Compare, Store, Txn, keys, typed};
@@ -19,6 +21,11 @@ use crate::view::restore_secrets;
 
 /// Random bytes of a MAC, behind QEMU's prefix.
 const MAC_RANDOM_BYTES: usize = 3;
+/// Tries of a VM that is to be. It compares the networks and images that it names, and in the first rollout over many nodes the leader
+/// notes more of them there for seconds.
+const CREATES_MAX: u32 = 100;
+/// After the first [`TRIES_MAX`], between two.
+const REST: Duration = Duration::from_millis(25);
 
 /// What a write came to.
 #[derive(Clone, Debug)]
@@ -50,7 +57,10 @@ pub enum Same {
 /// A new VM; a taken name is a conflict.
 pub async fn create(store: &dyn Store, ask: &Ask, spec: VmSpec) -> Result<Written, Error> {
     let spec = check::normalize(spec);
-    for _ in 0..TRIES_MAX {
+    for tries in 0..CREATES_MAX {
+        if tries >= TRIES_MAX {
+            tokio::time::sleep(REST).await;
+        }
         let tried = try_create(store, ask, &spec).await;
         if let Ok(Some(written)) = tried {
             return Ok(written);
