@@ -134,21 +134,23 @@ impl NodeHttp {
 
     /// Where its UEFI variables lie; None: it has none.
     async fn variables(&self, vm: VmId) -> Answer<Option<PathBuf>> {
-        match self.hv().xml(vm, XmlKind::Inactive).await {
-            Ok(xml) => Ok(domain::variables(&xml).map(|variables| variables.path).filter(|path| path.exists())),
-            Err(HvError::NoDomain(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let variables = self.description(vm).await?.and_then(|xml| domain::variables(&xml));
+        Ok(variables.map(|variables| variables.path).filter(|path| path.exists()))
     }
 
     /// Where what its TPM keeps lies; None: it has none, or was never started.
     async fn tpm(&self, order: &Order) -> Answer<Option<PathBuf>> {
-        let path = PathBuf::from(domain::tpm_path(order.vm));
-        match self.hv().xml(order.vm, XmlKind::Inactive).await {
-            Ok(xml) if !domain::tpm_is_plain(&xml) => {
-                Err(Error::conflict("its TPM's state is encrypted, of an older TPM or in another place: it does not go along").into())
-            }
-            Ok(_) => Ok(Some(path).filter(|path| order.spec.tpm() && path.exists())),
+        let Some(xml) = self.description(order.vm).await? else { return Ok(None) };
+        if !domain::tpm_is_plain(&xml) {
+            return Err(Error::conflict("its TPM's state is encrypted, of an older TPM or in another place: it does not go along").into());
+        }
+        Ok(Some(PathBuf::from(domain::tpm_path(order.vm))).filter(|path| order.spec.tpm() && path.exists()))
+    }
+
+    /// As libvirt stores it; None: it has no such domain.
+    async fn description(&self, vm: VmId) -> Answer<Option<String>> {
+        match self.hv().xml(vm, XmlKind::Inactive).await {
+            Ok(xml) => Ok(Some(xml)),
             Err(HvError::NoDomain(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -288,7 +288,9 @@ async fn write_each(
         if let Whose::Seat(vm) = whose {
             view.give_back(vm);
         }
-        if let (true, Whose::Seat(vm) | Whose::Vm(vm)) = (forestalled, whose) {
+        if let Whose::Seat(vm) | Whose::Vm(vm) = whose
+            && forestalled
+        {
             view.look_again(vm);
         }
     }
