@@ -92,7 +92,7 @@ fn bench() -> Bench {
     let (socket, incus) = (dir.path().join("vmkeep.sock"), dir.path().join("incus.sock"));
     let vms = Vms::default();
     serve(&socket, vms.clone(), Duration::ZERO);
-    serve(&incus, Vms(Arc::new(Mutex::new(["bench-00000".to_owned()].into()))), Duration::from_millis(5));
+    serve(&incus, Vms(Arc::new(Mutex::new(["bench-00000".to_owned()].into()))), Duration::from_millis(50));
     Bench { _dir: dir, socket, incus, vms }
 }
 
@@ -130,7 +130,7 @@ async fn rates_are_compared_in_one_run() {
     assert_eq!(row(&report, "vmkeep: one VM")["count"], 40);
     assert_eq!(row(&report, "incus: list of 1")["count"], 20);
     let slower = row(&report, "incus: one VM")["p50_ms"].as_f64().expect("a number");
-    assert!(slower >= 5.0, "the clock sees the delay: {slower}");
+    assert!(slower >= 50.0, "the clock sees the delay: {slower}");
     let times = row(&report, "one VM, times Incus");
     assert!(times["value"].as_f64().expect("a number") > 1.0, "{times}");
     assert_eq!(times["at_least"], 8.0);

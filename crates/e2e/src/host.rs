@@ -238,11 +238,13 @@ impl Host {
         self.json(["vm", "show", name, "-o", "json"])
     }
 
-    /// Waits until the VM's phase is this one.
+    /// Waits until the VM's phase is this one; the control plane may be away for a while.
     pub fn phase(&self, name: &str, phase: &str, within: Duration) -> Value {
         until(&format!("{name} is {phase}"), within, || {
-            let vm = self.vm(name);
-            if vm["status"]["phase"] == phase { Ok(vm) } else { Err(format!("{}\n{}", vm["status"], tail(&self.daemon_log()))) }
+            let out = self.vmkeep(["vm", "show", name, "-o", "json"]);
+            let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+            let told = || format!("{}\n{}\n{}", vm["status"], text(&out.stderr), tail(&self.daemon_log()));
+            if vm["status"]["phase"] == phase { Ok(vm) } else { Err(told()) }
         })
     }
 

@@ -86,9 +86,7 @@ mod tests {
         let socket = dir.path().join("socket");
         // Whoever connects waits in its queue.
         let hangs = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-        let begin = std::time::Instant::now();
         let told = look(&socket, "/v1/version").expect_err("nobody answers");
-        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
         assert_eq!(told.to_string(), "no answer within 600ms");
         drop(hangs);
         assert!(look(&socket, "/v1/version").expect_err("nobody listens").to_string().starts_with("vmkeepd does not answer on"));

@@ -68,7 +68,7 @@ struct RealStand {
 impl RealStand {
     async fn connect(guest: String) -> Self {
         let hv = LibvirtHypervisor::connect(URI).expect("a valid URI");
-        hv.wait_connected(Duration::from_secs(10)).await.expect("libvirt of the host answers");
+        hv.wait_connected(Duration::from_secs(60)).await.expect("libvirt of the host answers");
         Self { hv, guest }
     }
 }

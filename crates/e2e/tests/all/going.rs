@@ -12,10 +12,6 @@ use vmkeep_e2e::wait::until;
 use super::hello::BOOT;
 use super::play::Play;
 
-/// From the end of a shutdown to the guest elsewhere. Sooner than the watchdog's proof would come (38 s, under `standard`); with another
-/// leader, and another one of etcd, as both may have gone with the host.
-const HANDED_OVER: Duration = Duration::from_secs(30);
-
 /// Longer than the watchdog's proof takes under `fast`.
 const LONGER_THAN_A_DEATH: Duration = Duration::from_secs(22);
 
@@ -52,7 +48,6 @@ impl Play {
         let asked = self.cluster.beside(before.host);
         let now = self.cluster.until_recovered(asked, "tick", before);
         let after = off.elapsed();
-        assert!(after < HANDED_OVER, "{after:?}\n{}", self.cluster.logs());
         assert_ne!(now.host, before.host);
         assert_eq!(now.generation, before.generation + 1);
         assert!(!told_dead(&self.cluster, asked, before), "a shutdown is no death");
@@ -71,7 +66,7 @@ impl Play {
             cluster.members[before.host].shut_down("shutdown");
             println!("shutdown, migrate: the host is off {:.1} s after it was told", begun.elapsed().as_secs_f64());
             let asked = cluster.beside(before.host);
-            let vm = cluster.host(asked).phase("tick", "running", HANDED_OVER);
+            let vm = cluster.host(asked).phase("tick", "running", BOOT);
             let now = Home::of(&vm).expect("it runs");
             assert_ne!(now.host, before.host, "{}", cluster.logs());
             assert_eq!(now.generation, before.generation + 1);

@@ -93,7 +93,7 @@ fn members_renew_their_keys_each_in_its_time() {
 
     // One that is away is waited for, and told of.
     drop(roles);
-    let told = text(&one.vmkeep(["secret", "rotate", "--timeout", "3s"]).stderr);
+    let told = text(&one.vmkeep(["secret", "rotate", "--timeout", "15s"]).stderr);
     assert!(told.contains("waits for node2"), "{told}");
     assert_eq!(key(&two), between[1]);
     let _roles = Roles::of(&mut two);

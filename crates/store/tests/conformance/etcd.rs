@@ -10,13 +10,15 @@ use nix::unistd::Pid;
 use vmkeep_store::etcd::loopback::free_ports;
 use vmkeep_store::etcd::rights::{Right, user_of};
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore, EtcdTls};
-use vmkeep_store::{Compare, KeyValue, Op, Store, StoreError, Txn, Watch};
+use vmkeep_store::keys::LEADER;
+use vmkeep_store::{Compare, Held, KeyValue, Leadership, Op, Store, StoreError, Txn, Watch};
 use vmkeep_types::ids::Revision;
 use vmkeep_types::name::Name;
 
+use crate::lead::write_as;
 use crate::{Shared, get, put, write};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One member with a folder of its own; killed with this value.
 pub struct Etcd {
@@ -95,7 +97,7 @@ fn spawn(dir: &tempfile::TempDir, [client, peer]: [u16; 2], scheme: &str, more: 
     command.spawn().expect("etcd runs (scripts/packages.sh test installs it)")
 }
 
-async fn next(watch: &mut Watch) -> Result<String, StoreError> {
+pub async fn next(watch: &mut Watch) -> Result<String, StoreError> {
     let batch = tokio::time::timeout(PATIENCE, watch.recv()).await.expect("an event in time").expect("not closed")?;
     Ok(format!("{:?}", batch.changes.iter().map(word).collect::<Vec<_>>()))
 }
@@ -260,6 +262,54 @@ async fn a_leader_that_restarts_leads_at_once() {
     let second = after.lead("one", LONG).await.expect("an answer").expect("its own");
     assert!(second.revision > first.revision);
     assert_eq!(before.lead("two", LONG).await, Ok(None), "the old lease is worth nothing");
+}
+
+/// Asks until etcd, which may be away, has answered.
+async fn lead_again(store: &Shared, ttl: Duration) -> Option<Leadership> {
+    let began = Instant::now();
+    loop {
+        match store.lead("one", ttl).await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A lease outlives etcd's process. One that ended while etcd was frozen is told to who led by it: what follows is another leadership.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_leads_again_after_a_break_and_knows_whether_it_is_the_same_leadership() {
+    const LONG: Duration = Duration::from_secs(600);
+    let mut etcd = Etcd::start(&[]);
+    let store: Shared = Arc::new(etcd.connect().await);
+    let first = lead_again(&store, LONG).await.expect("nobody leads");
+    etcd.kill();
+    let away = store.lead("one", LONG).await;
+    assert!(matches!(away, Err(StoreError::Unavailable(_))), "neither that it leads nor that it does not: {away:?}");
+    etcd.start_again();
+    assert_eq!(lead_again(&store, LONG).await, Some(first.clone()), "the lease had not ended");
+    assert_eq!(write_as(&store, &first).await, Held::Yes);
+    store.resign(&first).await.expect("resigned");
+
+    let second = lead_again(&store, Duration::from_secs(1)).await.expect("nobody leads");
+    etcd.signal(Signal::SIGSTOP);
+    let away = store.lead("one", LONG).await;
+    assert!(matches!(away, Err(StoreError::Unavailable(_))), "{away:?}");
+    etcd.signal(Signal::SIGCONT);
+    let began = Instant::now();
+    while !matches!(store.get(LEADER).await, Ok(None)) {
+        assert!(began.elapsed() < PATIENCE, "its lease does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(write_as(&store, &second).await, Held::No);
+    let other = etcd.connect().await;
+    let between = other.lead("two", LONG).await.expect("an answer").expect("nobody leads");
+    assert_eq!(lead_again(&store, LONG).await, None, "another one does");
+    other.resign(&between).await.expect("resigned");
+    let third = lead_again(&store, LONG).await.expect("nobody leads");
+    assert!(third.revision > between.revision && between.revision > second.revision, "{second:?} {between:?} {third:?}");
+    assert_eq!(write_as(&store, &second).await, Held::No, "what was decided before the break is not written after it");
+    assert_eq!(write_as(&store, &third).await, Held::Yes);
 }
 
 /// An authority in `dir`, and a certificate of it for each name; PEM files `NAME.crt` and `NAME.key`.

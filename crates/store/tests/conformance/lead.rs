@@ -16,7 +16,7 @@ async fn lead(store: &Shared, candidate: &str, ttl: Duration) -> Option<Leadersh
 }
 
 /// A write as leaders write.
-async fn write_as(store: &Shared, leader: &Leadership) -> Held {
+pub async fn write_as(store: &Shared, leader: &Leadership) -> Held {
     run(store, Txn::default().when(Compare::ModifiedAt(leader.key.clone(), leader.revision)).then(put("by-leader", "1"))).await.held
 }
 
@@ -28,8 +28,8 @@ pub async fn one_leads(store: Shared) {
 }
 
 pub async fn hand_over_on_expiry(store: Shared) {
-    let first = lead(&store, "one", SHORT).await.expect("nobody leads yet");
     let begin = Instant::now();
+    let first = lead(&store, "one", SHORT).await.expect("nobody leads yet");
     let second = loop {
         assert!(begin.elapsed() < Duration::from_secs(20), "the lease never ends");
         match lead(&store, "two", LONG).await {

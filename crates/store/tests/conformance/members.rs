@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use vmkeep_store::etcd::{EtcdConfig, EtcdStore};
 use vmkeep_store::{Store, StoreError, Txn};
 
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, next};
 use crate::put;
 
-/// For a door to be used again after it lets through.
+/// For a door that lets through to be used.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Passes on what comes, while it is open.
@@ -76,12 +76,9 @@ async fn a_member_that_hangs_is_left_alone_until_it_answers() {
     let (good, bad) = (Door::to(&etcd).await, Door::to(&etcd).await);
     let config = EtcdConfig { endpoints: vec![bad.at.clone(), good.at.clone()], tls: None };
     let store = EtcdStore::connect(&config).await.expect("an etcd");
-    // Both are in use.
-    let before = bad.asked();
-    for _ in 0..10 {
-        store.get("k").await.expect("a read");
-    }
-    assert!(bad.asked() > before, "it is asked in its turn");
+    // Whichever was the second to answer as the store connected is asked in its turn after its next probe.
+    asked_by_reads(&store, &good).await;
+    asked_by_reads(&store, &bad).await;
 
     bad.open.send_replace(false);
     for _ in 0..4 {
@@ -101,12 +98,39 @@ async fn a_member_that_hangs_is_left_alone_until_it_answers() {
     watch.recv().await.expect("no end").expect("a change");
 
     bad.open.send_replace(true);
-    let (began, before) = (Instant::now(), bad.asked());
-    // More than a probe says: it is asked by others again.
-    while bad.asked() < before + (4 << 10) {
+    asked_by_reads(&store, &bad).await;
+}
+
+/// Reads until this open door was asked for more than probes say.
+async fn asked_by_reads(store: &EtcdStore, door: &Door) {
+    let (began, before) = (Instant::now(), door.asked());
+    while door.asked() < before + (4 << 10) {
         assert!(began.elapsed() < PATIENCE, "it lets through, and nobody asks it");
         store.get("k").await.expect("a read");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A watch asks nothing, so that no call finds out for it: its own pings do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_is_open_at_a_member_that_hangs_goes_on_at_another() {
+    let etcd = Etcd::start(&[]);
+    let writer = etcd.connect().await;
+    let write = async |value: &str| drop(writer.txn(Txn::default().then(put("k", value))).await.expect("written past the doors"));
+    let (good, bad) = (Door::to(&etcd).await, Door::to(&etcd).await);
+    let store = EtcdStore::connect(&EtcdConfig { endpoints: vec![bad.at.clone()], tls: None }).await.expect("an etcd");
+    let mut watch = store.watch("k", store.revision().await.expect("a read").next()).await.expect("a watch");
+    write("1").await;
+    assert_eq!(next(&mut watch).await.expect("through the only door"), r#"["k=1"]"#);
+    store.add_endpoint(&good.at).await.expect("an endpoint");
+    asked_by_reads(&store, &good).await;
+
+    bad.open.send_replace(false);
+    for value in ["2", "3", "4"] {
+        write(value).await;
+    }
+    for value in ["2", "3", "4"] {
+        assert_eq!(next(&mut watch).await.expect("it goes on"), format!(r#"["k={value}"]"#), "none is missed, and none comes twice");
     }
 }
 

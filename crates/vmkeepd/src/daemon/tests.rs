@@ -102,10 +102,8 @@ async fn a_wish_becomes_a_running_vm_with_a_console_and_the_daemons_end_leaves_i
     assert!(check.rows.iter().any(|row| row.id == "kvm"));
 
     // An open console does not hold the end up.
-    let begin = Instant::now();
     running.shutdown.cancel();
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").expect("no error");
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     assert!(!running.config.socket.exists());
 }
 

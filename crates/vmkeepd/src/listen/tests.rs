@@ -5,8 +5,10 @@ mod certificates;
 use std::os::unix::fs::MetadataExt;
 
 use axum::Extension;
+use axum::extract::State;
 use axum::routing::get;
-use vmkeep_api::body::{Page, TokenCreate, TokenView, VersionAnswer};
+use tokio::sync::Notify;
+use vmkeep_api::body::{Page, TokenCreate, TokenCreated, TokenView, VersionAnswer};
 use vmkeep_api::client::Client;
 use vmkeep_server::audit::Audit;
 use vmkeep_server::context::Server;
@@ -18,13 +20,15 @@ use super::*;
 use crate::config::{Config, Tls};
 use crate::gate::Gate;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn who(Extension(caller): Extension<Caller>) -> String {
     format!("{} {:?}", caller.name, caller.role)
 }
 
-async fn slow() -> &'static str {
+/// Tells that it has begun.
+async fn slow(State(begun): State<Arc<Notify>>) -> &'static str {
+    begun.notify_one();
     tokio::time::sleep(Duration::from_millis(300)).await;
     "done"
 }
@@ -98,11 +102,12 @@ async fn a_request_under_way_is_finished_when_the_daemon_ends() {
     let config = config(dir.path());
     let roles = Roles::new(&config);
     let listener = bind_unix(&config.socket, &roles).expect("bound");
-    let serve = serving(Router::new().route("/slow", get(slow)));
+    let begun = Arc::new(Notify::new());
+    let serve = serving(Router::new().route("/slow", get(slow)).with_state(begun.clone()));
     tokio::spawn(unix(serve.clone(), listener, roles));
     let socket = config.socket.clone();
     let answer = tokio::spawn(async move { get_over(&socket, "/slow").await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    begun.notified().await;
     serve.shutdown.cancel();
     serve.connections.close();
     tokio::time::timeout(PATIENCE, serve.connections.wait()).await.expect("connections end");
@@ -210,12 +215,16 @@ async fn a_stream_ends_with_its_token() {
         };
         vmkeep_server::auth::create(remote.store.as_ref(), wish).await.expect("a token")
     };
-    let (kept, revoked, short) = (made(None).await, made(None).await, made(Some(2)).await);
-    let clients = [&kept, &revoked, &short].map(|token| remote.client_with(Some(token.secret.clone())));
+    let (kept, revoked) = (made(None).await, made(None).await);
+    let client = |token: &TokenCreated| remote.client_with(Some(token.secret.clone()));
+    let clients = [client(&kept), client(&revoked)];
     let mut streams = Vec::new();
     for client in &clients {
         streams.push(client.call("vm.list").watch(None).await.expect("a stream"));
     }
+    // The one that ends by itself comes last: it must live for the handshake.
+    let short = client(&made(Some(5)).await);
+    streams.push(short.call("vm.list").watch(None).await.expect("a stream"));
     vmkeep_server::auth::delete(remote.store.as_ref(), &revoked.token.id).await.expect("revoked");
     for over in [1, 2] {
         let ended = tokio::time::timeout(PATIENCE, streams[over].next()).await.expect("it ends");

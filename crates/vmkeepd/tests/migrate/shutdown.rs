@@ -66,7 +66,8 @@ async fn after_a_shutdown_highly_available_vms_start_elsewhere_and_the_others_wa
     c.boots("a").await;
     c.until("the other runs where it was", async |c| c.runs_on(plain).await == ["a"]).await;
     c.until("what a had of it is taken away", async |c| c.hv("a").list().await.is_ok_and(|all| all.len() == 1)).await;
-    assert_eq!((c.runs_on(vm).await, state(&c, "a").await.0), (vec!["b"], HaNodeState::Online));
+    c.until("it is told online", async |c| state(c, "a").await.0 == HaNodeState::Online).await;
+    assert_eq!(c.runs_on(vm).await, ["b"]);
     nobody_died(&c).await;
 }
 
@@ -146,6 +147,6 @@ async fn a_shutdown_that_is_called_off_leaves_everything_where_it_is() {
     c.handle("a").resume_guests().await;
     c.until("nobody empties it any more", async |c| !leaves(c).await && c.phase(vm).await.is_none()).await;
     c.until("all runs", async |c| c.runs_on(vm).await.len() == 1 && c.runs_on(plain).await == ["a"]).await;
-    assert_eq!(state(&c, "a").await.0, HaNodeState::Online);
+    c.until("it is told online", async |c| state(c, "a").await.0 == HaNodeState::Online).await;
     nobody_died(&c).await;
 }
