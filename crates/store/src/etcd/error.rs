@@ -65,6 +65,12 @@ pub fn never_left(error: &Error) -> bool {
     connecting || (late && status.message().contains("deadline has elapsed"))
 }
 
+/// The members elect their leader: the one that was asked refuses until they have one, before it does anything with what it is asked
+/// (`newUnaryInterceptor` in etcd's `api/v3rpc/interceptor.go`, for requests that require a leader).
+pub fn is_election(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message() == "etcdserver: no leader")
+}
+
 /// Another member may answer: one that is behind does not know yet whom the others know.
 pub fn is_silence(error: &Error) -> bool {
     matches!(told(Purpose::Read, error), StoreError::Unavailable(_) | StoreError::Denied(_))

@@ -17,13 +17,15 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, timeout};
 
-use super::error::{Purpose, is_answer, is_silence, never_left, silent, told};
+use super::error::{Purpose, is_answer, is_election, is_silence, never_left, silent, told};
 use super::{CALL_DEADLINE, CONNECT_DEADLINE, EtcdConfig};
 use crate::StoreError;
 
 /// For one call, the rests between them included. With all members dead, all of them are refused within milliseconds.
 const TRIES_MAX: u32 = 40;
 const REST: Duration = Duration::from_millis(5);
+/// The same while etcd elects its leader, which takes it some tenths of a second, and two more where the votes were split.
+const ELECTION_REST: Duration = Duration::from_millis(50);
 /// How often a read leaves a member that is silent over it: where all are slow, it waits for an answer.
 const MOVES_MAX: u32 = 2;
 /// Between two probes of a silent member: at first, and at the most. A thousand nodes probe it.
@@ -130,6 +132,7 @@ impl Members {
             for _ in 1..TRIES_MAX {
                 match self.one_try(purpose, moves, &call).await {
                     None => moves -= 1,
+                    Some(Err(error)) if is_election(&error) => sleep(ELECTION_REST).await,
                     Some(Err(error)) if never_left(&error) || (purpose.is_read() && is_silence(&error)) => {
                         refusal = refusal.take().or(Some(told(purpose, &error)).filter(|told| matches!(told, StoreError::Denied(_))));
                         sleep(REST).await;
@@ -248,5 +251,36 @@ impl Member {
             self.heard().answers = true;
         }
         answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tonic::Status;
+
+    use super::*;
+
+    /// What becomes of a write whose first calls end so, and how many calls that were. Nobody is connected to.
+    async fn written(ends: &str, calls: u32) -> (Result<u32, StoreError>, u32) {
+        let config = EtcdConfig { endpoints: vec!["http://127.0.0.1:1".into()], tls: None };
+        let members = Members::connect(&config, ConnectOptions::new()).await.expect("an endpoint");
+        let made = AtomicU32::new(0);
+        let call = |_| {
+            let n = made.fetch_add(1, Ordering::Relaxed) + 1;
+            let answer = if n > calls { Ok(n) } else { Err(Error::GRpcStatus(Status::unavailable(ends))) };
+            std::future::ready(answer)
+        };
+        let outcome = members.outcome(Purpose::Write, call).await;
+        (outcome, made.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_write_waits_for_an_election_and_is_not_repeated_after_silence() {
+        assert_eq!(written("etcdserver: no leader", 8).await, (Ok(9), 9));
+        let (silent, calls) = written("etcdserver: request timed out", 1).await;
+        assert!(matches!(silent, Err(StoreError::Unknown(_))), "it may have been carried out: {silent:?}");
+        assert_eq!(calls, 1);
     }
 }
