@@ -164,6 +164,16 @@ impl DirPool {
         paths.find(|path| Header::read(path).is_ok_and(|header| header.backing.is_some_and(|backing| Path::new(&backing) == image)))
     }
 
+    /// Is what lies here the shared pool, as far as it is known to be one?
+    fn check_mark(&self) -> Result<(), Error> {
+        let wanted = *self.mark.lock().expect("no panic holds this lock");
+        if wanted.is_some_and(|mark| self.mark() != Some(mark)) {
+            return Err(Error::refused(format!("what is at {} is not the shared pool", self.root.display()))
+                .hint("mount it; the mark that tells is the file .vmkeep-pool in the pool's folder"));
+        }
+        Ok(())
+    }
+
     fn sweep(&self) {
         let now = std::time::SystemTime::now();
         for entry in std::fs::read_dir(self.staging()).into_iter().flatten().flatten() {
@@ -185,11 +195,7 @@ fn staged(path: &Path) -> String {
 impl Pool for DirPool {
     async fn ensure(&self) -> Result<(), Error> {
         self.check_links()?;
-        let wanted = *self.mark.lock().expect("no panic holds this lock");
-        if wanted.is_some_and(|mark| self.mark() != Some(mark)) {
-            return Err(Error::refused(format!("what is at {} is not the shared pool", self.root.display()))
-                .hint("mount it; the mark that tells is the file .vmkeep-pool in the pool's folder"));
-        }
+        self.check_mark()?;
         for (path, mode) in [(self.root.clone(), 0o711), (self.root.join("images"), 0o711), (self.staging(), 0o700)] {
             std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(|e| self.io("make", &path, &e))?;
         }
@@ -262,6 +268,8 @@ impl Pool for DirPool {
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), Error> {
         let _turn = self.turn(volume).await;
+        // What is not there now would lie there for ever.
+        self.check_mark()?;
         for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
             let path = self.path_of(volume, format);
             self.clear(&staged(&path));

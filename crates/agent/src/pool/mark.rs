@@ -45,6 +45,7 @@ fn make(folder: &Path) -> std::io::Result<PoolMark> {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use vmkeep_types::ids::VolumeId;
 
     use super::*;
     use crate::pool::Pool;
@@ -64,7 +65,7 @@ mod tests {
         assert_ne!(of(other.path()).expect("a mark"), hosts[0]);
     }
 
-    /// A folder that is mounted over, or is not mounted, gets neither disks nor images.
+    /// A folder that is mounted over, or is not mounted, gets neither disks nor images, and none is taken for deleted there.
     #[tokio::test]
     async fn nothing_is_made_where_the_mark_is_another() {
         let dir = tempfile::tempdir().expect("a folder");
@@ -75,8 +76,11 @@ mod tests {
         expect!["what is at DIR/pool is not the shared pool"].assert_eq(&refused(pool.ensure().await.expect_err("no folder")));
         std::fs::create_dir(dir.path().join("pool")).expect("a folder");
         expect!["what is at DIR/pool is not the shared pool"].assert_eq(&refused(pool.ensure().await.expect_err("another folder")));
+        let gone = pool.delete_volume(VolumeId(Uuid::nil())).await.expect_err("the volume is not gone, it is elsewhere");
+        expect!["what is at DIR/pool is not the shared pool"].assert_eq(&refused(gone));
         pool.expect(pool.mark());
         pool.ensure().await.expect("the pool");
+        pool.delete_volume(VolumeId(Uuid::nil())).await.expect("there is none");
     }
 
     #[test]

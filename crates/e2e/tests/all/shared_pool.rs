@@ -1,5 +1,6 @@
 //! A host that has lost a shared pool: nothing is made in what lies in its place, and nothing new comes to the host.
 
+use std::path::Path;
 use std::time::Duration;
 
 use vmkeep_e2e::cluster::{Cluster, Plan, Program, Signal};
@@ -35,20 +36,26 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
 
     run(&["node", "cordon", "node1", "node3"]);
     cluster.host(0).apply(&manifest("a", "run: always\n"));
-    run(&["vm", "stop", "a", "--force"]);
+    cluster.host(0).apply(&manifest("c", "run: always\n"));
+    run(&["vm", "stop", "a", "c", "--force"]);
+    assert_eq!(disks(shared.path()), 2);
 
     // What the host would see had it come up without its mount; it does not know yet.
     let over = cluster.host(1).exec(["mount", "-t", "tmpfs", "none", &pool]);
     assert!(over.status.success(), "{}", text(&over.stderr));
     run(&["vm", "start", "a", "--no-wait"]);
-    until("the host says what is wrong", BOOT, || {
-        let told = run(&["vm", "show", "a"]);
-        if told.contains(&format!("what is at {pool} is not the shared pool")) {
-            Ok(())
-        } else {
-            Err(format!("{told}\n{}", cluster.logs()))
-        }
-    });
+    // Its disk would lie there for ever.
+    run(&["vm", "delete", "c", "--yes", "--no-wait"]);
+    for vm in ["a", "c"] {
+        until("the host says what is wrong", BOOT, || {
+            let told = run(&["vm", "show", vm]);
+            if told.contains(&format!("what is at {pool} is not the shared pool")) {
+                Ok(())
+            } else {
+                Err(format!("{told}\n{}", cluster.logs()))
+            }
+        });
+    }
     until("it is known that the host has not the pool", DESCRIBED, || {
         let told = run(&["pool", "show", "default"]);
         if told.contains("node2: what is at its path is not the pool") { Ok(()) } else { Err(told) }
@@ -67,9 +74,17 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
     assert_eq!(run(&["vm", "explain", "b"]).matches(NOT_THERE).count(), 1);
     assert_eq!(made_by_node2().trim(), ".vmkeep-pool");
 
-    // Mounted again, the host goes on with what it has; it had given up.
+    assert_eq!(disks(shared.path()), 3, "the disk of the VM that is to go is not forgotten");
+
+    // Mounted again, the host goes on with what it has; it had given up on the start, and not on the end.
     let back = cluster.host(1).exec(["umount", &pool]);
     assert!(back.status.success(), "{}", text(&back.stderr));
+    until("the VM and its disk are gone", BOOT, || {
+        match (cluster.host(0).vmkeep(["vm", "show", "c"]).status.success(), disks(shared.path())) {
+            (false, 2) => Ok(()),
+            (there, disks) => Err(format!("{there}, {disks} disks")),
+        }
+    });
     run(&["vm", "start", "a"]);
     assert_eq!(cluster.host(0).phase("a", "running", BOOT)["status"]["node"], "node2");
     until("the host is told to have it", DESCRIBED, || {
@@ -78,4 +93,9 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
     });
     run(&["vm", "migrate", "b", "--to", "node2"]);
     assert_eq!(cluster.host(0).phase("b", "running", BOOT)["status"]["node"], "node2");
+}
+
+fn disks(pool: &Path) -> usize {
+    let files = std::fs::read_dir(pool).expect("a folder").map(|file| file.expect("an entry").path());
+    files.filter(|file| file.extension().is_some_and(|kind| kind == "qcow2")).count()
 }
