@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vmkeep_store::{KeyValue, Leadership, Listing, StoreError, StoreId, TxnOutcome, Watch};
+use vmkeep_store::{Compare, KeyValue, Leadership, Listing, StoreError, StoreId, TxnOutcome, Watch};
 use vmkeep_types::ids::{OperationId, Revision};
 use vmkeep_types::order::{NodeTask, Work};
 
@@ -18,9 +18,33 @@ struct Counting {
     store: Arc<EmbeddedStore>,
     calls: AtomicUsize,
     keys: AtomicUsize,
+    /// Of so many writes somebody else writes first what they were decided from.
+    overtaken: AtomicUsize,
 }
 
 impl Counting {
+    fn over(bed: &Bed) -> Arc<Self> {
+        let [calls, keys, overtaken] = [const { AtomicUsize::new(0) }; 3];
+        Arc::new(Self { store: bed.store.clone(), calls, keys, overtaken })
+    }
+
+    /// The same values as before, at new revisions.
+    async fn overtake(&self, txn: &Txn) {
+        let take = |left: usize| left.checked_sub(1);
+        let compared = txn.compare.iter().filter_map(|compare| match compare {
+            Compare::ModifiedAt(key, _) => Some(key),
+            _ => None,
+        });
+        let mut written = Txn::default();
+        for key in compared {
+            let there = self.store.get(key).await.expect("a read").expect("it is compared");
+            written = written.then(Op::Put(there.key, there.value));
+        }
+        if !written.then.is_empty() && self.overtaken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            self.store.txn(written).await.expect("written");
+        }
+    }
+
     fn note(&self, keys: usize) {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.keys.fetch_add(keys, Ordering::SeqCst);
@@ -52,6 +76,7 @@ impl Store for Counting {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         self.note(txn.compare.len() + txn.then.len());
+        self.overtake(&txn).await;
         self.store.txn(txn).await
     }
 
@@ -84,6 +109,15 @@ async fn with_nodes(count: usize) -> Bed {
     bed
 }
 
+/// The same, with requests that go through such a store.
+fn counted(bed: Bed) -> (Bed, Arc<Counting>) {
+    let counting = Counting::over(&bed);
+    let mut server = Server::new(bed.store.clone(), bed.node.clone(), Name::known("node1"), Audit::default());
+    // What the cache reads once, at its start, is no request's.
+    Arc::get_mut(&mut server).expect("nobody else has it yet").store = counting.clone();
+    (Bed { router: router(server.clone()), server, ..bed }, counting)
+}
+
 /// Calls of the store, and keys in them, of each request in a cluster of so many nodes and VMs.
 async fn cost(nodes: usize, vms: usize, requests: &[(&str, Value)]) -> Vec<(usize, usize)> {
     let bed = with_nodes(nodes).await;
@@ -95,11 +129,7 @@ async fn cost(nodes: usize, vms: usize, requests: &[(&str, Value)]) -> Vec<(usiz
         counters.push(json!({"id": id, "name": "x", "at": jiff::Timestamp::UNIX_EPOCH, "cpu_time_ns": 0, "vcpus": 1, "memory_bytes": 0, "rss_bytes": 0,
             "disk_read_bytes": 0, "disk_write_bytes": 0, "disk_read_ops": 0, "disk_write_ops": 0, "net_rx_bytes": 0, "net_tx_bytes": 0}));
     }
-    let counting = Arc::new(Counting { store: bed.store.clone(), calls: AtomicUsize::new(0), keys: AtomicUsize::new(0) });
-    let mut server = Server::new(bed.store.clone(), bed.node.clone(), Name::known("node1"), Audit::default());
-    // What the cache reads once, at its start, is no request's.
-    Arc::get_mut(&mut server).expect("nobody else has it yet").store = counting.clone();
-    let bed = Bed { router: router(server.clone()), server, ..bed };
+    let (bed, counting) = counted(bed);
     bed.node.answers.lock().expect("lock").push(("/n/stats", json!(counters)));
     // The first question about placement has the cache read the cluster.
     let plan = json!({"dry_run": true, "manifests": [{"kind": "vm", "name": "first", "nics": []}]});
@@ -164,4 +194,16 @@ async fn an_operation_is_cancelled_where_there_are_many_nodes() {
     assert_eq!((cancelled.status, &cancelled.json()["state"]), (200, &json!("cancelled")), "{}", cancelled.body);
     let left = bed.store.list(keys::ALL_NODES).await.expect("a list").items;
     assert!(left.iter().all(|kv| !kv.key.contains("/task/")), "{left:?}");
+}
+
+/// A VM compares the network that it names. In the first rollout over many nodes the leader notes them there one after another.
+#[tokio::test]
+async fn a_vm_is_made_while_its_network_learns_nodes() {
+    let (bed, counting) = counted(with_nodes(SOME).await);
+    for line in ["POST /v1/vms", "PUT /v1/vms/web2"] {
+        counting.overtaken.store(SOME, Ordering::SeqCst);
+        let made = bed.call(line, json!({"name": if line.starts_with("PUT") { "web2" } else { "web1" }})).await;
+        assert!((200..300).contains(&made.status), "{line}: {}", made.body);
+        assert_eq!(counting.overtaken.load(Ordering::SeqCst), 0, "{line}: it went in between");
+    }
 }
