@@ -117,6 +117,21 @@ pub async fn members(store: &dyn Store) -> Result<Vec<MemberRecord>, Error> {
     records.into_iter().map(with_word).collect()
 }
 
+/// A request to be let in, of whichever version: what another one leaves out or spells otherwise does not hide which it is.
+///
+/// # Errors
+/// The token is wrong, and nothing more is said; it is of another version; it is no request; the store's.
+pub async fn read_admission(store: &dyn Store, body: serde_json::Value) -> Result<Admission, Error> {
+    let why = match Admission::deserialize(&body) {
+        Ok(wish) => return Ok(wish),
+        Err(why) => why,
+    };
+    let said = |field: &str| body[field].as_str().unwrap_or("?");
+    read_token(store, said("token")).await?;
+    same_version(said("node"), said("version"), body["level"].as_u64().unwrap_or_default())?;
+    Err(Error::invalid(format!("this is no request to join: {why}")))
+}
+
 /// The roles this host would have, or why it is not let in. Changes nothing.
 ///
 /// # Errors
@@ -194,14 +209,7 @@ fn judge(token: &JoinToken, members: &[MemberRecord], wish: &Admission, now: Tim
         return Err(Error::refused(format!("the clock of '{}' is {} s {which} the cluster's", wish.node, apart.abs()))
             .hint("set it right: apt-get install chrony; vmkeep host check"));
     }
-    let ours = (env!("CARGO_PKG_VERSION"), keys::LEVEL_NOW);
-    if (wish.version.as_str(), wish.level) != ours {
-        return Err(Error::refused(format!(
-            "'{}' runs vmkeep {} (level {}), the cluster {} (level {})",
-            wish.node, wish.version, wish.level, ours.0, ours.1
-        ))
-        .hint("install the same version on both"));
-    }
+    same_version(wish.node.as_str(), &wish.version, wish.level)?;
     if same.is_some() {
         return Err(Error::conflict(format!("there is a member '{}' already", wish.node))
             .hint("give the host another name (node in vmkeepd.toml); if it is the dead one come back: vmkeep cluster remove NODE"));
@@ -214,6 +222,15 @@ fn judge(token: &JoinToken, members: &[MemberRecord], wish: &Admission, now: Tim
         return Err(Error::conflict(format!("member '{}' has the address {}", twin.node, wish.address)).hint("--own-address says another"));
     }
     roles::of_joiner(members, wish)
+}
+
+fn same_version(node: &str, version: &str, level: u64) -> Result<(), Error> {
+    let ours = (env!("CARGO_PKG_VERSION"), keys::LEVEL_NOW);
+    if (version, level) == ours {
+        return Ok(());
+    }
+    Err(Error::refused(format!("'{node}' runs vmkeep {version} (level {level}), the cluster {} (level {})", ours.0, ours.1))
+        .hint("install the same version on both"))
 }
 
 /// The member has started with the cluster's store, and says this. As long as members of an older version are there, which look

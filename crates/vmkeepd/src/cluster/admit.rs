@@ -34,7 +34,14 @@ pub fn router(cluster: Arc<Cluster>) -> Router {
     Router::new().route(PATH, post(serve)).with_state(cluster)
 }
 
-async fn serve(State(cluster): State<Arc<Cluster>>, Json(wish): Json<Admission>) -> Response {
+async fn serve(State(cluster): State<Arc<Cluster>>, Json(body): Json<serde_json::Value>) -> Response {
+    let wish = match members::read_admission(cluster.store.as_ref(), body).await {
+        Ok(wish) => wish,
+        Err(error) => {
+            tracing::warn!(%error, "a host was not let in");
+            return refuse(error);
+        }
+    };
     // To its end, although the joiner hang up.
     let work = tokio::spawn(async move {
         let admitted = cluster.admit(&wish).await;
@@ -203,4 +210,157 @@ fn initial_cluster(all: &[EtcdMember], node: &Name, peer: &str) -> String {
         m.peer_urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
     };
     all.iter().map(of).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use expect_test::{Expect, expect};
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+    use tower::ServiceExt;
+    use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_store::{Store, keys};
+
+    use super::super::{Opened, Restart, pki};
+    use super::*;
+    use crate::config::Config;
+    use crate::member::Paths;
+
+    /// A control node, and a token to join it.
+    struct Bed {
+        router: Router,
+        store: Arc<EmbeddedStore>,
+        token: String,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Bed {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let paths = Paths::new(dir.path());
+            let authority = Authority::open_or_make(&paths, uuid::Uuid::from_u128(1)).expect("an authority");
+            let ca = pki::pem_fingerprint(authority.pem()).expect("PEM");
+            let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+            let (token, _) = members::create_token(store.as_ref(), &ca, None, jiff::Timestamp::now()).await.expect("made");
+            let config = Config { store: dir.path().to_owned(), ..Config::default() };
+            let opened = Opened { store: store.clone(), etcd: None };
+            let cluster = Cluster::new(config, Name::known("node1"), None, opened, Restart::new(CancellationToken::new()));
+            Self { router: router(cluster), store, token, _dir: dir }
+        }
+
+        /// What a host of this version says of itself.
+        fn wish(&self) -> Value {
+            json!({
+                "token": self.token, "node": "node2", "address": "10.0.0.2", "machine_id": "m2", "version": env!("CARGO_PKG_VERSION"),
+                "level": keys::LEVEL_NOW, "now": jiff::Timestamp::now(), "witness": false, "node_request": "", "etcd_request": "",
+            })
+        }
+
+        async fn check(&self, wish: Value, expect: Expect) {
+            let before = self.store.revision().await.expect("a revision");
+            let request = http::Request::post(PATH).header("content-type", "application/json").body(Body::from(wish.to_string()));
+            let answer = self.router.clone().oneshot(request.expect("a request")).await.unwrap_or_else(|never| match never {});
+            let status = answer.status().as_u16();
+            let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+            let problem: Value = serde_json::from_slice(&bytes).expect("a problem as the joiner reads it");
+            let told = |field: &str| problem[field].as_str().unwrap_or_default().to_owned();
+            expect.assert_eq(&format!("{}\n", format!("{status} {}\n{}", told("detail"), told("hint")).trim_end()));
+            assert_eq!(self.store.revision().await.expect("a revision"), before, "nothing was changed");
+        }
+    }
+
+    fn with(mut wish: Value, field: &str, value: Value) -> Value {
+        wish[field] = value;
+        wish
+    }
+
+    fn without(mut wish: Value, field: &str) -> Value {
+        wish.as_object_mut().expect("a map").remove(field).expect("it was there");
+        wish
+    }
+
+    #[tokio::test]
+    async fn a_host_of_another_version_is_told_which_they_are_whatever_it_says() {
+        let bed = Bed::new().await;
+        let newer = with(with(bed.wish(), "version", json!("9.0.0")), "level", json!(99));
+        bed.check(
+            with(newer.clone(), "later", json!({"by": "9.0"})),
+            expect![[r#"
+            409 'node2' runs vmkeep 9.0.0 (level 99), the cluster 0.1.0 (level 8)
+            install the same version on both
+        "#]],
+        )
+        .await;
+        bed.check(
+            without(newer.clone(), "witness"),
+            expect![[r#"
+            409 'node2' runs vmkeep 9.0.0 (level 99), the cluster 0.1.0 (level 8)
+            install the same version on both
+        "#]],
+        )
+        .await;
+        bed.check(
+            with(newer, "now", json!(["another", "spelling"])),
+            expect![[r#"
+            409 'node2' runs vmkeep 9.0.0 (level 99), the cluster 0.1.0 (level 8)
+            install the same version on both
+        "#]],
+        )
+        .await;
+        let older = with(bed.wish(), "version", json!("0.0.1"));
+        bed.check(
+            without(without(older, "level"), "etcd_request"),
+            expect![[r#"
+            409 'node2' runs vmkeep 0.0.1 (level 0), the cluster 0.1.0 (level 8)
+            install the same version on both
+        "#]],
+        )
+        .await;
+        bed.check(
+            without(bed.wish(), "version"),
+            expect![[r#"
+            409 'node2' runs vmkeep ? (level 8), the cluster 0.1.0 (level 8)
+            install the same version on both
+        "#]],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_host_of_this_version_comes_past_it_and_versions_are_told_to_nobody_without_a_token() {
+        let bed = Bed::new().await;
+        let both = with(with(bed.wish(), "witness", json!(true)), "control", json!(true));
+        bed.check(
+            with(both, "later", json!(true)),
+            expect![[r#"
+            422 a witness has etcd only: it is no control node
+        "#]],
+        )
+        .await;
+        bed.check(
+            without(bed.wish(), "address"),
+            expect![[r#"
+            422 this is no request to join: missing field `address`
+        "#]],
+        )
+        .await;
+        let wrong = bed.token.replacen(|c: char| c.is_ascii_digit(), "a", 4);
+        bed.check(
+            without(with(bed.wish(), "token", json!(wrong)), "version"),
+            expect![[r#"
+            401 the join token is wrong
+            make a new one on a member: vmkeep cluster token
+        "#]],
+        )
+        .await;
+        bed.check(
+            json!({}),
+            expect![[r#"
+            422 this is no join token
+            make one on a member: vmkeep cluster token
+        "#]],
+        )
+        .await;
+    }
 }
