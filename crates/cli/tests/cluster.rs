@@ -1,4 +1,4 @@
-//! What `cluster …` and `node maintenance` print of three nodes, against fixed answers.
+//! What `cluster …` and `node maintenance` print of a few nodes, against fixed answers.
 
 mod stub;
 
@@ -122,6 +122,96 @@ fn moves_are_proposed_and_none_is_made() {
         node3  31.0%
         --- stderr
         no move would help enough
+    "#]],
+    );
+}
+
+#[test]
+fn the_status_names_members_what_is_degraded_and_what_to_do() {
+    let member = |n: u32, state: &str, version: &str, etcd: Value| {
+        json!({"node": format!("node{n}"), "address": format!("10.0.0.{n}"), "machine_id": format!("m{n}"), "roles": ["control", "compute"],
+            "version": version, "level": 8, "state": state, "since": "2026-11-01T00:00:00Z", "certificate_until": "2027-11-01T00:00:00Z", "etcd": etcd})
+    };
+    let etcd = |health: &str| json!({"health": health, "version": "3.5.30", "size": "12M"});
+    let mut compute = member(4, "joining", "0.1.0", Value::Null);
+    compute["roles"] = json!(["compute"]);
+    compute["certificate_until"] = Value::Null;
+    let silent = json!({"health": "silent", "version": null, "size": null});
+    let members = json!([
+        member(1, "member", "0.1.0", etcd("leader")),
+        member(2, "member", "0.2.0", etcd("follower")),
+        member(3, "member", "0.1.0", silent),
+        compute
+    ]);
+    let problems = json!([
+        {"message": "etcd on 'node3' does not answer", "mend": "on node3: systemctl restart vmkeep-etcd vmkeepd"},
+        {"message": "'node2' runs vmkeep 0.2.0, this host 0.1.0", "mend": "install the same version"},
+    ]);
+    let view = json!({"cluster": "00000000-0000-0000-0000-000000000007", "members": members, "problems": problems});
+    let stub = Stub::new(vec![("GET /v1/cluster", 200, view)]);
+    check(
+        &stub,
+        &["cluster", "status"],
+        expect![[r#"
+        exit 0
+        --- stdout
+        NODE   ADDRESS   ROLES             STATE    ETCD
+        node1  10.0.0.1  control, compute  member   leader
+        node2  10.0.0.2  control, compute  member   follower
+        node3  10.0.0.3  control, compute  member   silent
+        node4  10.0.0.4  compute           joining  -
+        --- stderr
+        cluster 00000000-0000-0000-0000-000000000007
+        warning: etcd on 'node3' does not answer
+        hint: on node3: systemctl restart vmkeep-etcd vmkeepd
+        warning: 'node2' runs vmkeep 0.2.0, this host 0.1.0
+        hint: install the same version
+    "#]],
+    );
+    check(
+        &stub,
+        &["cluster", "status", "-o", "wide"],
+        expect![[r#"
+        exit 0
+        --- stdout
+        NODE   ADDRESS   ROLES             STATE    ETCD      VMKEEP  ETCD VERSION  ETCD SIZE  CERTIFICATE UNTIL
+        node1  10.0.0.1  control, compute  member   leader    0.1.0   3.5.30        12M        2027-11-01 00:00:00+00:00
+        node2  10.0.0.2  control, compute  member   follower  0.2.0   3.5.30        12M        2027-11-01 00:00:00+00:00
+        node3  10.0.0.3  control, compute  member   silent    0.1.0   -             -          2027-11-01 00:00:00+00:00
+        node4  10.0.0.4  compute           joining  -         0.1.0   -             -          -
+        --- stderr
+        cluster 00000000-0000-0000-0000-000000000007
+        warning: etcd on 'node3' does not answer
+        hint: on node3: systemctl restart vmkeep-etcd vmkeepd
+        warning: 'node2' runs vmkeep 0.2.0, this host 0.1.0
+        hint: install the same version
+    "#]],
+    );
+
+    let mut leader = etcd("leader");
+    leader["url"] = json!("https://10.0.0.9:2379");
+    let external = json!({"cluster": "00000000-0000-0000-0000-000000000007", "members": [member(1, "member", "0.1.0", Value::Null)], "etcd": [leader], "problems": []});
+    check(
+        &Stub::new(vec![("GET /v1/cluster", 200, external)]),
+        &["cluster", "status"],
+        expect![[r#"
+        exit 0
+        --- stdout
+        NODE   ADDRESS   ROLES             STATE   ETCD
+        node1  10.0.0.1  control, compute  member  -
+        --- stderr
+        cluster 00000000-0000-0000-0000-000000000007
+        etcd https://10.0.0.9:2379: leader, 3.5.30, 12M
+    "#]],
+    );
+    let alone = json!({"cluster": null, "members": [], "problems": []});
+    check(
+        &Stub::new(vec![("GET /v1/cluster", 200, alone)]),
+        &["cluster", "status"],
+        expect![[r#"
+        exit 0
+        --- stderr
+        this host is in no cluster
     "#]],
     );
 }

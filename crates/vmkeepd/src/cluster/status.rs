@@ -46,7 +46,7 @@ impl Cluster {
         let statuses: Vec<Option<Result<EtcdStatus, StoreError>>> = join_all(asked).await;
         let store = self.etcd_store()?;
         let full = store.out_of_space().await.map_err(app::store_error)?;
-        let mut problems = problems_of_members(&records, &statuses, self.etcd().quota());
+        let mut problems = problems_of_members(&records, &statuses, self.etcd().quota(), jiff::Timestamp::now());
         let mut endpoints = Vec::new();
         if member.etcd.external {
             let (found, more) = self.endpoints().await?;
@@ -169,8 +169,13 @@ pub(super) fn view(status: &Result<EtcdStatus, StoreError>) -> EtcdView {
     }
 }
 
-fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdStatus, StoreError>>], quota: u64) -> Vec<ClusterProblem> {
-    let mut problems = Vec::new();
+fn problems_of_members(
+    records: &[MemberRecord],
+    statuses: &[Option<Result<EtcdStatus, StoreError>>],
+    quota: u64,
+    now: jiff::Timestamp,
+) -> Vec<ClusterProblem> {
+    let (mut problems, soon) = (Vec::new(), now + CERTIFICATE_SOON);
     for (record, status) in records.iter().zip(statuses) {
         let node = &record.node;
         if record.state == MemberState::Joining {
@@ -200,7 +205,6 @@ fn problems_of_members(records: &[MemberRecord], statuses: &[Option<Result<EtcdS
             }
             None => {}
         }
-        let soon = jiff::Timestamp::now() + CERTIFICATE_SOON;
         if let Some(until) = record.certificate_until.filter(|until| *until < soon) {
             problems.push(problem(
                 format!("the certificate of '{node}' ends at {until}"),
@@ -245,7 +249,121 @@ fn is_unsafe(version: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::{Expect, expect};
+
     use super::*;
+
+    const QUOTA: u64 = 1000;
+
+    fn now() -> jiff::Timestamp {
+        jiff::Timestamp::from_second(1_800_000_000).expect("a time")
+    }
+
+    /// A control node in order.
+    fn record(node: &str) -> MemberRecord {
+        MemberRecord {
+            node: node.parse().expect("a name"),
+            address: format!("10.0.0.{}", node.trim_start_matches("node")),
+            machine_id: node.into(),
+            roles: vec![MemberRole::Control, MemberRole::Compute],
+            version: env!("CARGO_PKG_VERSION").into(),
+            level: 0,
+            state: MemberState::Member,
+            since: now(),
+            certificate_until: Some(now() + CERTIFICATE_SOON),
+            problems: Vec::new(),
+        }
+    }
+
+    fn etcd() -> EtcdStatus {
+        EtcdStatus { id: 1, leader: 1, learner: false, version: "3.5.30".into(), db_bytes: 100, used_bytes: 100, errors: Vec::new() }
+    }
+
+    fn in_etcd(record: &MemberRecord) -> EtcdMember {
+        let (name, peer_urls) = (record.node.to_string(), vec![peer_url(&record.address)]);
+        EtcdMember { id: 1, name, peer_urls, client_urls: vec![client_url(&record.address)], learner: false }
+    }
+
+    fn check(problems: &[ClusterProblem], expect: Expect) {
+        let told: String = problems.iter().map(|problem| format!("{}\n  {}\n", problem.message, problem.mend)).collect();
+        expect.assert_eq(&told);
+    }
+
+    #[test]
+    fn what_is_wrong_with_members_is_told_with_what_mends_it() {
+        let told = |record: MemberRecord, status| problems_of_members(&[record], &[status], QUOTA, now());
+        assert_eq!(told(record("node1"), Some(Ok(etcd()))), []);
+        let all = [
+            (record("node2"), Some(Err(StoreError::Unavailable("no answer".into())))),
+            (MemberRecord { version: "0.0.9".into(), ..record("node3") }, Some(Ok(etcd()))),
+            (MemberRecord { certificate_until: Some(now()), ..record("node4") }, Some(Ok(etcd()))),
+            (MemberRecord { state: MemberState::Joining, certificate_until: None, ..record("node5") }, None),
+            (MemberRecord { problems: vec![problem("no port 16514", "free it")], ..record("node6") }, Some(Ok(etcd()))),
+            (record("node7"), Some(Ok(EtcdStatus { version: "3.4.23".into(), db_bytes: QUOTA, errors: vec!["NOSPACE".into()], ..etcd() }))),
+        ];
+        let (records, statuses): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        check(
+            &problems_of_members(&records, &statuses, QUOTA, now()),
+            expect![[r#"
+            etcd on 'node2' does not answer
+              on node2: systemctl restart vmkeep-etcd vmkeepd; if it is gone for good: vmkeep cluster remove node2
+            'node3' runs vmkeep 0.0.9, this host 0.1.0
+              install the same version
+            the certificate of 'node4' ends at 2027-01-15T08:00:00Z
+              on node4: journalctl -u vmkeepd says why it is not renewed; one that ended: vmkeep cluster leave --forget, and join
+            'node5' was let in and has not arrived
+              on node5: vmkeep cluster join again with the same token; or here: vmkeep cluster remove node5
+            'node6': no port 16514
+              on node6: free it
+            etcd on 'node7': NOSPACE
+              vmkeep cluster defrag
+            etcd on 'node7' has used 80 % of its quota
+              vmkeep cluster defrag
+            etcd 3.4.23 on 'node7' has known ways around the rights of single nodes
+              apt-get install etcd-server when there is a newer one; root on a node is an administrator of the cluster until then
+        "#]],
+        );
+    }
+
+    #[test]
+    fn an_etcd_that_cannot_lose_a_member_is_told() {
+        let records = ["node1", "node2", "node3"].map(record);
+        let all = records.each_ref().map(in_etcd);
+        assert_eq!(problems_of_etcd(&records, &all), []);
+        let learner = EtcdMember { learner: true, ..all[2].clone() };
+        check(
+            &problems_of_etcd(&records, &[all[0].clone(), all[1].clone(), learner]),
+            expect![[r#"
+            etcd has 2 members: the loss of one stops all changes
+              join one more host, or any small machine with --witness
+        "#]],
+        );
+        check(
+            &problems_of_etcd(&records, &all[..1]),
+            expect![[r#"
+            etcd has 1 members: the loss of one stops all changes
+              join two more hosts
+        "#]],
+        );
+        check(
+            &problems_of_etcd(&records[..2], &all),
+            expect![[r#"
+            etcd has a member that vmkeep does not know: https://10.0.0.3:2380
+              wait: the leader takes it out after three minutes; or join that host again
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_member_of_etcd_is_shown_as_what_it_is() {
+        let shown = |status: Result<EtcdStatus, StoreError>| view(&status);
+        let of = |health| EtcdView { health, version: Some("3.5.30".into()), size: Some(ByteCount::from_bytes(100)) };
+        assert_eq!(shown(Ok(etcd())), of(EtcdHealth::Leader));
+        assert_eq!(shown(Ok(EtcdStatus { leader: 2, ..etcd() })), of(EtcdHealth::Follower));
+        assert_eq!(shown(Ok(EtcdStatus { leader: 2, learner: true, ..etcd() })), of(EtcdHealth::Learner));
+        let silent = EtcdView { health: EtcdHealth::Silent, version: None, size: None };
+        assert_eq!(shown(Err(StoreError::Unavailable("no answer".into()))), silent);
+    }
 
     #[test]
     fn debians_etcds_are_told_about() {
