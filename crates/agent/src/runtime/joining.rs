@@ -70,3 +70,109 @@ async fn end_strays(node: &Node) -> Result<Guests, StoreError> {
     }
     Ok(guests)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use tokio_util::sync::CancellationToken;
+    use vmkeep_core::health::SUSPECT_MS;
+    use vmkeep_store::Store;
+    use vmkeep_store::embedded::EmbeddedStore;
+    use vmkeep_types::ids::{Epoch, Generation, VmId};
+    use vmkeep_types::name::Name;
+
+    use super::super::claim::tests::member;
+    use super::super::guard::NoGuard;
+    use super::super::heartbeat;
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A member with a VM, whose heartbeat goes on until `stop`.
+    struct Bed {
+        store: Arc<EmbeddedStore>,
+        dir: tempfile::TempDir,
+        original: Arc<Node>,
+        stop: CancellationToken,
+        beats: tokio::task::JoinHandle<()>,
+    }
+
+    impl Bed {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let store = Arc::new(EmbeddedStore::in_memory().expect("memory"));
+            let original = member(&store, dir.path(), "one", Arc::new(NoGuard));
+            original.join().await.expect("joined");
+            let (vm, generation) = (VmId(uuid::Uuid::from_u128(1)), Generation(1));
+            let (project, node) = (Name::known("default"), original.name.clone());
+            let owner = Owner { vm, project, node, epoch: original.epoch(), generation, to: None };
+            store.txn(Txn::default().then(typed::put(keys::owner(vm), &owner))).await.expect("written");
+            let stop = CancellationToken::new();
+            let beats = tokio::spawn(heartbeat::run(store.clone(), original.clone(), stop.clone()));
+            let bed = Self { store, dir, original, stop, beats };
+            bed.beat_after(None).await;
+            bed
+        }
+
+        async fn beat(&self) -> Option<Revision> {
+            self.store.get(&keys::heartbeat(&self.original.name)).await.expect("a read").map(|kv| kv.modified)
+        }
+
+        /// Until there is a heartbeat later than this one.
+        async fn beat_after(&self, before: Option<Revision>) {
+            let began = Instant::now();
+            while self.beat().await <= before {
+                assert!(began.elapsed() < PATIENCE, "no heartbeat");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+
+        /// Its epoch, the ways it would die, who owns what: with the revisions they were written at.
+        async fn cluster(&self) -> Vec<vmkeep_store::KeyValue> {
+            let name = &self.original.name;
+            let (epoch, armed) = (keys::epoch(name), keys::armed(name, self.original.epoch()));
+            self.store.list_many(&[&epoch, &armed, keys::ALL_OWNERS, &keys::waiting(name)]).await.expect("a listing").items
+        }
+    }
+
+    /// A copied disk: the same name, the same certificates, another boot.
+    #[tokio::test]
+    async fn a_clone_of_a_host_that_lives_begins_nothing() {
+        let bed = Bed::new().await;
+        let clone = member(&bed.store, bed.dir.path(), "two", Arc::new(NoGuard));
+        let before = bed.cluster().await;
+        assert_eq!(before.len(), 3, "{before:?}");
+        let mut joining = std::pin::pin!(clone.join());
+        let (seen, node) = (bed.beat().await, bed.original.clone());
+        let refused = tokio::select! {
+            // To where it waits; the store is in memory.
+            biased;
+            told = &mut joining => told,
+            () = async { node.standing.stirred.notify_one(); bed.beat_after(seen).await } => {
+                tokio::time::pause();
+                joining.await
+            }
+        };
+        let refused = refused.expect_err("the other one lives").to_string();
+        expect_test::expect!["the store does not answer: another host runs as node1 and lives: its heartbeat goes on"].assert_eq(&refused);
+        assert_eq!(bed.cluster().await, before);
+        assert_eq!(clone.epoch(), Epoch(0), "it has no life here");
+        assert!(bed.original.this_life().await.expect("a read").is_some(), "the first one's goes on");
+    }
+
+    #[tokio::test]
+    async fn a_new_boot_of_a_silent_host_begins_the_next_life() {
+        let mut bed = Bed::new().await;
+        bed.stop.cancel();
+        (&mut bed.beats).await.expect("it ends");
+        tokio::time::pause();
+        let (asked, node) = (tokio::time::Instant::now(), member(&bed.store, bed.dir.path(), "two", Arc::new(NoGuard)));
+        node.join().await.expect("nobody else lives");
+        assert!(asked.elapsed() >= Duration::from_millis(SUSPECT_MS), "it has looked for as long as others wait for a heartbeat");
+        assert_eq!(node.epoch(), bed.original.epoch().next());
+        assert!(node.this_life().await.expect("a read").is_some());
+        assert!(bed.original.this_life().await.expect("a read").is_none(), "the one before is over");
+    }
+}
