@@ -5,7 +5,7 @@ use vmkeep_e2e::host::Host;
 use super::hello::{host_with_tiny, manifest};
 
 /// A domain that an administrator made with virsh; the name of its qcow2 file says something else.
-fn foreign(host: &Host, name: &str) -> String {
+pub(super) fn foreign(host: &Host, name: &str) -> String {
     let xml = format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
          <os><type arch='x86_64' machine='q35'>hvm</type></os>\

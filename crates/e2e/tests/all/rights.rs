@@ -6,7 +6,8 @@ use vmkeep_e2e::host::{Host, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, init, joins, until_healthy};
+use super::adopt::foreign;
+use super::cluster::{SETTLE, host, init, join, joins, token, until_healthy};
 use super::hello::BOOT;
 
 /// etcd's own client with the keys of this host's node.
@@ -46,15 +47,22 @@ fn a_node_that_is_no_control_node_writes_its_own_keys_alone_and_leaves_by_asking
     until_healthy(&one, "node1:member:follower");
     joins(&two, &one, &["--witness"]);
     joins(&three, &one, &["--witness"]);
-    joins(&four, &one, &[]);
+    foreign(&four, "old");
+    let joined = join(&four, &token(&one));
+    let told = text(&joined.stderr);
+    assert!(
+        joined.status.success() && told.contains("domains run here that are not vmkeep's: old;"),
+        "{told}\n{}",
+        tail(&four.daemon_log())
+    );
     until_healthy(&one, "node1:member:follower node2:member:follower node3:member:follower node4:member:-");
 
-    for foreign in ["put n/node1/hb x", "put owner/x x", "put cluster/member/node4 x", "put vm/default/x x", "del --prefix n/node1/"] {
-        refused(&four, foreign);
-        refused(&two, foreign);
+    for others in ["put n/node1/hb x", "put owner/x x", "put cluster/member/node4 x", "put vm/default/x x", "del --prefix n/node1/"] {
+        refused(&four, others);
+        refused(&two, others);
     }
-    for foreign in ["get --prefix vm/", "get --prefix n/node1/", "get seal/ring", "get --prefix token/"] {
-        refused(&four, foreign);
+    for others in ["get --prefix vm/", "get --prefix n/node1/", "get seal/ring", "get --prefix token/"] {
+        refused(&four, others);
     }
     refused(&two, "put n/node4/hb x");
     refused(&four, "user list");

@@ -27,7 +27,7 @@ const NAMES_TOLD: usize = 5;
 impl Cluster {
     pub(super) async fn join_other(&self, wish: ClusterJoin) -> Result<ClusterFormed, Error> {
         self.without_vms().await?;
-        let guests = if wish.witness { Vec::new() } else { self.guests().await? };
+        let There { guests, warnings } = if wish.witness { There::default() } else { self.there().await? };
         let token = TokenText::parse(&wish.token)?;
         let (host, port) = host_and_port(&wish.address)?;
         let stream = wire::dial(&host, port).await?;
@@ -75,7 +75,7 @@ impl Cluster {
         member.save(&self.config.store).map_err(refused)?;
         point("join: a member");
         self.restart.ask();
-        Ok(ClusterFormed { cluster: member.cluster, node: member.node, address, roles: member.roles, warnings: Vec::new() })
+        Ok(ClusterFormed { cluster: member.cluster, node: member.node, address, roles: member.roles, warnings })
     }
 
     /// VMs of its own are known to its own store alone: in the cluster's they would be foreign.
@@ -90,15 +90,16 @@ impl Cluster {
             .hint("let them go with 'vmkeep vm release NAME' (they run on) and adopt them again after joining, or form the cluster from this host"))
     }
 
-    /// What runs here with vmkeep's mark, of whichever cluster: nothing may run twice.
-    async fn guests(&self) -> Result<Vec<GuestThere>, Error> {
-        let Some(hypervisor) = self.hypervisor.get() else { return Ok(Vec::new()) };
+    async fn there(&self) -> Result<There, Error> {
+        let Some(hypervisor) = self.hypervisor.get() else { return Ok(There::default()) };
         let domains = hypervisor.list().await.map_err(|e| {
             Error::refused(format!("cannot tell what runs on this host: {e}"))
                 .hint("vmkeep host check; a machine without libvirt joins as a witness: --witness")
         })?;
-        let ours = domains.into_iter().filter(DomainBrief::is_our_guest);
-        Ok(ours.map(|domain| GuestThere { vm: domain.uuid, name: domain.name }).collect())
+        let (ours, others): (Vec<_>, Vec<_>) = domains.into_iter().filter(|domain| domain.state.is_live()).partition(DomainBrief::is_ours);
+        let guests = ours.into_iter().map(|domain| GuestThere { vm: domain.uuid, name: domain.name }).collect();
+        let warnings = (!others.is_empty()).then(|| not_counted(others)).into_iter().collect();
+        Ok(There { guests, warnings })
     }
 
     fn admission(&self, wish: &ClusterJoin, address: String, paths: &Paths, guests: Vec<GuestThere>) -> Result<Admission, Error> {
@@ -151,6 +152,26 @@ impl Cluster {
         };
         until_etcd(&etcd, "cannot join", votes).await
     }
+}
+
+/// What runs on a host that joins.
+#[derive(Default)]
+struct There {
+    /// With vmkeep's mark, of whichever cluster: nothing may run twice.
+    guests: Vec<GuestThere>,
+    warnings: Vec<String>,
+}
+
+/// Placement knows what is vmkeep's.
+fn not_counted(domains: Vec<DomainBrief>) -> String {
+    let all = domains.len();
+    let names: Vec<String> = domains.into_iter().take(NAMES_TOLD).map(|domain| domain.name).collect();
+    let more = if all > names.len() { ", …" } else { "" };
+    format!(
+        "domains run here that are not vmkeep's: {}{more}; they stay as they are, and what they need is not counted \
+         ('vmkeep vm adopt NAME' takes one over)",
+        names.join(", ")
+    )
 }
 
 /// `10.0.0.1`, `10.0.0.1:7443`, `[fd00::1]:7443`, `fd00::1`, `https://…`.
