@@ -1,5 +1,6 @@
 //! Every order of events: two agents, a leader and two libvirts, each of which may fail, die or answer too late at any point.
-//! All states that can be reached are walked; in none do two guests run, and from each the end can be reached.
+//! All states that can be reached are walked; in none do two guests run or has the owner a part of its data only, and from each the end
+//! can be reached.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -39,6 +40,15 @@ enum Lib {
     Active,
 }
 
+/// What the destination has of disks that only the source reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copied {
+    Nothing,
+    /// Empty volumes, or half-filled ones.
+    Part,
+    All,
+}
+
 /// The whole world of one migration.
 #[derive(Clone, Debug)]
 struct World {
@@ -46,6 +56,7 @@ struct World {
     ended: Option<End>,
     source: Qemu,
     destination: Qemu,
+    copied: Copied,
     lib: Lib,
     call: Call,
     calls: u32,
@@ -101,6 +112,7 @@ impl World {
             ended: None,
             source,
             destination: Qemu::None,
+            copied: Copied::Nothing,
             lib: Lib::Idle,
             call: Call::Never,
             calls: 0,
@@ -114,6 +126,10 @@ impl World {
 
     fn travel(&self) -> Travel {
         self.m.way.as_ref().expect("chosen").travel
+    }
+
+    fn copies(&self) -> bool {
+        !self.m.way.as_ref().expect("chosen").copy.is_empty()
     }
 
     /// What libvirt says of a side.
@@ -149,8 +165,9 @@ impl World {
         match step(&self.m, &saw) {
             Next::Wait => return None,
             Next::Enter(phase) => {
-                if phase == MovePhase::Copying && !self.m.way.as_ref().expect("chosen").copy.is_empty() && self.travel() == Travel::Off {
-                    assert_eq!(self.destination_said, seen(PartKind::Fetch, MoveSaid::Ready), "all its data is there");
+                if phase == MovePhase::Copying {
+                    let part = if self.copies() && self.travel() == Travel::Off { PartKind::Fetch } else { PartKind::Prepare };
+                    assert_eq!(self.destination_said, seen(part, MoveSaid::Ready), "volumes to copy into, or all its data, are there");
                 }
                 if phase == MovePhase::Arriving {
                     assert!(matches!(self.source_said.as_ref().map(|s| &s.said), Some(MoveSaid::Sent)), "only after the source's promise");
@@ -205,9 +222,8 @@ impl World {
         let mut all = Vec::new();
         if self.ended.is_some() || self.m.phase == MovePhase::Returning {
             // Forgets it, unless it is the owner.
-            if self.source_owns && !matches!(self.destination, Qemu::None) {
-                let mut next = self.clone();
-                next.destination = Qemu::None;
+            if self.source_owns && (self.destination != Qemu::None || self.copied != Copied::Nothing) {
+                let mut next = Self { destination: Qemu::None, copied: Copied::Nothing, ..self.clone() };
                 if self.lib == Lib::Active {
                     next.fails(Qemu::Running, Qemu::None);
                 }
@@ -216,18 +232,22 @@ impl World {
             return all;
         }
         match destination_part(&self.m, None) {
-            Some(MovePart::Prepare { .. }) if self.destination_said.is_none() => {
+            Some(MovePart::Prepare { .. }) if self.destination_said.as_ref().is_none_or(|s| s.said == MoveSaid::Working) => {
                 let refused = MoveSaid::Refused { error: Error::refused("no room") };
-                for said in [MoveSaid::Ready, refused] {
-                    all.push(Self { destination_said: seen(PartKind::Prepare, said), ..self.clone() });
+                // Volumes are made after this word.
+                let working = self.copies().then_some(MoveSaid::Working);
+                for said in [MoveSaid::Ready, refused].into_iter().chain(working) {
+                    let made = self.copies() && self.travel() != Travel::Off && !matches!(said, MoveSaid::Refused { .. });
+                    let copied = if made { Copied::Part } else { Copied::Nothing };
+                    all.push(Self { destination_said: seen(PartKind::Prepare, said), copied, ..self.clone() });
                 }
             }
             Some(MovePart::Fetch { .. })
                 if self.destination_said.as_ref().is_none_or(|s| s.part != PartKind::Fetch || s.said == MoveSaid::Working) =>
             {
                 let refused = MoveSaid::Refused { error: Error::refused("no room for the copy") };
-                for said in [MoveSaid::Ready, MoveSaid::Working, refused] {
-                    all.push(Self { destination_said: seen(PartKind::Fetch, said), ..self.clone() });
+                for (said, copied) in [(MoveSaid::Ready, Copied::All), (MoveSaid::Working, Copied::Part), (refused, Copied::Nothing)] {
+                    all.push(Self { destination_said: seen(PartKind::Fetch, said), copied, ..self.clone() });
                 }
             }
             Some(MovePart::Resume) => {
@@ -271,11 +291,13 @@ impl World {
                 push(&|w| w.fails(w.source, w.destination));
             }
             Lib::Active => {
+                let copied = if self.copies() { Copied::All } else { Copied::Nothing };
                 push(&|w| {
-                    (w.lib, w.source, w.destination) = (Lib::Idle, Qemu::Left, Qemu::Paused);
+                    (w.lib, w.source, w.destination, w.copied) = (Lib::Idle, Qemu::Left, Qemu::Paused, copied);
                     w.call = if w.call == Call::Running { Call::Over(Ok(())) } else { w.call.clone() };
                 });
                 push(&|w| {
+                    w.copied = copied;
                     w.fails(Qemu::Left, Qemu::Paused); // all was done, and the answer lost
                 });
                 for (source, destination) in [
@@ -349,6 +371,7 @@ impl World {
         assert!(!(runs(self.source) && runs(self.destination)), "two run: {self:#?}");
         assert!(!runs(self.destination) || !self.source_owns, "it runs where it is not owned: {self:#?}");
         assert!(!runs(self.source) || self.source_owns, "it runs where it was promised never to: {self:#?}");
+        assert!(self.source_owns || !self.copies() || self.copied == Copied::All, "a part of its data goes on: {self:#?}");
     }
 }
 
@@ -394,36 +417,27 @@ fn walk(travel: Travel, copy: &[&'static str]) -> BTreeMap<String, usize> {
 #[test]
 fn never_two_and_always_an_end() {
     let walked = |travel, copy: &[&'static str]| walk(travel, copy).into_keys().collect::<Vec<_>>().join("\n");
-    let told = |travel| walked(travel, &[]);
-    expect_test::expect![[r#"
-        lost
-        moved
-        stayed: cancelled by alice; the guest stayed where it was
-        stayed: it broke
-        stayed: it was hung up on
-        stayed: no room
-        stayed: the agent was restarted while the guest was sent, and it did not leave
-        stayed: the guest is not as it was when the migration began: it went down or was paused
-        stayed: the guest went down or was paused before it was sent
-        stayed: the guest went down while it was sent"#]]
-    .assert_eq(&told(Travel::Running));
-    expect_test::expect![[r#"
-        lost
-        moved
-        stayed: cancelled by alice; the guest stayed where it was
-        stayed: it broke
-        stayed: it was hung up on
-        stayed: no room
-        stayed: the agent was restarted while the guest was sent, and it did not leave
-        stayed: the guest is not as it was when the migration began: it went down or was paused
-        stayed: the guest went down or was paused before it was sent
-        stayed: the guest went down while it was sent"#]]
-    .assert_eq(&told(Travel::Paused));
+    let live: [(Travel, &[&'static str]); 4] =
+        [(Travel::Running, &[]), (Travel::Running, &["root"]), (Travel::Paused, &[]), (Travel::Paused, &["root"])];
+    for (travel, copy) in live {
+        expect_test::expect![[r#"
+            lost
+            moved
+            stayed: cancelled by alice; the guest stayed where it was
+            stayed: it broke
+            stayed: it was hung up on
+            stayed: no room
+            stayed: the agent was restarted while the guest was sent, and it did not leave
+            stayed: the guest is not as it was when the migration began: it went down or was paused
+            stayed: the guest went down or was paused before it was sent
+            stayed: the guest went down while it was sent"#]]
+        .assert_eq(&walked(travel, copy));
+    }
     expect_test::expect![[r#"
         moved
         stayed: cancelled by alice; the guest stayed where it was
         stayed: no room"#]]
-    .assert_eq(&told(Travel::Off));
+    .assert_eq(&walked(Travel::Off, &[]));
     expect_test::expect![[r#"
         moved
         stayed: cancelled by alice; the guest stayed where it was

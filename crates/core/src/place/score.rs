@@ -122,3 +122,6 @@ fn numa_fit(seat: &Seat, need: &Need) -> NumaFit {
     let fits = numa.len() < 2 || numa.iter().any(|node| need.vcpus <= node.cpus && need.memory <= node.memory);
     if fits { NumaFit::One } else { NumaFit::Spans }
 }
+
+#[cfg(test)]
+mod tests;

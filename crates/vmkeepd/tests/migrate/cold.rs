@@ -30,7 +30,7 @@ fn slowly() -> MigrateOptions {
     MigrateOptions { bandwidth: Some(ByteCount::from_bytes(96 << 10)), ..to("b") }
 }
 
-fn disks(pool: &Path) -> Vec<PathBuf> {
+pub fn disks(pool: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(pool).expect("a folder").flatten().map(|entry| entry.path());
     files.filter(|path| path.extension().is_some_and(|e| e == "qcow2")).collect()
 }

@@ -19,7 +19,7 @@ use super::cluster::{Cluster, ask};
 use super::to;
 
 /// As hosts of today: the model without what firmware took away.
-const SKYLAKE: [&str; 4] = ["Skylake-Server", "Nehalem Haswell-noTSX", "ssbd", "mpx"];
+pub const SKYLAKE: [&str; 4] = ["Skylake-Server", "Nehalem Haswell-noTSX", "ssbd", "mpx"];
 const HASWELL: [&str; 4] = ["Haswell-noTSX", "Nehalem Haswell-noTSX", "ssbd", ""];
 const NEHALEM: [&str; 4] = ["Nehalem", "Nehalem", "", ""];
 
@@ -77,6 +77,39 @@ async fn a_host_that_cannot_run_the_kept_cpu_is_refused_with_what_it_lacks() {
         drain: 1 of 1 VMs are still on a: web: it has nowhere to go (b: of the CPU Skylake-Server, which was chosen for the VM and is kept, guests cannot have here: avx512f)
     "#]].assert_eq(&said);
     assert_eq!(c.runs_on(vm).await, ["a"]);
+}
+
+/// Whether it runs with KVM, which the leader must have heard of.
+pub async fn knows_kvm(c: &Cluster, vm: VmId) -> bool {
+    let kept = typed::get_json::<VmChoices>(c.store.as_ref(), &keys::choices(vm)).await.expect("a read");
+    kept.is_some_and(|choices| choices.value.domain_type.as_deref() == Some("kvm"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sees_the_cpu_of_its_host_moves_live_or_cold_by_a_restart_there() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let c = Cluster::of_cpus(pool.path(), SKYLAKE, SKYLAKE).await;
+    told(&c, "Skylake-Server", "Skylake-Server").await;
+    let or_cold = |node| MigrateOptions { manner: MoveManner::LiveOrCold, ..to(node) };
+    let ended = async |c: &Cluster, options| {
+        let op = c.migrate(options).await;
+        let told = c.ending(&op).await;
+        let way = c.op(&op).await.steps.first().map(|step| format!("; {step}")).unwrap_or_default();
+        format!("{told}{way}\n")
+    };
+    let vm = c.vm(json!({"cpu": {"model": "host"}})).await;
+    c.until("its KVM is known", async |c| knows_kvm(c, vm).await).await;
+    let mut said = format!("live: {}", ended(&c, to("b")).await);
+    said += &format!("or cold: {}", ended(&c, or_cold("b")).await);
+    // Nothing keeps it from moving live any more.
+    set_model(&c, vm, "auto").await;
+    said += &format!("auto: {}", ended(&c, or_cold("a")).await);
+    expect![[r#"
+        live: Failed: it cannot move: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move; runs on a by generation 1
+        or cold: Done; runs on b by generation 2; a -> b, off
+        auto: Done; runs on a by generation 3; b -> a, live
+    "#]]
+    .assert_eq(&said);
 }
 
 /// A host that joins later takes nothing from the VMs that have the CPU of the cluster; new ones get what it can run too.

@@ -1,21 +1,27 @@
 //! A node is emptied while its agent and the leader are killed; what cannot go says why, and the others go on.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use expect_test::expect;
 use serde_json::{Value, json};
 use vmkeep_api::place::DrainRequest;
 use vmkeep_server::app::{drain, op};
-use vmkeep_store::{Store, keys, typed};
+use vmkeep_store::{Change, Store, Watch, keys, typed};
 use vmkeep_types::ids::VmId;
+use vmkeep_types::migration::MoveManner;
 use vmkeep_types::name::Name;
 use vmkeep_types::node::NodeRecord;
 use vmkeep_types::operation::Operation;
 
 use super::cluster::{Cluster, ask};
+use super::cpu::{SKYLAKE, knows_kvm};
 
 async fn begin(cluster: &Cluster, node: &'static str, at_once: u32) -> Operation {
-    let wish = DrainRequest { at_once: Some(at_once), ..DrainRequest::default() };
+    begin_as(cluster, node, DrainRequest { at_once: Some(at_once), ..DrainRequest::default() }).await
+}
+
+async fn begin_as(cluster: &Cluster, node: &'static str, wish: DrainRequest) -> Operation {
     drain::drain(cluster.store.as_ref(), &ask(), &Name::known(node), wish).await.expect("taken")
 }
 
@@ -137,4 +143,71 @@ async fn what_belongs_together_goes_together() {
 
     "#]]
     .assert_eq(&ending(&cluster, &begin(&cluster, "a", 3).await, &vms).await);
+}
+
+/// The most records of migrations that there were at once; read from every change of them, until so many have gone.
+async fn most_at_once(watch: &mut Watch, gone: usize) -> usize {
+    let (mut under_way, mut over, mut most) = (BTreeSet::new(), 0, 0);
+    while over < gone {
+        let batch = watch.recv().await.expect("it goes on").expect("nothing is missing");
+        for change in batch.changes {
+            match change {
+                Change::Put(kv) => drop(under_way.insert(kv.key)),
+                Change::Deleted { key, .. } => over += usize::from(under_way.remove(&key)),
+            }
+        }
+        most = most.max(under_way.len());
+    }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_as_were_asked_for_are_under_way_at_once_and_never_more() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let mut cluster = Cluster::of_fakes(pool.path(), true).await;
+    let vms = on_a(&cluster, &["one", "two", "three", "four", "five"].map(|name| (name, json!({})))).await;
+    let mut told = String::new();
+    for (from, to, at_once) in [("a", "b", 1), ("b", "a", 2), ("a", "b", 3)] {
+        let next = cluster.store.revision().await.expect("a revision").next();
+        let mut watch = cluster.store.watch(keys::ALL_MIGRATIONS, next).await.expect("a watch");
+        // Nobody makes ready there: those that were told wait for it, and the others for them.
+        cluster.end(to).await;
+        let op = begin(&cluster, from, at_once).await;
+        let under_way = async |c: &Cluster| c.store.list(keys::ALL_MIGRATIONS).await.expect("a listing").items.len();
+        cluster.until("as many are under way", async |c| under_way(c).await >= at_once as usize).await;
+        cluster.begin(to);
+        let ended = ending(&cluster, &op, &vms).await;
+        cluster.node(from, "uncordon").await;
+        told +=
+            &format!("{at_once}: {}, {} at once\n", ended.lines().next().unwrap_or_default(), most_at_once(&mut watch, vms.len()).await);
+    }
+    expect![[r#"
+        1: Done 5 of 5, on bbbbb, 1 at once
+        2: Done 5 of 5, on aaaaa, 2 at once
+        3: Done 5 of 5, on bbbbb, 3 at once
+    "#]]
+    .assert_eq(&told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_move_live_is_restarted_elsewhere_if_that_is_wanted() {
+    let pool = tempfile::tempdir().expect("a folder");
+    let cluster = Cluster::of_cpus(pool.path(), SKYLAKE, SKYLAKE).await;
+    let vms = on_a(&cluster, &[("bound", json!({"cpu": {"model": "host"}})), ("free", json!({}))]).await;
+    cluster.until("its KVM is known", async |c| knows_kvm(c, vms[0]).await).await;
+    let mut told = ending(&cluster, &begin(&cluster, "a", 2).await, &vms).await;
+    assert_eq!(cluster.runs_on(vms[0]).await, ["a"]);
+    let wish = DrainRequest { manner: MoveManner::LiveOrCold, ..DrainRequest::default() };
+    told += &ending(&cluster, &begin_as(&cluster, "a", wish).await, &vms).await;
+    cluster.until("it runs there", async |c| c.runs_on(vms[0]).await == ["b"]).await;
+    expect![[r#"
+        Failed 1 of 2, on ab
+        bound stays: it cannot move: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
+        free is on b
+        1 of 2 VMs are still on a: bound: it cannot move: cpu.model host: the guest sees this host's own CPU; with auto or a named model it can move
+        Done 1 of 1, on bb
+        bound is on b
+
+    "#]]
+    .assert_eq(&told);
 }

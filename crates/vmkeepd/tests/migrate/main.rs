@@ -13,6 +13,7 @@ mod shutdown;
 mod ticks;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use expect_test::expect;
@@ -21,9 +22,10 @@ use vmkeep_agent::hypervisor::HvError;
 use vmkeep_agent::hypervisor::fake::Fault;
 use vmkeep_server::app::op;
 use vmkeep_store::{Store, Txn, keys, typed};
-use vmkeep_types::ids::OperationId;
+use vmkeep_types::ids::{OperationId, VmId};
 use vmkeep_types::migration::{MigrateOptions, MoveManner, MoveOrder, MovePart, MovePhase, Travel};
 use vmkeep_types::name::Name;
+use vmkeep_types::operation::Operation;
 use vmkeep_types::order::Order;
 use vmkeep_types::units::Seconds;
 
@@ -36,6 +38,33 @@ fn to(node: &'static str) -> MigrateOptions {
 async fn shared() -> (Cluster, tempfile::TempDir) {
     let pool = tempfile::tempdir().expect("a folder");
     (Cluster::of_fakes(pool.path(), true).await, pool)
+}
+
+/// Where the disk of a guest lies that moves while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    /// In a pool of both hosts.
+    Shared,
+    /// In a pool of each host: its data goes along.
+    Own,
+}
+
+impl Disk {
+    /// A VM that runs on `a`.
+    async fn vm(self) -> (Cluster, VmId, tempfile::TempDir) {
+        let pool = tempfile::tempdir().expect("a folder");
+        let cluster = Cluster::of_fakes(pool.path(), self == Self::Shared).await;
+        let vm = cluster.vm(json!({"disks": [{"name": "root", "empty": true, "size": "4M"}]})).await;
+        (cluster, vm, pool)
+    }
+
+    /// How a migration ended, and that each host took away what was its to take away, and nothing else: the one folder of both is
+    /// without the file of whom has it no more.
+    async fn ending(self, cluster: &Cluster, op: &Operation, pool: &Path) -> String {
+        let told = cluster.ending(op).await;
+        assert_eq!(cold::disks(pool).len(), usize::from(self == Self::Shared), "{self:?}: {told}");
+        told
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,8 +117,16 @@ async fn who_goes_back_at_once_waits_until_what_was_left_there_is_gone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broken_at_every_point_and_repeated() {
-    let (cluster, _pool) = shared().await;
-    cluster.vm(json!({})).await;
+    broken_at_every_point(Disk::Shared).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_at_every_point_and_repeated_with_a_disk_that_is_copied() {
+    broken_at_every_point(Disk::Own).await;
+}
+
+async fn broken_at_every_point(disk: Disk) {
+    let (cluster, _, pool) = disk.vm().await;
     let broke = || Fault::Fail(HvError::Refused("it broke".to_owned()));
     let points = [
         ("source", "migrate", broke()),
@@ -110,13 +147,13 @@ async fn broken_at_every_point_and_repeated() {
         let here = if cluster.hv("a").list().await.expect("a list").is_empty() { ("b", "a") } else { ("a", "b") };
         let (source, destination) = here;
         cluster.fake(if side == "source" { source } else { destination }).fault_next(call, fault);
-        let first = cluster.ending(&cluster.migrate(to(destination)).await).await;
+        let first = disk.ending(&cluster, &cluster.migrate(to(destination)).await, pool.path()).await;
         let name = |text: String| {
             text.replace(&format!("on {source}"), "on the source").replace(&format!("on {destination}"), "on the destination")
         };
         told += &format!("{call} at the {side} {word}: {}\n", name(first).split(" by generation").next().unwrap_or_default());
         if !cluster.hv(source).list().await.expect("a list").is_empty() {
-            let again = cluster.ending(&cluster.migrate(to(destination)).await).await;
+            let again = disk.ending(&cluster, &cluster.migrate(to(destination)).await, pool.path()).await;
             assert!(again.starts_with("Done"), "again: {again}");
         }
     }
@@ -167,9 +204,8 @@ enum Who {
     Leader,
 }
 
-async fn killed_in(phase: MovePhase, who: Who) -> String {
-    let (mut cluster, _pool) = shared().await;
-    let vm = cluster.vm(json!({})).await;
+async fn killed_in(phase: MovePhase, who: Who, disk: Disk) -> String {
+    let (mut cluster, vm, pool) = disk.vm().await;
     // Each phase lasts long enough to be met.
     let slow = Duration::from_millis(400);
     cluster.fake("b").set_delay_of("list", if phase == MovePhase::Preparing { slow } else { Duration::ZERO });
@@ -195,15 +231,24 @@ async fn killed_in(phase: MovePhase, who: Who) -> String {
             cluster.lead();
         }
     }
-    format!("{phase:?}, {who:?}: {}\n", cluster.ending(&op).await)
+    format!("{phase:?}, {who:?}: {}\n", disk.ending(&cluster, &op, pool.path()).await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_killed_in_every_phase() {
+    killed_in_every_phase(Disk::Shared).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_killed_in_every_phase_while_a_disk_is_copied() {
+    killed_in_every_phase(Disk::Own).await;
+}
+
+async fn killed_in_every_phase(disk: Disk) {
     let mut told = String::new();
     for phase in [MovePhase::Preparing, MovePhase::Copying, MovePhase::Arriving] {
         for who in [Who::Source, Who::Destination, Who::Leader] {
-            told += &killed_in(phase, who).await;
+            told += &killed_in(phase, who, disk).await;
         }
     }
     expect![[r#"

@@ -236,3 +236,73 @@ fn disks_that_are_copied_make_no_vm_go_to_and_fro() {
     }
     assert!(moves > 0, "there was something to do");
 }
+
+/// A node of 16 CPUs and 64 GiB as it was measured.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    cpu: u32,
+    memory_gib: u64,
+    memory_stall: Averages,
+}
+
+/// Moves off `n0`, of VMs that are each a name, 1/1000 of one CPU and GiB of memory; `promised`: GiB of other VMs on `n1`, which use nothing.
+fn moves(measured: [Measured; 2], vms: &[(&str, u32, u64)], promised: u64) -> String {
+    let mut fleet = fleet(&[("n0", CPUS, 64), ("n1", CPUS, 64)]);
+    let load = |m: Measured| NodeLoad {
+        at: jiff::Timestamp::UNIX_EPOCH,
+        cpu: lasting(m.cpu),
+        memory_used: ByteCount::from_gib(m.memory_gib),
+        cpu_stall: Averages::default(),
+        memory_stall: m.memory_stall,
+        io_stall: Averages::default(),
+        vms: BTreeMap::new(),
+    };
+    let mut loads: BTreeMap<Name, NodeLoad> = ["n0", "n1"].map(Name::known).into_iter().zip(measured.map(load)).collect();
+    let hot = loads.get_mut(&Name::known("n0")).expect("measured");
+    for (n, (name, cpu, gib)) in (1..).zip(vms) {
+        let vm = guest(n, name, json!({"memory": format!("{gib}G")}));
+        hot.vms.insert(vm.id, VmLoad { cpu: *cpu, memory: ByteCount::from_gib(*gib) });
+        put(&mut fleet, vm, "n0");
+    }
+    if promised > 0 {
+        put(&mut fleet, guest(99, "idle", json!({"memory": format!("{promised}G")})), "n1");
+    }
+    let words = |m: &Move| {
+        let vm = &fleet.guest(m.vm).expect("known").name;
+        format!("{vm}: {} {} -> {}, {} {} -> {}", m.from, m.from_before, m.from_after, m.to, m.to_before, m.to_after)
+    };
+    let moves = propose(&fleet, &loads, &Known::default(), &Policy::default());
+    if moves.is_empty() { "none".into() } else { moves.iter().map(words).collect::<Vec<_>>().join("; ") }
+}
+
+fn lasting(permille: u32) -> Averages {
+    Averages { minute: permille, five_minutes: permille }
+}
+
+#[test]
+fn a_node_that_is_short_of_memory_is_hot() {
+    let cool = Measured { memory_gib: 8, ..Measured::default() };
+    let full = Measured { memory_gib: 48, ..Measured::default() };
+    let vms = [("busy", 4000, 1), ("large", 0, 12), ("small", 0, 4)];
+    expect!["large: n0 750 -> 563, n1 125 -> 312"].assert_eq(&moves([full, cool], &vms, 0));
+    expect!["none"].assert_eq(&moves([Measured { memory_gib: 30, ..full }, cool], &vms, 0));
+    // Little is in use, and programs wait for it all the same.
+    let waits = |memory_stall| Measured { memory_gib: 16, memory_stall, ..Measured::default() };
+    expect!["large: n0 750 -> 563, n1 125 -> 312"].assert_eq(&moves([waits(lasting(500)), cool], &vms, 0));
+    expect!["none"].assert_eq(&moves([waits(Averages { minute: 500, five_minutes: 100 }), cool], &vms, 0));
+    expect!["none"].assert_eq(&moves([waits(Averages { minute: 100, five_minutes: 500 }), cool], &vms, 0));
+}
+
+/// Cool or not: what VMs were promised there is theirs, and what goes there must not make it hot.
+#[test]
+fn a_node_without_room_in_its_memory_gets_nothing() {
+    let hot = Measured { cpu: 1000, ..Measured::default() };
+    let used = |memory_gib| Measured { memory_gib, ..Measured::default() };
+    let large = [("large", 8000, 26)];
+    expect!["large: n0 1000 -> 500, n1 0 -> 500"].assert_eq(&moves([hot, used(0)], &large, 38));
+    expect!["none"].assert_eq(&moves([hot, used(0)], &large, 39));
+    expect!["none"].assert_eq(&moves([hot, used(32)], &large, 0));
+    let waits = Measured { memory_stall: Averages { minute: 500, five_minutes: 0 }, ..used(0) };
+    expect!["none"].assert_eq(&moves([hot, waits], &large, 0));
+    expect!["small: n0 1000 -> 500, n1 500 -> 562"].assert_eq(&moves([hot, used(32)], &[("large", 8000, 26), ("small", 8000, 4)], 0));
+}
