@@ -28,10 +28,7 @@ pub struct Connection {
 
 impl Connection {
     pub async fn open(socket: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-        let (requests, connection) = http1::Builder::new().read_buf_exact_size(Some(READ_BYTES)).handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Self { requests, socket: socket.to_owned() })
+        Ok(Self { requests: handshake(socket).await?, socket: socket.to_owned() })
     }
 
     /// The answer's body as it comes; anything but 2xx is an error with the server's words.
@@ -40,8 +37,13 @@ impl Connection {
         let request = if body.is_some() { request.header("content-type", "application/json") } else { request };
         let request = request.body(Full::new(body.map_or_else(Bytes::new, |body| body.to_string().into())))?;
         let sent = async {
-            self.requests.ready().await?;
-            self.requests.send_request(request).await
+            let request = match self.requests.try_send_request(request).await {
+                Ok(answer) => return anyhow::Ok(answer),
+                // The server hangs up on whoever has asked nothing for a while.
+                Err(mut failed) => failed.take_message().ok_or_else(|| failed.into_error())?,
+            };
+            self.requests = handshake(&self.socket).await?;
+            Ok(self.requests.send_request(request).await?)
         };
         let answer = tokio::time::timeout(PATIENCE, sent).await.context("no answer")?;
         let answer = answer.with_context(|| format!("{method} {path} on {}", self.socket.display()))?;
@@ -66,6 +68,13 @@ impl Connection {
         }
         serde_json::from_slice(&bytes).with_context(|| format!("{path} answered no JSON"))
     }
+}
+
+async fn handshake(socket: &Path) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+    let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
+    let (requests, connection) = http1::Builder::new().read_buf_exact_size(Some(READ_BYTES)).handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(requests)
 }
 
 /// GETs `path` until `requests` answers are there, over `connections` connections at once.

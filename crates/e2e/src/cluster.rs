@@ -92,14 +92,20 @@ pub struct Cluster {
     pub switch: Switch,
 }
 
-/// An authority for the test's members.
-struct Ca {
+/// An authority for the test's members, or of strangers.
+pub struct Ca {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
+impl Default for Ca {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Ca {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -109,7 +115,8 @@ impl Ca {
         Self { pem, issuer }
     }
 
-    fn issue(&self, dir: &Path, file: &str, common_name: &str, names: &[&str]) {
+    /// A new pair, `FILE.pem` and `FILE.key`.
+    pub fn issue(&self, dir: &Path, file: &str, common_name: &str, names: &[&str]) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
         params.distinguished_name.push(DnType::CommonName, common_name);

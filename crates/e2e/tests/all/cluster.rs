@@ -131,10 +131,39 @@ fn three_hosts_become_one_and_the_loss_of_any_stops_nothing() {
         assert_eq!(three.vm("a")["spec"]["description"], format!("change {n}"));
     }
     assert_eq!(one.qemu_pids("a"), pids, "the guest knows nothing of it");
+    every_verb_works_on(&one, &three);
+    a_guest_moves_encrypted_without_a_setting(&one, &three);
+    a_host_is_emptied(&three, &one);
     two.power_on();
     two.start_daemon();
     until_healthy(&two, all);
-    a_guest_moves_encrypted_without_a_setting(&one, &three);
+}
+
+/// The third is off. Only defragmentation waits for it: with one member away, none of the others may pause.
+fn every_verb_works_on(one: &Host, three: &Host) {
+    assert!([one, three].iter().all(|host| token(host).starts_with("vmkj_")));
+    let copy = three.ok(["cluster", "backup"]);
+    assert!(three.exec(["test", "-s", copy.trim()]).status.success(), "{copy}");
+    let refused = refusal(&one.vmkeep(["cluster", "defrag"]));
+    assert!(refused.contains("etcd on 'node2' does not answer") && refused.contains("another must not pause"), "{refused}");
+    let file = one.path("small.raw");
+    std::fs::write(&file, [7; 1 << 20]).expect("written");
+    three.ok(["image".as_ref(), "import".as_ref(), file.as_os_str(), "--name".as_ref(), "small".as_ref()]);
+    // Its image is fetched from the other one.
+    three.ok(["volume", "create", "spare", "--image", "small", "--node", "node1"]);
+    assert_eq!(one.json(["volume", "show", "spare", "-o", "json"])["image"], "small");
+    one.ok(["volume", "delete", "spare", "--yes"]);
+    one.ok(["image", "delete", "small", "--yes"]);
+    one.ok(["network", "create", "back"]);
+    three.ok(["network", "delete", "back", "--yes"]);
+}
+
+/// The third is off still: nothing goes there.
+fn a_host_is_emptied(from: &Host, to: &Host) {
+    to.ok(["node", "drain", "node3"]);
+    assert_eq!(to.phase("a", "running", BOOT)["status"]["node"], "node1");
+    assert_eq!((from.qemu_pids("a").len(), to.qemu_pids("a").len()), (0, 1));
+    from.ok(["node", "uncordon", "node3"]);
 }
 
 /// Of three hosts; the file is written some seconds after they joined.

@@ -13,7 +13,7 @@ use vmkeep_e2e::wait::until;
 use super::hello::{BOOT, manifest};
 use super::killed_moves::{Whom, struck};
 
-const POOL: &str = "/var/lib/libvirt/images/vmkeep";
+pub(super) const POOL: &str = "/var/lib/libvirt/images/vmkeep";
 /// 24 MB of a disk take long enough to be met in the middle.
 const SLOW: &str = "6M";
 

@@ -1,10 +1,12 @@
-//! Three formed hosts over what a year brings: certificates that age, backups, an etcd full of history, a power cut of the whole room, and a
-//! member that dies for good.
+//! Three formed hosts over what a year brings: certificates that age, backups, an etcd full of history, strangers, a power cut of the whole
+//! room, and a member that dies for good.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use serde_json::Value;
+use vmkeep_e2e::cluster::Ca;
 use vmkeep_e2e::host::{Host, Net, bin, root, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
@@ -17,6 +19,8 @@ const FOLDER: &str = "/var/lib/vmkeep/cluster";
 /// Values of 1 MB over each other: history, which a defragmentation gives back.
 const FILL: &str = "cd /var/lib/vmkeep/cluster && for n in $(seq 20); do head -c 700000 /dev/urandom | base64 -w 0 | \
     ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key put zz/junk || exit 1; done";
+/// Changes that are made while etcd's members pause one after the other.
+const WRITES: u32 = 30;
 
 fn shell(host: &Host, script: &str) -> String {
     let out = host.exec(["sh", "-c", script]);
@@ -24,13 +28,14 @@ fn shell(host: &Host, script: &str) -> String {
     text(&out.stdout)
 }
 
-fn etcdctl(host: &Host, words: &str) -> String {
-    let urls = "https://10.77.0.1:2379,https://10.77.0.2:2379,https://10.77.0.3:2379";
+/// At these hosts' etcd.
+fn etcdctl(host: &Host, at: &[usize], words: &str) -> String {
+    let urls: Vec<String> = at.iter().map(|n| format!("https://10.77.0.{}:2379", n + 1)).collect();
     let files = "--cacert ca.pem --cert node.pem --key node.key";
-    shell(host, &format!("cd {FOLDER} && ETCDCTL_API=3 etcdctl --endpoints {urls} {files} {words}"))
+    shell(host, &format!("cd {FOLDER} && ETCDCTL_API=3 etcdctl --endpoints {} {files} {words}", urls.join(",")))
 }
 
-/// Asks one after the other, all the time; each time one of the control nodes must answer.
+/// Asks one after the other, all the time; each time one of the control nodes must answer, first the one whose daemon begins anew.
 struct Client {
     over: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<u32>,
@@ -43,7 +48,7 @@ impl Client {
         let env = [
             "env".to_owned(),
             format!("VMKEEP_TOKEN={secret}"),
-            "VMKEEP_SERVER=https://10.77.0.1:7443,https://10.77.0.2:7443,https://10.77.0.3:7443".to_owned(),
+            "VMKEEP_SERVER=https://10.77.0.2:7443,https://10.77.0.1:7443,https://10.77.0.3:7443".to_owned(),
         ];
         let thread = std::thread::spawn(move || {
             let mut answers = 0;
@@ -94,37 +99,203 @@ fn is_young(host: &Host, shown: &str) -> Result<(), String> {
     if out.status.success() { Ok(()) } else { Err(format!("{}{}\n{}", text(&out.stdout), text(&out.stderr), tail(&host.daemon_log()))) }
 }
 
+/// As who has this pair in the cluster's folder; what the server shows, and the talk.
+fn tls(at: &str, pair: &str) -> String {
+    format!("openssl s_client -connect {at} -CAfile {FOLDER}/ca.pem -cert {FOLDER}/{pair}.pem -key {FOLDER}/{pair}.key </dev/null 2>&1")
+}
+
+/// Test hosts have no systemd, which would open libvirt's socket: it is restarted when its certificates are there.
+fn libvirt_listens(hosts: &[Host; 3]) {
+    for (n, host) in (1..).zip(hosts) {
+        until("libvirt has certificates", SETTLE, || {
+            let there = host.exec(["test", "-e", "/etc/pki/libvirt/servercert.pem"]).status.success();
+            if there { Ok(()) } else { Err(tail(&host.daemon_log())) }
+        });
+        host.restart_libvirtd();
+        until("guests may come", SETTLE, || {
+            let shown = hosts[0].vmkeep(["node", "show", &format!("node{n}"), "-o", "json"]);
+            let told = text(&shown.stdout) + &text(&shown.stderr);
+            if told.contains(&format!("qemu+tls://10.77.0.{n}/system")) { Ok(()) } else { Err(told + &tail(&host.daemon_log())) }
+        });
+    }
+}
+
 fn certificates_are_made_anew(hosts: &[Host; 3]) {
     for (n, host) in (1..).zip(hosts) {
         ages(host, n, "etcd");
+        ages(host, n, "libvirt");
     }
     // Its daemon begins anew with it, and the others answer meanwhile.
     ages(&hosts[1], 2, "node");
-    let served = |n: usize| {
-        format!(
-            "openssl s_client -connect 10.77.0.{n}:2379 -CAfile {FOLDER}/ca.pem -cert {FOLDER}/node.pem -key {FOLDER}/node.key </dev/null 2>&1"
-        )
-    };
     for (n, host) in (1..).zip(hosts) {
         let anew = "this member's certificates were made anew";
         until("it is made anew", SETTLE, || if host.daemon_log().contains(anew) { Ok(()) } else { Err(tail(&host.daemon_log())) });
-        until("etcd shows its new certificate", SETTLE, || is_young(host, &served(n)));
+        until("etcd shows its new certificate", SETTLE, || is_young(host, &tls(&format!("10.77.0.{n}:2379"), "node")));
+        // Its old one was young too.
+        until("so does libvirt", SETTLE, || {
+            is_young(host, &format!("cat {FOLDER}/libvirt.pem"))?;
+            let print = |shown: &str| text(&host.exec(["sh", "-c", &format!("{shown} | openssl x509 -noout -fingerprint -sha256")]).stdout);
+            let (shown, new) = (print(&tls(&format!("10.77.0.{n}:16514"), "libvirt")), print(&format!("cat {FOLDER}/libvirt.pem")));
+            if shown == new && !new.is_empty() { Ok(()) } else { Err(format!("{shown} is not {new}\n{}", tail(&host.daemon_log()))) }
+        });
     }
-    until("so has the daemon", SETTLE, || is_young(&hosts[1], &format!("cat {FOLDER}/node.pem")));
+    until("the daemon begins anew", SETTLE, || {
+        let log = hosts[1].daemon_log();
+        if log.contains("certificate was made anew; beginning anew with it") { Ok(()) } else { Err(tail(&log)) }
+    });
+    until("its API shows a new one", SETTLE, || is_young(&hosts[1], &tls("10.77.0.2:7443", "node")));
     until_healthy(&hosts[1], ALL);
+    a_guest_moves_with_them(&hosts[1]);
+}
+
+fn a_guest_moves_with_them(asked: &Host) {
+    asked.apply("kind: vm\nname: goes\nrun: always\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\ndisks: []\n");
+    let node = || asked.phase("goes", "running", BOOT)["status"]["node"].clone();
+    let before = node();
+    asked.ok(["vm", "migrate", "goes"]);
+    assert_ne!(node(), before);
+    asked.ok(["vm", "kill", "goes"]);
+    asked.ok(["vm", "delete", "goes", "--yes"]);
+}
+
+/// What it is told at a port of the first host, shown this pair: the answer, and why there is none.
+fn knock(from: &Host, port: u16, pair: Option<&str>) -> (String, String) {
+    let shown = pair.map_or_else(String::new, |pair| format!("-cert {FOLDER}/{pair}.pem -key {FOLDER}/{pair}.key"));
+    let words = "printf 'GET /version HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'";
+    // libvirt closes at once when it is spoken to in HTTP: it says whether it takes the certificate before.
+    let ask = format!("(sleep 1; {words}) | timeout 20 openssl s_client -quiet -connect 10.77.0.1:{port} -CAfile {FOLDER}/ca.pem {shown}");
+    let out = from.exec(["sh", "-c", &ask]);
+    (text(&out.stdout), text(&out.stderr))
+}
+
+/// Members talk to members there, and to nobody else.
+fn strangers_are_refused(from: &Host) {
+    // All names are right.
+    Ca::new().issue(&from.lab_folder().join(&FOLDER[1..]), "stranger", "node:node1", &["node1", "10.77.0.1", "localhost"]);
+    for (port, own) in [(7444, "node"), (2379, "node"), (2380, "etcd"), (16514, "libvirt")] {
+        let (answer, told) = knock(from, port, Some(own));
+        assert_ne!(answer, "", "a member is answered at {port}: {told}");
+        for pair in [None, Some("stranger")] {
+            let (answer, told) = knock(from, port, pair);
+            assert_eq!(answer, "", "{pair:?} at {port}: {told}");
+        }
+    }
+    let (answer, told) = knock(from, 7444, Some("libvirt"));
+    assert_eq!(answer, "", "libvirt is not a node: {told}");
+}
+
+/// Sizes of these hosts' databases, and who of them leads.
+fn sizes(asked: &Host, at: &[usize]) -> (Vec<u64>, Option<usize>) {
+    let told: Value = serde_json::from_str(&etcdctl(asked, at, "endpoint status -w json")).expect("JSON of etcdctl");
+    let all: Vec<&Value> = told.as_array().into_iter().flatten().map(|one| &one["Status"]).collect();
+    let leads = all.iter().position(|one| one["leader"] == one["header"]["member_id"]);
+    (all.iter().filter_map(|one| one["dbSize"].as_u64()).collect(), leads.map(|n| at[n]))
 }
 
 fn history_is_given_back(hosts: &[Host; 3]) {
     shell(&hosts[0], FILL);
-    let sizes = || {
-        let told: serde_json::Value = serde_json::from_str(&etcdctl(&hosts[0], "endpoint status -w json")).expect("JSON of etcdctl");
-        told.as_array().into_iter().flatten().filter_map(|one| one["Status"]["dbSize"].as_u64()).collect::<Vec<_>>()
-    };
-    let before = sizes();
+    let (before, leads) = sizes(&hosts[0], &[0, 1, 2]);
     assert!(before.len() == 3 && before.iter().all(|size| *size > 15_000_000), "{before:?}");
-    hosts[0].ok(["cluster", "defrag"]);
-    let after = sizes();
+    with_one_away_nobody_pauses(hosts, &before, leads);
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            for n in 0..WRITES {
+                hosts[0].ok(["node", "set", "node3", &format!("labels.change=n{n}")]);
+            }
+        });
+        while !changes.is_finished() {
+            until("it is done", SETTLE, || {
+                let out = hosts[1].vmkeep(["cluster", "defrag"]);
+                if out.status.success() { Ok(()) } else { Err(text(&out.stderr)) }
+            });
+        }
+    });
+    let (after, _) = sizes(&hosts[0], &[0, 1, 2]);
     assert!(after.len() == 3 && after.iter().all(|size| *size < 10_000_000), "{before:?} {after:?}");
+    nobody_pauses_beside_another_or_leading(hosts);
+}
+
+/// An etcd stands still that does not lead: nothing is begun.
+fn with_one_away_nobody_pauses(hosts: &[Host; 3], before: &[u64], leads: Option<usize>) {
+    let (away, left) = if leads == Some(2) { (0, [1, 2]) } else { (2, [0, 1]) };
+    assert_eq!(hosts[away].signal_etcd("-STOP"), 1);
+    let words = format!("etcd on 'node{}' does not answer", away + 1);
+    until("it is refused", SETTLE, || {
+        let told = refusal(&hosts[1].vmkeep(["cluster", "defrag"]));
+        if told.contains(&words) && told.contains("another must not pause") { Ok(()) } else { Err(told) }
+    });
+    let (now, _) = sizes(&hosts[1], &left);
+    assert!(now.len() == 2 && left.iter().zip(&now).all(|(n, now)| *now >= before[*n]), "{before:?} {now:?}");
+    assert_eq!(hosts[away].signal_etcd("-CONT"), 1);
+    until_healthy(&hosts[1], ALL);
+}
+
+/// What etcd says of itself; of one instant, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Word {
+    GoesOn,
+    Follows,
+    Leads,
+    Pauses,
+}
+
+impl Word {
+    fn of(told: &str) -> Option<Self> {
+        let words = [
+            ("finished defragment", Self::GoesOn),
+            ("became follower at term", Self::Follows),
+            ("became leader at term", Self::Leads),
+            ("starting defragment", Self::Pauses),
+        ];
+        words.into_iter().find(|(words, _)| told.contains(words)).map(|(_, word)| word)
+    }
+}
+
+fn nobody_pauses_beside_another_or_leading(hosts: &[Host; 3]) {
+    let mut told = Vec::new();
+    for (n, host) in hosts.iter().enumerate() {
+        let log = std::fs::read_to_string(host.lab_folder().join(&FOLDER[1..]).join("etcd.log")).expect("etcd's log");
+        for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let Some(word) = line["msg"].as_str().and_then(Word::of) else { continue };
+            told.push((line["ts"].as_str().expect("a time").to_owned(), word, n));
+        }
+    }
+    // One clock, as it is one machine.
+    told.sort();
+    let (mut leads, mut pauses, mut paused) = ([false; 3], None, [0; 3]);
+    for (at, word, n) in &told {
+        match word {
+            Word::Pauses => {
+                assert!(pauses.is_none() && !leads[*n], "at {at} node{}: {told:?}", n + 1);
+                pauses = Some(*n);
+                paused[*n] += 1;
+            }
+            Word::GoesOn => pauses = None,
+            Word::Leads | Word::Follows => leads[*n] = *word == Word::Leads,
+        }
+    }
+    assert!(paused.iter().all(|times| *times > 0), "{told:?}");
+}
+
+/// The revision of a value that was written over.
+fn an_old_value(host: &Host) -> u64 {
+    let told: Value = serde_json::from_str(&etcdctl(host, &[0], "put zz/old first -w json")).expect("JSON of etcdctl");
+    etcdctl(host, &[0], "put zz/old second");
+    told["header"]["revision"].as_u64().expect("a revision")
+}
+
+/// etcd drops it by itself: nobody has had it defragmented since.
+fn it_is_forgotten(host: &Host, revision: u64) {
+    let begin = std::time::Instant::now();
+    let ask = format!(
+        "cd {FOLDER} && ! ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key \
+         get zz/old --rev={revision} 2>&1 | grep compacted"
+    );
+    until("it is dropped", SETTLE, || {
+        let out = host.exec(["sh", "-c", &ask]);
+        if out.status.success() { Err(text(&out.stdout)) } else { Ok(()) }
+    });
+    println!("history went, {:.0} s waited for", begin.elapsed().as_secs_f64());
 }
 
 /// The newest is seven hours old, and there are more than are kept.
@@ -201,12 +372,7 @@ fn a_dead_member_is_taken_out(hosts: &mut [Host; 3]) {
         let out = hosts[0].vmkeep(["cluster", "remove", "node3", "--yes"]);
         if out.status.success() { Ok(()) } else { Err(text(&out.stderr) + &tail(&hosts[0].daemon_log())) }
     });
-    let members = shell(
-        &hosts[0],
-        &format!(
-            "cd {FOLDER} && ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key member list"
-        ),
-    );
+    let members = etcdctl(&hosts[0], &[0], "member list");
     assert!(members.lines().count() == 2 && !members.contains("node3"), "{members}");
     until("its VM runs elsewhere", BOOT, || {
         let vm = hosts[1].vm("there");
@@ -248,8 +414,12 @@ fn a_formed_cluster_is_looked_after_and_outlives_a_power_cut_and_a_member() {
     let client = Client::of(&hosts[0], told["secret"].as_str().expect("a secret"));
     a_backup_is_due(&hosts[0]);
     history_is_given_back(&hosts);
+    let old = an_old_value(&hosts[0]);
+    libvirt_listens(&hosts);
+    strangers_are_refused(&hosts[2]);
     certificates_are_made_anew(&hosts);
     client.ends();
     the_room_loses_its_power(&mut hosts);
     a_dead_member_is_taken_out(&mut hosts);
+    it_is_forgotten(&hosts[0], old);
 }

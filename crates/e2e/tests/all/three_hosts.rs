@@ -1,13 +1,16 @@
 //! Three hosts are one system: any control plane serves all nodes, leaders may die, nodes may be cut off.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use vmkeep_e2e::cluster::Cluster;
 use vmkeep_e2e::host::{Host, text};
 use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::ticks::{self, Run};
 use vmkeep_e2e::wait::until;
 
+use super::cold_moves::POOL;
 use super::consoles::answers;
 use super::hello::{BOOT, manifest, serial_says};
 
@@ -26,7 +29,8 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
     let mut cluster = Cluster::new("tri", "");
     // Imported on one node, needed on all: the others fetch it.
     cluster.host(1).ok(["image".as_ref(), "import".as_ref(), image.as_os_str(), "--name".as_ref(), "tiny".as_ref()]);
-    for name in ["a", "b", "c"] {
+    let data = a_disk_is_written_before_its_guest_runs(&cluster);
+    for name in ["b", "c"] {
         cluster.host(0).apply(&manifest(name, "run: always\n"));
     }
     let placed: Vec<_> = ["a", "b", "c"].map(|name| node_of(&cluster.host(0).phase(name, "running", BOOT))).to_vec();
@@ -51,7 +55,7 @@ fn vms_spread_over_three_hosts_and_every_control_plane_reaches_them() {
 
     placement_is_told(cluster.host(1), placed[0]);
     a_cut_node_is_told_and_comes_back(&cluster, placed[1]);
-    a_host_is_emptied_while_its_guests_run(&cluster, placed[0]);
+    a_host_is_emptied_while_its_guests_run(&cluster, placed[0], &data);
     for name in ["a", "b", "c", "d"] {
         cluster.host(0).ok(["vm", "delete", name, "--yes"]);
     }
@@ -99,24 +103,88 @@ fn placement_is_told(asked: &Host, of_a: usize) {
     assert!(!asked.ok(["vm", "list"]).contains("sim"), "nothing was made");
 }
 
+/// The second disk of `a`: the guest's ticks are in its first 64 KiB, what was there before the guest behind a hole and another one.
+struct Data {
+    file: String,
+    sum: String,
+}
+
+impl Data {
+    fn at(&self, host: &Host) -> PathBuf {
+        host.lab_folder().join(&self.file[1..])
+    }
+
+    /// Of all but the ticks.
+    fn sum_on(&self, host: &Host) -> String {
+        text(&host.exec(["sh", "-c", &format!("tail -c +1048577 {} | sha256sum", self.file)]).stdout)
+    }
+
+    /// One boot's, without a hole.
+    fn ticks(&self, host: &Host) -> Run {
+        let mut runs = ticks::runs(&self.at(host)).expect("whole ticks");
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        runs.remove(0)
+    }
+}
+
+fn a_disk_is_written_before_its_guest_runs(cluster: &Cluster) -> Data {
+    let disks = "disks: [{name: root, image: tiny}, {name: data, empty: true, size: 64M, format: raw}]\n";
+    cluster.host(0).apply(&manifest("a", &format!("run: manual\n{disks}")));
+    let host = cluster.host(node_of(&cluster.host(0).phase("a", "stopped", BOOT)));
+    let id = cluster.host(0).json(["volume", "show", "a-data", "-o", "json"])["id"].as_str().expect("an id").to_owned();
+    let mut data = Data { file: format!("{POOL}/{id}.raw"), sum: String::new() };
+    let of = format!("of={}", data.file);
+    for seek in ["seek=8", "seek=48"] {
+        let out = host.exec(["dd", "if=/dev/urandom", &of, "bs=1M", "count=4", seek, "conv=notrunc"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    }
+    data.sum = data.sum_on(host);
+    cluster.host(0).ok(["vm", "start", "a"]);
+    cluster.host(0).phase("a", "running", BOOT);
+    data
+}
+
 /// The disks are in a pool of each host: their data goes along, and nothing of it stays.
-fn a_host_is_emptied_while_its_guests_run(cluster: &Cluster, from: usize) {
+fn a_host_is_emptied_while_its_guests_run(cluster: &Cluster, from: usize, data: &Data) {
     let node = format!("node{}", from + 1);
-    cluster.host(0).ok(["node", "drain", &node, "--why", "new disks"]);
+    let before = data.ticks(cluster.host(from));
+    cluster.host(0).ok(["node", "maintenance", &node, "on", "--why", "new disks"]);
     let ops = cluster.host(1).ok(["op", "list", "-o", "json"]);
-    assert!(ops.contains(&format!("{node} -> ")) && ops.contains("live, 1 disks copied along"), "{ops}");
+    assert!(ops.contains(&format!("{node} -> ")) && ops.contains("live, 2 disks copied along"), "{ops}");
     for name in ["a", "b", "c", "d"] {
         assert_ne!(node_of(&cluster.host(0).phase(name, "running", NOTICED)), from, "{ops}");
     }
     answers(cluster.host(0), "a", ECHO.0, ECHO.1).expect("its console answers");
+    its_data_came_along(cluster, data, &before);
     until("nothing stays there", NOTICED, || {
-        let files = text(&cluster.host(from).exec(["find", "/var/lib/libvirt/images/vmkeep", "-maxdepth", "1", "-type", "f"]).stdout);
+        let files = text(&cluster.host(from).exec(["find", POOL, "-maxdepth", "1", "-type", "f"]).stdout);
         let left = format!("{}{files}", cluster.host(from).virsh(["list", "--all", "--name"]));
         if left.trim().is_empty() { Ok(()) } else { Err(left) }
     });
+    let cordon = cluster.host(2).json(["node", "show", &node, "-o", "json"])["cordon"].clone();
+    assert_eq!((&cordon["closure"], &cordon["why"]), (&"maintenance".into(), &"new disks".into()), "{cordon}");
     let nodes = cluster.host(0).ok(["node", "list"]);
-    assert!(nodes.contains("cordoned"), "{nodes}");
+    assert!(nodes.contains("maintenance"), "{nodes}");
     cluster.host(0).ok(["node", "maintenance", &node, "off"]);
+    let nodes = cluster.host(0).ok(["node", "list"]);
+    assert!(!nodes.contains("maintenance") && !nodes.contains("cordoned"), "{nodes}");
+}
+
+/// What was on its disk before it ran, and what it wrote before it moved, on its way and after.
+fn its_data_came_along(cluster: &Cluster, data: &Data, before: &Run) {
+    let host = cluster.host(node_of(&cluster.host(0).vm("a")));
+    let arrived = data.ticks(host);
+    until("it ticks on", BOOT, || {
+        let now = data.ticks(host);
+        if now.last > arrived.last { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    cluster.host(0).ok(["vm", "stop", "a", "--force"]);
+    cluster.host(0).phase("a", "stopped", BOOT);
+    let all = data.ticks(host);
+    assert_eq!((&all.boot, all.first), (&before.boot, before.first), "{before:?} {all:?}");
+    assert!(before.last.0 > 0 && all.last.0 > before.last.0, "{before:?} {all:?}");
+    assert_eq!(data.sum_on(host), data.sum, "{}", data.file);
+    println!("{all}; {} of them before it moved", before.last.0);
 }
 
 /// Its VMs stay, and are told as unknown; when the cable is in again they are found as they were.

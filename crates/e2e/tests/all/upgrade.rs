@@ -62,6 +62,7 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
     let disks = "disks: [{name: root, image: tiny}, {name: log, empty: true, size: 8M}]\n";
     hosts[0].apply(&manifest("tick", &format!("run: always\nnics: []\n{disks}")));
     hosts[0].phase("tick", "running", BOOT);
+    hosts[0].apply(&manifest("moves", "run: always\nnics: []\n"));
     let volumes = hosts[0].json(["volume", "list", "-o", "json"]);
     let log = volumes.as_array().into_iter().flatten().find(|volume| volume["name"] == "tick-log").expect("its second disk");
     let disk = shared.path().join(format!("{}.qcow2", log["id"].as_str().expect("an id")));
@@ -86,6 +87,12 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
         hosts[n].restart_daemon();
         until_healthy(&hosts[n], all);
         tick = until_ticks_past(&disk, tick);
+        // Of two versions, while the upgrade goes on.
+        let (new, other) = (format!("node{}", n + 1), format!("node{}", (n + 1) % 3 + 1));
+        for to in [&new, &other].into_iter().filter(|to| hosts[n].vm("moves")["status"]["node"] != to.as_str()) {
+            hosts[n].ok(["vm", "migrate", "moves", "--to", to]);
+            assert_eq!(hosts[n].phase("moves", "running", BOOT)["status"]["node"], to.as_str());
+        }
     }
     until_nothing_is_in_the_way(&hosts[0]);
     let told = text(&hosts[1].vmkeep(["cluster", "upgrade-check"]).stderr);
@@ -100,5 +107,5 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
     hosts[2].apply(&manifest("tick", &format!("run: always\nnics: []\ndescription: changed\n{disks}")));
     until_ticks_past(&disk, tick);
     assert_eq!(hosts[0].qemu_pids("tick"), pids, "the guest knows nothing of it");
-    hosts[0].ok(["vm", "delete", "tick", "--yes"]);
+    hosts[0].ok(["vm", "delete", "tick", "moves", "--yes"]);
 }
