@@ -105,7 +105,7 @@ fn tls(at: &str, pair: &str) -> String {
 }
 
 /// Test hosts have no systemd, which would open libvirt's socket: it is restarted when its certificates are there.
-fn libvirt_listens(hosts: &[Host; 3]) {
+pub(super) fn libvirt_listens(hosts: &[Host; 3]) {
     for (n, host) in (1..).zip(hosts) {
         until("libvirt has certificates", SETTLE, || {
             let there = host.exec(["test", "-e", "/etc/pki/libvirt/servercert.pem"]).status.success();

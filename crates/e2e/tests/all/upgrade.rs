@@ -12,6 +12,7 @@ use vmkeep_e2e::ticks;
 use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, init, join, token, until_healthy};
+use super::formed::libvirt_listens;
 use super::hello::{BOOT, manifest};
 use super::rights::{etcdctl, etcdctl_as};
 
@@ -74,6 +75,7 @@ fn daemons_begin_anew_one_after_the_other_and_the_level_is_raised_while_a_guest_
     }
     let all = "node1:member:follower node2:member:follower node3:member:follower";
     until_healthy(&hosts[0], all);
+    libvirt_listens(&hosts);
 
     // One of level 4 or 5 has rights of each node already.
     if old_daemon().is_none() {
