@@ -77,17 +77,21 @@ pub(super) fn struck(
     })
 }
 
+fn until_it_runs(cluster: &Cluster, asked: usize) -> Home {
+    until("it runs, and is known to", RECOVERED, || {
+        let out = cluster.host(asked).vmkeep(["vm", "show", "tick", "-o", "json"]);
+        let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], cluster.logs()))
+    })
+}
+
 /// Moves it, kills in the middle, and waits for the end.
 fn killed(cluster: &mut Cluster, before: Home, whom: Whom) -> Home {
     let to = (before.host + 1) % 3;
     let asked = cluster.beside(before.host);
     let op = struck(cluster, ("tick", SLOW), (before.host, to), whom, |_| {});
     let state = op["state"].as_str().unwrap_or_default().to_owned();
-    let now = until("it runs, and is known to", RECOVERED, || {
-        let out = cluster.host(asked).vmkeep(["vm", "show", "tick", "-o", "json"]);
-        let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
-        Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], cluster.logs()))
-    });
+    let now = until_it_runs(cluster, asked);
     println!("{whom:?} harmed: the move is {state}, the guest is on {}", now.node());
     let moved = now.host == to && now.generation == before.generation + 1;
     let stayed = now == before;
@@ -110,7 +114,8 @@ fn hung_up_on(cluster: &mut Cluster, before: Home) -> Home {
     host.restart_libvirtd();
     let out = moves.wait_with_output().expect("our child");
     assert!(out.status.success(), "{}\n{}", text(&out.stderr), cluster.logs());
-    let now = Home::of(&cluster.host(asked).vm("tick")).expect("it runs");
+    // Its libvirt has just begun: it may not have told what it runs.
+    let now = until_it_runs(cluster, asked);
     assert_eq!(now, Home { host: to, generation: before.generation + 1 });
     now
 }
