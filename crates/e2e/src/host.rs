@@ -238,6 +238,11 @@ impl Host {
         self.json(["vm", "show", name, "-o", "json"])
     }
 
+    /// The same while the control plane may be away: null.
+    pub fn shown(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.vmkeep(["vm", "show", name, "-o", "json"]).stdout).unwrap_or_default()
+    }
+
     /// Waits until the VM's phase is this one; the control plane may be away for a while.
     pub fn phase(&self, name: &str, phase: &str, within: Duration) -> Value {
         until(&format!("{name} is {phase}"), within, || {

@@ -79,8 +79,7 @@ pub(super) fn struck(
 
 fn until_it_runs(cluster: &Cluster, asked: usize) -> Home {
     until("it runs, and is known to", RECOVERED, || {
-        let out = cluster.host(asked).vmkeep(["vm", "show", "tick", "-o", "json"]);
-        let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        let vm = cluster.host(asked).shown("tick");
         Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], cluster.logs()))
     })
 }
