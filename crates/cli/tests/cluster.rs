@@ -126,13 +126,17 @@ fn moves_are_proposed_and_none_is_made() {
     );
 }
 
+fn member(n: u32, state: &str, version: &str, etcd: Value) -> Value {
+    json!({"node": format!("node{n}"), "address": format!("10.0.0.{n}"), "machine_id": format!("m{n}"), "roles": ["control", "compute"],
+        "version": version, "level": 8, "state": state, "since": "2026-11-01T00:00:00Z", "certificate_until": "2027-11-01T00:00:00Z", "etcd": etcd})
+}
+
+fn etcd(health: &str) -> Value {
+    json!({"health": health, "version": "3.5.30", "size": "12M"})
+}
+
 #[test]
 fn the_status_names_members_what_is_degraded_and_what_to_do() {
-    let member = |n: u32, state: &str, version: &str, etcd: Value| {
-        json!({"node": format!("node{n}"), "address": format!("10.0.0.{n}"), "machine_id": format!("m{n}"), "roles": ["control", "compute"],
-            "version": version, "level": 8, "state": state, "since": "2026-11-01T00:00:00Z", "certificate_until": "2027-11-01T00:00:00Z", "etcd": etcd})
-    };
-    let etcd = |health: &str| json!({"health": health, "version": "3.5.30", "size": "12M"});
     let mut compute = member(4, "joining", "0.1.0", Value::Null);
     compute["roles"] = json!(["compute"]);
     compute["certificate_until"] = Value::Null;
@@ -187,7 +191,10 @@ fn the_status_names_members_what_is_degraded_and_what_to_do() {
         hint: install the same version
     "#]],
     );
+}
 
+#[test]
+fn the_status_of_who_keeps_no_etcd() {
     let mut leader = etcd("leader");
     leader["url"] = json!("https://10.0.0.9:2379");
     let external = json!({"cluster": "00000000-0000-0000-0000-000000000007", "members": [member(1, "member", "0.1.0", Value::Null)], "etcd": [leader], "problems": []});

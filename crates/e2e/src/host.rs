@@ -238,18 +238,20 @@ impl Host {
         self.json(["vm", "show", name, "-o", "json"])
     }
 
-    /// The same while the control plane may be away: null.
-    pub fn shown(&self, name: &str) -> Value {
-        serde_json::from_slice(&self.vmkeep(["vm", "show", name, "-o", "json"]).stdout).unwrap_or_default()
+    /// The same while the control plane may be away.
+    ///
+    /// # Errors
+    /// What it said instead, and its daemon's log.
+    pub fn shown(&self, name: &str) -> Result<Value, String> {
+        let out = self.vmkeep(["vm", "show", name, "-o", "json"]);
+        serde_json::from_slice(&out.stdout).map_err(|_| format!("{}\n{}", text(&out.stderr), tail(&self.daemon_log())))
     }
 
     /// Waits until the VM's phase is this one; the control plane may be away for a while.
     pub fn phase(&self, name: &str, phase: &str, within: Duration) -> Value {
         until(&format!("{name} is {phase}"), within, || {
-            let out = self.vmkeep(["vm", "show", name, "-o", "json"]);
-            let vm: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
-            let told = || format!("{}\n{}\n{}", vm["status"], text(&out.stderr), tail(&self.daemon_log()));
-            if vm["status"]["phase"] == phase { Ok(vm) } else { Err(told()) }
+            let vm = self.shown(name)?;
+            if vm["status"]["phase"] == phase { Ok(vm) } else { Err(format!("{}\n{}", vm["status"], tail(&self.daemon_log()))) }
         })
     }
 

@@ -64,7 +64,7 @@ fn a_vm_of_a_host_without_power_runs_elsewhere_when_its_death_is_confirmed() {
         if out.status.success() { Ok(()) } else { Err(text(&out.stderr)) }
     });
     until("it runs on another host", NOTICED, || {
-        let vm = cluster.host(asked).shown("web");
+        let vm = cluster.host(asked).shown("web")?;
         let (phase, at) = (vm["status"]["phase"].as_str(), vm["status"]["node"].as_str());
         if phase == Some("running") && at != Some(node.as_str()) { Ok(()) } else { Err(format!("{}\n{}", vm["status"], cluster.logs())) }
     });

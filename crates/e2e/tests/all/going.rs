@@ -90,7 +90,7 @@ impl Play {
         assert!(status.contains("its VMs wait for it"), "{status}");
         self.cluster.members[before.host].power_on();
         let now = until("it runs on its host again", BOOT, || {
-            let vm = self.cluster.host(asked).shown("tick");
+            let vm = self.cluster.host(asked).shown("tick")?;
             Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], self.cluster.logs()))
         });
         assert_eq!(now.host, before.host);

@@ -79,7 +79,7 @@ pub(super) fn struck(
 
 fn until_it_runs(cluster: &Cluster, asked: usize) -> Home {
     until("it runs, and is known to", RECOVERED, || {
-        let vm = cluster.host(asked).shown("tick");
+        let vm = cluster.host(asked).shown("tick")?;
         Home::of(&vm).ok_or_else(|| format!("{}\n{}", vm["status"], cluster.logs()))
     })
 }

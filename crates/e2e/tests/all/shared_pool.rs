@@ -46,16 +46,8 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
     run(&["vm", "start", "a", "--no-wait"]);
     // Its disk would lie there for ever.
     run(&["vm", "delete", "c", "--yes", "--no-wait"]);
-    for vm in ["a", "c"] {
-        until("the host says what is wrong", BOOT, || {
-            let told = run(&["vm", "show", vm]);
-            if told.contains(&format!("what is at {pool} is not the shared pool")) {
-                Ok(())
-            } else {
-                Err(format!("{told}\n{}", cluster.logs()))
-            }
-        });
-    }
+    until_told_what_is_wrong(&cluster, &pool, "a");
+    until_told_what_is_wrong(&cluster, &pool, "c");
     until("it is known that the host has not the pool", DESCRIBED, || {
         let told = run(&["pool", "show", "default"]);
         if told.contains("node2: what is at its path is not the pool") { Ok(()) } else { Err(told) }
@@ -93,6 +85,17 @@ fn a_host_without_the_shared_pool_gets_none_of_its_vms() {
     });
     run(&["vm", "migrate", "b", "--to", "node2"]);
     assert_eq!(cluster.host(0).phase("b", "running", BOOT)["status"]["node"], "node2");
+}
+
+fn until_told_what_is_wrong(cluster: &Cluster, pool: &str, vm: &str) {
+    until("the host says what is wrong", BOOT, || {
+        let told = cluster.host(0).ok(["vm", "show", vm]);
+        if told.contains(&format!("what is at {pool} is not the shared pool")) {
+            Ok(())
+        } else {
+            Err(format!("{told}\n{}", cluster.logs()))
+        }
+    });
 }
 
 fn disks(pool: &Path) -> usize {

@@ -81,12 +81,11 @@ impl Cluster {
     /// VMs of its own are known to its own store alone: in the cluster's they would be foreign.
     async fn without_vms(&self) -> Result<(), Error> {
         let vms = vmkeep_server::app::list::<VmRecord>(self.store.as_ref(), keys::ALL_VMS).await?;
-        let names: Vec<String> = vms.iter().take(NAMES_TOLD).map(|vm| vm.value.spec.name.to_string()).collect();
-        if names.is_empty() {
+        if vms.is_empty() {
             return Ok(());
         }
-        let more = if vms.len() > names.len() { ", …" } else { "" };
-        Err(Error::conflict(format!("this host has {} VMs of its own: {}{more}", vms.len(), names.join(", ")))
+        let names = told(vms.iter().map(|vm| vm.value.spec.name.to_string()));
+        Err(Error::conflict(format!("this host has {} VMs of its own: {names}", vms.len()))
             .hint("let them go with 'vmkeep vm release NAME' (they run on) and adopt them again after joining, or form the cluster from this host"))
     }
 
@@ -164,14 +163,17 @@ struct There {
 
 /// Placement knows what is vmkeep's.
 fn not_counted(domains: Vec<DomainBrief>) -> String {
-    let all = domains.len();
-    let names: Vec<String> = domains.into_iter().take(NAMES_TOLD).map(|domain| domain.name).collect();
-    let more = if all > names.len() { ", …" } else { "" };
+    let names = told(domains.into_iter().map(|domain| domain.name));
     format!(
-        "domains run here that are not vmkeep's: {}{more}; they stay as they are, and what they need is not counted \
-         ('vmkeep vm adopt NAME' takes one over)",
-        names.join(", ")
+        "domains run here that are not vmkeep's: {names}; they stay as they are, and what they need is not counted \
+         ('vmkeep vm adopt NAME' takes one over)"
     )
+}
+
+/// The first of them.
+fn told(mut names: impl Iterator<Item = String>) -> String {
+    let first: Vec<String> = names.by_ref().take(NAMES_TOLD).collect();
+    first.join(", ") + if names.next().is_some() { ", …" } else { "" }
 }
 
 /// `10.0.0.1`, `10.0.0.1:7443`, `[fd00::1]:7443`, `fd00::1`, `https://…`.
