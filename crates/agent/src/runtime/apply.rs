@@ -5,9 +5,10 @@
 //! `conflicts`: never mended, and no start goes over them.
 
 pub(super) mod addresses;
+mod inspect;
 mod live;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use vmkeep_types::error::{Code, Error};
 use vmkeep_types::event::Level;
 use vmkeep_types::ids::ImageId;
 use vmkeep_types::name::Name;
-use vmkeep_types::observed::{Doing, FieldChange, Observed, VolumeSeen};
+use vmkeep_types::observed::{Doing, Observed};
 use vmkeep_types::order::{ImageBrief, Order};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::VmOrigin;
@@ -29,14 +30,14 @@ use super::qemu;
 use super::report::{self, State};
 use super::start_error::start_error;
 use crate::domain::{self, BuildInput, DiskSource};
-use crate::hypervisor::{HvError, Words, XmlKind};
+use crate::hypervisor::{HvError, Words};
 use crate::image;
 use crate::net::NetAttach;
 use crate::pool::Pool;
 use crate::seed;
+use inspect::{Descriptions, note_difference, note_open_files};
 
-/// What a domain that libvirt has forgotten differs by.
-const UNDEFINED: &str = "undefined";
+pub use inspect::inspect;
 
 /// The domain XML that the wish asks for, and what went into it.
 struct Wanted {
@@ -57,7 +58,8 @@ pub async fn apply(node: &Node, state: &mut State) -> Result<(), Error> {
     } else {
         state.pending.clear();
     }
-    note_open_files(node, state).await?;
+    let there = Descriptions::read(node, state.order.vm).await?;
+    note_open_files(node, state, &there)?;
     state.error = None;
     Ok(())
 }
@@ -88,7 +90,7 @@ pub async fn start(node: &Node, state: &mut State) -> Result<(), NotStarted> {
     if fresh {
         define(node, state, &wanted).await?;
     } else {
-        note_difference(node, state, &wanted).await?;
+        note_difference(state, &wanted, inspect::stored(node, state.order.vm).await?.as_deref())?;
     }
     refuse_conflicts(state)?;
     state.addresses_due = true;
@@ -332,7 +334,7 @@ async fn define(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), E
         state.event(Level::Info, "vm.adopted", "an existing libvirt domain was taken over");
         return Ok(());
     }
-    note_difference(node, state, wanted).await?;
+    note_difference(state, wanted, inspect::stored(node, state.order.vm).await?.as_deref())?;
     if !state.conflicts.is_empty() {
         return refuse_conflicts(state);
     }
@@ -361,118 +363,4 @@ fn define_error(state: &State, error: &HvError) -> Error {
             .hint(format!("take it over with `vmkeep vm adopt {name}`, or choose another name"));
     }
     told
-}
-
-/// Files of disks that the wish let go of and the domain still has, running or stored.
-async fn note_open_files(node: &Node, state: &mut State) -> Result<(), Error> {
-    state.also_open = None;
-    let mut files = BTreeSet::new();
-    for kind in [XmlKind::Live, XmlKind::Inactive] {
-        match node.hv.xml(state.order.vm, kind).await {
-            Ok(xml) => files.extend(domain::disk_files(&xml)?),
-            Err(HvError::NoDomain(_) | HvError::WrongState(_)) => {}
-            Err(error) => return Err(Error::refused(format!("cannot read the domain's description: {error}"))),
-        }
-    }
-    for volume in state.order.volumes.values() {
-        files.remove(&*node.pool(pool_of(&state.order, &volume.pool)?)?.data_path(volume).to_string_lossy());
-    }
-    for (id, image) in &state.order.images {
-        files.remove(&*node.pool(pool_of(&state.order, &image.pool)?)?.image_path(*id).to_string_lossy());
-    }
-    files.remove(&*seed_path(node, &state.order).to_string_lossy());
-    state.also_open = Some(files);
-    Ok(())
-}
-
-/// How the stored description differs from the wish.
-async fn note_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let inactive = match node.hv.xml(state.order.vm, XmlKind::Inactive).await {
-        Ok(xml) => xml,
-        Err(HvError::NoDomain(_)) => return Ok(()),
-        Err(error) => return Err(Error::refused(format!("cannot read the domain's description: {error}"))),
-    };
-    let comparison = domain::compare(&wanted.xml, &inactive)?;
-    if !comparison.drift.iter().any(|d| domain::is_choice(&d.field)) {
-        state.choices = domain::choices_from(&inactive, &state.choices)?;
-    }
-    state.drift = comparison.drift;
-    if lives(state) && !state.persistent {
-        state.drift.push(FieldChange { field: "domain".into(), from: "undefined: gone when it stops".into(), to: "persistent".into() });
-    }
-    if let (Some(there), false, VmOrigin::Created) = (name_that_waits(state), lives(state), state.order.origin) {
-        state.drift.push(FieldChange { field: "name".into(), from: there, to: state.order.spec.name.to_string() });
-    }
-    state.conflicts = comparison.conflicts;
-    Ok(())
-}
-
-/// Looks for drift without changing anything; called when all else is settled.
-pub async fn inspect(node: &Node, state: &mut State) {
-    if state.order.leaving.is_none() && state.domain == Observed::Absent && state.memory.applied >= state.wish() {
-        let gone = FieldChange { field: "domain".into(), from: UNDEFINED.into(), to: "defined".into() };
-        state.drift = vec![gone];
-        tell_drift(state);
-        return;
-    }
-    if state.order.leaving.is_some() || state.domain.known().is_none() || !state.ours {
-        return;
-    }
-    qemu::look(node, state).await;
-    note_volumes(node, state).await;
-    addresses::complete(node, state).await;
-    let _ = note_open_files(node, state).await;
-    let outcome = match wanted(node, state, Look::Kept).await {
-        Ok(wanted) => note_differences(node, state, &wanted).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(vm = %state.order.spec.name, %error, "cannot compare the domain with the wish");
-        return;
-    }
-    tell_drift(state);
-}
-
-/// What differs is told once, and when it does not any more, whoever mended it.
-fn tell_drift(state: &mut State) {
-    if state.drift == state.told_drift {
-        return;
-    }
-    let fields = |changes: &[FieldChange]| changes.iter().map(|change| change.field.as_str()).collect::<Vec<_>>().join(", ");
-    match state.drift.first() {
-        None => state.event(Level::Info, "vm.drift-over", format!("as wished again: {}", fields(&state.told_drift))),
-        Some(change) if change.field == "domain" && change.from == UNDEFINED => {
-            state.event(Level::Warn, "vm.drift", "undefined behind vmkeep's back");
-        }
-        Some(_) => state.event(Level::Warn, "vm.drift", format!("changed behind vmkeep's back: {}", fields(&state.drift))),
-    }
-    state.told_drift = state.drift.clone();
-}
-
-/// Volumes as they are: those that came here with a running guest, which nothing was prepared for, and those that have grown.
-async fn note_volumes(node: &Node, state: &mut State) {
-    for volume in state.order.volumes.values().filter(|volume| volume.filling.is_none()).cloned().collect::<Vec<_>>() {
-        let Ok(pool) = pool_of(&state.order, &volume.pool).and_then(|spec| node.pool(spec)) else { continue };
-        match pool.stat_volume(&volume).await {
-            Ok(Some(now)) if state.volumes.get(&volume.id).is_none_or(|known| tells_more(*known, now)) => {
-                state.volumes.insert(volume.id, now);
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(vm = %state.order.spec.name, %error, "cannot look at a volume yet"),
-        }
-    }
-}
-
-/// A guest that writes all the time must not make its node report all the time.
-fn tells_more(known: VolumeSeen, now: VolumeSeen) -> bool {
-    const BYTES_MIN: u64 = 8 << 20;
-    now.size_bytes != known.size_bytes || now.allocated_bytes.abs_diff(known.allocated_bytes) >= BYTES_MIN.max(known.allocated_bytes / 16)
-}
-
-async fn note_differences(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    note_difference(node, state, wanted).await?;
-    if lives(state) {
-        live::note_live_difference(node, state, wanted).await?;
-    }
-    Ok(())
 }

@@ -156,7 +156,8 @@ mod tests {
             }
         };
         let refused = refused.expect_err("the other one lives").to_string();
-        expect_test::expect!["the store does not answer: another host runs as node1 and lives: its heartbeat goes on"].assert_eq(&refused);
+        expect_test::expect!["the store refuses this host: another host runs as node1 and lives: its heartbeat goes on"]
+            .assert_eq(&refused);
         assert_eq!(bed.cluster().await, before);
         assert_eq!(clone.epoch(), Epoch(0), "it has no life here");
         assert!(bed.original.this_life().await.expect("a read").is_some(), "the first one's goes on");

@@ -241,7 +241,7 @@ impl Node {
         tracing::info!(node = %self.name, "a new boot: looking whether nobody else runs under this name");
         tokio::time::sleep(std::time::Duration::from_millis(SUSPECT_MS)).await;
         if self.store.get(&key).await?.is_some_and(|now| now.modified != before.modified) {
-            return Err(StoreError::Unavailable(format!("another host runs as {} and lives: its heartbeat goes on", self.name)));
+            return Err(StoreError::Denied(format!("another host runs as {} and lives: its heartbeat goes on", self.name)));
         }
         Ok(())
     }

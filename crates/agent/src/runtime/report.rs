@@ -69,6 +69,8 @@ pub struct State {
     pub qemu: Option<QemuFacts>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
     pub also_open: Option<BTreeSet<String>>,
+    /// What the last comparison with the wish went by; None: something was done since, or it was not compared.
+    pub compared: Option<u64>,
     pub restarts: RestartCount,
     pub warnings: Vec<String>,
     pub reboots: Reboots,
@@ -109,6 +111,7 @@ impl State {
             qemu: None,
             volumes: BTreeMap::new(),
             also_open: None,
+            compared: None,
             restarts: RestartCount::default(),
             warnings: Vec::new(),
             reboots: Reboots::default(),
@@ -149,6 +152,7 @@ impl State {
     /// A newer order; true when the domain should be compared with it.
     pub fn take_order(&mut self, order: Order) -> bool {
         self.not_now = 0;
+        self.compared = None;
         let new_wish = order.spec_revision != self.order.spec_revision;
         let new_command = order.power.cycle != self.order.power.cycle;
         if new_wish || new_command {

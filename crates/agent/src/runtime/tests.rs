@@ -10,7 +10,6 @@ use vmkeep_store::{Store, Txn, keys};
 use vmkeep_types::host::KvmState;
 use vmkeep_types::ids::{Epoch, Generation, Revision};
 use vmkeep_types::name::Name;
-use vmkeep_types::network::NetworkSpec;
 use vmkeep_types::observed::{Doing, DomainState, FieldChange, Observed, Rest};
 use vmkeep_types::pool::{PoolSpec, VolumeRecord};
 use vmkeep_types::record::{Leaving, Owner, Power, PowerWish, VmChoices, VmOrigin};
@@ -19,9 +18,11 @@ use vmkeep_types::vm::VmSpec;
 
 use super::*;
 use crate::http::Wishes;
-use crate::hypervisor::fake::{FakeHypervisor, Fault};
-use crate::hypervisor::{AgentLink, HvError, Hypervisor, LiveChange, METADATA_URI, UndefineKeep, Words, XmlKind};
+use crate::hypervisor::fake::FakeHypervisor;
+use crate::hypervisor::{AgentLink, Hypervisor, METADATA_URI, Words, XmlKind};
 use crate::image::Reach;
+
+mod drift;
 
 const VM: VmId = VmId(uuid::Uuid::from_u128(0x6b0e_0a52_1111_4222_8333_4444_5555_6666));
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -310,19 +311,6 @@ async fn a_disk_that_another_node_made_is_not_made_here() {
 }
 
 #[tokio::test]
-async fn a_network_that_has_changed_is_no_drift_of_its_vms() {
-    let mut bed = Bed::new(json!({"nics": [{"name": "lan"}]})).await;
-    let network = |mtu: Option<u32>| -> NetworkSpec { serde_json::from_value(json!({"name": "default", "mtu": mtu})).expect("a network") };
-    bed.give(|order| drop(order.networks.insert(Name::known("default"), network(None)))).await;
-    let before = bed.until("it runs", |seen| seen.domain == Observed::Known(DomainState::Running) && seen.memory.networks.is_some()).await;
-    bed.give(|order| drop(order.networks.insert(Name::known("default"), network(Some(9000))))).await;
-    let seen = bed.until("it is taken in", |seen| seen.memory.networks != before.memory.networks && !seen.pending.is_empty()).await;
-    let told = |changes: &[FieldChange]| changes.iter().map(|c| format!("{} {}", c.field, c.to)).collect::<Vec<_>>();
-    assert_eq!((told(&seen.drift), told(&seen.pending)), (vec![], vec!["nics[lan].mtu 9000".to_owned()]));
-    assert!(bed.hv.xml(VM, XmlKind::Inactive).await.expect("xml").contains("9000"));
-}
-
-#[tokio::test]
 async fn what_waited_for_a_restart_waits_no_more_when_it_is_off() {
     let mut bed = Bed::running(json!({})).await;
     bed.edit(|spec| spec.memory.size = ByteCount::from_mib(128)).await;
@@ -351,25 +339,6 @@ async fn a_domain_without_our_mark_is_not_touched() {
 }
 
 #[tokio::test]
-async fn what_changed_in_the_running_domain_only_is_drift_and_mended() {
-    let mut bed = Bed::running(json!({"cpus": {"count": 1, "max": 4}, "memory": {"size": "64M", "max": "128M"}})).await;
-    bed.hv.change(VM, LiveChange::MemoryKib(32 << 10)).await.expect("it runs");
-    bed.nudge();
-    let seen = bed.until("the drift shows", |seen| !seen.drift.is_empty()).await;
-    assert_eq!(fields(&seen.drift), ["memory.size: 32M -> 64M"]);
-    bed.edit(|_| ()).await;
-    let seen = bed.until("it is mended", |seen| seen.drift.is_empty() && seen.memory.applied == Revision(2)).await;
-    assert_eq!(seen.steps, ["memory.size changed from 32M to 64M"]);
-    bed.until_event("vm.drift-over").await;
-    // More than wished is what a guest has that did not hear the balloon yet.
-    bed.hv.change(VM, LiveChange::MemoryKib(128 << 10)).await.expect("it runs");
-    bed.hv.set_autostart(VM, true).await.expect("it exists");
-    bed.nudge();
-    bed.until_event("vm.autostart").await;
-    assert_eq!(bed.until("a word", |_| true).await.drift, vec![]);
-}
-
-#[tokio::test]
 async fn a_start_that_the_store_does_not_grant_is_no_failure_of_the_vm() {
     let mut bed = Bed::new(json!({"restart": {"max": 1, "within": "10m"}})).await;
     let recovery = Txn::default().then(vmkeep_store::Op::Put(keys::CLUSTER_RECOVERY.into(), b"{}".to_vec()));
@@ -394,20 +363,6 @@ async fn a_libvirt_that_goes_and_comes_back_is_told() {
     bed.until_event("node.libvirt-away").await;
     bed.hv.reconnect();
     bed.until_event("node.libvirt-back").await;
-}
-
-#[tokio::test]
-async fn a_change_that_libvirt_refused_waits_and_is_no_drift() {
-    let mut bed = Bed::running(json!({"cpus": {"count": 1, "max": 4}})).await;
-    bed.hv.fault_next("change", Fault::Fail(HvError::Refused("not now".into())));
-    bed.edit(|spec| spec.cpus.count = 2).await;
-    let waits = ["cpus.count: 1 -> 2".to_owned()];
-    bed.until("it waits", |seen| fields(&seen.pending) == waits).await;
-    bed.hv.set_autostart(VM, true).await.expect("it exists");
-    bed.nudge();
-    bed.until_event("vm.autostart").await;
-    let seen = bed.until("a word", |_| true).await;
-    assert_eq!((fields(&seen.pending).as_slice(), seen.drift), (waits.as_slice(), vec![]));
 }
 
 #[tokio::test]
@@ -517,15 +472,6 @@ async fn a_wish_that_this_host_cannot_carry_out_is_told_before_it_is_written() {
     assert!(cpu.contains("Nonsense"), "{cpu}");
     let bridge = told(json!({"nics": [{"name": "lan", "network": "br"}]})).await.expect_err("no such bridge");
     assert!(bridge.starts_with("nics[lan]: ") && bridge.contains("nobr"), "{bridge}");
-}
-
-#[tokio::test]
-async fn a_running_domain_that_was_undefined_is_drift() {
-    let bed = Bed::running(json!({})).await;
-    bed.hv.undefine(VM, UndefineKeep::State).await.expect("undefined");
-    let seen = bed.until("it is noticed", |seen| !seen.drift.is_empty()).await;
-    assert_eq!(seen.drift[0].field, "domain");
-    assert_eq!(seen.domain, Observed::Known(DomainState::Running));
 }
 
 /// After a power cut all VMs of a host are to start: libvirt and the disks get so many at once and no more.

@@ -214,6 +214,7 @@ async fn settle(node: &Node, state: &mut State, inspect: bool) -> Option<Duratio
             super::report::write(node, state).await;
             return decision.wake_at_ms.map(|at| Duration::from_millis(at.saturating_sub(boottime_ms())));
         }
+        state.compared = None;
         if !act(node, state, decision.act).await {
             super::report::write(node, state).await;
             return Some(again_after(state.not_now));

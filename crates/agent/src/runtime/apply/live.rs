@@ -75,8 +75,8 @@ fn pending_name(state: &State) -> Option<FieldChange> {
 }
 
 /// What somebody changed in the running domain only (virsh's default), and what waits for a cold start.
-pub(super) async fn note_live_difference(node: &Node, state: &mut State, wanted: &Wanted) -> Result<(), Error> {
-    let plan = domain::live_plan(&wanted.xml, &running_xml(node, state).await?)?;
+pub(super) fn note_live_difference(state: &mut State, wanted: &Wanted, running: &str) -> Result<(), Error> {
+    let plan = domain::live_plan(&wanted.xml, running)?;
     let changes: Vec<FieldChange> = plan.changes.into_iter().map(|(change, _)| change).collect();
     let among = |list: &[FieldChange], change: &FieldChange| list.iter().any(|c| c.field == change.field && c.to == change.to);
     // What libvirt refused waits, and what the guest has not done yet is no news.
