@@ -82,9 +82,12 @@ pub fn capacity(fleet: &Fleet) -> Capacity {
     found
 }
 
-/// Does the loss of any one node leave all VMs a place? In a large cluster only the fullest nodes are tried.
-pub fn survives_one(fleet: Fleet) -> bool {
-    fleet.seats().len() > 1 && first_break(&mut unbound(fleet), 1, WARNING_SETS_MAX).0.is_none()
+/// How many nodes may fail, 0 to [`FAILURES_MAX`], as far as the fullest nodes of a large cluster tell.
+pub fn may_fail_at_a_glance(fleet: Fleet) -> usize {
+    let nodes = fleet.seats().len();
+    let mut free = unbound(fleet);
+    let survives = |failures: &usize| nodes > *failures && first_break(&mut free, *failures, WARNING_SETS_MAX).0.is_none();
+    (1..=FAILURES_MAX).take_while(survives).count()
 }
 
 /// The fleet as though all volumes could be reached everywhere, and no VM were on its way.

@@ -275,13 +275,15 @@ pub async fn takes_reserve(store: &dyn Store, cache: &Cache, project: &Name, spe
         }
     }
     // Mostly there is room enough, and how it was before need not be known.
-    if survives(Arc::new(after)).await? || !survives(cache.fleet(store).await?).await? {
+    let left = may_fail(Arc::new(after)).await?;
+    if left == capacity::FAILURES_MAX || may_fail(cache.fleet(store).await?).await? <= left {
         return Ok(None);
     }
-    Ok(Some("with this, no node may fail any more with everything still fitting on the others (vmkeep cluster capacity)".into()))
+    let may = if left == 0 { "no node may fail any more" } else { "only one node may fail, and no longer two," };
+    Ok(Some(format!("with this, {may} with everything still fitting on the others (vmkeep cluster capacity)")))
 }
 
-async fn survives(fleet: Arc<Fleet>) -> Result<bool, Error> {
-    let counted = tokio::task::spawn_blocking(move || capacity::survives_one(Arc::unwrap_or_clone(fleet))).await;
+async fn may_fail(fleet: Arc<Fleet>) -> Result<usize, Error> {
+    let counted = tokio::task::spawn_blocking(move || capacity::may_fail_at_a_glance(Arc::unwrap_or_clone(fleet))).await;
     counted.map_err(|e| Error::internal(format!("the count failed: {e}")))
 }

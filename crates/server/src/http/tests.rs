@@ -9,6 +9,7 @@ mod many_nodes;
 mod nouns;
 mod placement;
 mod pools;
+mod room;
 mod secrets;
 mod vms;
 mod watched;
