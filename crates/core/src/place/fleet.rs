@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use vmkeep_types::host::{NodeFacts, NodeHealth};
-use vmkeep_types::ids::VmId;
+use vmkeep_types::ids::{ImageId, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::node::{NodeRecord, Ratio};
 
@@ -164,6 +164,8 @@ pub struct Fleet {
     rules: RuleIndex,
     /// What a node had of a VM that another one owns by now, and has not taken away yet.
     leftovers: BTreeSet<(VmId, Name)>,
+    /// Nodes that have a copy of an image.
+    images: BTreeMap<ImageId, BTreeSet<Name>>,
     /// Nodes that a trial took away.
     hidden: usize,
     /// The CPUs that nodes have, each once.
@@ -254,6 +256,19 @@ impl Fleet {
 
     pub(super) fn cpu_kinds(&self) -> &[Arc<CpuKind>] {
         &self.cpus
+    }
+
+    /// The nodes that have a copy of an image.
+    pub fn set_image(&mut self, id: ImageId, holders: BTreeSet<Name>) {
+        self.images.insert(id, holders);
+    }
+
+    pub fn drop_image(&mut self, id: ImageId) {
+        self.images.remove(&id);
+    }
+
+    pub(super) fn has_image(&self, id: ImageId, node: &Name) -> bool {
+        self.images.get(&id).is_some_and(|holders| holders.contains(node))
     }
 
     /// What is heard of a node.

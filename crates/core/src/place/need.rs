@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vmkeep_types::ids::{PoolId, PoolMark, VmId};
+use vmkeep_types::ids::{ImageId, PoolId, PoolMark, VmId};
 use vmkeep_types::name::Name;
 use vmkeep_types::placement::PlacementWish;
 use vmkeep_types::record::VmChoices;
@@ -51,6 +51,8 @@ pub struct Need {
     pub wish: PlacementWish,
     /// The only node that its volumes can be reached from.
     pub home: Home,
+    /// Images that a node needs a copy of its own of before it can start the VM.
+    pub images: Vec<ImageId>,
     /// 1 (first) to 5; who gets a place first when many lost theirs.
     pub priority: u8,
 }
@@ -83,6 +85,14 @@ pub enum Home {
     Scattered,
 }
 
+/// What has to be brought to a node; less is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Movement {
+    pub volumes: HoldsVolumes,
+    /// Images that it has to fetch.
+    pub images: usize,
+}
+
 /// How a VM's volumes stand to one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HoldsVolumes {
@@ -98,7 +108,7 @@ pub enum HoldsVolumes {
 const PRIORITY_LAST: u8 = 6;
 
 impl Need {
-    /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it, and shared pools, are added by its owner.
+    /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it, shared pools and images are added by its owner.
     pub fn of(spec: &VmSpec, accel: Accel, bridges: Vec<(Name, String)>, home: Home) -> Self {
         Self {
             vcpus: spec.cpus.count,
@@ -112,6 +122,7 @@ impl Need {
             pci: spec.devices.pci.clone(),
             wish: spec.placement.clone(),
             home,
+            images: Vec::new(),
             priority: spec.ha.as_ref().map_or(PRIORITY_LAST, |ha| ha.priority),
         }
     }

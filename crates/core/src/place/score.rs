@@ -7,7 +7,7 @@ use vmkeep_types::name::Name;
 use vmkeep_types::node::TaintEffect;
 
 use super::fleet::{CPU_OVERCOMMIT, Fleet, Seat};
-use super::need::{Guest, HoldsVolumes, Need};
+use super::need::{Guest, HoldsVolumes, Movement, Need};
 use super::refuse::{others, tolerates};
 use super::rules::Neighbours;
 
@@ -23,10 +23,11 @@ pub struct Score {
     /// The scarcest resource after placement, in twentieths, so that a little more or less does not outweigh what follows.
     pub used_twentieths: u64,
     pub numa: NumaFit,
-    pub movement: HoldsVolumes,
     /// The scarcest resource after placement, 1/1000.
     pub used_permille: u64,
     pub vms: u32,
+    /// After the spreading: what has to be fetched once does not keep VMs together for good.
+    pub movement: Movement,
     pub node: Name,
 }
 
@@ -72,10 +73,14 @@ impl fmt::Display for Score {
         if self.numa == NumaFit::Spans {
             f.write_str(", over several NUMA nodes")?;
         }
-        if self.movement == HoldsVolumes::Here {
+        if self.movement.volumes == HoldsVolumes::Here {
             f.write_str(", its volumes are here")?;
         }
-        Ok(())
+        match self.movement.images {
+            0 => Ok(()),
+            1 => f.write_str(", it fetches an image first"),
+            n => write!(f, ", it fetches {n} images first"),
+        }
     }
 }
 
@@ -90,9 +95,12 @@ pub fn score(fleet: &Fleet, seat: &Seat, guest: &Guest, neighbours: &Neighbours)
         crowd_in_domain: neighbours.never_with.iter().chain(&neighbours.rather_without).map(|spots| spots.in_domain(seat)).sum(),
         used_twentieths: used_permille / 50,
         numa: numa_fit(seat, need),
-        movement: need.home.seen_from(&seat.name),
         used_permille,
         vms: others(seat, guest).vms,
+        movement: Movement {
+            volumes: need.home.seen_from(&seat.name),
+            images: need.images.iter().filter(|id| !fleet.has_image(**id, &seat.name)).count(),
+        },
         node: seat.name.clone(),
     }
 }

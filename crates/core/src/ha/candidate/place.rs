@@ -217,6 +217,7 @@ fn guest(vm: VmNo, wish: &Wish, settings: &Settings, roster: &Roster) -> Guest {
         pci: Vec::new(),
         wish: placement,
         home: Home::Anywhere,
+        images: Vec::new(),
         priority: wish.priority,
     };
     let counts = if wish.run == RunWish::Started { Counts::Yes } else { Counts::No };

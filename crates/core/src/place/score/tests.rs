@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use vmkeep_types::host::{KvmState, NumaNode};
+use vmkeep_types::ids::ImageId;
 use vmkeep_types::units::ByteCount;
 
 use crate::place::testkit::{facts, fleet, guest, name, put, record};
@@ -10,10 +11,15 @@ use crate::place::{Choice, Fleet, Guest, choose};
 /// The two that are chosen from; each has a second node in its failure domain that takes nothing.
 const NODES: [&str; 4] = ["a", "b", "a-beside", "b-beside"];
 
+/// What its disk is made from; all nodes have it.
+const IMAGE: ImageId = ImageId(uuid::Uuid::from_u128(7));
+
 /// A VM of 8 of 64 GiB and 4 of 64 vCPUs.
 fn wish() -> Guest {
     let apart = json!({"anti_affinity": [{"labels": {"app": "web"}}]});
-    guest(1, "web1", json!({"labels": {"app": "web"}, "cpus": 4, "memory": "8G", "ha": {}, "placement": apart}))
+    let mut wish = guest(1, "web1", json!({"labels": {"app": "web"}, "cpus": 4, "memory": "8G", "ha": {}, "placement": apart}));
+    wish.need.images = vec![IMAGE];
+    wish
 }
 
 /// Makes a node worse in one field, and in none before it.
@@ -33,9 +39,9 @@ fn domain(node: &str) -> Value {
     json!({"failure_domain": format!("rack-{node}")})
 }
 
-/// In the order of the fields. `movement` is not among them: nodes that do not hold the volumes of a VM that is bound to them are refused,
-/// and one that moves takes all of them along wherever it goes.
-const FIELDS: [(&str, Worse); 8] = [
+/// In the order of the fields. Of `movement` the volumes decide nothing: nodes that do not hold those of a VM that is bound to them are
+/// refused, and one that moves takes all of them along wherever it goes.
+const FIELDS: [(&str, Worse); 9] = [
     ("safety", |fleet, node| fleet.set_unprovable(&name(node), Some("it has no power plug".into()))),
     ("speed", |fleet, node| {
         let mut slow = facts(node, 8, 64);
@@ -60,6 +66,7 @@ const FIELDS: [(&str, Worse); 8] = [
         fleet.set_node(facts(node, 8, 64), record(node, wish));
     }),
     ("vms", |fleet, node| beside(fleet, node, json!({"memory": "1M"}))),
+    ("movement", |fleet, node| fleet.set_image(IMAGE, NODES.into_iter().filter(|other| *other != node).map(name).collect())),
 ];
 
 /// `a` worse in the one, `b` in the other.
@@ -70,6 +77,7 @@ fn chosen(a: Worse, b: Worse) -> Choice {
         let beside = format!("{node}-beside");
         fleet.set_node(facts(&beside, 8, 64), record(&beside, closed(&format!("rack-{node}"))));
     }
+    fleet.set_image(IMAGE, NODES.into_iter().map(name).collect());
     a(&mut fleet, "a");
     b(&mut fleet, "b");
     choose(&fleet, &wish())

@@ -216,6 +216,8 @@ impl ClusterView {
     pub(super) fn put_image(&mut self, id: &str, kv: &KeyValue, touched: &mut Touched) {
         let before = id.parse().ok().and_then(|id| self.images.get(&id)).map(|kept| kept.value.clone());
         let Some(id) = keep(&mut self.images, id, kv) else { return };
+        let holders = self.images[&id].value.holders().cloned().collect();
+        Arc::make_mut(&mut self.fleet).set_image(id, holders);
         if before.is_none_or(|before| !only_more_copies(&before, &self.images[&id].value)) {
             self.touch_image(id, touched);
         }
@@ -225,6 +227,7 @@ impl ClusterView {
     pub(super) fn touch_image(&mut self, id: ImageId, touched: &mut Touched) {
         let Some(image) = self.images.get(&id).map(|kept| &kept.value) else {
             self.names.drop_image(id);
+            Arc::make_mut(&mut self.fleet).drop_image(id);
             // What it was called is not known any more; those that miss it have no node yet.
             touched.homeless = true;
             return;
@@ -277,7 +280,22 @@ impl ClusterView {
         let mut guest = Guest::planned(id, project, spec);
         guest.need.bridges = self.bridges(&guest.project, spec);
         guest.need.pools = self.shared_pools(spec.disks.iter().map(|disk| &disk.pool));
+        let of_disks = spec.disks.iter().filter_map(|disk| disk.image.as_ref());
+        let of_disks = of_disks.filter_map(|name| self.image_by_name(&guest.project, name)).map(|image| image.value.id);
+        guest.need.images = self.images_copied(&guest.project, spec, of_disks);
         guest
+    }
+
+    /// Of those that its disks are made from, and those in its trays: the ones that each node has a copy of its own of.
+    fn images_copied(&self, project: &Name, spec: &VmSpec, of_disks: impl Iterator<Item = ImageId>) -> Vec<ImageId> {
+        let trays = spec.cdroms.iter().filter_map(|cdrom| cdrom.image.as_ref());
+        let in_trays = trays.filter_map(|name| self.image_by_name(project, name)).map(|image| image.value.id);
+        let all: BTreeSet<ImageId> = of_disks.chain(in_trays).collect();
+        let shared = |id: &ImageId| {
+            let pool = self.images.get(id).and_then(|image| self.pool_by_name(&image.value.spec.pool));
+            pool.is_some_and(|pool| is_shared(&pool.value.spec))
+        };
+        all.into_iter().filter(|id| !shared(id)).collect()
     }
 
     fn bridges(&self, project: &Name, spec: &VmSpec) -> Vec<(Name, String)> {
@@ -311,6 +329,12 @@ impl ClusterView {
             need: Need {
                 cpu,
                 pools: self.shared_pools(volumes().map(|volume| &volume.value.pool)),
+                // A disk that was made once needs no image any more to start.
+                images: self.images_copied(
+                    &vm.project,
+                    &vm.spec,
+                    volumes().filter(|volume| !volume.value.made).filter_map(|volume| volume.value.image),
+                ),
                 machine: chosen.and_then(|chosen| chosen.machine.clone()),
                 ..need
             },
