@@ -84,6 +84,8 @@ pub const ALL_RESCUES: &str = "cluster/ha/rescue/";
 pub const CLUSTER_VIP: &str = "cluster/vip";
 pub const CLUSTER_MOVING: &str = "cluster/moving";
 pub const CLUSTER_DEFRAGMENTED: &str = "cluster/defragmented";
+/// How large the largest file was afterwards, in bytes.
+pub const CLUSTER_DEFRAGMENTED_TO: &str = "cluster/defragmented-to";
 /// Everything that a member reads of its cluster, also one that was taken out.
 pub const ALL_CLUSTER: &str = "cluster/";
 pub const ALL_MEMBERS: &str = "cluster/member/";

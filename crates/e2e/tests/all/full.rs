@@ -1,5 +1,5 @@
-//! etcd over its quota: the cluster makes room by itself; where that did not last, nothing is changed and nothing is lost, it is told
-//! with the command that mends it, and that mends it.
+//! etcd that has grown, and etcd over its quota: the cluster makes room by itself; where that did not last, nothing is changed and nothing
+//! is lost, it is told with the command that mends it, and that mends it.
 
 use vmkeep_e2e::host::{Host, tail, text};
 use vmkeep_e2e::net::Switch;
@@ -9,12 +9,49 @@ use super::cluster::{SETTLE, host, init, refusal, until_healthy};
 
 const QUOTA: &str = "s/^ETCD_QUOTA_BACKEND_BYTES=.*/ETCD_QUOTA_BACKEND_BYTES=16777216/";
 /// Values of 1 MB over each other: what fills it is history.
-const FILL: &str = "cd /var/lib/vmkeep/cluster && for n in $(seq 60); do head -c 1000000 /dev/urandom | base64 -w 0 | head -c 1000000 | \
-    ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key put zz/junk || exit 0; done; exit 1";
+const FILL: &str =
+    "for n in $(seq 80); do head -c 1000000 /dev/urandom | base64 -w 0 | head -c 1000000 | ctl put zz/junk || exit 0; done; exit 1";
+/// Says that it was an hour ago and more.
+const REST: &str = r#"ctl put cluster/defragmented '"2026-01-01T00:00:00Z"'"#;
 
-fn shell(host: &Host, script: &str) {
-    let out = host.exec(["sh", "-c", script]);
+fn shell(host: &Host, script: &str) -> String {
+    let ctl = "ctl() { ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key \"$@\"; }";
+    let out = host.exec(["sh", "-c", &format!("cd /var/lib/vmkeep/cluster && {ctl} && {script}")]);
     assert!(out.status.success(), "{script}: {}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+fn file_bytes(host: &Host) -> u64 {
+    let told: serde_json::Value = serde_json::from_str(&shell(host, "ctl endpoint status -w json")).expect("JSON of etcdctl");
+    told[0]["Status"]["dbSize"].as_u64().expect("a size")
+}
+
+/// How often it has made room.
+fn times(host: &Host) -> usize {
+    host.daemon_log().matches("etcd has room again").count()
+}
+
+fn until_it_has_room(host: &Host, times_before: usize) {
+    until("room is made", SETTLE, || {
+        let log = host.daemon_log();
+        if times(host) > times_before { Ok(()) } else { Err(tail(&log)) }
+    });
+}
+
+/// By a file of 64 MiB, of which next to nothing is needed.
+fn grows_and_is_made_small(host: &Host) {
+    let some = FILL.replace("seq 80", "seq 10").replace("exit 1", "exit 0");
+    for _ in 0..30 {
+        if times(host) > 0 || file_bytes(host) > 70 << 20 {
+            break;
+        }
+        shell(host, &some);
+    }
+    until_it_has_room(host, 0);
+    let now: u64 = shell(host, "ctl get --print-value-only cluster/defragmented-to").trim().parse().expect("bytes");
+    assert!(now < 16 << 20, "its gaps are gone: {now}");
+    // What came after that, too.
+    host.ok(["cluster", "defrag"]);
 }
 
 fn wish(description: &str) -> String {
@@ -35,15 +72,14 @@ fn a_full_etcd_takes_no_wish_and_loses_none() {
     let mut one = host(&switch, 1);
     init(&one);
     one.apply(&wish("before"));
+    grows_and_is_made_small(&one);
+    shell(&one, REST);
     shell(&one, &format!("sed -i '{QUOTA}' /var/lib/vmkeep/cluster/etcd.env"));
     assert_eq!(one.signal_etcd("-KILL"), 1);
     until_healthy(&one, "node1:member:follower");
     // By itself, once: nobody is asked.
     shell(&one, FILL);
-    until("room is made", SETTLE, || {
-        let log = one.daemon_log();
-        if log.contains("etcd has room again") { Ok(()) } else { Err(tail(&log)) }
-    });
+    until_it_has_room(&one, 1);
     one.apply(&wish("before, again"));
     one.apply(&wish("before"));
     // Filled up again within minutes, which is no history any more, it is a person's affair.

@@ -1,8 +1,11 @@
 //! Room in etcd's databases: history is dropped, and each member's file is written anew without its gaps, one after the other.
 //!
 //! ```text
-//!  asked for, or one has used 80 % of its quota ─► compaction ─► followers, one by one ─► another leads ─► the one that led ─► alarms off
+//!  asked for, full, or grown ─► compaction ─► followers, one by one ─► another leads ─► the one that led ─► alarms off
 //! ```
+//! Full: one has used 80 % of its quota. Grown: the largest file is half as large again as after the last time; etcd tells which pages are
+//! free, not that those in use are half empty, as they are where values that are gone lay between others that stay.
+//!
 //! A member answers nobody meanwhile, so nobody begins while another one is away, and no member does while it leads: writes, and with
 //! them every host's heartbeat, go on.
 //!
@@ -25,15 +28,40 @@ pub const FULL_PERCENT: u64 = 80;
 const REST: Duration = Duration::from_secs(3600);
 /// The same while nothing can be written.
 const REST_WHEN_FULL: Duration = Duration::from_secs(300);
+/// A smaller file is not worth a pause.
+const GROWN_BYTES_MIN: u64 = 64 << 20;
+/// Of what the file was after the last time.
+const GROWN_PERCENT: u64 = 150;
 
 pub fn is_nearly_full(db_bytes: u64, quota: u64) -> bool {
     db_bytes.saturating_mul(100) > quota.saturating_mul(FULL_PERCENT)
 }
 
-/// May it be done by itself, `since` the last time?
-fn is_due(fullest: u64, quota: u64, refuses: bool, since: Option<Duration>) -> bool {
-    let rested = |rest| since.is_none_or(|since| since >= rest);
-    (refuses && rested(REST_WHEN_FULL)) || (is_nearly_full(fullest, quota) && rested(REST))
+/// Why it is done by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Full,
+    Grown,
+}
+
+/// The last time that it was done.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    /// None: it never was.
+    since: Option<Duration>,
+    /// The largest file afterwards; 0: nobody noted it.
+    bytes: u64,
+}
+
+impl Last {
+    fn due(self, fullest: u64, quota: u64, refuses: bool) -> Option<Due> {
+        let rested = |rest| self.since.is_none_or(|since| since >= rest);
+        if (refuses && rested(REST_WHEN_FULL)) || (is_nearly_full(fullest, quota) && rested(REST)) {
+            return Some(Due::Full);
+        }
+        let grown = fullest >= GROWN_BYTES_MIN && fullest.saturating_mul(100) >= self.bytes.saturating_mul(GROWN_PERCENT);
+        (grown && rested(REST)).then_some(Due::Grown)
+    }
 }
 
 impl Cluster {
@@ -83,8 +111,12 @@ impl Cluster {
             self.defragment_one(url).await?;
         }
         store.clear_alarms().await.map_err(app::store_error)?;
-        let done = typed::put(keys::CLUSTER_DEFRAGMENTED, &jiff::Timestamp::now());
-        store.txn(Txn::default().then(done)).await.map(drop).map_err(app::store_error)
+        let now = self.members_of_etcd().await?.into_iter().filter_map(|(_, _, status)| status.ok());
+        let bytes: u64 = now.map(|status| status.db_bytes).max().unwrap_or(0);
+        let done = Txn::default()
+            .then(typed::put(keys::CLUSTER_DEFRAGMENTED, &jiff::Timestamp::now()))
+            .then(typed::put(keys::CLUSTER_DEFRAGMENTED_TO, &bytes));
+        store.txn(done).await.map(drop).map_err(app::store_error)
     }
 
     async fn defragment_one(&self, url: &str) -> Result<(), Error> {
@@ -104,11 +136,14 @@ impl Cluster {
         let refuses = !store.out_of_space().await.map_err(app::store_error)?.is_empty();
         let last = typed::get_json::<jiff::Timestamp>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED).await.map_err(app::store_error)?;
         let since = last.map(|last| Duration::try_from(jiff::Timestamp::now().duration_since(last.value)).unwrap_or_default());
-        if !is_due(fullest, quota, refuses, since) {
-            return Ok(());
-        }
+        let bytes = typed::get_json::<u64>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED_TO).await.map_err(app::store_error)?;
+        let last = Last { since, bytes: bytes.map_or(0, |bytes| bytes.value) };
+        let Some(due) = last.due(fullest, quota, refuses) else { return Ok(()) };
         let _turn = self.turn.lock().await;
-        tracing::warn!(fullest, quota, "etcd is nearly full: its history is dropped, and its members are defragmented");
+        match due {
+            Due::Full => tracing::warn!(fullest, quota, "etcd is nearly full: its history is dropped, and its members are defragmented"),
+            Due::Grown => tracing::info!(fullest, before = last.bytes, "etcd's file has grown: its members are defragmented"),
+        }
         self.defragment_each().await?;
         tracing::info!("etcd has room again");
         Ok(())
@@ -119,14 +154,29 @@ impl Cluster {
 mod tests {
     use super::*;
 
+    fn last(since: Option<Duration>, bytes: u64) -> Last {
+        Last { since, bytes }
+    }
+
     #[test]
     fn it_is_done_by_itself_before_there_is_no_room_and_not_again_and_again() {
         let quota = 1000;
-        assert!(!is_due(800, quota, false, None));
-        assert!(is_due(801, quota, false, None));
-        assert!(!is_due(801, quota, false, Some(REST - Duration::from_secs(1))), "it helped as much as it could");
-        assert!(is_due(801, quota, false, Some(REST)));
-        assert!(is_due(1000, quota, true, Some(REST_WHEN_FULL)) && !is_due(1000, quota, true, Some(Duration::ZERO)));
+        let due = |fullest, refuses, since| last(since, 0).due(fullest, quota, refuses);
+        assert_eq!(due(800, false, None), None);
+        assert_eq!(due(801, false, None), Some(Due::Full));
+        assert_eq!(due(801, false, Some(REST - Duration::from_secs(1))), None, "it helped as much as it could");
+        assert_eq!(due(801, false, Some(REST)), Some(Due::Full));
+        assert_eq!((due(1000, true, Some(REST_WHEN_FULL)), due(1000, true, Some(Duration::ZERO))), (Some(Due::Full), None));
         assert!(!is_nearly_full(u64::MAX, u64::MAX), "and a quota of any size");
+    }
+
+    #[test]
+    fn it_is_done_when_the_file_has_grown_by_half() {
+        let due = |fullest, last: Last| last.due(fullest, 2 << 30, false);
+        assert_eq!(due(GROWN_BYTES_MIN - 1, last(None, 0)), None, "a small one is not worth a pause");
+        assert_eq!(due(GROWN_BYTES_MIN, last(None, 0)), Some(Due::Grown));
+        let rested = last(Some(REST), 100 << 20);
+        assert_eq!((due((150 << 20) - 1, rested), due(150 << 20, rested)), (None, Some(Due::Grown)));
+        assert_eq!(due(1 << 30, last(Some(Duration::ZERO), 100 << 20)), None, "once an hour at most");
     }
 }

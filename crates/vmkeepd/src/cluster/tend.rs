@@ -52,7 +52,7 @@ async fn run(cluster: Arc<Cluster>, mut known: Member, shutdown: CancellationTok
             && !known.etcd.external
             && let Err(error) = cluster.defragment_when_due().await
         {
-            tracing::warn!(%error, "etcd is nearly full and is defragmented later");
+            tracing::warn!(%error, "etcd is defragmented later");
         }
         if shutdown.run_until_cancelled(cluster.until_due(&known)).await.is_none() {
             return;
