@@ -14,7 +14,7 @@ run=(qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-da
   dnsmasq-base mmdebstrap e2fsprogs dosfstools mtools gdisk fdisk zstd busybox-static genisoimage iproute2 nftables
   syslinux syslinux-common extlinux grub-efi-amd64-bin grub-pc-bin grub2-common openssh-client ca-certificates procps cpio kmod xz-utils)
 build=(libvirt-dev pkg-config gcc libc6-dev git protobuf-compiler libprotobuf-dev)
-tests=(etcd-server etcd-client keepalived socat libxml2-utils curl jq apparmor xfsprogs)
+tests=(etcd-server etcd-client keepalived socat libxml2-utils curl jq apparmor xfsprogs tcpdump)
 case $level in
   run) want=("${run[@]}") ;;
   build) want=("${run[@]}" "${build[@]}") ;;

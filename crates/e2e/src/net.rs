@@ -1,6 +1,7 @@
 //! Several hosts on one switch, and what may befall them: power off and on, standing still, a cable pulled.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -21,6 +22,32 @@ impl Switch {
     /// A command in the switch's network; what it printed.
     pub fn exec<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         done(nshost().args(["on", &self.name]).args(args))
+    }
+
+    /// All that passes while `work` is done, frame by frame.
+    pub fn hears(&self, work: impl FnOnce()) -> Heard {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut command = nshost();
+        command.args(["on", &self.name, "tcpdump", "-i", "lan", "-s", "0", "-U", "-w", "-"]);
+        command.stdin(Stdio::null()).stdout(file.reopen().expect("the file")).stderr(Stdio::piped());
+        let mut ear = command.spawn().expect("nshost runs");
+        let told = BufReader::new(ear.stderr.take().expect("it was asked for")).lines().map_while(Result::ok);
+        // Until it hears, it says nothing else.
+        let first: Vec<String> = told.take(1).collect();
+        assert!(first.iter().any(|line| line.contains("listening on lan")), "{first:?}");
+        work();
+        done(Command::new("kill").args(["-INT", &ear.id().to_string()]));
+        ear.wait().expect("our child");
+        Heard(std::fs::read(file.path()).expect("the frames"))
+    }
+}
+
+/// Frames, and what is in them.
+pub struct Heard(pub Vec<u8>);
+
+impl Heard {
+    pub fn has(&self, word: &str) -> bool {
+        self.0.windows(word.len()).any(|at| at == word.as_bytes())
     }
 }
 

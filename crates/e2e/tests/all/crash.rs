@@ -108,43 +108,42 @@ fn points(host: &mut Host, step: Step) -> Vec<String> {
     all.lines().skip(before).map(str::to_owned).collect()
 }
 
-fn crash_everywhere(host: &mut Host, step: Step, undo: impl Fn(&Host)) {
+fn count(host: &mut Host, step: Step) -> usize {
     let named = points(host, step);
     assert!(named.len() >= 4, "{step:?} passes too few points to prove anything: {named:?}");
     println!("{step:?}: {} points", named.len());
-    for n in 1..=named.len() {
-        undo(host);
-        host.kill_daemon();
-        // Counting begins after the daemon's own start: it is told so by a file that appears when the step begins.
-        let gate = host.path("gate");
-        let _ = std::fs::remove_file(&gate);
-        let at = n.to_string();
-        host.start_daemon_with(Net::Host, &[("VMKEEP_CRASH_AT", &at), ("VMKEEP_CRASH_GATE", gate.to_str().expect("a path"))]);
-        std::fs::write(&gate, b"").expect("the gate");
-        step.begin(host);
-        let died = host.wait_for_daemon_death(Duration::from_secs(5));
-        if !died {
-            host.kill_daemon();
-        }
-        host.start_daemon();
-        step.finish(host);
-    }
+    named.len()
 }
 
+/// The daemon dies at the `n`th point of a step, and the next one carries on.
+fn die_at(host: &mut Host, step: Step, n: usize) {
+    host.kill_daemon();
+    // Counting begins after the daemon's own start: it is told so by a file that appears when the step begins.
+    let gate = host.path("gate");
+    let _ = std::fs::remove_file(&gate);
+    let at = n.to_string();
+    host.start_daemon_with(Net::Host, &[("VMKEEP_CRASH_AT", &at), ("VMKEEP_CRASH_GATE", gate.to_str().expect("a path"))]);
+    std::fs::write(&gate, b"").expect("the gate");
+    step.begin(host);
+    let died = host.wait_for_daemon_death(Duration::from_secs(5));
+    if !died {
+        host.kill_daemon();
+    }
+    host.start_daemon();
+    step.finish(host);
+}
+
+/// Each step is what the next one needs.
 #[test]
 fn killed_at_every_point_of_a_launch_a_resize_and_a_delete() {
     let mut host = Host::new("crash");
-    let delete = |host: &Host| {
-        host.vmkeep(["vm", "delete", "c", "--yes"]);
-        until("deleted", SETTLE, || Step::Delete.look(host));
-    };
-    let launch = |host: &Host| Step::Launch.finish(host);
-    crash_everywhere(&mut host, Step::Launch, delete);
-    crash_everywhere(&mut host, Step::Resize, |host| {
-        delete(host);
-        launch(host);
-    });
-    crash_everywhere(&mut host, Step::Delete, launch);
+    let story = [Step::Launch, Step::Resize, Step::Delete];
+    let counts = story.map(|step| count(&mut host, step));
+    for n in 1..=counts.into_iter().max().expect("three") {
+        for (step, count) in story.into_iter().zip(counts) {
+            if n <= count { die_at(&mut host, step, n) } else { step.finish(&host) }
+        }
+    }
 }
 
 #[test]
@@ -159,12 +158,13 @@ fn killed_at_every_point_of_a_clone() {
         let found = host.exec(["find", "/var/lib/libvirt/images/vmkeep", "-type", "f", "-name", "*.qcow2*"]);
         text(&found.stdout).lines().count()
     };
-    crash_everywhere(&mut host, Step::Clone, |host| {
+    for n in 1..=count(&mut host, Step::Clone) {
         host.vmkeep(["vm", "delete", "d", "--yes"]);
         until("the clone is gone, and every part of it", SETTLE, || {
-            let gone = host.vmkeep(["vm", "show", "d"]).status.code() == Some(3) && files(host) == 1;
-            if gone { Ok(()) } else { Err(format!("{} files", files(host))) }
+            let gone = host.vmkeep(["vm", "show", "d"]).status.code() == Some(3) && files(&host) == 1;
+            if gone { Ok(()) } else { Err(format!("{} files", files(&host))) }
         });
-    });
+        die_at(&mut host, Step::Clone, n);
+    }
     assert!(has_pattern(&host, "c-root"), "the source is as it was");
 }

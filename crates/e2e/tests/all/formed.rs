@@ -13,6 +13,7 @@ use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, host, init, join, refusal, token, until_healthy, until_it_knows_all_etcd};
 use super::hello::BOOT;
+use super::on_the_wire::{FIRMWARE, MEMORY};
 
 const ALL: &str = "node1:member:follower node2:member:follower node3:member:follower";
 const FOLDER: &str = "/var/lib/vmkeep/cluster";
@@ -120,7 +121,7 @@ pub(super) fn libvirt_listens(hosts: &[Host; 3]) {
     }
 }
 
-fn certificates_are_made_anew(hosts: &[Host; 3]) {
+fn certificates_are_made_anew(hosts: &[Host; 3], switch: &Switch) {
     for (n, host) in (1..).zip(hosts) {
         ages(host, n, "etcd");
         ages(host, n, "libvirt");
@@ -145,17 +146,26 @@ fn certificates_are_made_anew(hosts: &[Host; 3]) {
     });
     until("its API shows a new one", SETTLE, || is_young(&hosts[1], &tls("10.77.0.2:7443", "node")));
     until_healthy(&hosts[1], ALL);
-    a_guest_moves_with_them(&hosts[1]);
+    a_guest_moves_with_them(&hosts[1], switch);
 }
 
-fn a_guest_moves_with_them(asked: &Host) {
-    asked.apply("kind: vm\nname: goes\nrun: always\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\ndisks: []\n");
-    let node = || asked.phase("goes", "running", BOOT)["status"]["node"].clone();
+/// Whoever reads along on the wire learns neither what is in its memory nor what it is called.
+fn a_guest_moves_with_them(asked: &Host, switch: &Switch) {
+    asked.apply("kind: vm\nname: secretive\nrun: always\nfirmware: bios\nmemory: 16M\nnics: []\ncloud_init: null\ndisks: []\n");
+    let node = || asked.phase("secretive", "running", BOOT)["status"]["node"].clone();
     let before = node();
-    asked.ok(["vm", "migrate", "goes"]);
+    let heard = switch.hears(|| {
+        let said = asked.exec(["bash", "-c", "echo in the clear >/dev/udp/10.77.0.1/9"]);
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        asked.ok(["vm", "migrate", "secretive"]);
+    });
     assert_ne!(node(), before);
-    asked.ok(["vm", "kill", "goes"]);
-    asked.ok(["vm", "delete", "goes", "--yes"]);
+    assert!(heard.has("in the clear") && heard.0.len() > 100_000, "{} bytes were heard", heard.0.len());
+    for word in [MEMORY, FIRMWARE, "<domain", "secretive"] {
+        assert!(!heard.has(word), "'{word}' can be read on the wire");
+    }
+    asked.ok(["vm", "kill", "secretive"]);
+    asked.ok(["vm", "delete", "secretive", "--yes"]);
 }
 
 /// What it is told at a port of the first host, shown this pair: the answer, and why there is none.
@@ -417,7 +427,7 @@ fn a_formed_cluster_is_looked_after_and_outlives_a_power_cut_and_a_member() {
     let old = an_old_value(&hosts[0]);
     libvirt_listens(&hosts);
     strangers_are_refused(&hosts[2]);
-    certificates_are_made_anew(&hosts);
+    certificates_are_made_anew(&hosts, &switch);
     client.ends();
     the_room_loses_its_power(&mut hosts);
     a_dead_member_is_taken_out(&mut hosts);
