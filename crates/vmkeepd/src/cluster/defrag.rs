@@ -131,14 +131,18 @@ impl Cluster {
         let store = self.etcd_store()?;
         let quota = self.etcd().quota();
         // One that is silent is in the way of it, and no reason to speak of it.
-        let answers = self.members_of_etcd().await?.into_iter().filter_map(|(_, _, status)| status.ok());
-        let fullest = answers.map(|status| status.db_bytes).max().unwrap_or(0);
+        let members = self.members_of_etcd().await?;
+        let fullest = members.iter().filter_map(|(_, _, status)| Some(status.as_ref().ok()?.db_bytes)).max().unwrap_or(0);
         let refuses = !store.out_of_space().await.map_err(app::store_error)?.is_empty();
         let last = typed::get_json::<jiff::Timestamp>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED).await.map_err(app::store_error)?;
         let since = last.map(|last| Duration::try_from(jiff::Timestamp::now().duration_since(last.value)).unwrap_or_default());
         let bytes = typed::get_json::<u64>(store.as_ref(), keys::CLUSTER_DEFRAGMENTED_TO).await.map_err(app::store_error)?;
         let last = Last { since, bytes: bytes.map_or(0, |bytes| bytes.value) };
         let Some(due) = last.due(fullest, quota, refuses) else { return Ok(()) };
+        // That can wait until nobody is away.
+        if due == Due::Grown && members.iter().any(|(_, _, status)| status.is_err()) {
+            return Ok(());
+        }
         let _turn = self.turn.lock().await;
         match due {
             Due::Full => tracing::warn!(fullest, quota, "etcd is nearly full: its history is dropped, and its members are defragmented"),
