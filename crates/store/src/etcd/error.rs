@@ -66,9 +66,12 @@ pub fn never_left(error: &Error) -> bool {
 }
 
 /// The members elect their leader: the one that was asked refuses until they have one, before it does anything with what it is asked
-/// (`newUnaryInterceptor` in etcd's `api/v3rpc/interceptor.go`, for requests that require a leader).
+/// (`newUnaryInterceptor` in etcd's `api/v3rpc/interceptor.go`, for requests that require a leader). Or they are handing the lead over, or
+/// have just lost it: raft takes no proposal meanwhile, and `Propose` says that this one was dropped (`ErrProposalDropped` in
+/// `raft/raft.go`, returned as it is by `processInternalRaftRequestOnce`).
 pub fn is_election(error: &Error) -> bool {
-    matches!(error, Error::GRpcStatus(status) if status.message() == "etcdserver: no leader")
+    let Error::GRpcStatus(status) = error else { return false };
+    matches!(status.message(), "etcdserver: no leader" | "raft proposal dropped")
 }
 
 /// Another member may answer: one that is behind does not know yet whom the others know.

@@ -279,6 +279,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_waits_for_an_election_and_is_not_repeated_after_silence() {
         assert_eq!(written("etcdserver: no leader", 8).await, (Ok(9), 9));
+        assert_eq!(written("raft proposal dropped", 8).await, (Ok(9), 9));
         let (silent, calls) = written("etcdserver: request timed out", 1).await;
         assert!(matches!(silent, Err(StoreError::Unknown(_))), "it may have been carried out: {silent:?}");
         assert_eq!(calls, 1);

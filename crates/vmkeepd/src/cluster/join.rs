@@ -7,8 +7,10 @@
 //! daemon has started as a member.
 
 use std::fs;
+use std::time::Duration;
 
-use vmkeep_agent::hypervisor::DomainBrief;
+use tokio::time::Instant;
+use vmkeep_agent::hypervisor::{DomainBrief, HvError, Hypervisor};
 use vmkeep_server::app::cluster::TokenText;
 use vmkeep_store::crash::point;
 use vmkeep_store::etcd::EtcdStore;
@@ -23,6 +25,9 @@ use crate::member::{API_PORT, Member, MemberEtcd, Paths, write_whole};
 
 /// VMs named in a refusal.
 const NAMES_TOLD: usize = 5;
+/// A daemon that has just begun has its connection to libvirt a moment later.
+const LIBVIRT_PATIENCE: Duration = Duration::from_secs(5);
+const LIBVIRT_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Cluster {
     pub(super) async fn join_other(&self, wish: ClusterJoin) -> Result<ClusterFormed, Error> {
@@ -91,7 +96,7 @@ impl Cluster {
 
     async fn there(&self) -> Result<There, Error> {
         let Some(hypervisor) = self.hypervisor.get() else { return Ok(There::default()) };
-        let domains = hypervisor.list().await.map_err(|e| {
+        let domains = domains(hypervisor.as_ref()).await.map_err(|e| {
             Error::refused(format!("cannot tell what runs on this host: {e}"))
                 .hint("vmkeep host check; a machine without libvirt joins as a witness: --witness")
         })?;
@@ -161,6 +166,16 @@ struct There {
     warnings: Vec<String>,
 }
 
+async fn domains(hypervisor: &dyn Hypervisor) -> Result<Vec<DomainBrief>, HvError> {
+    let begun = Instant::now();
+    loop {
+        match hypervisor.list().await {
+            Err(HvError::Disconnected(_)) if begun.elapsed() < LIBVIRT_PATIENCE => tokio::time::sleep(LIBVIRT_LOOK_EVERY).await,
+            told => return told,
+        }
+    }
+}
+
 /// Placement knows what is vmkeep's.
 fn not_counted(domains: Vec<DomainBrief>) -> String {
     let names = told(domains.into_iter().map(|domain| domain.name));
@@ -193,7 +208,21 @@ fn host_and_port(text: &str) -> Result<(String, u16), Error> {
 
 #[cfg(test)]
 mod tests {
+    use vmkeep_agent::hypervisor::fake::FakeHypervisor;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_no_connection_yet_waits_for_it() {
+        let hypervisor = FakeHypervisor::new();
+        hypervisor.disconnect();
+        let comes = async {
+            tokio::time::sleep(2 * LIBVIRT_LOOK_EVERY).await;
+            hypervisor.reconnect();
+        };
+        let (told, ()) = tokio::join!(domains(&hypervisor), comes);
+        assert_eq!(told.expect("it is there").len(), 0);
+    }
 
     #[test]
     fn addresses_of_control_nodes() {
