@@ -33,19 +33,23 @@ pub(super) struct Descriptions {
 
 impl Descriptions {
     pub(super) async fn read(node: &Node, vm: VmId) -> Result<Self, Error> {
-        Ok(Self { live: description(node, vm, XmlKind::Live).await?, stored: stored(node, vm).await? })
+        let live = match node.hv.xml(vm, XmlKind::Live).await {
+            Err(HvError::WrongState(_)) => None,
+            told => there(told)?,
+        };
+        Ok(Self { live, stored: stored(node, vm).await? })
     }
 }
 
 /// What the next start uses; None: it is not defined.
 pub(super) async fn stored(node: &Node, vm: VmId) -> Result<Option<String>, Error> {
-    description(node, vm, XmlKind::Inactive).await
+    there(node.hv.xml(vm, XmlKind::Inactive).await)
 }
 
-async fn description(node: &Node, vm: VmId, kind: XmlKind) -> Result<Option<String>, Error> {
-    match node.hv.xml(vm, kind).await {
+fn there(told: Result<String, HvError>) -> Result<Option<String>, Error> {
+    match told {
         Ok(xml) => Ok(Some(xml)),
-        Err(HvError::NoDomain(_) | HvError::WrongState(_)) => Ok(None),
+        Err(HvError::NoDomain(_)) => Ok(None),
         Err(error) => Err(Error::refused(format!("cannot read the domain's description: {error}"))),
     }
 }
@@ -78,7 +82,7 @@ async fn compare(node: &Node, state: &mut State) -> Result<(), Error> {
     let there = Descriptions::read(node, state.order.vm).await.inspect_err(|_| state.also_open = None)?;
     let wish = wanted(node, state, Look::Kept).await;
     let now = wish.as_ref().ok().map(|wish| print(state, &there, wish));
-    if now.is_some() && now == known && state.also_open.is_some() {
+    if known.is_some() && now == known {
         state.compared = known;
         return Ok(());
     }
