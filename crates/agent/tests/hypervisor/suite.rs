@@ -252,8 +252,10 @@ async fn guest_goes_down(stand: &dyn Stand) {
 async fn killed(stand: &dyn Stand) {
     let (hv, vm) = (stand.hv(), uuid());
     hv.define(&domain_xml(stand, "k1", vm), Words::Patched).await.expect("define");
-    hv.start(vm).await.expect("start");
     let mut story = Story::begin(&hv, vm);
+    hv.start(vm).await.expect("start");
+    // libvirt may tell of a start after its answer.
+    story.until("Started (booted)").await;
     stand.kill_qemu("k1", vm);
     story_is(story.until("stopped Crashed (failed)").await, expect!["stopped Crashed (failed)"]);
     is_off(&*hv, vm, ExitCause::Crashed).await;

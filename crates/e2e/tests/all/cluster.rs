@@ -61,6 +61,14 @@ pub(super) fn until_healthy(host: &Host, wanted: &str) {
     });
 }
 
+/// The moment between two lives of its daemon is not that.
+pub(super) fn until_no_api(host: &Host) {
+    until("it has no API", SETTLE, || {
+        let told = text(&host.vmkeep(["vm", "list"]).stderr);
+        if told.contains("has no control plane") { Ok(()) } else { Err(told + &tail(&host.daemon_log())) }
+    });
+}
+
 pub(super) fn refusal(out: &std::process::Output) -> String {
     assert!(!out.status.success(), "{}", text(&out.stdout));
     text(&out.stderr)

@@ -4,7 +4,7 @@ use vmkeep_e2e::host::{Host, Net, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, init, joins, refusal, until_healthy, until_it_knows_all_etcd};
+use super::cluster::{SETTLE, host, init, joins, refusal, until_healthy, until_it_knows_all_etcd, until_no_api};
 use super::hello::BOOT;
 
 /// `follower` of all, but what is named.
@@ -84,11 +84,7 @@ fn five_control_nodes_lose_two_at_once_and_a_role_comes_and_goes() {
     comes_back(&mut hosts[2]);
     hosts[4].ok(["cluster", "demote", "node4", "--yes"]);
     until_healthy(&hosts[2], &view(&[(4, "-")]));
-    until("node4 has no API", SETTLE, || {
-        let out = hosts[3].vmkeep(["vm", "list"]);
-        let told = text(&out.stderr);
-        if told.contains("has no control plane") { Ok(()) } else { Err(told + &tail(&hosts[3].daemon_log())) }
-    });
+    until_no_api(&hosts[3]);
     assert!(
         !here(&hosts[3], "ls -d /var/lib/vmkeep/cluster/ca.key || ls -d /var/lib/vmkeep/cluster/etcd"),
         "neither key nor database stay"

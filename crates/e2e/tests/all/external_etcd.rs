@@ -6,7 +6,7 @@ use vmkeep_e2e::host::{Host, Net, tail, text};
 use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
-use super::cluster::{SETTLE, host, joins, refusal, token, until_healthy};
+use super::cluster::{SETTLE, host, joins, refusal, token, until_healthy, until_no_api};
 use super::hello::BOOT;
 
 /// Their authority, server and client; the client has to be one that this authority signed.
@@ -87,10 +87,10 @@ fn status(host: &Host) -> String {
     text(&out.stdout) + &text(&out.stderr)
 }
 
-fn until_api(host: &Host, there: bool) {
-    until(if there { "it has the API" } else { "it has no API" }, SETTLE, || {
+fn until_api(host: &Host) {
+    until("it has the API", SETTLE, || {
         let out = host.vmkeep(["vm", "list"]);
-        if out.status.success() == there { Ok(()) } else { Err(text(&out.stderr) + &tail(&host.daemon_log())) }
+        if out.status.success() { Ok(()) } else { Err(text(&out.stderr) + &tail(&host.daemon_log())) }
     });
 }
 
@@ -137,9 +137,9 @@ fn a_cluster_lives_in_an_etcd_of_its_operators() {
 
     // Roles come and go without a vote.
     two.ok(["cluster", "promote", "node4"]);
-    until_api(&four, true);
+    until_api(&four);
     two.ok(["cluster", "demote", "node4", "--yes"]);
-    until_api(&four, false);
+    until_no_api(&four);
     four.ok(["cluster", "leave", "--yes"]);
     until("it has left", SETTLE, || {
         let gone = !four.exec(["test", "-e", "/var/lib/vmkeep/cluster"]).status.success();
