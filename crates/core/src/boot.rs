@@ -1,17 +1,34 @@
-//! Whose turn it is to start after a host boot: lower `start.order` first, each waited for by its own `wait_for` and `delay`.
+//! Whose turn it is to start after a host boot: lower `start.order` first, then by `ha.priority`, each waited for by its own `wait_for`
+//! and `delay`.
 //!
 //! Only VMs that are about to be started take part. A VM that fails, waits in back-off or takes longer than
 //! [`TURN_MS_MAX`] gives its turn away, so that one broken guest never holds a host.
 
-use vmkeep_types::vm::WaitFor;
+use vmkeep_types::vm::{VmSpec, WaitFor};
 
 /// A VM may hold up later ones this long at most.
 pub const TURN_MS_MAX: u64 = 120_000;
 
+/// Who starts before whom: the lower first, equals together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    pub order: u16,
+    /// `ha.priority`; VMs that are not highly available come after all that are.
+    pub priority: u8,
+}
+
+impl Rank {
+    const LAST: Self = Self { order: u16::MAX, priority: u8::MAX };
+
+    pub fn of(spec: &VmSpec) -> Self {
+        Self { order: spec.start.order, priority: spec.ha.as_ref().map_or(u8::MAX, |ha| ha.priority) }
+    }
+}
+
 /// One VM that takes part in the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Booting {
-    pub order: u16,
+    pub rank: Rank,
     pub delay_ms: u64,
     pub wait_for: WaitFor,
     pub progress: BootProgress,
@@ -37,9 +54,9 @@ pub enum AgentSeen {
     No,
 }
 
-/// The highest `start.order` that may start now.
-pub fn open_order(vms: &[Booting], now_ms: u64) -> u16 {
-    vms.iter().filter(|vm| blocks(vm, now_ms)).map(|vm| vm.order).min().unwrap_or(u16::MAX)
+/// The last rank that may start now.
+pub fn open_rank(vms: &[Booting], now_ms: u64) -> Rank {
+    vms.iter().filter(|vm| blocks(vm, now_ms)).map(|vm| vm.rank).min().unwrap_or(Rank::LAST)
 }
 
 fn blocks(vm: &Booting, now_ms: u64) -> bool {
@@ -62,7 +79,11 @@ mod tests {
     use super::*;
 
     fn vm(order: u16, progress: BootProgress) -> Booting {
-        Booting { order, delay_ms: 5_000, wait_for: WaitFor::Running, progress }
+        Booting { rank: Rank { order, priority: u8::MAX }, delay_ms: 5_000, wait_for: WaitFor::Running, progress }
+    }
+
+    fn open_order(vms: &[Booting], now_ms: u64) -> u16 {
+        open_rank(vms, now_ms).order
     }
 
     #[test]
@@ -73,6 +94,18 @@ mod tests {
         assert_eq!(open_order(&[vm(10, up), vm(20, waiting)], 2_000), 10, "the delay is not over");
         assert_eq!(open_order(&[vm(10, up), vm(20, waiting)], 6_000), 20);
         assert_eq!(open_order(&[vm(10, up)], 6_000), u16::MAX);
+    }
+
+    #[test]
+    fn of_one_order_the_highly_available_go_first_by_priority() {
+        let rank = |order, priority| Rank { order, priority };
+        let waiting = |rank| Booting { rank, ..vm(0, BootProgress::Waiting { turn_since_ms: None }) };
+        let up = |rank| Booting { rank, delay_ms: 0, ..vm(0, BootProgress::Running { since_ms: 0, agent: AgentSeen::No }) };
+        let (first, last, other) = (rank(100, 1), rank(100, 5), rank(100, u8::MAX));
+        assert_eq!(open_rank(&[waiting(other), waiting(last), waiting(first)], 1), first);
+        assert_eq!(open_rank(&[waiting(other), waiting(last), up(first)], 1), last);
+        assert_eq!(open_rank(&[waiting(other), up(last), up(first)], 1), other);
+        assert_eq!(open_rank(&[waiting(rank(99, u8::MAX)), waiting(first)], 1).order, 99, "the host's own order is asked first");
     }
 
     #[test]

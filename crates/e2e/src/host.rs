@@ -270,6 +270,17 @@ impl Host {
         self.pids(&format!("guest={vm},"))
     }
 
+    /// When the one QEMU of `vm` began, in ticks of the machine's clock.
+    pub fn began(&self, vm: &str, within: Duration) -> u64 {
+        until("its QEMU runs", within, || {
+            let pids = self.qemu_pids(vm);
+            let [pid] = pids.as_slice() else { return Err(format!("{pids:?}")) };
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|e| e.to_string())?;
+            let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().collect::<Vec<_>>()).ok_or("no fields")?;
+            fields.get(19).and_then(|began| began.parse().ok()).ok_or_else(|| stat.clone())
+        })
+    }
+
     /// Signals (`-KILL`) the etcd that this host's daemon keeps; how many processes that were.
     pub fn signal_etcd(&self, signal: &str) -> usize {
         let pids = self.pids("^etcd --data-dir /var/lib/vmkeep/cluster");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use vmkeep_core::boot::{AgentSeen, BootProgress, Booting, open_order};
+use vmkeep_core::boot::{AgentSeen, BootProgress, Booting, Rank, open_rank};
 use vmkeep_core::vm::Turn;
 use vmkeep_types::ids::VmId;
 use vmkeep_types::observed::Seen;
@@ -49,9 +49,9 @@ impl BootBoard {
     /// Whether this VM may start now; the first time it may, its turn begins.
     pub fn turn(&self, id: VmId, now_ms: u64) -> Turn {
         let mut board = self.inner.lock().expect("no panic holds this lock");
-        let Some(own) = board.booting.get(&id).map(|b| b.order) else { return Turn::Mine };
+        let Some(own) = board.booting.get(&id).map(|b| b.rank) else { return Turn::Mine };
         let all: Vec<Booting> = board.booting.values().copied().collect();
-        if own > open_order(&all, now_ms) {
+        if own > open_rank(&all, now_ms) {
             return Turn::Wait;
         }
         if let Some(Booting { progress: BootProgress::Waiting { turn_since_ms }, .. }) = board.booting.get_mut(&id) {
@@ -103,5 +103,5 @@ impl BootBoard {
 }
 
 fn entry(spec: &VmSpec, progress: BootProgress) -> Booting {
-    Booting { order: spec.start.order, delay_ms: spec.start.delay.millis(), wait_for: spec.start.wait_for, progress }
+    Booting { rank: Rank::of(spec), delay_ms: spec.start.delay.millis(), wait_for: spec.start.wait_for, progress }
 }

@@ -283,11 +283,12 @@ async fn killed(stand: &dyn Stand) {
 /// A domain that is off takes another name; a running one and a taken name are refused.
 async fn renames(stand: &dyn Stand) {
     let (hv, vm, other) = (stand.hv(), uuid(), uuid());
+    let mut story = Story::begin(&hv, vm);
     hv.define(&domain_xml(stand, "n1", vm), Words::Patched).await.expect("define");
+    story.until("Defined (added)").await;
     hv.define(&domain_xml(stand, "n2", other), Words::Patched).await.expect("define");
     let taken = hv.rename(vm, "n2").await;
     assert!(matches!(&taken, Err(HvError::WrongState(why)) if why.contains("already exists")), "{taken:?}");
-    let mut story = Story::begin(&hv, vm);
     hv.rename(vm, "n3").await.expect("rename");
     story_is(
         story.until("Defined (renamed)").await,

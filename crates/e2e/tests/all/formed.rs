@@ -12,28 +12,19 @@ use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, host, init, join, refusal, token, until_healthy, until_it_knows_all_etcd};
+use super::etcdctl::{self, FOLDER, sizes};
 use super::hello::BOOT;
 use super::on_the_wire::{FIRMWARE, MEMORY};
 
 const ALL: &str = "node1:member:follower node2:member:follower node3:member:follower";
-const FOLDER: &str = "/var/lib/vmkeep/cluster";
 /// Values of 1 MB over each other: history, which a defragmentation gives back.
-const FILL: &str = "cd /var/lib/vmkeep/cluster && for n in $(seq 20); do head -c 700000 /dev/urandom | base64 -w 0 | \
-    ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key put zz/junk || exit 1; done";
+const FILL: &str = "for n in $(seq 20); do head -c 700000 /dev/urandom | base64 -w 0 | ctl put zz/junk || exit 1; done";
 /// Changes that are made while etcd's members pause one after the other.
 const WRITES: u32 = 30;
 
+/// At the first one's etcd.
 fn shell(host: &Host, script: &str) -> String {
-    let out = host.exec(["sh", "-c", script]);
-    assert!(out.status.success(), "{script}: {}{}", text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-/// At these hosts' etcd.
-fn etcdctl(host: &Host, at: &[usize], words: &str) -> String {
-    let urls: Vec<String> = at.iter().map(|n| format!("https://10.77.0.{}:2379", n + 1)).collect();
-    let files = "--cacert ca.pem --cert node.pem --key node.key";
-    shell(host, &format!("cd {FOLDER} && ETCDCTL_API=3 etcdctl --endpoints {} {files} {words}", urls.join(",")))
+    etcdctl::shell(host, &[0], script)
 }
 
 /// Asks one after the other, all the time; each time one of the control nodes must answer, first the one whose daemon begins anew.
@@ -194,14 +185,6 @@ fn strangers_are_refused(from: &Host) {
     assert_eq!(answer, "", "libvirt is not a node: {told}");
 }
 
-/// Sizes of these hosts' databases, and who of them leads.
-fn sizes(asked: &Host, at: &[usize]) -> (Vec<u64>, Option<usize>) {
-    let told: Value = serde_json::from_str(&etcdctl(asked, at, "endpoint status -w json")).expect("JSON of etcdctl");
-    let all: Vec<&Value> = told.as_array().into_iter().flatten().map(|one| &one["Status"]).collect();
-    let leads = all.iter().position(|one| one["leader"] == one["header"]["member_id"]);
-    (all.iter().filter_map(|one| one["dbSize"].as_u64()).collect(), leads.map(|n| at[n]))
-}
-
 fn history_is_given_back(hosts: &[Host; 3]) {
     shell(&hosts[0], FILL);
     let (before, leads) = sizes(&hosts[0], &[0, 1, 2]);
@@ -289,21 +272,18 @@ fn nobody_pauses_beside_another_or_leading(hosts: &[Host; 3]) {
 
 /// The revision of a value that was written over.
 fn an_old_value(host: &Host) -> u64 {
-    let told: Value = serde_json::from_str(&etcdctl(host, &[0], "put zz/old first -w json")).expect("JSON of etcdctl");
-    etcdctl(host, &[0], "put zz/old second");
+    let told: Value = serde_json::from_str(&shell(host, "ctl put zz/old first -w json")).expect("JSON of etcdctl");
+    shell(host, "ctl put zz/old second");
     told["header"]["revision"].as_u64().expect("a revision")
 }
 
 /// etcd drops it by itself: nobody has had it defragmented since.
 fn it_is_forgotten(host: &Host, revision: u64) {
     let begin = std::time::Instant::now();
-    let ask = format!(
-        "cd {FOLDER} && ! ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key \
-         get zz/old --rev={revision} 2>&1 | grep compacted"
-    );
+    let ask = format!("ctl get zz/old --rev={revision} 2>&1 || true");
     until("it is dropped", SETTLE, || {
-        let out = host.exec(["sh", "-c", &ask]);
-        if out.status.success() { Err(text(&out.stdout)) } else { Ok(()) }
+        let told = shell(host, &ask);
+        if told.contains("compacted") { Ok(()) } else { Err(told) }
     });
     println!("history went, {:.0} s waited for", begin.elapsed().as_secs_f64());
 }
@@ -334,30 +314,19 @@ fn wish(name: &str, node: u8, more: &str) -> String {
     )
 }
 
-/// When its QEMU began, in ticks of the machine's clock.
-fn began(host: &Host, vm: &str) -> u64 {
-    until("its QEMU runs", BOOT, || {
-        let pids = host.qemu_pids(vm);
-        let [pid] = pids.as_slice() else { return Err(format!("{pids:?}")) };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|e| e.to_string())?;
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().collect::<Vec<_>>()).ok_or("no fields")?;
-        fields.get(19).and_then(|began| began.parse().ok()).ok_or_else(|| stat.clone())
-    })
-}
-
 fn the_room_loses_its_power(hosts: &mut [Host; 3]) {
     hosts[0].apply(&wish("late", 1, "start: {order: 20}\n"));
     hosts[0].apply(&wish("early", 1, "start: {order: 10, delay: 1s}\n"));
     hosts[0].apply(&wish("off", 1, "").replace("run: always", "run: manual"));
     hosts[0].phase("early", "running", BOOT);
-    assert!(began(&hosts[0], "late") < began(&hosts[0], "early"), "as they were made");
+    assert!(hosts[0].began("late", BOOT) < hosts[0].began("early", BOOT), "as they were made");
     hosts.iter_mut().for_each(Host::power_off);
     for host in hosts.iter_mut() {
         host.power_on();
         host.spawn_daemon(Net::Host, &[]);
     }
     until_healthy(&hosts[0], ALL);
-    assert!(began(&hosts[0], "early") < began(&hosts[0], "late"), "by their order");
+    assert!(hosts[0].began("early", BOOT) < hosts[0].began("late", BOOT), "by their order");
     hosts[1].phase("early", "running", BOOT);
     hosts[1].phase("late", "running", BOOT);
     hosts[1].phase("off", "stopped", BOOT);
@@ -382,7 +351,7 @@ fn a_dead_member_is_taken_out(hosts: &mut [Host; 3]) {
         let out = hosts[0].vmkeep(["cluster", "remove", "node3", "--yes"]);
         if out.status.success() { Ok(()) } else { Err(text(&out.stderr) + &tail(&hosts[0].daemon_log())) }
     });
-    let members = etcdctl(&hosts[0], &[0], "member list");
+    let members = shell(&hosts[0], "ctl member list");
     assert!(members.lines().count() == 2 && !members.contains("node3"), "{members}");
     until("its VM runs elsewhere", BOOT, || {
         let vm = hosts[1].vm("there");

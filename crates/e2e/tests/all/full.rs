@@ -6,6 +6,7 @@ use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, host, init, refusal, until_healthy};
+use super::etcdctl::{self, sizes};
 
 const QUOTA: &str = "s/^ETCD_QUOTA_BACKEND_BYTES=.*/ETCD_QUOTA_BACKEND_BYTES=16777216/";
 /// Values of 1 MB over each other: what fills it is history.
@@ -14,16 +15,9 @@ const FILL: &str =
 /// Says that it was an hour ago and more.
 const REST: &str = r#"ctl put cluster/defragmented '"2026-01-01T00:00:00Z"'"#;
 
+/// At its own etcd.
 fn shell(host: &Host, script: &str) -> String {
-    let ctl = "ctl() { ETCDCTL_API=3 etcdctl --endpoints https://10.77.0.1:2379 --cacert ca.pem --cert node.pem --key node.key \"$@\"; }";
-    let out = host.exec(["sh", "-c", &format!("cd /var/lib/vmkeep/cluster && {ctl} && {script}")]);
-    assert!(out.status.success(), "{script}: {}{}", text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-fn file_bytes(host: &Host) -> u64 {
-    let told: serde_json::Value = serde_json::from_str(&shell(host, "ctl endpoint status -w json")).expect("JSON of etcdctl");
-    told[0]["Status"]["dbSize"].as_u64().expect("a size")
+    etcdctl::shell(host, &[0], script)
 }
 
 /// How often it has made room.
@@ -42,7 +36,7 @@ fn until_it_has_room(host: &Host, times_before: usize) {
 fn grows_and_is_made_small(host: &Host) {
     let some = FILL.replace("seq 80", "seq 10").replace("exit 1", "exit 0");
     for _ in 0..30 {
-        if times(host) > 0 || file_bytes(host) > 70 << 20 {
+        if times(host) > 0 || sizes(host, &[0]).0[0] > 70 << 20 {
             break;
         }
         shell(host, &some);
@@ -74,7 +68,7 @@ fn a_full_etcd_takes_no_wish_and_loses_none() {
     one.apply(&wish("before"));
     grows_and_is_made_small(&one);
     shell(&one, REST);
-    shell(&one, &format!("sed -i '{QUOTA}' /var/lib/vmkeep/cluster/etcd.env"));
+    shell(&one, &format!("sed -i '{QUOTA}' etcd.env"));
     assert_eq!(one.signal_etcd("-KILL"), 1);
     until_healthy(&one, "node1:member:follower");
     // By itself, once: nobody is asked.

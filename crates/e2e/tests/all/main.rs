@@ -12,6 +12,7 @@ mod control_nodes;
 mod crash;
 mod dead_host;
 mod debian;
+mod etcdctl;
 mod external_etcd;
 mod formed;
 mod full;
