@@ -13,7 +13,7 @@ pub const TURN_MS_MAX: u64 = 120_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     pub order: u16,
-    /// `ha.priority`; VMs that are not highly available come after all that are.
+    /// As [`VmSpec::priority`].
     pub priority: u8,
 }
 
@@ -21,7 +21,7 @@ impl Rank {
     const LAST: Self = Self { order: u16::MAX, priority: u8::MAX };
 
     pub fn of(spec: &VmSpec) -> Self {
-        Self { order: spec.start.order, priority: spec.ha.as_ref().map_or(u8::MAX, |ha| ha.priority) }
+        Self { order: spec.start.order, priority: spec.priority() }
     }
 }
 

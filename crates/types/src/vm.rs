@@ -739,6 +739,14 @@ impl Default for Ha {
 }
 
 impl VmSpec {
+    /// Of VMs that are not highly available: after all that are.
+    pub const PRIORITY_LAST: u8 = 6;
+
+    /// `ha.priority`, 1 first, or [`Self::PRIORITY_LAST`].
+    pub fn priority(&self) -> u8 {
+        self.ha.as_ref().map_or(Self::PRIORITY_LAST, |ha| ha.priority)
+    }
+
     /// Failures that are followed by another attempt on the same node.
     pub fn restarts_max(&self) -> u32 {
         self.ha.as_ref().and_then(|ha| ha.max_restart).unwrap_or(self.restart.max)

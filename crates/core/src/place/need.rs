@@ -104,9 +104,6 @@ pub enum HoldsVolumes {
     Elsewhere,
 }
 
-/// VMs without `ha` come after those with the lowest priority.
-const PRIORITY_LAST: u8 = 6;
-
 impl Need {
     /// `bridges` and `home` come from the networks' and volumes' records; what was chosen for it, shared pools and images are added by its owner.
     pub fn of(spec: &VmSpec, accel: Accel, bridges: Vec<(Name, String)>, home: Home) -> Self {
@@ -123,13 +120,13 @@ impl Need {
             wish: spec.placement.clone(),
             home,
             images: Vec::new(),
-            priority: spec.ha.as_ref().map_or(PRIORITY_LAST, |ha| ha.priority),
+            priority: spec.priority(),
         }
     }
 
     /// Does it run again elsewhere when its node dies?
     pub fn is_highly_available(&self) -> bool {
-        self.priority < PRIORITY_LAST
+        self.priority < VmSpec::PRIORITY_LAST
     }
 }
 

@@ -12,7 +12,7 @@ use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, host, init, join, refusal, token, until_healthy, until_it_knows_all_etcd};
-use super::etcdctl::{self, FOLDER, sizes};
+use super::etcdctl::{FOLDER, shell, sizes};
 use super::hello::BOOT;
 use super::on_the_wire::{FIRMWARE, MEMORY};
 
@@ -21,11 +21,6 @@ const ALL: &str = "node1:member:follower node2:member:follower node3:member:foll
 const FILL: &str = "for n in $(seq 20); do head -c 700000 /dev/urandom | base64 -w 0 | ctl put zz/junk || exit 1; done";
 /// Changes that are made while etcd's members pause one after the other.
 const WRITES: u32 = 30;
-
-/// At the first one's etcd.
-fn shell(host: &Host, script: &str) -> String {
-    etcdctl::shell(host, &[0], script)
-}
 
 /// Asks one after the other, all the time; each time one of the control nodes must answer, first the one whose daemon begins anew.
 struct Client {

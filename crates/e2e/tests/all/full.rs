@@ -6,7 +6,7 @@ use vmkeep_e2e::net::Switch;
 use vmkeep_e2e::wait::until;
 
 use super::cluster::{SETTLE, host, init, refusal, until_healthy};
-use super::etcdctl::{self, sizes};
+use super::etcdctl::{shell, sizes};
 
 const QUOTA: &str = "s/^ETCD_QUOTA_BACKEND_BYTES=.*/ETCD_QUOTA_BACKEND_BYTES=16777216/";
 /// Values of 1 MB over each other: what fills it is history.
@@ -14,11 +14,6 @@ const FILL: &str =
     "for n in $(seq 80); do head -c 1000000 /dev/urandom | base64 -w 0 | head -c 1000000 | ctl put zz/junk || exit 0; done; exit 1";
 /// Says that it was an hour ago and more.
 const REST: &str = r#"ctl put cluster/defragmented '"2026-01-01T00:00:00Z"'"#;
-
-/// At its own etcd.
-fn shell(host: &Host, script: &str) -> String {
-    etcdctl::shell(host, &[0], script)
-}
 
 /// How often it has made room.
 fn times(host: &Host) -> usize {

@@ -2,6 +2,7 @@
 
 use vmkeep_e2e::cluster::Cluster;
 use vmkeep_e2e::image::tiny;
+use vmkeep_e2e::wait::until;
 
 use super::hello::{BOOT, manifest};
 
@@ -28,7 +29,11 @@ fn a_cluster_whose_hosts_all_lost_their_power_comes_back_by_itself() {
     (0..3).for_each(|asked| cluster.until_nodes(asked, "online online online"));
     let home = cluster.host(1).phase("always", "running", BOOT)["status"]["node"].as_str().expect("a node").to_owned();
     let home: usize = home["node".len()..].parse().expect("a number");
-    cluster.host(home - 1).began("always", BOOT);
+    let guest = until("its guest lives, in a process of now", BOOT, || {
+        let pids = cluster.host(home - 1).qemu_pids("always");
+        if pids.is_empty() { Err("none".to_owned()) } else { Ok(pids) }
+    });
+    assert_eq!(guest.len(), 1, "{guest:?}");
     cluster.host(2).phase("manual", "stopped", BOOT);
     assert!(cluster.host(1).began("first", BOOT) < cluster.host(1).began("last", BOOT), "by priority");
     for vm in ["first", "last"] {

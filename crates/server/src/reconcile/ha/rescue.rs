@@ -45,7 +45,7 @@ impl Lost<'_> {
     }
 
     pub fn priority(&self) -> u8 {
-        self.vm.value.spec.ha.as_ref().map_or(u8::MAX, |ha| ha.priority)
+        self.vm.value.spec.priority()
     }
 }
 
